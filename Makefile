@@ -1,0 +1,47 @@
+# Everything from a bare clone: Python 3.11+ and make are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export FLWR_TELEMETRY_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: setup run test test-slow check format ui bench clean
+.DEFAULT_GOAL := run
+
+setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
+
+# uv, itself pinned, resolves in seconds; pip does the same where uv cannot reach an index.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all]' \
+		|| $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
+	@touch $@
+
+run: setup  ## one federated run on real data through `flwr run` with 10 SuperNodes
+	$(BIN)/fl-app runtime=simulation
+
+test: setup  ## the fast suite
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## what starts Ray, servers or many processes
+	$(BIN)/python -m pytest -m slow
+
+check: setup  ## lint, format, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## rewrite in the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+ui: setup  ## the MLflow UI on the store of fl_app
+	$(BIN)/fl-kit ui
+
+bench: setup  ## rounds a second beside a plain NumPy loop, and the cost of the record
+	$(BIN)/python -m benchmarks.rounds
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
