@@ -1,0 +1,1 @@
+"""Data: what a config names, how it is split, dealt and encoded."""

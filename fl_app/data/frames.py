@@ -1,0 +1,78 @@
+"""From a pandas DataFrame of raw columns to a table of features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.data.encoding import Encoding
+from fl_app.data.table import Table
+from fl_app.errors import DataError
+
+__all__ = ["features_from_frame"]
+
+
+def features_from_frame(frame: Any, encoding: Encoding) -> Table:
+    """Read the features of raw rows; there is no target.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Raw rows; columns beyond the encoding's are ignored.
+    encoding : Encoding
+        Names the columns.
+
+    Returns
+    -------
+    Table
+        With an empty target of shape (n, 0).
+
+    Raises
+    ------
+    DataError
+        If a column is missing or there twice, or a numeric one holds text or an infinite number.
+    """
+    for column in encoding.columns:
+        times = int((frame.columns == column).sum())
+        if times != 1:
+            found = "a missing column" if times == 0 else f"{times} columns"
+            raise DataError(column, found, f"the columns {', '.join(encoding.columns)}, each once")
+    n = len(frame)
+    numeric = np.empty((n, len(encoding.numeric)))
+    for position, column in enumerate(encoding.numeric):
+        numeric[:, position] = _numbers(column, frame[column])
+    names = tuple(name for name, _ in encoding.levels)
+    categorical = np.empty((n, len(names)), dtype=object)
+    for position, column in enumerate(names):
+        categorical[:, position] = _texts(frame[column])
+    return Table(
+        encoding.task,
+        encoding.columns,
+        numeric,
+        encoding.numeric,
+        categorical,
+        names,
+        np.empty((n, 0)),
+        (),
+    )
+
+
+def _numbers(name: str, column: Any) -> NDArray[np.float64]:
+    """Return a column's cells as numbers; NaN where one is missing, whatever stands for it."""
+    try:
+        if column.dtype == object:
+            column = column.where(column.notna(), np.nan)
+        values = np.asarray(column.astype("float64").to_numpy())
+    except (TypeError, ValueError) as error:
+        raise DataError(name, error, "numbers or missing cells") from None
+    if np.isinf(values).any():
+        raise DataError(name, "infinity", "finite numbers or missing cells")
+    return values
+
+
+def _texts(column: Any) -> list[str | None]:
+    """Return a column's cells as texts; None where one is missing."""
+    present = column.notna().tolist()
+    return [str(v) if known else None for v, known in zip(column.tolist(), present, strict=True)]

@@ -1,0 +1,134 @@
+"""What one client sees of a config's data, and what the server keeps for its test.
+
+The same config gives the same rows in every process: data set, test split, deal and validation
+split are functions of it alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.data.catalogue import load
+from fl_app.data.encoding import Encoding
+from fl_app.data.partitioners import deal
+from fl_app.data.splits import split_test, split_validation
+from fl_app.data.table import Table
+from fl_app.errors import ConfigError
+from fl_app.schema import Config
+
+__all__ = ["Encoded", "Partition", "encode", "partition_of", "test_table"]
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """One client's rows.
+
+    Parameters
+    ----------
+    train : Table
+        Rows it trains on.
+    validation : Table
+        Rows it keeps for ``eval/``; may be empty.
+    """
+
+    train: Table
+    validation: Table
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One client's rows as numbers; read-only.
+
+    Parameters
+    ----------
+    x, x_eval : ndarray of shape (n, D)
+        Features of the training and of the validation rows, in the model's dtype.
+    y : ndarray
+        What a model learns: class numbers of shape (n,), or standardized targets of shape (n, T).
+    truth, truth_eval : ndarray
+        What predictions are scored against: class numbers, or targets in their raw unit.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    truth: NDArray[Any]
+    x_eval: NDArray[Any]
+    truth_eval: NDArray[Any]
+
+
+def partition_of(config: Config, partition: int) -> Partition:
+    """Return the rows of one partition, or of all together under ``strategy=pooled``.
+
+    Parameters
+    ----------
+    config : Config
+        The run's config; ``num_clients`` is the number of partitions.
+    partition : int
+        0..K-1.
+
+    Raises
+    ------
+    ConfigError
+        If the data cannot be dealt to that many clients, or there is no such partition.
+    """
+    table, parts = _dealt(*_key(config))
+    if not 0 <= partition < len(parts):
+        allowed = f"0 to {len(parts) - 1}, as num_clients={len(parts)}"
+        raise ConfigError("partition-id", partition, allowed)
+    wanted = range(len(parts)) if config.strategy.name == "pooled" else [partition]
+    train, held = [], []
+    for k in wanted:
+        fit, keep = split_validation(len(parts[k]), config.dataset.val_fraction, config.seed, k)
+        train.append(parts[k][fit])
+        held.append(parts[k][keep])
+    return Partition(table.take(np.concatenate(train)), table.take(np.concatenate(held)))
+
+
+def test_table(config: Config) -> Table:
+    """Return the server's test rows; empty where ``dataset.test_fraction`` is 0."""
+    table = load(config.dataset, config.seed)
+    return table.take(_test_split(config.dataset, config.seed)[1])
+
+
+def whole_table(config: Config) -> Table:
+    """Return all rows of the data set."""
+    return load(config.dataset, config.seed)
+
+
+def encode(partition: Partition, encoding: Encoding, dtype: str) -> Encoded:
+    """Turn a client's raw rows into read-only numbers."""
+    y = encoding.target(partition.train)
+    arrays = [
+        encoding.features(partition.train).astype(dtype),
+        y.astype(dtype) if encoding.task == "regression" else y,
+        encoding.truth(partition.train),
+        encoding.features(partition.validation).astype(dtype),
+        encoding.truth(partition.validation),
+    ]
+    for array in arrays:
+        array.setflags(write=False)
+    return Encoded(*arrays)
+
+
+def _key(config: Config) -> tuple[Any, ...]:
+    return config.dataset, config.partitioner, config.num_clients, config.seed
+
+
+@lru_cache(maxsize=8)
+def _test_split(dataset: Any, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    table = load(dataset, seed)
+    return split_test(table.target, dataset.test_fraction, seed, table.task == "classification")
+
+
+@lru_cache(maxsize=8)
+def _dealt(
+    dataset: Any, partitioner: Any, num_clients: int, seed: int
+) -> tuple[Table, list[NDArray[np.int64]]]:
+    """Return the clients' table and the rows of each client in it."""
+    train = load(dataset, seed).take(_test_split(dataset, seed)[0])
+    return train, deal(train, partitioner, num_clients, seed)

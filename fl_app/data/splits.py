@@ -1,0 +1,77 @@
+"""The server's test set and each client's validation rows, drawn by the seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.seeding import generator
+
+__all__ = ["split_test", "split_validation"]
+
+Rows = NDArray[np.int64]
+
+
+def split_test(
+    target: NDArray[Any], fraction: float, seed: int, stratify: bool
+) -> tuple[Rows, Rows]:
+    """Split all rows into the clients' and the server's.
+
+    Parameters
+    ----------
+    target : ndarray of shape (n,) or (n, T)
+        Labels or targets of all rows.
+    fraction : float
+        Share of the test rows, at least 0 and below 1.
+    seed : int
+        The run's seed.
+    stratify : bool
+        Whether each class gives the same share (by largest remainder, so that the test set has
+        ``round(n * fraction)`` rows).
+
+    Returns
+    -------
+    (train, test) : tuple of ndarray of int64
+        Sorted row numbers; disjoint, together all rows.
+    """
+    n = len(target)
+    size = round(n * fraction)
+    rng = generator(seed, "test-split")
+    order = rng.permutation(n)
+    if not stratify:
+        return np.sort(order[size:]), np.sort(order[:size])
+    _, group = np.unique(target, return_inverse=True)
+    members = [order[group[order] == g] for g in range(int(group.max()) + 1)]
+    quota = np.array([len(m) * fraction for m in members])
+    take = np.floor(quota).astype(int)
+    rest = np.argsort(-(quota - take), kind="stable")[: size - int(take.sum())]
+    take[rest] += 1
+    test = np.concatenate([m[:k] for m, k in zip(members, take, strict=True)])
+    train = np.concatenate([m[k:] for m, k in zip(members, take, strict=True)])
+    return np.sort(train), np.sort(test)
+
+
+def split_validation(n: int, fraction: float, seed: int, partition: int) -> tuple[Rows, Rows]:
+    """Split one client's rows into training and validation rows.
+
+    Parameters
+    ----------
+    n : int
+        The client's rows.
+    fraction : float
+        Share of the validation rows; at least one row stays for training.
+    seed : int
+        The run's seed.
+    partition : int
+        The client's partition.
+
+    Returns
+    -------
+    (train, validation) : tuple of ndarray of int64
+        Sorted positions within the client's rows.
+    """
+    size = min(round(n * fraction), n - 1)
+    order = generator(seed, "validation-split", 0, partition).permutation(n)
+    return np.sort(order[size:]), np.sort(order[:size])

@@ -1,0 +1,1 @@
+"""Models: named arrays that learn from rows and predict."""

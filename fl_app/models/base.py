@@ -1,0 +1,98 @@
+"""What a model is: named arrays, how they start, learn from rows and predict.
+
+A model holds no state: its arrays go in and come out, so that a client can be thrown away after
+every message. Array names, shapes and dtype never change in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.schema import ModelConfig
+
+__all__ = ["Arrays", "Gradient", "Model", "descend"]
+
+Arrays = Mapping[str, NDArray[Any]]
+Gradient = Callable[[Arrays, NDArray[Any], NDArray[Any]], dict[str, NDArray[Any]]]
+
+
+class Model(Protocol):
+    """A model of one task with D features and, as outputs, C classes or T targets."""
+
+    def start(self, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """Return the arrays before training."""
+        ...
+
+    def fit(
+        self,
+        arrays: Arrays,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        rng: np.random.Generator,
+        proximal_mu: float = 0.0,
+    ) -> dict[str, NDArray[Any]]:
+        """Return the arrays after ``local_epochs`` passes over x of shape (n, D) and y.
+
+        ``proximal_mu`` adds ``mu/2 |w - w_start|^2`` to the loss (FedProx).
+        """
+        ...
+
+    def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
+        """Return probabilities of shape (n, C) or targets of shape (n, T)."""
+        ...
+
+
+def descend(
+    config: ModelConfig,
+    gradient: Gradient,
+    start: Arrays,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    rng: np.random.Generator,
+    proximal_mu: float = 0.0,
+) -> dict[str, NDArray[Any]]:
+    """Run mini-batch gradient descent.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Gives ``local_epochs``, ``batch_size`` (0: all rows, no shuffling) and ``learning_rate``.
+    gradient : callable (arrays, x, y) -> arrays
+        Gradient of the mean loss over the rows.
+    start : mapping of str to ndarray
+        Arrays at the start; not written to.
+    x, y : ndarray
+        Rows.
+    rng : numpy.random.Generator
+        Draws the order of rows in each pass.
+    proximal_mu : float, default 0
+        Weight of FedProx's proximal term; at 0 it is not computed at all.
+
+    Returns
+    -------
+    dict of str to ndarray
+    """
+    if config.learning_rate is None:
+        raise ValueError("learning_rate is None: resolve the config with fl_app.schema.check first")
+    arrays = {name: array.copy() for name, array in start.items()}
+    rate = next(iter(arrays.values())).dtype.type(config.learning_rate)
+    n = len(x)
+    size = config.batch_size if 0 < config.batch_size < n else n
+    for _ in range(config.local_epochs):
+        order = rng.permutation(n) if size < n else None
+        for first in range(0, n, size):
+            if order is None:
+                grad = gradient(arrays, x, y)
+            else:
+                rows = order[first : first + size]
+                grad = gradient(arrays, x[rows], y[rows])
+            for name, array in arrays.items():
+                step = grad[name]
+                if proximal_mu:
+                    step = step + array.dtype.type(proximal_mu) * (array - start[name])
+                array -= rate * step
+    return arrays

@@ -1,0 +1,82 @@
+"""Linear regression on the mean squared error: ``y = x coef' + intercept``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.models.base import Arrays, descend
+from fl_app.schema import ModelConfig
+
+__all__ = ["Linear"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear model for any number of targets.
+
+    Arrays: ``coef`` of shape (T, D) and ``intercept`` of shape (T,), both 0 at the start. The loss
+    is ``mean((y - y_hat)^2) + l2/2 |coef|^2``, the mean over the rows and the sum over targets.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Local training and dtype.
+    num_features, num_outputs : int
+        D and T.
+    """
+
+    config: ModelConfig
+    num_features: int
+    num_outputs: int
+
+    def start(self, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """Return zeros."""
+        return zeros(self.config, self.num_features, self.num_outputs)
+
+    def fit(
+        self,
+        arrays: Arrays,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        rng: np.random.Generator,
+        proximal_mu: float = 0.0,
+    ) -> dict[str, NDArray[Any]]:
+        """Return the arrays after local training."""
+        return descend(self.config, self._gradient, arrays, x, y, rng, proximal_mu)
+
+    def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
+        """Return targets of shape (n, T)."""
+        return affine(arrays, x)
+
+    def _gradient(
+        self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]
+    ) -> dict[str, NDArray[Any]]:
+        error = (affine(arrays, x) - y) * x.dtype.type(2 / len(x))
+        return affine_gradient(arrays, x, error, self.config.l2)
+
+
+def zeros(config: ModelConfig, num_features: int, num_outputs: int) -> dict[str, NDArray[Any]]:
+    """Return ``coef`` and ``intercept`` of zeros."""
+    return {
+        "coef": np.zeros((num_outputs, num_features), config.dtype),
+        "intercept": np.zeros(num_outputs, config.dtype),
+    }
+
+
+def affine(arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
+    """Return ``x coef' + intercept``."""
+    return np.asarray(x @ arrays["coef"].T + arrays["intercept"])
+
+
+def affine_gradient(
+    arrays: Arrays, x: NDArray[Any], error: NDArray[Any], l2: float
+) -> dict[str, NDArray[Any]]:
+    """Return the gradient of ``coef`` and ``intercept`` from the gradient of their outputs."""
+    coef = error.T @ x
+    if l2:
+        coef += coef.dtype.type(l2) * arrays["coef"]
+    return {"coef": coef, "intercept": error.sum(axis=0)}

@@ -1,0 +1,76 @@
+"""Metrics of predictions, by scikit-learn's definitions, as plain floats.
+
+``brier`` is the mean squared distance between probabilities and the one-hot label, halved for two
+classes, as :func:`sklearn.metrics.brier_score_loss` scales it. ``r2`` of a constant target is 1
+if predicted exactly, else 0 (``force_finite``), so that a client with one row has one too; a
+target counts as constant where its values are equal, whatever the rounding of their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.schema import Task
+
+__all__ = ["HIGHER_IS_BETTER", "score"]
+
+HIGHER_IS_BETTER = frozenset({"accuracy", "r2"})
+"""Metrics that are better when larger; all others when smaller."""
+
+
+def score(task: Task, outputs: NDArray[Any], target: NDArray[Any]) -> dict[str, float]:
+    """Score outputs against the truth.
+
+    Parameters
+    ----------
+    task : {"regression", "classification"}
+        The task.
+    outputs : ndarray of shape (n, C) or (n, T)
+        Probabilities or numbers; n at least 1.
+    target : ndarray of shape (n,) or (n, T)
+        Class numbers or numbers.
+
+    Returns
+    -------
+    dict of str to float
+        ``log_loss``, ``accuracy``, ``brier`` or ``mse``, ``mae``, ``r2`` (the mean over targets).
+    """
+    if task == "regression":
+        target = target.astype(np.float64, copy=False)
+    return _SCORES[task](outputs.astype(np.float64, copy=False), target)
+
+
+def _classification(p: NDArray[np.float64], y: NDArray[Any]) -> dict[str, float]:
+    n, classes = p.shape
+    own = p[np.arange(n), y]
+    squares = np.square(p).sum(axis=1) - 2 * own + 1
+    return {
+        "log_loss": float(-np.log(np.maximum(own, np.finfo(np.float64).eps)).mean()),
+        "accuracy": float((p.argmax(axis=1) == y).mean()),
+        "brier": float(squares.mean()) * (0.5 if classes == 2 else 1.0),
+    }
+
+
+def _regression(outputs: NDArray[np.float64], y: NDArray[Any]) -> dict[str, float]:
+    error = outputs - y
+    residual = np.square(error).sum(axis=0)
+    total = np.square(y - y.mean(axis=0)).sum(axis=0)
+    # A constant's mean is rounded, so that the sum of its squares may be 1e-34 rather than 0.
+    constant = (y == y[0]).all(axis=0) | (total == 0)
+    exact = np.where(residual == 0, 1.0, 0.0)
+    r2 = np.where(constant, exact, 1 - residual / np.where(constant, 1.0, total))
+    return {
+        "mse": float(np.square(error).mean()),
+        "mae": float(np.abs(error).mean()),
+        "r2": float(r2.mean()),
+    }
+
+
+_SCORES: Mapping[Task, Callable[[NDArray[np.float64], NDArray[Any]], dict[str, float]]] = {
+    "classification": _classification,
+    "regression": _regression,
+}

@@ -1,0 +1,118 @@
+"""Predictions from final arrays: for the server's test, the closing report and a logged model.
+
+The one place that knows how the arrays of a finished round become a prediction, so that what a
+run reported and what its logged model predicts cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.data.encoding import Encoding
+from fl_app.data.frames import features_from_frame
+from fl_app.models.base import Arrays, Model
+from fl_app.models.metrics import score
+from fl_app.models.registry import build
+from fl_app.schema import ModelConfig
+from fl_app.seeding import one_thread
+
+__all__ = ["Predictor", "predictor", "split_members"]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """How global arrays predict.
+
+    Parameters
+    ----------
+    encoding : Encoding
+        The federation's encoding.
+    model : ModelConfig
+        The clients' model.
+    many : bool, default False
+        Whether the arrays hold one model for each client, named ``007/coef``
+        (``strategy=local``): scores are then the mean of the models' scores, and a prediction is
+        the mean of their outputs.
+    """
+
+    encoding: Encoding
+    model: ModelConfig
+    many: bool = False
+
+    def outputs(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
+        """Return probabilities of shape (n, C) or targets of shape (n, T), in their raw unit."""
+        if not self.many:
+            return self._one(arrays, x)
+        members = split_members(arrays).values()
+        return np.asarray(np.mean([self._one(own, x) for own in members], axis=0))
+
+    def score(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
+        """Score encoded rows; under ``many`` the mean over the clients' models."""
+        task = self.encoding.task
+        if not self.many:
+            return score(task, self._one(arrays, x), y)
+        scores = [score(task, self._one(own, x), y) for own in split_members(arrays).values()]
+        return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
+
+    def _one(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
+        return self.encoding.in_units(self.build().predict(arrays, x))
+
+    def build(self) -> Model:
+        """Build the clients' model for this encoding."""
+        return build(self.model, len(self.encoding.feature_names), len(self.encoding.output_names))
+
+    def to_spec(self) -> dict[str, Any]:
+        """Return the JSON-ready description that :func:`predictor` takes."""
+        return {
+            "columns": list(self.encoding.columns),
+            "encoding": self.encoding.to_dict(),
+            "model": {"name": self.model.name, "dtype": self.model.dtype},
+            "many": self.many,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Predictor:
+        """Read :meth:`to_spec`'s form back."""
+        model = ModelConfig(name=spec["model"]["name"], dtype=spec["model"]["dtype"])
+        return cls(Encoding.from_dict(spec["encoding"]), model, bool(spec["many"]))
+
+
+def predictor(spec: Mapping[str, Any], arrays: Arrays) -> Callable[[Any], NDArray[Any]]:
+    """Return a function from raw rows to predictions.
+
+    Parameters
+    ----------
+    spec : mapping
+        As :meth:`Predictor.to_spec` gives it.
+    arrays : mapping of str to ndarray
+        The final arrays.
+
+    Returns
+    -------
+    callable
+        Takes a pandas DataFrame with the raw columns and returns one label (as in the raw data)
+        or one number a row, or (n, T) for T targets.
+    """
+    served = Predictor.from_spec(spec)
+
+    def predict(frame: Any) -> NDArray[Any]:
+        encoding = served.encoding
+        x = encoding.features(features_from_frame(frame, encoding)).astype(served.model.dtype)
+        with one_thread():
+            return encoding.predictions(served.outputs(arrays, x))
+
+    return predict
+
+
+def split_members(arrays: Arrays) -> dict[str, dict[str, NDArray[Any]]]:
+    """Split ``007/coef`` names into one mapping of arrays for each client, in order."""
+    members: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in arrays.items():
+        client, _, own = name.partition("/")
+        members.setdefault(client, {})[own] = array
+    return {client: members[client] for client in sorted(members)}

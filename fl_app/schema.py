@@ -1,0 +1,529 @@
+"""The typed form of an experiment: frozen dataclasses, their JSON form and their digest.
+
+A config is one :class:`Config` with a dataclass for each group. Which class a group takes is
+looked up by the option's name in :data:`GROUPS`; nothing in a config is ever imported or called.
+:func:`from_dict` turns plain data (from Hydra, from a message, from a file) into a checked
+:class:`Config`, or raises one :class:`~fl_app.errors.ConfigError` that names the key, the value
+and what is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fl_app.errors import ConfigError
+
+__all__ = [
+    "GROUPS",
+    "Config",
+    "Task",
+    "check",
+    "digest",
+    "flatten",
+    "from_dict",
+    "from_json",
+    "task_of",
+    "to_dict",
+    "to_json",
+]
+
+Task = Literal["regression", "classification"]
+T = TypeVar("T")
+
+
+def opt(default: T, text: str, **limits: object) -> T:
+    """Declare an option: its default, one sentence on it, and limits (``ge gt le lt choices``)."""
+    return field(default=default, metadata={"help": text, **limits})
+
+
+# ---------------------------------------------------------------------------- dataset
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A data set and its splits."""
+
+    name: str = opt("digits", "Name of the data set.")
+    test_fraction: float = opt(
+        0.2, "Share of all rows that the server keeps as its test set.", ge=0, lt=1
+    )
+    val_fraction: float = opt(
+        0.1, "Share of its own rows that each client keeps for `eval/`.", ge=0, lt=1
+    )
+    standardize: bool = opt(
+        True,
+        "Bring numeric features, and regression targets while a model learns, to mean 0 and "
+        "variance 1 with the federation's moments.",
+    )
+
+
+@dataclass(frozen=True)
+class TwoLinesConfig(DatasetConfig):
+    """y = 2x + 1 on client 0 and y = x + 1 on client 1: every row is for training."""
+
+    test_fraction: float = opt(0.0, "As for every data set.", ge=0, lt=1)
+    val_fraction: float = opt(0.0, "As for every data set.", ge=0, lt=1)
+    standardize: bool = opt(False, "As for every data set.")
+    rows: tuple[int, ...] = opt((2, 2), "Rows of each of the two clients.", ge=1, length=2)
+
+
+# ---------------------------------------------------------------------------- partitioner
+@dataclass(frozen=True)
+class PartitionerConfig:
+    """How training rows are dealt to clients."""
+
+    name: str = opt("iid", "Name of the partitioner.")
+
+
+@dataclass(frozen=True)
+class DirichletConfig(PartitionerConfig):
+    """Class shares of each client drawn from a Dirichlet distribution."""
+
+    alpha: float = opt(0.5, "Concentration: the smaller, the more skewed.", gt=0)
+
+
+# ---------------------------------------------------------------------------- model
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model and its local training."""
+
+    name: str = opt("auto", "Name of the model; `auto` is `linear` or `softmax` by the task.")
+    local_epochs: int = opt(1, "Passes over a client's rows in one round.", ge=1)
+    batch_size: int = opt(32, "Rows of one step; 0 takes all rows.", ge=0)
+    learning_rate: float | None = opt(
+        None, "Step size of local gradient descent; null: 0.5 for softmax, 0.1 for linear.", gt=0
+    )
+    l2: float = opt(0.0, "Weight of the penalty l2/2 * |coef|^2 in the loss.", ge=0)
+    dtype: str = opt("float64", "Type of the arrays.", choices=("float32", "float64"))
+
+
+# ---------------------------------------------------------------------------- strategy
+@dataclass(frozen=True)
+class StrategyConfig:
+    """A strategy without parameters of its own."""
+
+    name: str = opt("fedavg", "Name of the strategy.")
+
+
+@dataclass(frozen=True)
+class FedAdamConfig(StrategyConfig):
+    """Flower's FedAdam."""
+
+    eta: float = opt(0.1, "Server learning rate.", gt=0)
+    eta_l: float = opt(0.1, "Client learning rate of Flower's formula.", gt=0)
+    beta_1: float = opt(0.9, "Decay of the first moment.", ge=0, lt=1)
+    beta_2: float = opt(0.99, "Decay of the second moment.", ge=0, lt=1)
+    tau: float = opt(1e-3, "Degree of adaptivity.", gt=0)
+
+
+# ---------------------------------------------------------------------------- the other groups
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """No differential privacy."""
+
+    name: str = opt("none", "Name of the privacy wrapper.")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """All clients in this process."""
+
+    name: str = opt("inprocess", "Name of the runtime.")
+
+
+@dataclass(frozen=True)
+class SimulationConfig(RuntimeConfig):
+    """Flower's simulation engine on a SuperLink of the run's own."""
+
+    num_cpus: int = opt(1, "CPUs that the engine sets aside for each client.", ge=1)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """No record besides `result.json`."""
+
+    name: str = opt("mlflow", "Name of the tracker.")
+
+
+@dataclass(frozen=True)
+class MlflowConfig(TrackingConfig):
+    """The record in MLflow."""
+
+    uri: str | None = opt(
+        None, "Tracking URI; null: MLFLOW_TRACKING_URI, else the store in FL_APP_HOME."
+    )
+    experiment_name: str | None = opt(None, "MLflow experiment; null takes the data set's name.")
+
+
+GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
+    "dataset": {
+        "digits": DatasetConfig,
+        "two_lines": TwoLinesConfig,
+        "diabetes": DatasetConfig,
+    },
+    "partitioner": {
+        "iid": PartitionerConfig,
+        "dirichlet": DirichletConfig,
+        "natural": PartitionerConfig,
+    },
+    "model": {"auto": ModelConfig, "linear": ModelConfig, "softmax": ModelConfig},
+    "strategy": {
+        "fedavg": StrategyConfig,
+        "fedadam": FedAdamConfig,
+        "fedmedian": StrategyConfig,
+        "local": StrategyConfig,
+        "pooled": StrategyConfig,
+    },
+    "privacy": {"none": PrivacyConfig},
+    "runtime": {"inprocess": RuntimeConfig, "simulation": SimulationConfig},
+    "tracking": {"mlflow": MlflowConfig, "none": TrackingConfig},
+}
+"""Every group's options and the class that types each."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: int = opt(0, "Seed of every draw.", ge=0)
+    num_clients: int = opt(
+        10, "Clients; under `flwr run` and in a deployment the federation's nodes decide.", ge=1
+    )
+    num_server_rounds: int = opt(10, "Rounds of the run.", ge=1)
+    fraction_train: float = opt(1.0, "Share of the clients that train in a round.", gt=0, le=1)
+    fraction_evaluate: float = opt(
+        1.0, "Share of the clients that evaluate in a round; 0 for none.", ge=0, le=1
+    )
+    min_replies: int = opt(1, "Usable replies below which a round fails.", ge=1)
+    min_rows: int = opt(
+        2, "Rows below which a client tells its row count only, no moments and no classes.", ge=1
+    )
+    objective: str | None = opt(
+        None, "Metric that picks the best round; null: `eval/accuracy` or `eval/mse`."
+    )
+    output_dir: str | None = opt(
+        None, "Folder of `result.json`; null takes Hydra's own folder of the run."
+    )
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    partitioner: PartitionerConfig = field(default_factory=PartitionerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracking: TrackingConfig = field(default_factory=MlflowConfig)
+
+
+_TASKS: Mapping[str, Task] = {
+    "digits": "classification",
+    "two_lines": "regression",
+    "diabetes": "regression",
+}
+_NOT_RECORDED = ("output_dir",)
+
+
+def task_of(dataset: DatasetConfig) -> Task:
+    """Return the task of a data set: "regression" or "classification"."""
+    return _TASKS[dataset.name]
+
+
+# ---------------------------------------------------------------------------- plain data -> Config
+def from_dict(data: Mapping[str, Any]) -> Config:
+    """Build a checked config from plain nested data.
+
+    Parameters
+    ----------
+    data : mapping
+        Keys of :class:`Config`; each group is a mapping with its ``name`` and options. What is
+        left out takes its default.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+        At the first key that is unknown or whose value has a wrong type or lies out of range.
+
+    Examples
+    --------
+    >>> from_dict({"seed": 3, "dataset": {"name": "diabetes"}}).dataset.name
+    'diabetes'
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError("config", data, "a mapping of keys to values")
+    values: dict[str, Any] = {}
+    known = {f.name for f in fields(Config)}
+    for key, value in data.items():
+        if key not in known:
+            raise _unknown(key, value, known)
+        if key in GROUPS:
+            values[key] = _group(key, value)
+        else:
+            values[key] = _option(Config, key, key, value)
+    return check(Config(**values))
+
+
+def _group(group: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(group, value, f"a mapping with one of {', '.join(GROUPS[group])} as name")
+    options = GROUPS[group]
+    name = value.get("name")
+    if not isinstance(name, str) or name not in options:
+        raise ConfigError(f"{group}.name", name, f"one of {', '.join(options)}")
+    kind = options[name]
+    known = {f.name for f in fields(kind)}
+    values = {}
+    for key, item in value.items():
+        if key not in known:
+            raise _unknown(f"{group}.{key}", item, known)
+        values[key] = _option(kind, key, f"{group}.{key}", item)
+    return kind(**values)
+
+
+def _unknown(dotted: str, value: object, known: set[str]) -> ConfigError:
+    key = dotted.rpartition(".")[2]
+    near = get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return ConfigError(dotted, value, f"no such key; {hint}allowed are {', '.join(sorted(known))}")
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _option(kind: Any, key: str, dotted: str, value: Any) -> Any:
+    """Bring one value to its declared type and check its limits."""
+    meta = next(f.metadata for f in fields(kind) if f.name == key)
+    hint = _hints(kind)[key]
+    ok, result = _convert(hint, value)
+    if not ok:
+        raise ConfigError(dotted, value, f"expected {_describe(hint, meta)}")
+    items = result if isinstance(result, tuple) else (result,)
+    within = all(_within(item, meta) for item in items if item is not None)
+    if not within or len(items) != meta.get("length", len(items)):
+        raise ConfigError(dotted, value, f"expected {_describe(hint, meta)}")
+    return result
+
+
+def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
+    """Return whether the value has the type, and the value in it."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return type(None) in get_args(hint), None
+        return next(
+            (
+                r
+                for r in (_convert(a, value) for a in get_args(hint) if a is not type(None))
+                if r[0]
+            ),
+            (False, None),
+        )
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False, None
+        parts = [_convert(get_args(hint)[0], item) for item in value]
+        return all(ok for ok, _ in parts), tuple(item for _, item in parts)
+    if hint is float:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        try:
+            return good, float(value) if good else None
+        except OverflowError:
+            return False, None
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, hint), value
+
+
+_LIMITS: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "ge": (operator.ge, ">="),
+    "gt": (operator.gt, ">"),
+    "le": (operator.le, "<="),
+    "lt": (operator.lt, "<"),
+}
+
+
+def _within(value: Any, meta: Mapping[str, Any]) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if "choices" in meta and value not in meta["choices"]:
+        return False
+    return all(test(value, meta[k]) for k, (test, _) in _LIMITS.items() if k in meta)
+
+
+def _describe(hint: Any, meta: Mapping[str, Any]) -> str:
+    """Say what a key allows, for example ``a number > 0 and <= 1``."""
+    if "choices" in meta:
+        return "one of " + ", ".join(map(str, meta["choices"]))
+    bounds = " and ".join(f"{sign} {meta[k]}" for k, (_, sign) in _LIMITS.items() if k in meta)
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    text = " or ".join(_words(kind) for kind in kinds if kind is not type(None))
+    text = f"{text} {bounds}".rstrip()
+    text += f" ({meta['length']} of them)" if "length" in meta else ""
+    return f"{text}, or null" if type(None) in kinds else text
+
+
+def allowed(kind: Any, key: str) -> str:
+    """Say what a key of one of the dataclasses allows, as its error does."""
+    meta = next(f.metadata for f in fields(kind) if f.name == key)
+    return _describe(_hints(kind)[key], meta)
+
+
+def to_text(value: Any) -> str:
+    """Return a value as it is typed on the command line and recorded as a parameter."""
+    if isinstance(value, tuple):
+        value = list(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _words(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        inner = _words(get_args(hint)[0]).split(" ", 1)[1]
+        return f"a list of {inner}s"
+    return {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}[hint]
+
+
+# ---------------------------------------------------------------------------- keys at odds
+def check(config: Config) -> Config:
+    """Check what no key can say alone, and resolve ``model=auto`` and its learning rate.
+
+    Raises
+    ------
+    ConfigError
+        Where two keys contradict each other.
+    """
+    task = task_of(config.dataset)
+    config = replace(config, model=_resolve_model(config.model, config.dataset, task))
+    if config.min_replies > config.num_clients:
+        allowed = f"at most num_clients={config.num_clients}"
+        raise ConfigError("min_replies", config.min_replies, allowed)
+    _check_objective(config, task)
+    _check_clients(config)
+    _check_baselines(config)
+    return config
+
+
+_LEARNING_RATES = {"linear": 0.1, "softmax": 0.5}
+
+
+def _resolve_model(model: ModelConfig, dataset: DatasetConfig, task: Task) -> ModelConfig:
+    by_task = {"linear": "regression", "softmax": "classification"}
+    if model.name == "auto":
+        model = replace(model, name="linear" if task == "regression" else "softmax")
+    if model.learning_rate is None:
+        model = replace(model, learning_rate=_LEARNING_RATES[model.name])
+    if by_task.get(model.name, task) != task:
+        fitting = [n for n in GROUPS["model"] if by_task.get(n, task) == task]
+        allowed = f"dataset={dataset.name} is a {task} task; allowed are {', '.join(fitting)}"
+        raise ConfigError("model", model.name, allowed)
+    return model
+
+
+METRICS: Mapping[Task, tuple[str, ...]] = {
+    "regression": ("mse", "mae", "r2"),
+    "classification": ("log_loss", "accuracy", "brier"),
+}
+"""Metric names of each task, in the order of the closing table."""
+
+
+def _check_objective(config: Config, task: Task) -> None:
+    allowed = [f"{part}/{m}" for part in ("eval", "train") for m in METRICS[task]]
+    if config.objective is not None and config.objective not in allowed:
+        raise ConfigError("objective", config.objective, f"one of {', '.join(allowed)}, or null")
+
+
+def _check_clients(config: Config) -> None:
+    if config.dataset.name == "two_lines" and config.num_clients != 2:
+        raise ConfigError(
+            "num_clients",
+            config.num_clients,
+            "dataset=two_lines has exactly 2 clients, one a line: num_clients=2",
+        )
+    natural = {"two_lines"}
+    if config.partitioner.name == "natural" and config.dataset.name not in natural:
+        raise ConfigError(
+            "partitioner",
+            "natural",
+            f"dataset={config.dataset.name} has no natural clients; "
+            f"data sets that have: {', '.join(sorted(natural))}",
+        )
+
+
+def _check_baselines(config: Config) -> None:
+    name = config.strategy.name
+    if name == "pooled" and config.runtime.name != "inprocess":
+        raise ConfigError(
+            "strategy",
+            "pooled",
+            f"all rows in one place exist with runtime=inprocess only, not {config.runtime.name}",
+        )
+    if name == "pooled" and config.min_replies != 1:
+        raise ConfigError("min_replies", config.min_replies, "strategy=pooled has one client: 1")
+    if name in ("local", "pooled") and config.fraction_train != 1:
+        raise ConfigError(
+            "fraction_train", config.fraction_train, f"strategy={name} trains every client: 1"
+        )
+
+
+# ---------------------------------------------------------------------------- Config -> plain data
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as plain nested data (tuples become lists)."""
+    result: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            value = to_dict(value)
+        result[f.name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def to_json(config: Config) -> str:
+    """Return the canonical JSON form: keys sorted, no spaces, numbers that read back exactly."""
+    return json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def from_json(text: str) -> Config:
+    """Read :func:`to_json`'s form back.
+
+    Raises
+    ------
+    ConfigError
+        If the text is no JSON object or no valid config.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ConfigError("config-json", text, f"a JSON object ({error})") from None
+    if not isinstance(data, dict):
+        raise ConfigError("config-json", text, "a JSON object")
+    return from_dict(data)
+
+
+def flatten(config: Config) -> dict[str, str]:
+    """Return the recorded parameters, dotted key -> text, without where output goes."""
+    return dict(_flat("", {k: v for k, v in to_dict(config).items() if k not in _NOT_RECORDED}))
+
+
+def _flat(prefix: str, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", to_text(value)
+
+
+def digest(config: Config) -> str:
+    """Return the SHA-256 of what decides a run's numbers: all but runtime, tracking and folders."""
+    data = to_dict(config)
+    kept = {k: v for k, v in data.items() if k not in (*_NOT_RECORDED, "runtime", "tracking")}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

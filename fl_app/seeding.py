@@ -1,0 +1,130 @@
+"""Random generators from their purpose, and single-threaded arithmetic.
+
+Every draw in fl_app comes from ``generator(seed, purpose, server_round, partition)``: no global
+state, so that no order of calls, no process and no runtime changes it.
+
+References
+----------
+NumPy, "Parallel random number generation": https://numpy.org/doc/stable/reference/random/parallel.html
+threadpoolctl: https://github.com/joblib/threadpoolctl
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from threadpoolctl import OpenBLASController, ThreadpoolController
+
+__all__ = ["generator", "one_thread"]
+
+
+def generator(
+    seed: int, purpose: str, server_round: int = 0, partition: int = 0
+) -> np.random.Generator:
+    """Make the generator of one purpose.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed, at least 0.
+    purpose : str
+        What is drawn, for example ``"partition"``; other words give independent streams.
+    server_round : int, default 0
+        Round of the draw, 0 for draws before the first round.
+    partition : int, default 0
+        Partition that draws; 0 also for the server's own draws (give those their own purpose).
+
+    Returns
+    -------
+    numpy.random.Generator
+
+    Examples
+    --------
+    >>> a = generator(0, "cohort", 3).integers(1000, size=3)
+    >>> b = generator(0, "cohort", 3).integers(1000, size=3)
+    >>> bool((a == b).all())
+    True
+    """
+    words = (seed, zlib.crc32(purpose.encode()), server_round, partition)
+    return np.random.default_rng(np.random.SeedSequence(words))
+
+
+class _Own(threading.local):
+    """What one thread has limited: 0 modules outside of :func:`one_thread`."""
+
+    modules = 0
+    openmp: tuple[Any, ...] = ()
+
+
+_own = _Own()
+_lock = threading.Lock()
+_threads_inside = 0
+_blas: list[Any] = []
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold BLAS and OpenMP to one thread, so that sums have one order and so one value.
+
+    An inner use costs nothing, unless modules were imported since: their libraries are then held
+    too. OpenMP has a limit for each thread, BLAS one for the process, which is lifted when the last
+    thread leaves. What is imported inside the innermost use is not held.
+    """
+    global _threads_inside
+    outermost = not _own.modules
+    if outermost:
+        with _lock:
+            _threads_inside += 1
+    try:
+        if _own.modules != len(sys.modules):
+            _hold()
+        yield
+    finally:
+        if outermost:
+            _let_go()
+
+
+def _hold() -> None:
+    """Limit the libraries that are loaded now."""
+    _own.modules = len(sys.modules)
+    controller = _controller(_own.modules)
+    _own.openmp += (controller.select(user_api="openmp").limit(limits=1),)
+    with _lock:
+        _take_control()
+        _blas.append(controller.select(user_api="blas").limit(limits=1))
+
+
+def _let_go() -> None:
+    """Lift the limits in reverse order: each remembers the one before."""
+    global _threads_inside
+    for limit in reversed(_own.openmp):
+        limit.restore_original_limits()
+    _own.modules, _own.openmp = 0, ()
+    with _lock:
+        _threads_inside -= 1
+        if not _threads_inside:
+            _take_control()
+            while _blas:
+                _blas.pop().restore_original_limits()
+            _take_control()
+
+
+def _take_control() -> None:
+    """Let this thread set OpenBLAS: threadpoolctl leaves that to the first thread that did."""
+    # Versions before 3.8 let every thread.
+    clear = getattr(OpenBLASController, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)
+
+
+@lru_cache(maxsize=1)
+def _controller(num_modules: int) -> Any:
+    """Find the loaded libraries, again only after an import: a search takes milliseconds."""
+    return ThreadpoolController()
