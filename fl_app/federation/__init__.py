@@ -1,0 +1,1 @@
+"""The federation: who is there, who takes part, and which replies count."""

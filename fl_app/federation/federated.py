@@ -1,0 +1,224 @@
+"""Wraps a strategy: seeded cohorts before it, checked and sorted replies after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fl_app.errors import FederationError
+from fl_app.federation.cohort import GridView, choose_cohort
+from fl_app.federation.replies import ReplySpec, accept, spec_of
+from fl_app.federation.roster import Node, Roster
+from fl_app.held import hold, read
+
+__all__ = ["Federated", "Participation", "Particular"]
+
+
+@dataclass(frozen=True)
+class Participation:
+    """Who takes part.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    fraction_train, fraction_evaluate : float
+        Shares of the roster in a round's training and evaluation; 0 for no evaluation.
+    min_replies : int
+        Usable replies below which a training round fails.
+    """
+
+    seed: int
+    fraction_train: float = 1.0
+    fraction_evaluate: float = 1.0
+    min_replies: int = 1
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A strategy that says itself what a training reply of a round must look like, and who replies.
+
+    A strategy without these methods gets the default: arrays like those it sent out. Where a spec
+    names no metrics, they are those of every training reply.
+    """
+
+    def reply_spec(self, server_round: int, arrays: ArrayRecord) -> ReplySpec:
+        """Return what a usable training reply of this round looks like."""
+        ...
+
+    def everyone(self, server_round: int) -> bool:
+        """Return whether all nodes train in this round, whatever ``fraction_train`` is."""
+        ...
+
+
+class Federated(Strategy):
+    """A strategy that sees only its cohort and only usable replies, in order of partition.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        Any of Flower's strategies or one of ours. It takes all nodes that it is shown
+        (``fraction_train=1``, ``min_*_nodes=1``).
+    roster : Roster
+        The nodes of the run.
+    participation : Participation
+        Who takes part.
+    train_metrics, evaluate_metrics : frozenset of str, optional
+        The metrics that replies must hold; None for any.
+
+    Attributes
+    ----------
+    accepted : frozenset of int
+        Node ids whose replies were used in the last exchange.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        roster: Roster,
+        participation: Participation,
+        train_metrics: frozenset[str] | None = None,
+        evaluate_metrics: frozenset[str] | None = None,
+    ) -> None:
+        self.strategy, self.roster, self.participation = strategy, roster, participation
+        self.accepted: frozenset[int] = frozenset()
+        self._metrics = {"train": train_metrics, "evaluate": evaluate_metrics}
+        self._asked: dict[int, Node] = {}
+        self._sent: list[Message] = []
+        self._spec = ReplySpec(None)
+
+    def summary(self) -> None:
+        """Log the wrapped strategy's summary."""
+        self.strategy.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Show the strategy its cohort and let it make the messages."""
+        particular = self.strategy if isinstance(self.strategy, Particular) else None
+        fraction = self.participation.fraction_train
+        if particular is not None and particular.everyone(server_round):
+            fraction = 1.0
+        cohort = choose_cohort(
+            self._present(grid),
+            fraction,
+            self.participation.min_replies,
+            self.participation.seed,
+            "train",
+            server_round,
+        )
+        if len(cohort) < self.participation.min_replies:
+            raise FederationError(
+                f"round {server_round}: {len(cohort)} nodes are there, "
+                f"min_replies={self.participation.min_replies}"
+            )
+        if particular is not None:
+            self._spec = particular.reply_spec(server_round, arrays)
+            if self._spec.metrics is None:
+                self._spec = replace(self._spec, metrics=self._metrics["train"])
+        else:
+            self._spec = ReplySpec(spec_of(arrays), self._metrics["train"])
+        messages = self.strategy.configure_train(
+            server_round, arrays, config.copy(), GridView(grid, [n.node_id for n in cohort])
+        )
+        return self._sorted(messages, cohort)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Hand over the usable replies.
+
+        Raises
+        ------
+        FederationError
+            If there are fewer than ``min_replies``, or their aggregate is not finite.
+        """
+        where = f"round {server_round}, train"
+        usable, dropped = accept(replies, self._asked, self._spec, where, self._sent)
+        self.accepted = frozenset(m.metadata.src_node_id for m in usable)
+        if len(usable) < self.participation.min_replies:
+            raise FederationError(self._shortfall(server_round, len(usable), dropped))
+        arrays, metrics = self.strategy.aggregate_train(server_round, usable)
+        return (None if arrays is None else self._checked(server_round, arrays)), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Show the strategy the nodes that have validation rows, or a share of them."""
+        self._asked, self._sent = {}, []
+        candidates = [n for n in self._present(grid) if n.num_validation > 0]
+        if self.participation.fraction_evaluate == 0 or not candidates:
+            return []
+        cohort = choose_cohort(
+            candidates,
+            self.participation.fraction_evaluate,
+            1,
+            self.participation.seed,
+            "evaluate",
+            server_round,
+        )
+        self._spec = ReplySpec(None, self._metrics["evaluate"])
+        messages = self.strategy.configure_evaluate(
+            server_round, arrays, config.copy(), GridView(grid, [n.node_id for n in cohort])
+        )
+        return self._sorted(messages, cohort)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Hand over the usable replies; a round without any has no ``eval/`` metrics."""
+        where = f"round {server_round}, evaluate"
+        usable, _ = accept(replies, self._asked, self._spec, where, self._sent)
+        self.accepted = frozenset(m.metadata.src_node_id for m in usable)
+        return self.strategy.aggregate_evaluate(server_round, usable) if usable else None
+
+    def round_metrics(self, server_round: int) -> Mapping[str, float]:
+        """Return the wrapped strategy's own metrics of a round."""
+        own = getattr(self.strategy, "round_metrics", None)
+        return own(server_round) if own else {}
+
+    def round_texts(self, server_round: int) -> Mapping[str, str]:
+        """Return the wrapped strategy's own text artifacts of a round."""
+        own = getattr(self.strategy, "round_texts", None)
+        return own(server_round) if own else {}
+
+    def _checked(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Refuse what no client could train on, and bring arrays back to the dtype that was sent.
+
+        Flower's FedOpt makes float64 of float32, and infinity of a large step.
+        """
+        wanted = {name: dtype for name, (_, dtype) in (self._spec.arrays or {}).items()}
+        typed = {}
+        for name, values in read(arrays).items():
+            with np.errstate(over="ignore"):
+                typed[name] = values.astype(wanted.get(name, values.dtype), copy=False)
+            if values.dtype.kind == "f" and not np.isfinite(typed[name]).all():
+                raise FederationError(
+                    f"round {server_round}: the aggregate of array {name} holds NaN or infinity; "
+                    "smaller learning rates may help"
+                )
+        return hold(typed, copy=False)
+
+    def _present(self, grid: Grid) -> list[Node]:
+        online = set(grid.get_node_ids())
+        return [node for node in self.roster if node.node_id in online]
+
+    def _sorted(self, messages: Iterable[Message], cohort: list[Node]) -> list[Message]:
+        members = {node.node_id: node for node in cohort}
+        ordered = sorted(messages, key=lambda m: members[m.metadata.dst_node_id].partition)
+        self._asked = {m.metadata.dst_node_id: members[m.metadata.dst_node_id] for m in ordered}
+        self._sent = ordered
+        return ordered
+
+    def _shortfall(self, server_round: int, usable: int, dropped: Mapping[int, str]) -> str:
+        reasons = "; ".join(f"partition {p}: {why}" for p, why in sorted(dropped.items())[:3])
+        return (
+            f"round {server_round}: {usable} usable replies of {len(self._asked)} asked, "
+            f"min_replies={self.participation.min_replies}. {reasons}"
+        )

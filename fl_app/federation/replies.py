@@ -1,0 +1,177 @@
+"""Checks replies and brings them into order before a strategy sees them.
+
+Averages carry a NaN on silently, broadcast a wrong shape, and depend in their low bits on the
+order of arrival. So a reply counts only if it is what was asked for, and replies are sorted by
+partition.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+from flwr.app import ArrayRecord, Message
+from flwr.common.constant import SUPERLINK_NODE_ID
+
+from fl_app import wire
+from fl_app.federation.roster import Node
+from fl_app.held import private_message, read
+
+__all__ = ["ArraySpec", "ReplySpec", "accept", "sender", "spec_of"]
+
+log = logging.getLogger("fl_app")
+
+ArraySpec = Mapping[str, tuple[tuple[int, ...], str]]
+_MAX_WEIGHT = 2**53  # beyond it float64 has no integers left, and sums of weights no meaning
+
+
+@dataclass(frozen=True)
+class ReplySpec:
+    """What a usable reply of one exchange looks like.
+
+    Parameters
+    ----------
+    arrays : mapping of str to (shape, dtype) or None
+        The arrays it must hold, exactly; None if it must hold none.
+    metrics : frozenset of str or None
+        Names of its metrics without the weight; None for any.
+    """
+
+    arrays: ArraySpec | None
+    metrics: frozenset[str] | None = None
+
+
+def spec_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return names, shapes and dtypes of a record."""
+    return {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
+
+
+def sender(reply: Message, sent: Iterable[Message]) -> int:
+    """Return the id of the node whose reply it is.
+
+    Parameters
+    ----------
+    reply : Message
+        A reply. Where a node is lost, it is an error from the SuperLink in the node's stead.
+    sent : iterable of Message
+        The exchange's messages, with the ids that the grid gave them.
+    """
+    node_id = reply.metadata.src_node_id
+    if node_id != SUPERLINK_NODE_ID:
+        return node_id
+    answered = reply.metadata.reply_to_message_id
+    ids = (m.metadata.dst_node_id for m in sent if m.metadata.message_id == answered)
+    return next(ids, node_id)
+
+
+def accept(
+    replies: Iterable[Message],
+    asked: Mapping[int, Node],
+    spec: ReplySpec,
+    where: str,
+    sent: Sequence[Message] = (),
+) -> tuple[list[Message], dict[int, str]]:
+    """Keep the usable replies, sorted by partition; warn once about each of the others.
+
+    Parameters
+    ----------
+    replies : iterable of Message
+        As they came.
+    asked : mapping of int to Node
+        The nodes that were asked, by node id.
+    spec : ReplySpec
+        What a usable reply looks like.
+    where : str
+        The exchange, for the warning, for example ``"round 3, train"``.
+    sent : sequence of Message, optional
+        The messages that are answered, to name the nodes that are lost.
+
+    Returns
+    -------
+    (usable, dropped)
+        Private copies of the messages in order of partition: a strategy may empty them
+        (FedMedian does). The reason for each partition that was dropped or did not reply.
+    """
+    usable: dict[int, Message] = {}
+    dropped: dict[int, str] = {}
+    for reply in replies:
+        node_id = sender(reply, sent)
+        node = asked.get(node_id)
+        if node is None:
+            log.warning("%s: reply of node %d dropped: it was not asked", where, node_id)
+            continue
+        message = private_message(reply)
+        problem = (
+            "a second reply of the same node" if node.partition in usable else fault(message, spec)
+        )
+        if problem is None:
+            usable[node.partition] = message
+            continue
+        dropped[node.partition] = problem
+        log.warning("%s: reply of partition %d dropped: %s", where, node.partition, problem)
+    for silent in sorted({n.partition for n in asked.values()} - usable.keys() - dropped.keys()):
+        dropped[silent] = "no reply in time"
+        log.warning("%s: no reply of partition %d in time", where, silent)
+    return [usable[p] for p in sorted(usable)], dropped
+
+
+def fault(message: Message, spec: ReplySpec) -> str | None:
+    """Return what is wrong with a reply, or None."""
+    if message.has_error():
+        return f"the client failed: {' '.join((message.error.reason or 'no reason given').split())}"
+    if not message.has_content():
+        return "neither content nor an error"
+    content = message.content
+    # Flower's strategies look a record up by the name that it has in the first reply.
+    for kind, records, expected in (
+        ("metric", content.metric_records, [wire.METRICS]),
+        ("array", content.array_records, [] if spec.arrays is None else [wire.ARRAYS]),
+    ):
+        if list(records) != expected:
+            return f"{kind} records {list(records)}: expected {expected}"
+    problem = _metrics_fault(content.metric_records[wire.METRICS], spec)
+    if problem or spec.arrays is None:
+        return problem
+    return _arrays_fault(content.array_records[wire.ARRAYS], spec.arrays)
+
+
+def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:
+    weight = metrics.get(wire.NUM_EXAMPLES)
+    if not _is_number(weight) or not 0 < weight <= _MAX_WEIGHT:
+        return f"{wire.NUM_EXAMPLES}={weight!r}: expected a positive number"
+    names = metrics.keys() - {wire.NUM_EXAMPLES}
+    if spec.metrics is not None and names != spec.metrics:
+        return f"metrics {sorted(names)}: expected {sorted(spec.metrics)}"
+    for name in names:
+        if not _is_number(metrics[name]):
+            return f"metric {name}={metrics[name]!r}: expected a finite number"
+    return None
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
+
+
+def _arrays_fault(record: ArrayRecord, spec: ArraySpec) -> str | None:
+    if record.keys() != spec.keys():
+        return f"arrays {sorted(record)}: expected {sorted(spec)}"
+    try:
+        arrays = read(record)
+    # Bytes of anybody's making raise anything: MemoryError, TokenError, BadZipFile.
+    except Exception as error:
+        return f"arrays cannot be decoded: {' '.join(str(error).split())}"
+    for name, (shape, dtype) in spec.items():
+        array = arrays[name]
+        if array.shape != shape:
+            return f"array {name} has shape {array.shape}: expected {shape}"
+        if str(array.dtype) != dtype:
+            return f"array {name} has dtype {array.dtype}: expected {dtype}"
+        if not np.isfinite(array).all():
+            return f"array {name} holds NaN or infinity: expected finite numbers"
+    return None

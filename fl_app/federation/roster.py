@@ -1,0 +1,68 @@
+"""Who takes part in a run: one entry a node, in order of partition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+__all__ = ["Node", "Roster"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that passed the handshake.
+
+    Parameters
+    ----------
+    node_id : int
+        Flower's id, random for each run.
+    partition : int
+        The partition of its data, the node's name in every record.
+    num_examples : int
+        Training rows.
+    num_validation : int
+        Rows kept for ``eval/``.
+    """
+
+    node_id: int
+    partition: int
+    num_examples: int
+    num_validation: int
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The nodes of a run, sorted by partition; node ids and partitions are unique.
+
+    Parameters
+    ----------
+    nodes : tuple of Node
+        Sorted by partition.
+    """
+
+    nodes: tuple[Node, ...]
+    by_id: dict[int, Node] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        partitions = [node.partition for node in self.nodes]
+        if sorted(set(partitions)) != partitions:
+            raise ValueError(f"partitions {partitions}: expected them sorted and unique")
+        object.__setattr__(self, "by_id", {node.node_id: node for node in self.nodes})
+
+    def __len__(self) -> int:
+        """Return the number of nodes."""
+        return len(self.nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        """Go through the nodes in order of partition."""
+        return iter(self.nodes)
+
+    def partition(self, node_id: int) -> int | None:
+        """Return the partition of a node, or None for a node that is not in the run."""
+        node = self.by_id.get(node_id)
+        return None if node is None else node.partition
+
+    @property
+    def partitions(self) -> dict[int, int]:
+        """Partition of each node id."""
+        return {node.node_id: node.partition for node in self.nodes}

@@ -1,0 +1,592 @@
+"""A Flower grid whose nodes are calls of a ClientApp in this process.
+
+A ServerApp or a strategy cannot tell :class:`InProcessGrid` from the grid of Flower's simulation
+engine: contexts, errors and metadata are the engine's, and what one side does to a content after
+sending it never reaches the other side. What it saves is Ray, polling and the coding of arrays
+that never leave the process.
+
+References
+----------
+Flower, ``Grid``: https://flower.ai/docs/framework/ref-api/flwr.serverapp.Grid.html
+Flower's simulation engine, whose behaviour is followed: ``flwr/server/superlink/fleet/vce`` and
+``flwr/superlink/grid/inmemory_grid.py``
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+import uuid
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+from flwr.app import Context, Error, Message, Metadata, RecordDict, UserConfig
+from flwr.app.message import make_message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import (
+    NUM_PARTITIONS_KEY,
+    PARTITION_ID_KEY,
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+)
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.constant import NodeStatus
+from flwr.supercore.date import now
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fl_app.errors import ConfigError
+from fl_app.held import Wrapped, private_context, private_message, stamp
+from fl_app.seeding import generator
+
+__all__ = ["InProcessGrid", "in_process", "run_in_process"]
+
+NodeConfigs = Mapping[int, UserConfig] | Sequence[UserConfig]
+
+_log = logging.getLogger(__name__)
+_in_client: ContextVar[bool] = ContextVar("fl_app_in_client", default=False)
+
+
+def in_process() -> bool:
+    """Say whether the caller runs inside a ClientApp that an :class:`InProcessGrid` has called.
+
+    Returns
+    -------
+    bool
+        False in a ServerApp, in every other runtime, and in threads that a ClientApp starts.
+    """
+    return _in_client.get()
+
+
+class InProcessGrid(Grid):
+    """A Flower ``Grid`` that calls a ClientApp in this process, one message after the other.
+
+    Every node has a Context of its own, whose state outlives the call if the reply can be used,
+    and is as it was before if the ClientApp raised. Contents are private to each client: what it
+    does to its message, its context or the reply that it has returned reaches nobody else.
+    Replies come in the order of their messages.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        Any Flower ClientApp, with its mods and its lifespan.
+    num_supernodes : int
+        Number of nodes, at least 1. Node ids are the same in every grid; they are neither
+        partition ids nor in their order.
+    run_config : mapping of str to bool, int, float or str, optional
+        What every ClientApp finds in ``context.run_config``.
+    node_configs : mapping of int to mapping, or sequence of mappings, optional
+        By partition: what a ClientApp finds in ``context.node_config`` besides ``partition-id``
+        and ``num-partitions`` (or in their place).
+    shuffle_replies : int, optional
+        A seed: return the replies of every exchange in another order, as a network might.
+
+    Raises
+    ------
+    ConfigError
+        If one of them cannot be used.
+
+    Notes
+    -----
+    ``Message(...)`` takes its sender from Flower's ``TaskIdentity``, which is one for the whole
+    process. A grid lends its own from its construction to :meth:`close`, the end of a ``with``
+    block, or its collection; then the one before holds again. Several grids may live at a time,
+    in several threads: the message is given to the run of the grid that sends it.
+
+    An exception of a ClientApp, ``SystemExit`` too, becomes an ``Error`` reply;
+    ``KeyboardInterrupt`` is raised. A call is never interrupted: after a `timeout` no further
+    message is delivered and a reply that came too late is dropped.
+
+    Examples
+    --------
+    >>> from flwr.app import ConfigRecord, Message, RecordDict
+    >>> app = ClientApp()
+    >>> @app.query()
+    ... def query(message, context):
+    ...     context.state["seen"] = message.content["config"]
+    ...     return Message(RecordDict(), reply_to=message)
+    >>> with InProcessGrid(app, num_supernodes=3) as grid:
+    ...     content = RecordDict({"config": ConfigRecord({"lr": 0.1})})
+    ...     messages = [Message(content, node, "query") for node in grid.get_node_ids()]
+    ...     replies = grid.send_and_receive(messages)
+    >>> [reply.has_error() for reply in replies]
+    [False, False, False]
+    """
+
+    _run: Run
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_supernodes: int,
+        run_config: Mapping[str, Any] | None = None,
+        node_configs: NodeConfigs | None = None,
+        shuffle_replies: int | None = None,
+    ) -> None:
+        _check_count("num_supernodes", num_supernodes, 1)
+        if shuffle_replies is not None:
+            _check_count("shuffle_replies", shuffle_replies, 0)
+        self._client_app = client_app
+        self._run_config = _flat("run_config", run_config or {})
+        self._node_configs = _node_configs(num_supernodes, node_configs)
+        self._shuffle = shuffle_replies
+        self._lock = threading.RLock()  # Flower's legacy servers call from many threads
+        self._prefix, self._num_messages, self._num_exchanges = uuid.uuid4().hex, 0, 0
+        self._replies: dict[str, Message] = {}
+        # 63 bits: as large as Flower's own, and still an int64 for whoever needs one
+        self._enter_run(Run.create_empty(uuid.uuid4().int >> 65))
+
+    # ------------------------------------------------------------------------- the run
+
+    def set_run(self, run: Run) -> None:
+        """Set the run; contexts belong to a run, so that another run's are new.
+
+        Raises
+        ------
+        TypeError
+            If `run` is no ``Run``.
+        """
+        if not isinstance(run, Run):
+            raise TypeError(f"`run` must be an instance of Run, got {type(run).__name__}")
+        with self._lock:
+            if run.run_id == self._run.run_id:
+                self._run = run
+                return
+            self.close()
+            self._enter_run(run)
+
+    def _enter_run(self, run: Run) -> None:
+        """Take up a run: new contexts, its identity."""
+        self._run = run
+        self._contexts = {
+            _node_id(partition): Context(
+                run_id=run.run_id,
+                node_id=_node_id(partition),
+                node_config=dict(node_config),
+                state=RecordDict(),
+                run_config=dict(self._run_config),
+            )
+            for partition, node_config in enumerate(self._node_configs)
+        }
+        self._release = weakref.finalize(self, _identities.release, _identities.lend(run.run_id))
+        self._release.atexit = False
+
+    @property
+    def run(self) -> Run:
+        """A copy of the run."""
+        return Run(**vars(self._run))
+
+    def close(self) -> None:
+        """Give the process's task identity back; a second call does nothing."""
+        self._release()
+
+    def __enter__(self) -> InProcessGrid:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------- nodes
+
+    def get_node_ids(self) -> list[int]:
+        """Return all node ids, in the order of their partitions."""
+        return list(self._contexts)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return all nodes, online."""
+        return [NodeInfo(node_id=n, status=NodeStatus.ONLINE) for n in self._contexts]
+
+    # ------------------------------------------------------------------------- messages
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return ``Message(content, dst_node_id, message_type, ...)``."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Call the clients and keep their replies for :meth:`pull_messages`.
+
+        Parameters
+        ----------
+        messages : iterable of Message
+            Their metadata get a message id and the time of delivery, as in Flower's grids.
+
+        Returns
+        -------
+        list of str
+            Message ids, in the order of the messages.
+
+        Raises
+        ------
+        ValueError
+            If a message is a reply, was delivered before or has no time to live. No client has
+            been called then.
+        """
+        with self._lock:
+            accepted = self._accept(messages)
+            ids = [message.metadata.message_id for message in accepted]
+            self._replies.update(zip(ids, self._exchange(accepted), strict=True))
+            return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages, each once; an unknown id has none."""
+        with self._lock:
+            known = [i for i in dict.fromkeys(message_ids) if i in self._replies]
+            return self._arrive([self._replies.pop(i) for i in known])
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Call the clients and return their replies.
+
+        Parameters
+        ----------
+        messages : iterable of Message
+            As in :meth:`push_messages`.
+        timeout : float or None, default None
+            Seconds after which no further message is delivered and no reply taken.
+
+        Returns
+        -------
+        list of Message
+            Replies in the order of their messages, unless they are shuffled.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`push_messages`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            return self._arrive(self._exchange(self._accept(messages), deadline))
+
+    def _accept(self, messages: Iterable[Message]) -> list[Message]:
+        """Check messages and give them to this run, as Flower's grids do when they push."""
+        accepted = list(messages)
+        for message in accepted:
+            metadata = message.metadata
+            if metadata.reply_to_message_id or metadata.delivered_at or not metadata.ttl > 0:
+                raise ValueError(f"Invalid message: {metadata}")
+        for message in accepted:
+            stamp(
+                message,
+                message_id=self._next_id(),
+                run_id=self._run.run_id,
+                src_node_id=SUPERLINK_NODE_ID,
+            )
+        return accepted
+
+    def _arrive(self, replies: list[Message]) -> list[Message]:
+        """Mark replies as delivered, and shuffle them if asked to."""
+        delivered_at = now().isoformat()
+        for reply in replies:
+            reply.metadata.delivered_at = delivered_at
+        if self._shuffle is None:
+            return replies
+        self._num_exchanges += 1
+        draw = generator(self._shuffle, "replies", self._num_exchanges)
+        return [replies[i] for i in draw.permutation(len(replies))]
+
+    def _next_id(self) -> str:
+        self._num_messages += 1
+        return f"{self._prefix}-{self._num_messages}"
+
+    def _exchange(self, messages: list[Message], deadline: float | None = None) -> list[Message]:
+        """Map messages to replies in their order: all that a pool of processes would replace.
+
+        Parameters
+        ----------
+        messages : list of Message
+            Accepted ones.
+        deadline : float or None, default None
+            Monotonic time in seconds; what has no reply by then is left out at the end.
+
+        Returns
+        -------
+        list of Message
+            Private ones, with ids, not yet marked as delivered.
+        """
+        wrapped: Wrapped = {}
+        delivered_at = now().isoformat()
+        replies: list[Message] = []
+        for message in messages:
+            if _is_over(deadline):
+                break
+            message.metadata.delivered_at = delivered_at
+            reply = self._reply(message, wrapped)
+            stamp(reply, message_id=self._next_id())
+            if not _is_over(deadline):
+                replies.append(reply)
+        return replies
+
+    def _reply(self, message: Message, wrapped: Wrapped) -> Message:
+        """Deliver one message; return the node's reply or the error that stands for it."""
+        node_id = message.metadata.dst_node_id
+        if node_id not in self._contexts:
+            return _lost(
+                message, ErrorCode.NODE_UNAVAILABLE, f"Node Unavailable: there is no node {node_id}"
+            )
+        if not _has_expired(message):
+            reply = self._call(message, private_message(message, wrapped))
+            if not _has_expired(message):
+                return reply
+        return _lost(
+            message, ErrorCode.MESSAGE_UNAVAILABLE, "Message Unavailable: its time to live is over"
+        )
+
+    def _call(self, message: Message, own: Message) -> Message:
+        """Call the ClientApp with a message of its own; advance the node's Context if it replies.
+
+        The engine hands a copy of the Context to the client and stores what comes back with a
+        reply: after an exception the old one is in force.
+        """
+        node_id = message.metadata.dst_node_id
+        context = private_context(self._contexts[node_id])
+        try:
+            with _calling_client():
+                reply = self._client_app(message=own, context=context)
+        except (Exception, SystemExit) as error:
+            # Text: a handler that keeps a record's exc_info would keep the client's data alive.
+            trace = "".join(traceback.format_exception(error))
+            _log.error("ClientApp of node %s raised an exception\n%s", node_id, trace)
+            return _failed(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error)
+        try:
+            _check_reply(reply, message)
+            reply = private_message(reply)
+            after = private_context(context)
+            if after.run_config != self._run_config:
+                raise ValueError(
+                    "The `run_config` field of the `Context` object cannot be modified"
+                )
+        except Exception as error:
+            _log.error("ClientApp of node %s cannot be understood: %s", node_id, str(error))
+            return _failed(message, ErrorCode.UNKNOWN, error)
+        self._contexts[node_id] = after
+        return reply
+
+
+def run_in_process(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    num_supernodes: int,
+    run_config: Mapping[str, Any] | None = None,
+    node_configs: NodeConfigs | None = None,
+    shuffle_replies: int | None = None,
+) -> Context:
+    """Run a Flower app, a ServerApp with its ClientApp, in this process.
+
+    Parameters
+    ----------
+    server_app : ServerApp
+        Called once, with a new :class:`InProcessGrid` and a Context.
+    client_app, num_supernodes, run_config, node_configs, shuffle_replies
+        As in :class:`InProcessGrid`; the ServerApp's Context has `run_config` too.
+
+    Returns
+    -------
+    Context
+        The ServerApp's Context after the run.
+
+    Raises
+    ------
+    ConfigError
+        As :class:`InProcessGrid`.
+    Exception
+        Whatever the ServerApp raises.
+    """
+    with InProcessGrid(
+        client_app, num_supernodes, run_config, node_configs, shuffle_replies
+    ) as grid:
+        context = Context(
+            run_id=grid.run.run_id,
+            node_id=SUPERLINK_NODE_ID,
+            node_config={},
+            state=RecordDict(),
+            run_config=dict(run_config or {}),
+        )
+        server_app(grid=grid, context=context)
+        return context
+
+
+# ----------------------------------------------------------------------------- identity
+
+
+class _Identities:
+    """Lends Flower's one ``TaskIdentity`` to the grids of this process.
+
+    The grid that came last holds it; when one leaves, the last of the others does, and after all
+    of them whoever held it before.
+    """
+
+    _NAMES = ("task_id", "run_id", "node_id")
+
+    def __init__(self) -> None:
+        # Reentrant: a collection inside these methods may release another grid's loan.
+        self._lock = threading.RLock()
+        self._loans: dict[object, tuple[int | None, ...]] = {}
+        self._before: tuple[int | None, ...] = ()
+
+    def lend(self, run_id: int) -> object:
+        """Make a run the process's identity; return what :meth:`release` needs."""
+        loan = object()
+        with self._lock:
+            if not self._loans:
+                self._before = self._get()
+            self._loans[loan] = (1, run_id, SUPERLINK_NODE_ID)
+            self._set(self._loans[loan])
+        return loan
+
+    def release(self, loan: object) -> None:
+        """End a loan."""
+        with self._lock:
+            values = self._loans.pop(loan)
+            if self._get() == values:  # else another one holds it, perhaps not a grid
+                self._set([*self._loans.values()][-1] if self._loans else self._before)
+
+    def _get(self) -> tuple[int | None, ...]:
+        """Read the identity; what is not set is None."""
+        values: list[int | None] = []
+        for name in self._NAMES:
+            try:
+                values.append(getattr(TaskIdentity, name))
+            except RuntimeError:
+                values.append(None)
+        return tuple(values)
+
+    def _set(self, values: tuple[int | None, ...]) -> None:
+        """Set the identity; None makes it unset."""
+        for name, value in zip(self._NAMES, values, strict=True):
+            setattr(TaskIdentity, name, value)
+
+
+_identities = _Identities()
+
+
+@contextmanager
+def _calling_client() -> Iterator[None]:
+    """Let :func:`in_process` say True."""
+    token = _in_client.set(True)
+    try:
+        yield
+    finally:
+        _in_client.reset(token)
+
+
+# ----------------------------------------------------------------------------- messages
+
+
+def _is_over(deadline: float | None) -> bool:
+    """Say whether a monotonic time has come."""
+    return deadline is not None and time.monotonic() >= deadline
+
+
+def _has_expired(message: Message) -> bool:
+    """Say whether a message's time to live is over."""
+    return message.metadata.created_at + message.metadata.ttl < time.time()
+
+
+def _check_reply(reply: object, message: Message) -> None:
+    """Raise ValueError where Flower's link would not take a reply."""
+    if not isinstance(reply, Message):
+        raise ValueError(f"a ClientApp returns a Message, not {type(reply).__name__}")
+    mine, asked = reply.metadata, message.metadata
+    names = (mine.reply_to_message_id, mine.src_node_id, mine.dst_node_id, mine.run_id)
+    if names != (asked.message_id, asked.dst_node_id, asked.src_node_id, asked.run_id):
+        raise ValueError("the Message is no reply to the one received: Message(..., reply_to=...)")
+    if reply.has_content() == reply.has_error():
+        raise ValueError("a reply has either a content or an error")
+    if reply.has_content() and not isinstance(reply.content, RecordDict):
+        raise ValueError(f"a content is a RecordDict, not {type(reply.content).__name__}")
+
+
+def _failed(message: Message, code: int, error: BaseException) -> Message:
+    """Make the error reply of a node, with the engine's form of a reason."""
+    try:
+        text = str(error)
+    except Exception as second:
+        text = f"no text: {type(second).__name__}"
+    return Message(Error(code, f"{type(error)}:<'{text}'>"), reply_to=message)
+
+
+def _lost(message: Message, code: int, reason: str) -> Message:
+    """Make the error that Flower's link sends in a node's stead: it comes from the link."""
+    asked = message.metadata
+    created_at = time.time()
+    metadata = Metadata(
+        run_id=asked.run_id,
+        message_id="",
+        src_node_id=SUPERLINK_NODE_ID,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message_id=asked.message_id,
+        group_id=asked.group_id,
+        created_at=created_at,
+        ttl=max(asked.created_at + asked.ttl - created_at, 0),
+        message_type=asked.message_type,
+        src_task_id=asked.dst_task_id,
+        dst_task_id=asked.src_task_id,
+    )
+    return make_message(metadata, error=Error(code, reason))
+
+
+# ----------------------------------------------------------------------------- arguments
+
+
+def _node_id(partition: int) -> int:
+    """Return a node id below 2**63 that nobody takes for a partition id.
+
+    An odd factor permutes the integers modulo a power of two, so that ids are distinct; this one
+    (2**64 over the golden ratio) also scatters them.
+    """
+    return (partition + 2) * 0x9E3779B97F4A7C15 % 2**63
+
+
+def _check_count(field: str, value: object, least: int) -> None:
+    """Raise ConfigError unless a value is an int of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(field, value, f"an integer of at least {least}")
+
+
+def _flat(field: str, config: object) -> UserConfig:
+    """Copy a config after checking that Flower could carry it."""
+    if not isinstance(config, Mapping):
+        raise ConfigError(field, config, "a mapping of names to bool, int, float or str")
+    for name, value in config.items():
+        if not isinstance(name, str):
+            raise ConfigError(field, name, "names are str")
+        if not isinstance(value, bool | int | float | str):
+            raise ConfigError(f"{field}.{name}", value, "a bool, int, float or str")
+    return dict(config)
+
+
+def _node_configs(num_supernodes: int, node_configs: NodeConfigs | None) -> list[UserConfig]:
+    """Return the config of each node, in the order of partitions."""
+    given = node_configs if node_configs is not None else {}
+    if not isinstance(given, Mapping):
+        given = dict(enumerate(given))
+    for partition in given:
+        if partition not in range(num_supernodes):
+            allowed = f"keys are partition ids, 0 to {num_supernodes - 1}"
+            raise ConfigError("node_configs", partition, allowed)
+    return [
+        {PARTITION_ID_KEY: i, NUM_PARTITIONS_KEY: num_supernodes}
+        | _flat(f"node_configs.{i}", given.get(i, {}))
+        for i in range(num_supernodes)
+    ]

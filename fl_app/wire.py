@@ -1,0 +1,142 @@
+"""What travels between server and clients: keys, configs and arrays, and nothing that runs.
+
+Every message carries an ArrayRecord ``arrays``, a ConfigRecord ``config`` or a MetricRecord
+``metrics``. Keys are kebab-case here and snake_case in Python; the change happens in this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fl_app.data.encoding import Encoding
+from fl_app.held import hold
+from fl_app.schema import Config, from_json
+
+__all__ = [
+    "ARRAYS",
+    "CONFIG",
+    "DESCRIBE",
+    "METRICS",
+    "NUM_EXAMPLES",
+    "code_digest",
+    "read_config",
+    "read_encoding",
+    "reply",
+    "run_record",
+    "same_code",
+    "server_round",
+    "setting",
+    "texts",
+]
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+"""Names of the records in a message (Flower's defaults)."""
+NUM_EXAMPLES = "num-examples"
+"""The weight of a reply, in its metrics (Flower's default)."""
+DESCRIBE = "query.describe"
+"""Message type of the handshake."""
+
+_CONFIG_JSON, _ENCODING_JSON, _DIGEST = "config-json", "encoding-json", "code-digest"
+
+
+def run_record(config_json: str, encoding: Encoding | None = None) -> ConfigRecord:
+    """Make the ``config`` record that ships a run's config and encoding to clients.
+
+    Parameters
+    ----------
+    config_json : str
+        As :func:`fl_app.schema.to_json` gives it.
+    encoding : Encoding, optional
+        Left out in the handshake, which makes it.
+    """
+    values = {_CONFIG_JSON: config_json, _DIGEST: code_digest()}
+    if encoding is not None:
+        values[_ENCODING_JSON] = json.dumps(encoding.to_dict())
+    return ConfigRecord(dict(values))
+
+
+def texts(message: Message) -> tuple[str, str]:
+    """Return the config's and the encoding's JSON of a message ("" where there is none)."""
+    record = _record(message)
+    return str(record[_CONFIG_JSON]), str(record.get(_ENCODING_JSON, ""))
+
+
+def same_code(message: Message) -> bool:
+    """Return whether the sender runs the same code of this package."""
+    return _record(message)[_DIGEST] == code_digest()
+
+
+def server_round(message: Message) -> int:
+    """Return the round that Flower's strategies put into each message."""
+    value = _record(message)["server-round"]
+    if not isinstance(value, int):
+        raise TypeError(f"server-round is {value!r}: expected an int")
+    return value
+
+
+def setting(message: Message, key: str, default: float) -> float:
+    """Return a strategy's setting for clients, for example FedProx's ``proximal-mu``."""
+    value = _record(message).get(key, default)
+    if not isinstance(value, int | float):
+        raise TypeError(f"{key} is {value!r}: expected a number")
+    return value
+
+
+def _record(message: Message) -> ConfigRecord:
+    return message.content.config_records[CONFIG]
+
+
+@lru_cache(maxsize=32)
+def read_config(text: str) -> Config:
+    """Read a config's JSON; the same text is parsed once a process."""
+    return from_json(text)
+
+
+@lru_cache(maxsize=32)
+def read_encoding(text: str) -> Encoding:
+    """Read an encoding's JSON; the same text is parsed once a process."""
+    return Encoding.from_dict(json.loads(text))
+
+
+def reply(
+    message: Message,
+    metrics: Mapping[str, float],
+    num_examples: int,
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+) -> Message:
+    """Answer a train or evaluate message.
+
+    Parameters
+    ----------
+    message : Message
+        What is answered.
+    metrics : mapping of str to float
+        The client's metrics.
+    num_examples : int
+        Rows behind them, the reply's weight.
+    arrays : mapping of str to ndarray, optional
+        The client's arrays, given up by the caller.
+    """
+    content = RecordDict({METRICS: MetricRecord({**metrics, NUM_EXAMPLES: num_examples})})
+    if arrays is not None:
+        content[ARRAYS] = hold(arrays, copy=False)
+    return Message(content, reply_to=message)
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of this package's source: both ends of a run must agree on it."""
+    root = Path(__file__).parent
+    state = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        state.update(path.relative_to(root).as_posix().encode())
+        state.update(path.read_bytes())
+    return state.hexdigest()
