@@ -1,0 +1,153 @@
+"""Composes a config with Hydra and hands it over typed. Only this file and ``__main__`` know Hydra.
+
+References
+----------
+Hydra, compose API: https://hydra.cc/docs/advanced/compose_api/
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fl_app.errors import ConfigError
+from fl_app.schema import GROUPS, Config, from_dict
+
+__all__ = ["compose_config", "config_dir", "explain", "typed"]
+
+HydraErrors = (HydraException, OmegaConfBaseException)
+
+# GlobalHydra is one for the process: two threads that compose at a time would swap theirs.
+_composing = threading.Lock()
+
+
+def config_dir() -> Path:
+    """Return the folder of the YAML files: beside the package, or inside an installed one.
+
+    Never looked up from the working directory: Flower unpacks a bundle elsewhere.
+    """
+    beside = Path(__file__).parents[1] / "conf"
+    return beside if beside.is_dir() else Path(__file__).parent / "conf"
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """Compose a config outside of ``fl-app``, as a ServerApp under ``flwr run`` does.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        Hydra overrides, for example ``["strategy=fedadam", "seed=3"]``.
+
+    Raises
+    ------
+    ConfigError
+        For every mistake in them.
+    """
+    with _composing, _own_hydra():
+        try:
+            composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+        # Hydra raises a bare ValueError where a group's value is no name (``dataset=null``).
+        except (*HydraErrors, ValueError) as error:
+            raise explain(error, overrides) from None
+    if composed.hydra.mode == RunMode.MULTIRUN:
+        raise ConfigError("hydra.mode", "MULTIRUN", "one run; a sweep needs fl-app --multirun")
+    return typed(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Leave the Hydra application around a run, where there is one, as it was."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def typed(composed: DictConfig) -> Config:
+    """Return a composed config as the checked, frozen :class:`~fl_app.schema.Config`.
+
+    Raises
+    ------
+    ConfigError
+        For a value that the schema does not allow.
+    """
+    try:
+        data = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError("config", _line(error), "keys that resolve") from None
+    if not isinstance(data, Mapping):
+        raise ConfigError("config", data, "a mapping")
+    return from_dict({str(key): value for key, value in data.items() if key != "experiment"})
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Say Hydra's error in one line: the key, the value, what is allowed."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and (
+        found := re.search(r"Could not find '(?:.*/)?([^/']+)/([^/']*)'", text)
+    ):
+        listed = text.partition("Available options in")[2].partition("Config search path")[0]
+        allowed = ", ".join(line.strip() for line in listed.split("\n")[1:] if line.strip())
+        return ConfigError(found[1], found[2], f"one of {allowed}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError("override", error.override, f"KEY=VALUE ({_line(error)})")
+    if isinstance(error, ConfigCompositionException):
+        return _explain_key(text, overrides)
+    if isinstance(error, ValueError):
+        return _explain_choice(text, overrides)
+    return ConfigError("config", _line(error), "a config that Hydra can compose")
+
+
+def _explain_choice(text: str, overrides: Sequence[str]) -> ConfigError:
+    """Explain a group's value that is not the name of an option."""
+    for key, _, value in (o.partition("=") for o in overrides):
+        if key.lstrip("+") in GROUPS and value.lower() == "null":
+            return ConfigError(key, value, f"one of {', '.join(sorted(GROUPS[key.lstrip('+')]))}")
+    return ConfigError("override", " ".join(overrides), f"GROUP=NAME ({' '.join(text.split())})")
+
+
+def _explain_key(text: str, overrides: Sequence[str]) -> ConfigError:
+    """Explain an override of a key that does not exist, by asking the schema for its word."""
+    sweep = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^'=]*)=([^']*)'", text)
+    if sweep:
+        return ConfigError(sweep[1], sweep[2], "one value; a sweep needs fl-app --multirun")
+    found = re.search(r"Could not override '([^']+)'", text)
+    if not found:
+        return ConfigError("override", " ".join(text.split()), "an override that Hydra can apply")
+    key = found[1].partition("@")[0]
+    value = next((o.partition("=")[2] for o in overrides if o.split("=")[0] == key), "")
+    group, _, option = key.partition(".")
+    try:
+        if option and group in GROUPS:
+            chosen = dict(o.split("=", 1) for o in overrides if "=" in o).get(group)
+            name = chosen or next(iter(GROUPS[group]))
+            from_dict({group: {"name": name, option: value}})
+        else:
+            from_dict({key: value})
+    except ConfigError as error:
+        return error
+    return ConfigError(key, value, "a key of the chosen option; see fl-app --cfg job")
+
+
+def _line(error: Any) -> str:
+    """Return an error's text in one line, without Hydra's link to its grammar."""
+    return " ".join(str(error).split()).partition(" See https://hydra.cc")[0]
