@@ -62,7 +62,11 @@ def _rows(
     yield "| key | default | allowed | what |"
     yield "|---|---|---|---|"
     for f in fields(kind):
-        if f.name == "name" or (skip and f.name in skip) or (only is not None and f.name not in only):
+        if (
+            f.name == "name"
+            or (skip and f.name in skip)
+            or (only is not None and f.name not in only)
+        ):
             continue
         default = schema.to_text(f.default)
         allowed = schema.allowed(kind, f.name).replace("|", "\\|")

@@ -1,0 +1,1 @@
+"""Federated learning experiments: Flower federates, Hydra configures, MLflow keeps every round."""

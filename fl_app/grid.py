@@ -134,7 +134,7 @@ class InProcessGrid(Grid):
         if shuffle_replies is not None:
             _check_count("shuffle_replies", shuffle_replies, 0)
         self._client_app = client_app
-        self._run_config = _flat("run_config", run_config or {})
+        self._run_config = _flat("run_config", {} if run_config is None else run_config)
         self._node_configs = _node_configs(num_supernodes, node_configs)
         self._shuffle = shuffle_replies
         self._lock = threading.RLock()  # Flower's legacy servers call from many threads
@@ -169,9 +169,9 @@ class InProcessGrid(Grid):
             _node_id(partition): Context(
                 run_id=run.run_id,
                 node_id=_node_id(partition),
-                node_config=dict(node_config),
+                node_config=node_config,
                 state=RecordDict(),
-                run_config=dict(self._run_config),
+                run_config=self._run_config,
             )
             for partition, node_config in enumerate(self._node_configs)
         }

@@ -263,7 +263,7 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     known = {f.name for f in fields(Config)}
     for key, value in data.items():
         if key not in known:
-            raise _unknown(key, value, known)
+            raise _unknown(str(key), value, known)
         if key in GROUPS:
             values[key] = _group(key, value)
         else:

@@ -109,7 +109,8 @@ def numeric_table(
         Natural client of each row.
     """
     if task == "regression":
-        target = np.asarray(target, dtype=np.float64).reshape(len(target), -1)
+        target = np.asarray(target, dtype=np.float64)
+        target = target[:, None] if target.ndim == 1 else target
     return Table(
         task,
         tuple(names),

@@ -26,6 +26,7 @@ __all__ = ["ArraySpec", "ReplySpec", "accept", "sender", "spec_of"]
 log = logging.getLogger("fl_app")
 
 ArraySpec = Mapping[str, tuple[tuple[int, ...], str]]
+_MAX_REASON = 300
 _MAX_WEIGHT = 2**53  # beyond it float64 has no integers left, and sums of weights no meaning
 
 
@@ -111,7 +112,7 @@ def accept(
         if problem is None:
             usable[node.partition] = message
             continue
-        dropped[node.partition] = problem
+        dropped[node.partition] = problem = problem[:_MAX_REASON]
         log.warning("%s: reply of partition %d dropped: %s", where, node.partition, problem)
     for silent in sorted({n.partition for n in asked.values()} - usable.keys() - dropped.keys()):
         dropped[silent] = "no reply in time"

@@ -1,0 +1,38 @@
+"""Runs a config in one of the runtimes and returns its true end."""
+
+from __future__ import annotations
+
+from fl_app.launch import Launch
+from fl_app.runtimes.base import RunResult, check_before
+
+__all__ = ["RunResult", "run"]
+
+
+def run(launch: Launch) -> RunResult:
+    """Run an experiment in the runtime that its config names.
+
+    Parameters
+    ----------
+    launch : Launch
+        The config and where it came from; ``output_dir`` is set.
+
+    Returns
+    -------
+    RunResult
+
+    Raises
+    ------
+    InputError
+        For what can be found before the run starts.
+    FlAppError
+        If the run did not finish.
+    """
+    check_before(launch)
+    # One runtime is imported, not all: the simulation's launcher needs none of the apps.
+    if launch.config.runtime.name == "simulation":
+        from fl_app.runtimes import simulation
+
+        return simulation.run(launch)
+    from fl_app.runtimes import inprocess
+
+    return inprocess.run(launch)

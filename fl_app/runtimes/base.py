@@ -1,0 +1,74 @@
+"""What every runtime gives back, and what is checked before any of them starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_app.data.partition import partition_of
+from fl_app.errors import RunError
+from fl_app.launch import Launch
+from fl_app.schema import MlflowConfig
+from fl_app.tracking.store import check_uri, default_uri
+
+__all__ = ["RunResult", "check_before", "read_result"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Parameters
+    ----------
+    run_id : str or None
+        MLflow run id, None without one.
+    status : str
+        ``FINISHED``, ``FAILED`` or ``KILLED``.
+    metrics : mapping of str to float
+        The last round's ``train/``, ``eval/`` and ``server/`` metrics.
+    weights_sha256 : str or None
+        Digest of the final arrays.
+    seconds : float
+        Wall time of the run.
+    error : str
+        What went wrong, in one line.
+    """
+
+    run_id: str | None
+    status: str
+    metrics: Mapping[str, float]
+    weights_sha256: str | None
+    seconds: float
+    error: str = ""
+
+
+def read_result(output_dir: str) -> RunResult:
+    """Read ``result.json`` of a run.
+
+    Raises
+    ------
+    RunError
+        If the run left none.
+    """
+    path = Path(output_dir) / "result.json"
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"the run left no result: {error}") from None
+    data.pop("link", None)
+    return RunResult(**data)
+
+
+def check_before(launch: Launch) -> None:
+    """Find what would fail for certain, before anything starts.
+
+    Raises
+    ------
+    InputError
+        If the data cannot be dealt to the clients, or the tracking URI cannot be used.
+    """
+    partition_of(launch.config, 0)
+    if isinstance(launch.config.tracking, MlflowConfig):
+        check_uri(launch.config.tracking.uri or default_uri())

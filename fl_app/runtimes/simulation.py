@@ -1,0 +1,92 @@
+"""``runtime=simulation``: Flower's Ray engine, on a SuperLink that lives as long as the run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import fl_app
+from fl_app.config import config_dir
+from fl_app.errors import RunError
+from fl_app.launch import Launch
+from fl_app.runtimes.base import RunResult, read_result
+from fl_app.runtimes.submit import Outcome, submit
+from fl_app.runtimes.superlink import PrivateSuperLink
+from fl_app.schema import MlflowConfig, SimulationConfig
+from fl_app.tracking.console import LINE_PREFIX
+from fl_app.tracking.store import check_uri, default_uri
+
+__all__ = ["run"]
+
+
+def run(launch: Launch) -> RunResult:
+    """Run an experiment through ``flwr run`` and follow it to its true end.
+
+    Parameters
+    ----------
+    launch : Launch
+        With ``output_dir`` set to an absolute path.
+
+    Raises
+    ------
+    RunError
+        If the run failed or was stopped, with the ServerApp's own message.
+    """
+    config = launch.config
+    runtime = config.runtime
+    assert isinstance(runtime, SimulationConfig)
+    if isinstance(config.tracking, MlflowConfig):
+        # The ServerApp has another working directory: what is relative here would be lost there.
+        uri = check_uri(config.tracking.uri or default_uri())
+        config = replace(config, tracking=replace(config.tracking, uri=uri))
+        launch = replace(launch, config=config)
+    print(
+        f"flwr run: {config.num_clients} SuperNodes, starting Flower's simulation engine",
+        flush=True,
+    )
+    with _app_dir() as app_dir, PrivateSuperLink() as link:
+        outcome = submit(
+            app_dir,
+            link.name,
+            run_config={"config-json": launch.to_json()},
+            num_supernodes=config.num_clients,
+            client_num_cpus=runtime.num_cpus,
+            env=link.client_env,
+            flwr_home=link.flwr_home,
+            on_line=_show,
+        )
+    return _end(outcome, config.output_dir or "")
+
+
+def _show(line: str) -> None:
+    """Print our own lines of Flower's log."""
+    if line.startswith(LINE_PREFIX.rstrip()):
+        print(line.removeprefix(LINE_PREFIX.rstrip()).removeprefix(" "), flush=True)
+
+
+def _end(outcome: Outcome, output_dir: str) -> RunResult:
+    if outcome.status != "completed":
+        details = " ".join(outcome.details.split())
+        raise RunError(f"the run {outcome.status}: {details or 'Flower gave no reason'}")
+    result = read_result(output_dir)
+    if result.status != "FINISHED":
+        raise RunError(f"the run ended {result.status}: {result.error}")
+    return result
+
+
+@contextmanager
+def _app_dir() -> Iterator[Path]:
+    """Yield a folder with just the app: Flower reads every file below the one it is given."""
+    package = Path(fl_app.__file__).parent
+    project = next(p for p in (package.parent, package) if (p / "pyproject.toml").is_file())
+    with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
+        root = Path(folder)
+        shutil.copy(project / "pyproject.toml", root)
+        ignored = shutil.ignore_patterns("__pycache__", "conf", "pyproject.toml")
+        shutil.copytree(package, root / "fl_app", ignore=ignored)
+        shutil.copytree(config_dir(), root / "conf")
+        yield root

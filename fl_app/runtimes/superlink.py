@@ -1,0 +1,444 @@
+"""A Flower SuperLink that lives exactly as long as a ``with`` block.
+
+``flwr run`` on its own submits to one SuperLink daemon per machine, which nobody ends and whose
+environment and working directory are those of the shell that happened to start it. A
+:class:`PrivateSuperLink` is started for its owner, on a port of its own, and leaves nothing
+behind: no process, no temporary file.
+
+What it takes to end one: ``flower-superlink`` starts ``flower-superexec`` in a session of its own,
+which starts ``flwr-simulation``, which starts Ray. Ray's processes outlive their parent and then
+belong to process 1, but they stay in the session of ``flower-superexec``. A family of processes
+is therefore known by its sessions, not by its parents.
+
+References
+----------
+https://flower.ai/docs/framework/ref-api-cli.html#flower-superlink
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NamedTuple
+
+from fl_app.errors import InputError, RunError
+
+__all__ = ["PrivateSuperLink", "search_path", "signals_unwind"]
+
+_PORT_ATTEMPTS = 5
+_POLL_SECONDS = 0.05
+_KILL_SECONDS = 5.0
+# Ray's longest socket path below its temporary directory, and what the kernel accepts (macOS: 103).
+_RAY_SOCKET = len("/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
+_SOCKET_LIMIT = 103
+
+
+@contextmanager
+def signals_unwind() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into :class:`SystemExit` inside a ``with`` block.
+
+    Their default action ends the process without unwinding, so nothing that it started would be
+    cleaned up. A handler that somebody else installed stays, and so does an ignored signal
+    (``nohup``). Outside the main thread, where Python delivers no signals, nothing happens.
+
+    Yields
+    ------
+    None
+        Control, with exit status ``128 + signal number`` for a signal that arrives meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(signum: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    ours = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    for signum in ours:
+        signal.signal(signum, leave)
+    try:
+        yield
+    finally:
+        for signum in ours:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def search_path(environment: Mapping[str, str]) -> str:
+    """Return PATH with this interpreter's commands first: Flower looks its helpers up on it."""
+    commands = str(Path(sys.executable).parent)
+    return os.pathsep.join([commands, environment.get("PATH", os.defpath)])
+
+
+class PrivateSuperLink:
+    """Run a SuperLink for the length of a ``with`` block.
+
+    Parameters
+    ----------
+    name : str, default: "fl-app"
+        Name of the connection in Flower's ``config.toml``: letters, digits, ``-`` and ``_``.
+    flwr_home : Path or None, default: None
+        Directory for Flower's own files. None means a temporary one. A given directory is kept;
+        the connection's entry in its ``config.toml`` stands there only as long as the block runs.
+    simulation : bool, default: True
+        Simulate the SuperNodes in this SuperLink; False waits for real ones to connect.
+    install_dependencies : bool, default: False
+        Let Flower install the app's dependencies into a fresh environment at every run.
+    env : mapping of str to str, optional
+        Variables to set in the environment of all its processes.
+    startup_timeout : float, default: 60
+        Seconds to wait until it answers.
+    grace : float, default: 5
+        Seconds that its processes have to end by themselves before they are killed.
+
+    Raises
+    ------
+    InputError
+        If `name` cannot be a connection name, or is taken in the given `flwr_home`.
+    RunError
+        On entry, if it dies or does not answer in time; the message ends with its last words.
+
+    Examples
+    --------
+    >>> with PrivateSuperLink() as link:  # doctest: +SKIP
+    ...     submit("my-app", link.name, flwr_home=link.flwr_home, env=link.client_env)
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "fl-app",
+        flwr_home: Path | None = None,
+        simulation: bool = True,
+        install_dependencies: bool = False,
+        env: Mapping[str, str] | None = None,
+        startup_timeout: float = 60.0,
+        grace: float = 5.0,
+    ) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "default":
+            raise InputError("superlink", name, "letters, digits, '-' and '_', not 'default'")
+        self.name = name
+        self.simulation = simulation
+        self.install_dependencies = install_dependencies
+        self.env = dict(env or {})
+        self.startup_timeout = startup_timeout
+        self.grace = grace
+        self._given_home = flwr_home
+        self._scratch: Path | None = None
+        self._address = ""
+        self._family: _Family | None = None
+        self._cleanup = ExitStack()
+
+    @property
+    def address(self) -> str:
+        """Return ``host:port``, at which both submitters and SuperNodes reach it."""
+        return self._address
+
+    @property
+    def flwr_home(self) -> Path:
+        """Return the directory with Flower's files, for ``FLWR_HOME`` of whoever submits."""
+        return (self._given_home or self._root / "flwr").absolute()
+
+    @property
+    def client_env(self) -> dict[str, str]:
+        """Return the variables that a process needs which talks to this SuperLink."""
+        return _no_proxy() | {"FLWR_HOME": str(self.flwr_home), "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+    def pids(self) -> list[int]:
+        """List the processes of this SuperLink that are alive, all descendants included."""
+        return [] if self._family is None else self._family.pids()
+
+    def log_tail(self, lines: int = 20) -> str:
+        """Return the last lines that the SuperLink and its SuperExec have printed."""
+        return "\n".join(_read(self._log).splitlines()[-lines:])
+
+    def __enter__(self) -> PrivateSuperLink:
+        """Start it, wait until it answers and enter it in ``config.toml``."""
+        with ExitStack() as stack:
+            stack.enter_context(signals_unwind())
+            stack.callback(self._clean)
+            self._scratch = Path(tempfile.mkdtemp(prefix="fl-", dir=_short_tmp()))
+            self.flwr_home.mkdir(parents=True, exist_ok=True)
+            self._start()
+            _add_entry(self.flwr_home / "config.toml", self.name, self._address)
+            self._cleanup = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End all its processes and remove what it wrote."""
+        self._cleanup.close()
+
+    def _clean(self) -> None:
+        with _signals_held():
+            if self._family is not None:
+                self._family.end(self.grace)
+                self._family = None
+            if self._scratch is not None:
+                _remove_entry(self.flwr_home / "config.toml", self.name, self._address)
+                shutil.rmtree(self._scratch, ignore_errors=True)
+                self._scratch = None
+
+    @property
+    def _root(self) -> Path:
+        if self._scratch is None:
+            raise RuntimeError("PrivateSuperLink is not running: use it in a with statement")
+        return self._scratch
+
+    @property
+    def _log(self) -> Path:
+        return self._root / "superlink.log"
+
+    def _start(self) -> None:
+        """Start it on a free port, on another one if somebody takes that first."""
+        for _ in range(_PORT_ATTEMPTS):
+            port = _free_port()
+            self._address = f"127.0.0.1:{port}"
+            with _signals_held():
+                self._family = _Family(self._spawn(port))
+            if self._wait(self._family, port):
+                return
+            self._family.end(self.grace)
+        raise RunError(f"no free port for flower-superlink in {_PORT_ATTEMPTS} attempts")
+
+    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+        command = [str(_executable("flower-superlink")), "--insecure"]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        if self.simulation:
+            command.append("--simulation")
+        if not self.install_dependencies:
+            command.append("--disable-runtime-dependency-installation")
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ray puts this directory first on the workers' sys.path: a package in it that is
+                # named like the app's would run in place of the app's.
+                cwd=self.flwr_home,
+                env=self._environment(),
+                start_new_session=True,
+            )
+
+    def _environment(self) -> dict[str, str]:
+        inherited = dict(os.environ)
+        # A dependency switch or a Ray cluster of the surrounding shell is not ours.
+        inherited.pop("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", None)
+        inherited.pop("RAY_ADDRESS", None)
+        ours = {
+            "PATH": search_path(inherited),
+            "PYTHONUNBUFFERED": "1",
+            "RAY_TMPDIR": str(self._root),
+            # Half of this is the mean wait between submission and start; Flower's default is 1.
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        }
+        return inherited | ours | self.client_env | self.env
+
+    def _wait(self, family: _Family, port: int) -> bool:
+        """Wait until it answers; return False if its port was taken by somebody else."""
+        deadline = time.monotonic() + self.startup_timeout
+        while time.monotonic() < deadline:
+            family.pids()  # learns the session of flower-superexec while its parent lives
+            if not family.is_alive():
+                if "address already in use" in _read(self._log).lower():
+                    return False
+                raise RunError(f"flower-superlink did not start: {self._last_words()}")
+            # An answer alone could come from somebody else's SuperLink on the same port.
+            if f"Uvicorn running on http://127.0.0.1:{port}" in _read(self._log) and _healthy(port):
+                return True
+            time.sleep(_POLL_SECONDS)
+        waited = f"flower-superlink did not answer within {self.startup_timeout:g} s"
+        raise RunError(f"{waited}: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        return self.log_tail() or "it printed nothing"
+
+
+class _Process(NamedTuple):
+    """One row of the process table; on systems without /proc the group stands for the session."""
+
+    pid: int
+    parent: int
+    session: int
+    zombie: bool
+
+
+class _Family:
+    """A session leader, its descendants, and whoever shares a session with one of them."""
+
+    def __init__(self, leader: subprocess.Popen[bytes]) -> None:
+        self._leader = leader
+        self._sessions = {leader.pid}
+
+    def is_alive(self) -> bool:
+        """Tell whether the leader lives; reaps it if it does not."""
+        return self._leader.poll() is None
+
+    def pids(self) -> list[int]:
+        """List the members that are alive, and remember the sessions that they are in."""
+        table = _process_table()
+        members = {p.pid for p in table if p.session in self._sessions}
+        found = members
+        while found:
+            found = {p.pid for p in table if p.parent in found} - members
+            members |= found
+        self._sessions |= {p.session for p in table if p.pid in members}
+        return sorted(p.pid for p in table if p.pid in members and not p.zombie)
+
+    def end(self, grace: float) -> None:
+        """Ask all members to end, kill those that have not within `grace` seconds."""
+        stages = ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS))
+        for signum, seconds in stages:
+            deadline = time.monotonic() + seconds
+            told: set[int] = set()
+            while alive := self.pids():
+                _send(signum, set(alive) - told)
+                told.update(alive)
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_POLL_SECONDS)
+            else:
+                self._leader.wait(_KILL_SECONDS)
+                return
+        warnings.warn(f"processes {alive} survived SIGKILL", RuntimeWarning, stacklevel=2)
+
+
+def _send(signum: int, pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+
+def _process_table() -> list[_Process]:
+    if not Path("/proc/self/stat").exists():
+        return _ps_table()
+    rows = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError):  # ended since it was listed
+                # The name before the last ")" may hold blanks and parentheses.
+                fields = Path(entry.path, "stat").read_text(errors="replace").rpartition(")")[2]
+                state, parent, _group, session = fields.split()[:4]
+                rows.append(_Process(int(entry.name), int(parent), int(session), state in "ZX"))
+    return rows
+
+
+def _ps_table() -> list[_Process]:
+    listing = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True
+    )
+    rows = (line.split() for line in listing.stdout.splitlines())
+    return [_Process(int(p), int(pp), int(g), state.startswith("Z")) for p, pp, g, state in rows]
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold SIGINT, SIGTERM and SIGHUP back until the block is done, then deliver them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def hold(signum: int, _frame: FrameType | None) -> None:
+        held.append(signum)
+
+    # A handler is used, since a blocked or ignored signal would stay so in a child started here.
+    callables = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    before = {s: signal.getsignal(s) for s in callables}
+    caught = {s: handler for s, handler in before.items() if callable(handler)}
+    for signum in caught:
+        signal.signal(signum, hold)
+    try:
+        yield
+    finally:
+        for signum, handler in caught.items():
+            signal.signal(signum, handler)
+        for number in held:
+            signal.raise_signal(number)
+
+
+def _executable(command: str) -> Path:
+    path = Path(sys.executable).parent / command
+    if not path.exists():
+        raise RunError(f"{command} is not installed beside {sys.executable}")
+    return path
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _no_proxy() -> dict[str, str]:
+    """Keep traffic to this machine away from an HTTP proxy of the surrounding shell."""
+    known = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    hosts = ",".join(filter(None, [known, "127.0.0.1", "localhost"]))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
+
+
+def _short_tmp() -> str | None:
+    """Choose a directory for temporary files in which Ray's socket paths are short enough."""
+    scratch = len("/fl-12345678")
+    if len(tempfile.gettempdir()) + scratch + _RAY_SOCKET <= _SOCKET_LIMIT:
+        return None
+    return "/tmp" if os.access("/tmp", os.W_OK) else None
+
+
+def _entry(name: str, address: str) -> str:
+    return f'\n[superlink.{name}]\naddress = "{address}"\ninsecure = true\n'
+
+
+def _add_entry(path: Path, name: str, address: str) -> None:
+    """Append a connection as text: a rewrite of the file would lose the user's comments."""
+    text = _read(path)
+    if f"[superlink.{name}]" in text:
+        raise InputError("superlink", name, f"a name that {path} does not have yet")
+    path.write_text(text + _entry(name, address), encoding="utf-8")
+
+
+def _remove_entry(path: Path, name: str, address: str) -> None:
+    text = _read(path)
+    rest = text.replace(_entry(name, address), "")
+    if rest == text:
+        return
+    if rest:
+        path.write_text(rest, encoding="utf-8")
+    else:
+        path.unlink()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,368 @@
+"""Flower's ServerApp: config, handshake, strategy, start, result.
+
+The same for every runtime: it is handed a grid and a run-config and asks neither where it runs
+nor who started it, except to name the runtime in the record.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
+
+from fl_app import wire
+from fl_app.aggregation import arrays_digest
+from fl_app.data.partition import test_table, whole_table
+from fl_app.errors import FederationError, FlAppError
+from fl_app.federation.federated import Federated, Participation
+from fl_app.federation.handshake import shake_hands
+from fl_app.federation.roster import Roster
+from fl_app.grid import InProcessGrid
+from fl_app.held import hold, read
+from fl_app.launch import Launch, read_launch
+from fl_app.models.serving import Predictor
+from fl_app.schema import (
+    METRICS,
+    Config,
+    MlflowConfig,
+    RuntimeConfig,
+    SimulationConfig,
+    check,
+    digest,
+    flatten,
+    task_of,
+    to_dict,
+    to_json,
+)
+from fl_app.seeding import generator, one_thread
+from fl_app.strategies import build_strategy
+from fl_app.tracking import MlflowTracker, TrackedStrategy, Trackers
+from fl_app.tracking.base import LoggedModel, RunEnd, RunStart, Status, Tracker
+from fl_app.tracking.best import BestRound
+from fl_app.tracking.console import LINE_PREFIX, ConsoleTracker
+from fl_app.tracking.spool import home_dir
+
+__all__ = ["Run", "app"]
+
+_NODES_TIMEOUT, _NODES_STABLE, _POLL = 20.0, 0.2, 0.02
+_REPLY_TIMEOUT = 3600.0
+
+app = ServerApp()
+log = logging.getLogger("fl_app")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one experiment; an exception ends the run as failed."""
+    runtime = _runtime_name(grid)
+    prefix = "" if runtime == "inprocess" else LINE_PREFIX
+    console = ConsoleTracker(prefix)
+    with _warnings_on(console), one_thread():
+        node_ids = wait_for_nodes(grid)
+        launch = _as_it_runs(read_launch(context.run_config, len(node_ids)), runtime)
+        Run(grid, launch, runtime, console, context.run_id).execute(node_ids)
+
+
+def wait_for_nodes(grid: Grid, timeout: float = _NODES_TIMEOUT) -> list[int]:
+    """Wait until nodes are there and their number stands still.
+
+    Flower's simulation registers its nodes one by one while the ServerApp already runs.
+
+    Raises
+    ------
+    FederationError
+        If there is no node after ``timeout`` seconds, with what to do.
+    """
+    if isinstance(grid, InProcessGrid):
+        return sorted(grid.get_node_ids())
+    begin = since = time.monotonic()
+    nodes: list[int] = []
+    while not nodes or time.monotonic() - since < _NODES_STABLE:
+        time.sleep(_POLL)
+        now = sorted(grid.get_node_ids())
+        if now != nodes:
+            nodes, since = now, time.monotonic()
+        if not nodes and time.monotonic() - begin > timeout:
+            raise FederationError(
+                f"num-supernodes=0: no SuperNode within {timeout:g} s; start SuperNodes, or give a "
+                "simulation some with --federation-config 'num-supernodes=10'"
+            )
+    return nodes
+
+
+def _runtime_name(grid: Grid) -> str:
+    if isinstance(grid, InProcessGrid):
+        return "inprocess"
+    return "simulation" if isinstance(grid, InMemoryGrid) else "deployment"
+
+
+def _as_it_runs(launch: Launch, runtime: str) -> Launch:
+    """Name the runtime that really runs in the config, and check the config against it."""
+    config = launch.config
+    if config.runtime.name != runtime:
+        kind = SimulationConfig if runtime == "simulation" else RuntimeConfig
+        config = check(replace(config, runtime=kind(name=runtime)))
+    return replace(launch, config=config)
+
+
+@dataclass
+class Run:
+    """One run from handshake to result.
+
+    Parameters
+    ----------
+    grid : Grid
+        The federation.
+    launch : Launch
+        The config and where it came from.
+    runtime : str
+        What really runs it.
+    console : ConsoleTracker
+        The terminal.
+    flwr_run_id : int
+        Flower's id of the run.
+    observers : sequence of Tracker, default ()
+        Further trackers that see the run.
+    """
+
+    grid: Grid
+    launch: Launch
+    runtime: str
+    console: ConsoleTracker
+    flwr_run_id: int
+    observers: Sequence[Tracker] = ()
+
+    def __post_init__(self) -> None:
+        config = self.launch.config
+        self.config = config
+        self.objective = config.objective or (
+            "eval/accuracy" if task_of(config.dataset) == "classification" else "eval/mse"
+        )
+        self.best = BestRound(self.objective)
+        self.mlflow = _mlflow_tracker(config)
+        members: list[Tracker] = [self.console, self.best, *self.observers]
+        if self.mlflow is not None:
+            members.append(self.mlflow)
+        self.trackers = Trackers(*members)
+        self.predictor: Predictor | None = None
+
+    def execute(self, node_ids: list[int]) -> None:
+        """Run it, and write down how it ended, whatever happens."""
+        begin = time.monotonic()
+        self.trackers.start(self._start())
+        try:
+            self._federate(node_ids)
+        except BaseException as error:
+            status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            self._finish(status, time.monotonic() - begin, _one_line(error))
+            raise
+        self._finish("FINISHED", time.monotonic() - begin, "")
+
+    def _federate(self, node_ids: list[int]) -> None:
+        """Shake hands and let the strategy do all rounds."""
+        config = self.config
+        test = test_table(config)
+        self.trackers.annotate({"data.sha256": whole_table(config).sha256}, {})
+        roster, encoding = shake_hands(
+            self.grid, node_ids, config, test if len(test) else None, _REPLY_TIMEOUT
+        )
+        self.predictor = Predictor(encoding, config.model, many=config.strategy.name == "local")
+        features, outputs = encoding.feature_names, encoding.output_names
+        start = self.predictor.build().start(generator(config.seed, "model"))
+        strategy = TrackedStrategy(
+            self._federated(roster),
+            self.trackers,
+            partitions=roster.partitions,
+            value_names=_value_names(start, features, outputs, roster),
+        )
+        record = wire.run_record(to_json(config), encoding)
+        strategy.start(
+            grid=self.grid,
+            initial_arrays=hold(start),
+            num_rounds=config.num_server_rounds,
+            timeout=_REPLY_TIMEOUT,
+            train_config=record,
+            evaluate_config=record.copy(),
+            evaluate_fn=self._evaluate_fn(test),
+        )
+
+    def _federated(self, roster: Roster) -> Federated:
+        config = self.config
+        metrics = frozenset(METRICS[task_of(config.dataset)])
+        return Federated(
+            build_strategy(config.strategy, roster),
+            roster,
+            Participation(
+                config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
+            ),
+            train_metrics=metrics,
+            evaluate_metrics=metrics,
+        )
+
+    def _evaluate_fn(self, test: Any) -> Callable[[int, ArrayRecord], MetricRecord | None]:
+        """Score global arrays on the server's test rows; without any there are no such metrics."""
+        predictor = self.predictor
+        assert predictor is not None
+        if not len(test):
+            return lambda server_round, arrays: None
+        x = predictor.encoding.features(test).astype(self.config.model.dtype)
+        y = predictor.encoding.truth(test)
+        before = replace(predictor, many=False)
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            # Before the first round all clients have the same arrays, under their plain names.
+            use = predictor if server_round else before
+            return MetricRecord(dict(use.score(read(arrays), x, y)))
+
+        return evaluate
+
+    def _start(self) -> RunStart:
+        config = self.config
+        params = flatten(config)
+        tags = {
+            "strategy": config.strategy.name,
+            "dataset": config.dataset.name,
+            "model": config.model.name,
+            "partitioner": config.partitioner.name,
+            "runtime": self.runtime,
+            "seed": str(config.seed),
+            "config.sha256": digest(config),
+            "flwr.run_id": str(self.flwr_run_id),
+            "sweep.id": self.launch.sweep_id,
+            "git.commit": self.launch.commit,
+            "mlflow.source.git.commit": self.launch.commit,
+        }
+        return RunStart(
+            name=_run_name(config),
+            params=params | {"config.sha256": digest(config)},
+            tags={key: value for key, value in tags.items() if value},
+            texts={
+                "config/config.yaml": yaml.safe_dump(to_dict(config), sort_keys=False),
+                "config/overrides.yaml": yaml.safe_dump(list(self.launch.overrides)),
+            },
+            num_server_rounds=config.num_server_rounds,
+        )
+
+    def _finish(self, status: Status, seconds: float, error: str) -> None:
+        tags: dict[str, str] = {}
+        last = self.best.last
+        if last is not None and status == "FINISHED":
+            tags["weights.sha256"] = arrays_digest(last.arrays)
+        models = self._models() if status == "FINISHED" else []
+        self.trackers.finish(RunEnd(status, tags, models, {}, error))
+        self._write_result(status, seconds, tags.get("weights.sha256"), error)
+        self._say_where()
+
+    def _models(self) -> list[LoggedModel]:
+        """Return the final round's model, and the best one where there are validation rows."""
+        if self.predictor is None:
+            return []
+        spec = self.predictor.to_spec()
+        rounds = {"final": self.best.last, "best": self.best.best}
+        return [
+            LoggedModel(name, r.server_round, r.arrays, spec)
+            for name, r in rounds.items()
+            if r is not None
+        ]
+
+    def _write_result(
+        self, status: Status, seconds: float, weights: str | None, error: str
+    ) -> None:
+        last = self.best.last
+        metrics: dict[str, float] = {}
+        if last is not None:
+            parts = {"train": last.train, "eval": last.evaluate, "server": last.server}
+            metrics = {f"{p}/{m}": v for p, values in parts.items() for m, v in values.items()}
+        result = {
+            "run_id": None if self.mlflow is None else self.mlflow.run_id,
+            "status": status,
+            "metrics": metrics,
+            "weights_sha256": weights,
+            "seconds": round(seconds, 3),
+        }
+        if error:
+            result["error"] = error
+        if self.mlflow is not None:
+            result["link"] = self.mlflow.url
+        folder = Path(self.config.output_dir or home_dir() / "runs" / str(self.flwr_run_id))
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "result.json.part"
+        partial.write_text(json.dumps(result, indent=2) + "\n")
+        os.replace(partial, folder / "result.json")
+
+    def _say_where(self) -> None:
+        if self.mlflow is None:
+            return
+        if self.mlflow.url:
+            self.console.say(f"MLflow run: {self.mlflow.url}")
+        self.console.say(f"open the MLflow UI: {self.mlflow.ui_command}")
+
+
+def _mlflow_tracker(config: Config) -> MlflowTracker | None:
+    if not isinstance(config.tracking, MlflowConfig):
+        return None
+    name = config.tracking.experiment_name or config.dataset.name
+    return MlflowTracker(uri=config.tracking.uri, experiment_name=name)
+
+
+def _run_name(config: Config) -> str:
+    """Name a run, what tells it apart first: the UI shows about 18 characters."""
+    alpha = getattr(config.partitioner, "alpha", None)
+    deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
+    return f"{config.strategy.name} s{config.seed} {deal} {config.dataset.name} {config.model.name}"
+
+
+def _value_names(
+    arrays: Mapping[str, Any], features: tuple[str, ...], outputs: tuple[str, ...], roster: Roster
+) -> dict[str, list[str]]:
+    """Name the values of ``coef`` and ``intercept`` by feature and, of several, by output."""
+    if set(arrays) != {"coef", "intercept"}:
+        return {}
+    one = len(outputs) == 1
+    names = {
+        "coef": [f if one else f"{o}.{f}" for o in outputs for f in features],
+        "intercept": [""] if one else list(outputs),
+    }
+    own = {f"{n.partition:03d}/{key}": value for n in roster for key, value in names.items()}
+    return names | own
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, FlAppError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class _warnings_on:  # noqa: N801
+    """Sends the package's warnings to the console while a run is on."""
+
+    def __init__(self, console: ConsoleTracker) -> None:
+        self._handler = _ConsoleHandler(console)
+
+    def __enter__(self) -> None:
+        log.addHandler(self._handler)
+        log.propagate = False
+
+    def __exit__(self, *_: object) -> None:
+        log.removeHandler(self._handler)
+        log.propagate = True
+
+
+class _ConsoleHandler(logging.Handler):
+    def __init__(self, console: ConsoleTracker) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.say(f"{record.levelname.lower()}: {record.getMessage()}")

@@ -1,0 +1,85 @@
+"""``fl-app`` as a user meets it: exit statuses, one line for a mistake, runs without a tracker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .support import command, free_port
+
+
+def fl_app(tmp_path: Path, *words: str, **env: str) -> tuple[int, str, str]:
+    done = command("fl-app", *words, cwd=tmp_path, FL_APP_HOME=str(tmp_path / "home"), **env)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["strategy=nope"], "strategy=nope: one of "),
+        (["num_clients=2000"], "num_clients=2000: at most one client a training row"),
+        (["tracking.uri=nonsense://x"], "tracking.uri=nonsense://x: "),
+        (
+            ["tracking.uri=sqlite:////proc/no/where.db"],
+            "tracking.uri=sqlite:////proc/no/where.db: ",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words: list[str], message: str, tmp_path: Path) -> None:
+    """A mistake gives one line on stderr, exit status 2, and nothing was started."""
+    status, out, err = fl_app(tmp_path, *words)
+    assert status == 2
+    assert out == ""
+    assert err.startswith(f"fl-app: {message}")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "home" / "mlflow.db").exists()
+
+
+def test_help_and_config_need_no_run(tmp_path: Path) -> None:
+    """``--help`` names the groups' options and ``--cfg job`` shows the composed config."""
+    status, out, _ = fl_app(tmp_path, "--help")
+    assert status == 0
+    assert "strategy: fedadam, fedavg" in out
+    status, out, _ = fl_app(tmp_path, "--cfg", "job", "strategy=fedadam")
+    assert status == 0
+    assert "eta: 0.1" in out
+
+
+def test_failed_run_exits_with_1(tmp_path: Path) -> None:
+    """A run that cannot go on ends with its reason and exit status 1."""
+    status, _, err = fl_app(tmp_path, "tracking=none", "num_clients=3", "min_rows=100000")
+    assert status == 1
+    assert "min_rows=100000" in err
+    assert "Traceback" not in err
+
+
+def test_server_that_is_down_costs_a_warning_only(tmp_path: Path) -> None:
+    """With a dead tracking server the run trains to its end and keeps its record in the spool."""
+    uri = f"http://127.0.0.1:{free_port()}"
+    words = ["num_clients=3", "num_server_rounds=2", f"tracking.uri={uri}", "output_dir=out"]
+    status, out, err = fl_app(tmp_path, *words)
+    assert status == 0, out + err
+    assert uri in out + err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["status"] == "FINISHED"
+    assert list((tmp_path / "home" / "spool").glob("*/weights/round_0002.npz"))
+
+
+def test_multirun_gives_flat_runs_with_a_sweep_id(tmp_path: Path) -> None:
+    """``-m`` over strategies and seeds: each job one FINISHED run, with one ``sweep.id``."""
+    from mlflow import MlflowClient
+
+    words = ["-m", "strategy=fedavg,fedadam,fedmedian", "seed=0,1", "partitioner=dirichlet"]
+    status, out, err = fl_app(tmp_path, *words, "num_clients=3", "num_server_rounds=2")
+    assert status == 0, out + err
+    client = MlflowClient(f"sqlite:///{tmp_path}/home/mlflow.db")
+    experiment = client.get_experiment_by_name("digits")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {(r.data.tags["strategy"], r.data.tags["seed"]) for r in runs} == {
+        (strategy, seed) for strategy in ("fedavg", "fedadam", "fedmedian") for seed in "01"
+    }
+    assert len(runs) == 6
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert len({r.data.tags["sweep.id"] for r in runs}) == 1

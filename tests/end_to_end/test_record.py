@@ -1,0 +1,230 @@
+"""One run through the real apps and a real MLflow store, read back as a user would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_app.aggregation import arrays_digest
+from fl_app.config import compose_config
+from fl_app.launch import Launch
+from fl_app.runtimes import RunResult, run
+
+
+@dataclass
+class Recorded:
+    """A finished run and what MLflow holds of it."""
+
+    result: RunResult
+    client: Any
+    folder: Path
+
+    @property
+    def run(self) -> Any:
+        return self.client.get_run(self.result.run_id)
+
+    def steps(self, key: str) -> list[int]:
+        return sorted(m.step for m in self.client.get_metric_history(self.result.run_id, key))
+
+    def values(self, key: str) -> list[float]:
+        found = self.client.get_metric_history(self.result.run_id, key)
+        return [m.value for m in sorted(found, key=lambda m: m.step)]
+
+    def artifact(self, path: str) -> Path:
+        return Path(self.client.download_artifacts(self.result.run_id, path, str(self.folder)))
+
+    def paths(self, folder: str) -> list[str]:
+        return sorted(f.path for f in self.client.list_artifacts(self.result.run_id, folder))
+
+    def weights(self, server_round: int) -> dict[str, np.ndarray]:
+        with np.load(self.artifact(f"weights/round_{server_round:04d}.npz")) as arrays:
+            return dict(arrays)
+
+    def aggregation(self, server_round: int) -> dict[str, Any]:
+        text = self.artifact(f"aggregation/round_{server_round:04d}.json").read_text()
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def model(self, name: str) -> Any:
+        import mlflow
+
+        return mlflow.pyfunc.load_model(self.model_uri(name))
+
+    def model_uri(self, name: str) -> str:
+        import mlflow
+
+        mlflow.set_tracking_uri(self.client.tracking_uri)
+        found = self.client.search_logged_models([self.run.info.experiment_id])
+        model = next(m for m in found if m.name == name and m.source_run_id == self.result.run_id)
+        return f"models:/{model.model_id}"
+
+
+def recorded(home: Path, *overrides: str) -> Recorded:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{home}/mlflow.db"
+    output = home / "out"
+    config = compose_config([*overrides, f"tracking.uri={uri}", f"output_dir={output}"])
+    result = run(Launch(config, overrides))
+    folder = home / "downloads"
+    folder.mkdir(exist_ok=True)
+    return Recorded(result, MlflowClient(uri), folder)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("record")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FL_APP_HOME", str(folder))
+        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def digits(home: Path) -> Recorded:
+    return recorded(home, "num_clients=4", "num_server_rounds=3", "partitioner=dirichlet")
+
+
+@pytest.fixture(scope="module")
+def diabetes(home: Path) -> Recorded:
+    return recorded(home, "dataset=diabetes", "num_clients=3", "num_server_rounds=4")
+
+
+@pytest.fixture(scope="module")
+def lines(home: Path) -> Recorded:
+    return recorded(home, "experiment=two_lines", "dataset.rows=[2,6]")
+
+
+def test_each_metric_has_every_round(digits: Recorded) -> None:
+    """``server/`` starts before training at step 0, everything else at round 1."""
+    metrics = ("log_loss", "accuracy", "brier")
+    for m in metrics:
+        assert digits.steps(f"server/{m}") == [0, 1, 2, 3]
+        assert digits.steps(f"train/{m}") == digits.steps(f"eval/{m}") == [1, 2, 3]
+        for tail in ("worst", "p10", "gap"):
+            assert digits.steps(f"fairness/{m}_{tail}") == [1, 2, 3]
+        for client in range(4):
+            assert digits.steps(f"train_client_{m}/{client:03d}") == [1, 2, 3]
+            assert digits.steps(f"eval_client_{m}/{client:03d}") == [1, 2, 3]
+    for cost in ("bytes_up", "bytes_down", "seconds"):
+        assert digits.steps(f"cost/{cost}") == [1, 2, 3]
+    assert digits.values("cost/clients_asked") == digits.values("cost/clients_replied") == [4.0] * 3
+    assert digits.values("cost/clients_failed") == [0.0] * 3
+    assert digits.steps("model/update_norm") == [1, 2, 3]
+
+
+def test_tags_and_params_tell_the_run(digits: Recorded) -> None:
+    """Tags of the contract are there; params are the flat config without folders."""
+    tags, params = digits.run.data.tags, digits.run.data.params
+    assert digits.run.info.status == "FINISHED"
+    wanted = {"strategy": "fedavg", "dataset": "digits", "model": "softmax", "seed": "0"}
+    assert wanted.items() <= tags.items()
+    assert tags["runtime"] == params["runtime.name"] == "inprocess"
+    assert tags["partitioner"] == params["partitioner.name"] == "dirichlet"
+    assert params["num_clients"] == "4"
+    assert "output_dir" not in params
+    assert all(len(tags[k]) == 64 for k in ("config.sha256", "data.sha256", "weights.sha256"))
+    assert params["config.sha256"] == tags["config.sha256"]
+
+
+def test_final_weights_are_the_last_rounds(digits: Recorded) -> None:
+    """The digest in tags and result is that of the last npz; every round has one."""
+    assert digits.paths("weights") == [f"weights/round_{r:04d}.npz" for r in range(4)]
+    digest = arrays_digest(digits.weights(3))
+    assert digest == digits.result.weights_sha256 == digits.run.data.tags["weights.sha256"]
+
+
+def test_update_norm_is_the_distance_between_rounds(diabetes: Recorded) -> None:
+    """``model/update_norm`` of round t is |W(t) - W(t-1)| over all arrays."""
+    for server_round, norm in enumerate(diabetes.values("model/update_norm"), start=1):
+        new, old = diabetes.weights(server_round), diabetes.weights(server_round - 1)
+        squares = sum(float(np.square(new[k] - old[k]).sum()) for k in new)
+        assert norm == pytest.approx(np.sqrt(squares), rel=1e-12)
+
+
+def test_small_weights_are_curves(diabetes: Recorded) -> None:
+    """Ten coefficients and the intercept are metrics under their feature's name."""
+    final = diabetes.weights(4)
+    assert diabetes.values("model/coef.bmi")[-1] == pytest.approx(final["coef"][0, 2], rel=1e-12)
+    assert diabetes.values("model/intercept")[-1] == pytest.approx(final["intercept"][0], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["diabetes", "lines"])
+def test_aggregate_is_the_sum_of_weighted_arrays(name: str, request: pytest.FixtureRequest) -> None:
+    """Σ n_k/N · W_k of the artifact equals its aggregate and the npz to 1e-12."""
+    run_: Recorded = request.getfixturevalue(name)
+    for server_round in range(1, len(run_.paths("weights"))):
+        told, weights = run_.aggregation(server_round), run_.weights(server_round)
+        total = sum(c["num_examples"] for c in told["clients"])
+        assert total == told["num_examples"]
+        assert [c["partition"] for c in told["clients"]] == list(range(len(told["clients"])))
+        for key, array in weights.items():
+            terms = [c["weight"] * np.asarray(c["arrays"][key]) for c in told["clients"]]
+            np.testing.assert_allclose(sum(terms), array, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(told["aggregate"][key], array, rtol=0, atol=1e-12)
+        for c in told["clients"]:
+            assert c["weight"] == pytest.approx(c["num_examples"] / total, rel=1e-15)
+
+
+def test_unequal_rows_weigh_the_lines(lines: Recorded) -> None:
+    """With 2 and 6 rows the slope goes to 2·1/4 + 1·3/4, what is left shrinks by 0.8^5 a round."""
+    slope, intercept = 2 / 4 + 1 * 3 / 4, 1.0
+    left = 0.8 ** (5 * 5)
+    final = lines.weights(5)
+    assert final["coef"][0, 0] == pytest.approx(slope * (1 - left), rel=1e-12)
+    assert final["intercept"][0] == pytest.approx(intercept * (1 - left), rel=1e-12)
+    assert not any(k.startswith(("server/", "eval/")) for k in lines.run.data.metrics)
+
+
+def test_logged_model_predicts_what_the_run_reported(digits: Recorded) -> None:
+    """The stored model, fed raw integer rows of the test set, has ``server/accuracy``."""
+    import pandas as pd
+
+    from fl_app.data.partition import test_table
+
+    config = compose_config(["num_clients=4", "num_server_rounds=3", "partitioner=dirichlet"])
+    test = test_table(config)
+    frame = pd.DataFrame(test.numeric.astype(int), columns=list(test.columns))
+    labels = digits.model("final").predict(frame)
+    assert labels.shape == (len(test),)
+    assert (labels == test.target).mean() == digits.values("server/accuracy")[-1]
+
+
+def test_regression_model_predicts_in_the_targets_unit(diabetes: Recorded) -> None:
+    """The stored model's mean squared error on raw test rows is ``server/mse``."""
+    import pandas as pd
+
+    from fl_app.data.partition import test_table
+
+    test = test_table(compose_config(["dataset=diabetes", "num_clients=3"]))
+    numbers = diabetes.model("final").predict(
+        pd.DataFrame(test.numeric, columns=list(test.columns))
+    )
+    error = np.square(np.asarray(numbers) - test.target[:, 0]).mean()
+    assert error == pytest.approx(diabetes.values("server/mse")[-1], rel=1e-12)
+
+
+def test_best_model_is_that_of_the_best_validation_round(digits: Recorded) -> None:
+    """``best`` holds the arrays of the first round with the highest ``eval/accuracy``."""
+    best_round = int(np.argmax(digits.values("eval/accuracy"))) + 1
+    from mlflow.artifacts import download_artifacts
+
+    folder = Path(
+        download_artifacts(digits.model_uri("best"), dst_path=str(digits.folder / "best"))
+    )
+    with np.load(next(folder.rglob("arrays.npz"))) as arrays:
+        assert arrays_digest(dict(arrays)) == arrays_digest(digits.weights(best_round))
+
+
+def test_result_file_says_the_same(digits: Recorded) -> None:
+    """``result.json`` has the last round's metrics under MLflow's keys."""
+    for key, value in digits.result.metrics.items():
+        assert digits.values(key)[-1] == value
+    assert digits.result.status == "FINISHED"
+    assert digits.result.seconds > 0
