@@ -1,0 +1,180 @@
+"""What a run says on the terminal: a line a round, the lesson of a small model, a closing table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
+
+__all__ = ["LINE_PREFIX", "ConsoleTracker"]
+
+LINE_PREFIX = "fl_app | "
+"""Begins our lines in Flower's log, so that a launcher can pick them out."""
+
+_LESSON_VALUES, _LESSON_CLIENTS = 4, 8
+_SHORT = {"accuracy": "acc", "log_loss": "loss", "mse": "mse", "r2": "r2"}
+"""Metrics of the round's line; the closing table has all."""
+
+
+class ConsoleTracker:
+    """Prints each round, and a table at the end.
+
+    A model of at most 4 values on at most 8 clients is shown in full each round: every client's
+    arrays, n_k, n_k/N, the products and their sum.
+
+    Parameters
+    ----------
+    prefix : str, default ""
+        Begins every line, so that the lines can be found in another program's log.
+    console : rich.console.Console, optional
+        Where to print; standard output by default.
+    """
+
+    def __init__(self, prefix: str = "", console: Console | None = None) -> None:
+        self.prefix = prefix
+        self._plain = bool(prefix)
+        self.console = console or Console(
+            file=sys.stdout,
+            width=None if not prefix else 110,
+            highlight=False,
+            no_color=self._plain,
+        )
+        self._total = 0
+        self._rounds: list[RoundRecord] = []
+        self._progress: Progress | None = None
+
+    def start(self, run: RunStart) -> None:
+        """Say what begins."""
+        self._total = run.num_server_rounds
+        self._print(run.name)
+        if self.console.is_terminal and not self._plain:
+            self._progress = Progress(
+                TextColumn("rounds"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._progress.add_task("rounds", total=self._total or None)
+            self._progress.start()
+
+    def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Show nothing."""
+
+    def record(self, record: RoundRecord) -> None:
+        """Print a round."""
+        self._rounds.append(record)
+        self._print(self._line(record))
+        if _is_lesson(record):
+            self._print(_lesson(record))
+        if self._progress is not None and record.server_round:
+            self._progress.advance(self._progress.task_ids[0])
+
+    def finish(self, end: RunEnd) -> None:
+        """Print the closing table."""
+        if self._progress is not None:
+            self._progress.stop()
+        if end.status != "FINISHED":
+            self._print(f"{end.status}: {end.error}")
+        if self._rounds:
+            self._print(_closing(self._rounds))
+
+    def say(self, text: str) -> None:
+        """Print a line of text."""
+        self._print(text)
+
+    def _line(self, r: RoundRecord) -> str:
+        width = len(str(self._total))
+        parts = [f"round {r.server_round:>{width}}/{self._total}"]
+        for name, metrics in (("server", r.server), ("eval", r.evaluate), ("train", r.train)):
+            shown = [f"{_SHORT[k]} {v:.4g}" for k, v in metrics.items() if k in _SHORT]
+            if shown:
+                parts.append(f"{name} {' '.join(shown)}")
+        if r.server_round:
+            cost = r.cost
+            parts.append(
+                f"{cost['clients_replied']:.0f}/{cost['clients_asked']:.0f} clients"
+                f" {cost['seconds']:.2f} s"
+                f" {_bytes(cost['bytes_up'])} up {_bytes(cost['bytes_down'])} down"
+            )
+        return " | ".join(parts)
+
+    def _print(self, what: str | Table) -> None:
+        if not self.prefix:
+            self.console.print(what, markup=False, soft_wrap=isinstance(what, str))
+            return
+        with self.console.capture() as capture:
+            self.console.print(what, markup=False, soft_wrap=isinstance(what, str))
+        lines = capture.get().splitlines()
+        # One write: Flower's log splits what comes in several and mixes it with other threads'.
+        self.console.file.write("".join(f"{self.prefix}{line}".rstrip() + "\n" for line in lines))
+        self.console.file.flush()
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _is_lesson(record: RoundRecord) -> bool:
+    clients = record.train_clients
+    size = sum(np.size(a) for a in record.arrays.values())
+    shown = all(c.arrays is not None for c in clients)
+    return 0 < len(clients) <= _LESSON_CLIENTS and size <= _LESSON_VALUES and shown
+
+
+def _lesson(record: RoundRecord) -> Table:
+    """Show the weighted average W(t+1) = sum_k n_k/N W_k with its terms."""
+    names = [
+        f"{array}.{value}".rstrip(".")
+        for array, values in record.arrays.items()
+        for value in record.value_names.get(array, [str(i) for i in range(np.size(values))])
+    ]
+    total = sum(c.num_examples for c in record.train_clients)
+    table = Table(title=f"W({record.server_round}) = Σ n_k/N · W_k", title_justify="left", box=None)
+    for head in ("client k", "n_k", "n_k/N", *names, *(f"n_k/N · {n}" for n in names)):
+        table.add_column(head, justify="right")
+    terms = []
+    for client in record.train_clients:
+        values = _flat(client.arrays or {})
+        share = client.num_examples / total
+        terms.append(share * values)
+        row = (str(client.partition), f"{client.num_examples:g}", f"{share:.4g}")
+        table.add_row(*row, *_numbers(values), *_numbers(terms[-1]))
+    blank = [""] * len(names)
+    table.add_row("sum", f"{total:g}", "1", *blank, *_numbers(np.sum(terms, axis=0)))
+    table.add_row(f"{record.rule}:", "", "", *blank, *_numbers(_flat(record.arrays)))
+    return table
+
+
+def _flat(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.ravel(a) for a in arrays.values()])
+
+
+def _numbers(values: Sequence[float] | np.ndarray) -> list[str]:
+    return [f"{float(v):.6f}" for v in values]
+
+
+def _closing(rounds: Sequence[RoundRecord]) -> Table:
+    """Show the last round's metrics: one row each, a column for train, eval and server."""
+    last = rounds[-1]
+    table = Table(title=f"after round {last.server_round}", title_justify="left")
+    table.add_column("metric")
+    sources = {"train": last.train, "eval": last.evaluate, "server": last.server}
+    shown = {name: metrics for name, metrics in sources.items() if metrics}
+    for name in shown:
+        table.add_column(name, justify="right")
+    for metric in dict.fromkeys(m for metrics in shown.values() for m in metrics):
+        cells = (f"{ms[metric]:.4f}" if metric in ms else "" for ms in shown.values())
+        table.add_row(metric, *cells)
+    return table

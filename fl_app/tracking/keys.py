@@ -1,0 +1,398 @@
+"""From a round's record to what MLflow shows: keys, values, tables. Pure functions, no MLflow.
+
+MLflow's UI makes a chart section of a key's prefix before its last slash, so a client's number
+stands last: ``train_client_loss/007`` is one section of many curves.
+
+References
+----------
+MLflow's rules for names: https://mlflow.org/docs/latest/ml/tracking/tracking-api/
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fl_app.models.metrics import HIGHER_IS_BETTER
+from fl_app.tracking.base import Arrays, ClientRecord, RoundRecord, flat_norm
+
+__all__ = [
+    "MAX_SHOWN_CLIENTS",
+    "MAX_SHOWN_VALUES",
+    "KeyBook",
+    "aggregation_text",
+    "array_metrics",
+    "artifact_path",
+    "client_rows",
+    "client_table",
+    "higher_is_better",
+    "round_metrics",
+    "sanitise",
+    "update_norm",
+]
+
+MAX_SHOWN_CLIENTS = 20
+"""Clients up to which each has a curve of its own."""
+MAX_SHOWN_VALUES = 32
+"""Values in all arrays up to which they are shown one by one."""
+MAX_KEY_LENGTH = 250
+
+_REFUSED = re.compile(r"[^/\w.\- :]")
+_BETTER_WORDS = frozenset(
+    {"acc", "accuracy", "auc", "dice", "f1", "iou", "precision", "recall", "r2", "score"}
+)
+_T = TypeVar("_T")
+
+
+def artifact_path(path: str) -> str:
+    """Return the nearest path of an artifact inside its run.
+
+    Parameters
+    ----------
+    path : str
+        Meant to be relative, with forward slashes.
+
+    Returns
+    -------
+    str
+        `path` itself where it is; otherwise parts that lead elsewhere become ``_``.
+
+    Examples
+    --------
+    >>> artifact_path("config/config.yaml"), artifact_path("../../etc/x"), artifact_path("")
+    ('config/config.yaml', '_/_/etc/x', '_')
+    """
+    parts = path.replace("\0", "_").replace("\\", "_").split("/")
+    inside = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    # MLflow takes any leading ".." for a way out.
+    return f"_{inside[1:]}" if inside.startswith("..") else inside
+
+
+def sanitise(key: str) -> str:
+    """Return the nearest key that MLflow takes.
+
+    Characters that it refuses become ``_``, as do the parts of a path that it would resolve
+    (empty, ``.``, ``..``). A key longer than 250 characters is cut and ends in a checksum of the
+    whole.
+
+    Parameters
+    ----------
+    key : str
+        Any text.
+
+    Returns
+    -------
+    str
+        `key` itself where MLflow takes it.
+
+    Examples
+    --------
+    >>> sanitise("train/w[0]"), sanitise("/a//b/.."), sanitise("")
+    ('train/w_0_', '_/a/_/b/_', '_')
+    """
+    name = artifact_path(_REFUSED.sub("_", key))
+    if len(name) <= MAX_KEY_LENGTH:
+        return name
+    return f"{name[: MAX_KEY_LENGTH - 9]}_{_checksum(key):08x}"
+
+
+class KeyBook:
+    """Keys of one run: each raw key gets one sanitised name, and no two get the same.
+
+    Among keys that arrive together, one that needs no change keeps its name, then order is
+    alphabetical; a key whose name is taken ends in a checksum of its raw form. So the names depend
+    on the keys alone and not on their order.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._taken: set[str] = set()
+
+    def __call__(self, values: Mapping[str, _T]) -> dict[str, _T]:
+        """Return the same values under their names."""
+        if new := [key for key in values if key not in self._names]:
+            self._assign(new)
+        return {self._names[key]: value for key, value in values.items()}
+
+    def _assign(self, keys: Iterable[str]) -> None:
+        for key in sorted(keys, key=lambda k: (sanitise(k) != k, k)):
+            name, count = sanitise(key), 0
+            while name in self._taken:
+                tail = f"_{_checksum(key) + count:08x}"
+                name = sanitise(key)[: MAX_KEY_LENGTH - len(tail)] + tail
+                count += 1
+            self._names[key] = name
+            self._taken.add(name)
+
+
+def _checksum(key: str) -> int:
+    return zlib.crc32(key.encode("utf-8", "surrogatepass"))
+
+
+def higher_is_better(metric: str) -> bool:
+    """Return whether a larger value of a metric is better, judged by its name.
+
+    Parameters
+    ----------
+    metric : str
+        For example ``accuracy``, ``top_5_accuracy``, ``log_loss``.
+
+    Returns
+    -------
+    bool
+        True for accuracies, R2, AUC, F1, precision, recall, IoU and scores; False for all others.
+    """
+    words = re.split(r"[^a-z0-9]+", metric.lower())
+    return metric in HIGHER_IS_BETTER or not _BETTER_WORDS.isdisjoint(words)
+
+
+def round_metrics(record: RoundRecord, many_clients: bool = False) -> dict[str, float]:
+    """Return all metrics of a round except those of its arrays, under their raw keys.
+
+    Parameters
+    ----------
+    record : RoundRecord
+        The round.
+    many_clients : bool, default False
+        Show quantiles over the clients instead of each client.
+
+    Returns
+    -------
+    dict of str to float
+        ``train/``, ``eval/``, ``server/``, ``train_client_<m>/``, ``eval_client_<m>/``,
+        ``fairness/``, ``cost/`` and the strategy's own.
+    """
+    metrics = {f"train/{name}": value for name, value in record.train.items()}
+    metrics |= {f"eval/{name}": value for name, value in record.evaluate.items()}
+    metrics |= {f"server/{name}": value for name, value in record.server.items()}
+    for prefix, clients in (("train", record.train_clients), ("eval", record.evaluate_clients)):
+        show = _quantiles if many_clients else _each
+        metrics |= show(f"{prefix}_client", clients)
+    metrics |= _fairness(record.evaluate_clients)
+    metrics |= {f"cost/{name}": value for name, value in record.cost.items()}
+    return metrics | dict(record.extra)
+
+
+def _each(prefix: str, clients: Sequence[ClientRecord]) -> dict[str, float]:
+    return {
+        f"{prefix}_{name}/{client.partition:03d}": value
+        for client in clients
+        for name, value in client.metrics.items()
+    }
+
+
+def _quantiles(prefix: str, clients: Sequence[ClientRecord]) -> dict[str, float]:
+    metrics = {}
+    for name, values in _by_metric(clients).items():
+        metrics[f"{prefix}_{name}/p10"] = _quantile(values, 0.1)
+        metrics[f"{prefix}_{name}/p50"] = _quantile(values, 0.5)
+        metrics[f"{prefix}_{name}/worst"] = values[0]
+    return metrics
+
+
+def _fairness(clients: Sequence[ClientRecord]) -> dict[str, float]:
+    metrics = {}
+    for name, values in _by_metric(clients).items():
+        metrics[f"fairness/{name}_worst"] = values[0]
+        metrics[f"fairness/{name}_p10"] = _quantile(values, 0.1)
+        equal = values[-1] == values[0]  # also where both are infinite
+        metrics[f"fairness/{name}_gap"] = 0.0 if equal else abs(values[-1] - values[0])
+    return metrics
+
+
+def _by_metric(clients: Sequence[ClientRecord]) -> dict[str, list[float]]:
+    """Return each metric's values from the worst client to the best; all NaN where one is."""
+    values: dict[str, list[float]] = {}
+    for client in clients:
+        for name, value in client.metrics.items():
+            values.setdefault(name, []).append(value)
+    for name, unsorted in values.items():
+        if any(map(math.isnan, unsorted)):
+            values[name] = [math.nan] * len(unsorted)
+        else:
+            values[name] = sorted(unsorted, reverse=not higher_is_better(name))
+    return values
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """Interpolate linearly, as ``numpy.quantile`` does, which takes 60 times as long."""
+    position = share * (len(values) - 1)
+    low = int(position)
+    below, above = values[low], values[min(low + 1, len(values) - 1)]
+    if below == above:  # also where both are infinite
+        return below
+    return below + (above - below) * (position - low)
+
+
+def array_metrics(arrays: Arrays, value_names: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Return arrays as curves, ``model/<array>.<value>``, or nothing beyond 32 values in all.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+        Global arrays.
+    value_names : mapping of str to sequence of str
+        As in :class:`~fl_app.tracking.base.RoundRecord`. Values without names are numbered by
+        index, the only value of an array has the array's own name.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    if sum(a.size for a in arrays.values()) > MAX_SHOWN_VALUES:
+        return {}
+    metrics: dict[str, float] = {}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            continue
+        names = value_names.get(name, ())
+        if len(names) != array.size:
+            names = [".".join(map(str, i)) for i in np.ndindex(array.shape)]
+            names = names if array.size > 1 else [""]
+        for label, value in zip(names, array.ravel().tolist(), strict=True):
+            own = label.replace("/", "_")  # a slash would open a section of its own
+            metrics[f"model/{name}.{own}" if own else f"model/{name}"] = float(value)
+    return metrics
+
+
+def update_norm(arrays: Arrays, previous: Arrays) -> float:
+    """Return the Euclidean norm of the change, 0 where names or shapes changed.
+
+    Parameters
+    ----------
+    arrays, previous : mapping of str to ndarray
+        Global arrays after this round and after the one before.
+
+    Returns
+    -------
+    float
+    """
+    if arrays.keys() != previous.keys():
+        return 0.0
+    if any(
+        array.shape != previous[name].shape or array.dtype.kind not in "fiub"
+        for name, array in arrays.items()
+    ):
+        return 0.0
+    return flat_norm(
+        {name: np.subtract(a, previous[name], dtype=np.float64) for name, a in arrays.items()}
+    )
+
+
+def aggregation_text(record: RoundRecord) -> str:
+    """Return the explanation of a round's aggregation as JSON.
+
+    Parameters
+    ----------
+    record : RoundRecord
+        The round.
+
+    Returns
+    -------
+    str
+        ``{"server_round", "rule", "num_examples", "clients": [{"partition", "num_examples",
+        "weight", "arrays"}], "aggregate"}``. ``weight`` is n_k/N. ``arrays`` and ``aggregate`` are
+        nested lists up to 32 values in all, ``{"norm": ...}`` beyond, null where they may not be
+        shown or where the strategy returned none. A number that is not finite is null.
+    """
+    total = sum(client.num_examples for client in record.train_clients)
+    clients = [
+        {
+            "partition": client.partition,
+            "num_examples": _whole(client.num_examples),
+            "weight": client.num_examples / total if total else None,
+            "arrays": _shown(client.arrays, client.norm),
+        }
+        for client in record.train_clients
+    ]
+    aggregate = record.aggregate
+    norm = None if aggregate is None else flat_norm(aggregate)
+    small = aggregate is not None and _size(aggregate) <= MAX_SHOWN_VALUES
+    return json.dumps(
+        _finite(
+            {
+                "server_round": record.server_round,
+                "rule": record.rule,
+                "num_examples": _whole(total),
+                "clients": clients,
+                "aggregate": _shown(aggregate if small else None, norm),
+            }
+        ),
+        indent=1,
+        allow_nan=False,
+    )
+
+
+def _shown(arrays: Arrays | None, norm: float | None) -> Any:
+    if arrays is not None:
+        return {name: array.tolist() for name, array in arrays.items()}
+    return None if norm is None else {"norm": norm}
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(a.size for a in arrays.values())
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if math.isfinite(value) and value == int(value) else value
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON does not have by null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value
+
+
+def client_rows(server_round: int, clients: Sequence[ClientRecord]) -> list[dict[str, Any]]:
+    """Return one table row for each client of a round.
+
+    Parameters
+    ----------
+    server_round : int
+        The round.
+    clients : sequence of ClientRecord
+        Its clients.
+
+    Returns
+    -------
+    list of dict
+        ``server_round``, ``partition``, ``num_examples`` and the client's metrics.
+    """
+    return [
+        {
+            "server_round": server_round,
+            "partition": client.partition,
+            "num_examples": _whole(client.num_examples),
+            **client.metrics,
+        }
+        for client in clients
+    ]
+
+
+def client_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as an MLflow table artifact.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        As :func:`client_rows` gives them; their keys may differ.
+
+    Returns
+    -------
+    str
+        ``{"columns": [...], "data": [[...], ...]}``; a missing or not finite cell is null.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    data = [[_finite(row.get(column)) for column in columns] for row in rows]
+    return json.dumps({"columns": columns, "data": data}, allow_nan=False)

@@ -1,0 +1,300 @@
+"""Records runs in MLflow: first on the local disk, then in the store, at a time that costs least.
+
+:class:`MlflowTracker` writes every event to a :class:`~fl_app.tracking.spool.Spool` and returns; a
+:class:`~fl_app.tracking.sender.Sender` carries it to a
+:class:`~fl_app.tracking.mlflow_store.MlflowStore`. MLflow itself is imported when the first run
+starts, never with this module.
+
+References
+----------
+MLflow, tracking: https://mlflow.org/docs/latest/ml/tracking/
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fl_app.errors import ConfigError, FlAppError
+from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.tracking.carrier import Pace, Run
+from fl_app.tracking.keys import (
+    MAX_SHOWN_CLIENTS,
+    KeyBook,
+    aggregation_text,
+    array_metrics,
+    client_rows,
+    round_metrics,
+    update_norm,
+)
+from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, quiet
+from fl_app.tracking.sender import Replay, Sender, replay_spools
+from fl_app.tracking.spool import Spool, home_dir
+from fl_app.tracking.store import check_uri, default_uri, run_url, sqlite_path, ui_command
+
+__all__ = ["MlflowTracker", "replay"]
+
+_LOG = logging.getLogger("fl_app")
+_CONNECT_SECONDS = 5.0
+_FINISH_SECONDS = {False: 12.0, True: 120.0}  # a local file may be busy, but it is there
+
+
+class MlflowTracker:
+    """A tracker that records a run in MLflow and loses no round, whatever MLflow does.
+
+    Every event is on the disk when its call returns; a thread sends it to MLflow about once a
+    second and sends the rest at :meth:`finish`. A server that is down costs a warning. What it
+    missed, also from a process that was killed, is sent when the next tracker with this home
+    starts, or by :func:`replay`. Runs of killed processes are closed as ``KILLED``.
+
+    Parameters
+    ----------
+    uri : str, optional
+        Tracking URI; by default ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the home.
+    experiment_name : str, default "fl_app"
+        MLflow's experiment; made where it does not exist.
+    run_name : str, optional
+        Wins over the name that the run start gives.
+    params, tags : mapping of str to str, optional
+        Added to those of the run start, over which they win.
+    register_as : str, optional
+        Register the best model (the final one where there is no best) under this name, with the
+        alias ``champion``.
+    home : path, optional
+        Where the spool is, and the default store; by default ``FL_APP_HOME``, else ``~/.fl_app``.
+
+    Raises
+    ------
+    ConfigError
+        For a URI that can never work, or a name that MLflow refuses.
+
+    Notes
+    -----
+    Infinite values are recorded as NaN, and the tag ``infinite_metrics`` names their keys: MLflow
+    would store 1.8e308, which ruins a chart's axis.
+
+    Where they are not set, this sets ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` to 1 and
+    ``MLFLOW_HTTP_REQUEST_TIMEOUT`` to 5 (a server that hangs would block a call for 20 minutes),
+    and ``MLFLOW_DISABLE_TELEMETRY`` to true.
+
+    Examples
+    --------
+    ::
+
+        TrackedStrategy(FedAvg(), MlflowTracker(experiment_name="x")).start(grid=grid, ...)
+    """
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        experiment_name: str = "fl_app",
+        run_name: str | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        register_as: str | None = None,
+        home: str | Path | None = None,
+    ) -> None:
+        self.home = _usable(home_dir(home))
+        from_env = uri is None and bool(os.environ.get("MLFLOW_TRACKING_URI"))
+        field = "MLFLOW_TRACKING_URI" if from_env else "tracking.uri"
+        self.uri = check_uri(uri or default_uri(self.home), field)
+        if not experiment_name or len(experiment_name) > 500:
+            raise ConfigError("tracking.experiment_name", experiment_name, "1 to 500 characters")
+        if register_as is not None and (not register_as.strip() or set(register_as) & set("/:")):
+            raise ConfigError("tracking.register_as", register_as, "a name without '/' and ':'")
+        self.experiment_name, self.run_name = experiment_name, run_name
+        self.register_as = register_as
+        self.params, self.tags = dict(params or {}), dict(tags or {})
+        self._store = MlflowStore(self.uri, self.home)
+        self._spool: Spool | None = None
+        self._sender: Sender | None = None
+        self._names, self._infinite = KeyBook(), set[str]()
+        self._clients: set[int] = set()
+        self._previous: Arrays = {}
+
+    # ------------------------------------------------------------ what a caller may ask
+
+    @property
+    def started(self) -> bool:
+        """Whether a run goes on."""
+        return self._spool is not None
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until MLflow has it."""
+        run = self._tracked_run
+        return None if run is None else run.run_id
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run's page in the UI; None until MLflow has the run."""
+        run = self._tracked_run
+        return None if run is None else run_url(self.uri, run.experiment_id, run.run_id)
+
+    @property
+    def ui_command(self) -> str:
+        """The command that opens the UI; empty where the server is the UI."""
+        return ui_command(self.uri)
+
+    @property
+    def _tracked_run(self) -> Run | None:
+        return None if self._sender is None else self._sender.tracked_run
+
+    # ------------------------------------------------------------ the tracker's four events
+
+    def start(self, run: RunStart) -> None:
+        """Begin the run's spool and its sender; wait up to 5 s for MLflow to have the run.
+
+        Raises
+        ------
+        FlAppError
+            If a run goes on.
+        """
+        if self._spool is not None:
+            raise FlAppError("this tracker was started before and is not finished")
+        given = RunStart(
+            self.run_name or run.name,
+            {**run.params, **self.params},
+            {**run.tags, **self.tags},
+            run.texts,
+            run.num_server_rounds,
+        )
+        target = {
+            "uri": self.uri,
+            "experiment": self.experiment_name,
+            "register_as": self.register_as,
+        }
+        self._spool = Spool.create(self.home, target, given, _now_ms())
+        self._names, self._infinite = KeyBook(), set()
+        self._clients, self._previous = set(), {}
+        self._sender = Sender(self._spool, self._store, self._tidy, quiet)
+        with quiet():
+            # Here and not in the sender: while two threads import, either can find half a module.
+            load_mlflow()
+        self._sender.start()
+        self._sender.tried.wait(_CONNECT_SECONDS)
+
+    def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Keep tags and texts that were learnt after the start."""
+        self._running().add_note(tags, texts)
+
+    def record(self, record: RoundRecord) -> None:
+        """Keep a round; it is on the disk when this returns."""
+        spool = self._running()
+        metrics = self._metrics(record)
+        texts = dict(record.texts)
+        if record.server_round:
+            path = f"aggregation/round_{record.server_round:04d}.json"
+            texts[path] = aggregation_text(record)
+        line = {
+            "server_round": record.server_round,
+            "timestamp_ms": record.timestamp_ms or _now_ms(),
+            "metrics": metrics,
+            "texts": texts,
+            "clients": client_rows(record.server_round, record.evaluate_clients),
+        }
+        spool.add_round(line, record.arrays)
+
+    def finish(self, end: RunEnd) -> None:
+        """Keep the end, and wait until MLflow has all or has not answered for about 10 s."""
+        spool, sender = self._running(), self._sender
+        end_ms = _now_ms()
+        try:
+            spool.add_end(end, end_ms)
+        finally:
+            self._spool = None
+            if sender is not None and sender.is_alive():
+                sender.finish({"status": end.status, "error": end.error, "end_ms": end_ms})
+                patience = _FINISH_SECONDS[sqlite_path(self.uri) is not None]
+                while sender.is_alive() and sender.silence < patience:
+                    sender.join(0.2)
+                if sender.is_alive():
+                    _LOG.warning(
+                        "MLflow does not answer: the rest of this run is in %s", spool.path
+                    )
+            else:
+                spool.release()
+
+    # ------------------------------------------------------------ parts
+
+    def _running(self) -> Spool:
+        if self._spool is None:
+            raise FlAppError("this tracker was not started")
+        return self._spool
+
+    def _metrics(self, record: RoundRecord) -> dict[str, float]:
+        """Return a round's metrics under their final keys."""
+        for clients in (record.train_clients, record.evaluate_clients):
+            self._clients.update(client.partition for client in clients)
+        many = max(len(self._clients), record.num_clients) > MAX_SHOWN_CLIENTS
+        metrics = round_metrics(record, many) | array_metrics(record.arrays, record.value_names)
+        if record.server_round:
+            metrics["model/update_norm"] = update_norm(record.arrays, self._previous)
+        self._previous = record.arrays
+        named = self._names(metrics)
+        infinite = [key for key, value in named.items() if math.isinf(value)]
+        if infinite:
+            self._note_infinite(infinite)
+            named |= dict.fromkeys(infinite, math.nan)
+        return named
+
+    def _note_infinite(self, keys: Sequence[str]) -> None:
+        if not self._infinite.issuperset(keys):
+            self._infinite.update(keys)
+            self._running().add_note({"infinite_metrics": ", ".join(sorted(self._infinite))}, {})
+
+    def _tidy(self, pace: Pace) -> None:
+        """Send what others left behind, and close runs whose process is gone."""
+        report = replay_spools(self.home, lambda uri: MlflowStore(uri, self.home), pace)
+        for name, reason in report.waiting.items():
+            _LOG.info("spool %s still waits: %s", name, reason)
+        self._store.reap({path.name for path in Spool.paths(self.home)})
+
+
+def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:
+    """Send every spool whose run is over to the store that it was meant for.
+
+    Safe to call at any time and any number of times: spools of live processes are left alone, and
+    what a store has already it does not get twice.
+
+    Parameters
+    ----------
+    home : path, optional
+        By default ``FL_APP_HOME``, else ``~/.fl_app``.
+    uri : str, optional
+        Send all of them to this store instead, for example because their server is gone for good.
+
+    Returns
+    -------
+    Replay
+        Names of the spools that were sent, that are live, and that still wait, with the reason.
+
+    Raises
+    ------
+    ConfigError
+        If `uri` can never work.
+    """
+    folder = home_dir(home)
+    instead = None if uri is None else check_uri(uri, "uri")
+    with quiet():
+        return replay_spools(folder, lambda meant: MlflowStore(instead or meant, folder))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _usable(home: Path) -> Path:
+    """Make the home and try it."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ConfigError("FL_APP_HOME", home, f"{error}; must be a writable directory") from None
+    return home

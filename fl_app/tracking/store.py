@@ -1,0 +1,178 @@
+"""Where records go: the tracking URI, checked before any work, and its default.
+
+References
+----------
+MLflow, backend stores: https://mlflow.org/docs/latest/self-hosting/architecture/backend-store/
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fl_app.errors import ConfigError
+from fl_app.tracking.spool import home_dir
+
+__all__ = [
+    "check_uri",
+    "default_uri",
+    "is_http",
+    "masked",
+    "run_url",
+    "sqlite_path",
+    "ui_command",
+]
+
+_ALLOWED = (
+    "sqlite:////absolute/path.db, http(s)://host[:port], or postgresql://, mysql:// or mssql:// "
+    "with an installed driver"
+)
+_DATABASES = frozenset({"postgresql", "mysql", "mssql"})
+_UI = "http://127.0.0.1:5000"
+
+
+def default_uri(home: str | Path | None = None) -> str:
+    """Return the tracking URI of a user who gave none.
+
+    Parameters
+    ----------
+    home : path, optional
+        As in :func:`~fl_app.tracking.spool.home_dir`.
+
+    Returns
+    -------
+    str
+        ``MLFLOW_TRACKING_URI`` if set, else ``mlflow.db`` in the home.
+    """
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home_dir(home) / 'mlflow.db'}"
+
+
+def check_uri(uri: str, field: str = "tracking.uri") -> str:
+    """Reject a tracking URI that can never work.
+
+    A server is not contacted: one that is down now may be there later. The directory of a SQLite
+    file is made and tried.
+
+    Parameters
+    ----------
+    uri : str
+        ``sqlite:///``, ``http://``, ``https://``, ``postgresql://``, ``mysql://``, ``mssql://``.
+    field : str, default "tracking.uri"
+        What the user calls it.
+
+    Returns
+    -------
+    str
+        `uri`; a relative SQLite path is made absolute, so that it means the same file everywhere.
+
+    Raises
+    ------
+    ConfigError
+        If it is malformed, of another kind (MLflow's file store is gone), or cannot be written.
+    """
+    scheme = re.match(r"[a-z]+", uri)
+    kind = scheme.group() if scheme else ""
+    try:
+        if kind == "sqlite":
+            return _check_sqlite(uri)
+        if kind in ("http", "https"):
+            parts = urlsplit(uri)
+            if not uri.startswith(f"{kind}://") or not parts.hostname or parts.port == 0:
+                raise ValueError("no host")
+            return uri.rstrip("/")
+        if kind in _DATABASES:
+            return _check_database(uri)
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(field, masked(uri), f"{error}; allowed: {_ALLOWED}") from None
+    raise ConfigError(field, masked(uri), f"must be {_ALLOWED}")
+
+
+def _check_sqlite(uri: str) -> str:
+    path = sqlite_path(uri)
+    if path is None:
+        raise ValueError("not a SQLite file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass  # SQLite writes its journal beside the file
+    if path.exists():
+        with path.open("r+b") as file:
+            if file.read(16) not in (b"", b"SQLite format 3\0"):
+                raise ValueError("the file is not a SQLite database")
+    return f"sqlite:///{path}" + "".join(uri.partition("?")[1:])
+
+
+def _check_database(uri: str) -> str:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        url = make_url(uri)
+        url.get_dialect().import_dbapi()
+    except SQLAlchemyError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    if not url.host or not url.database:
+        raise ValueError("no host or no database")
+    return uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the absolute path of a SQLite URI's file, None for any other URI."""
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
+    if match is None or match.group(1) == ":memory:":
+        return None
+    return Path(match.group(1)).absolute()
+
+
+def is_http(uri: str) -> bool:
+    """Return whether a URI is that of a tracking server."""
+    return uri.startswith(("http://", "https://"))
+
+
+def masked(uri: str) -> str:
+    """Return a URI that may be shown: without its password."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+
+
+def run_url(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run's page in the UI.
+
+    Parameters
+    ----------
+    uri : str
+        Tracking URI. The UI of a server is the server; for a database it is the one that
+        :func:`ui_command` opens.
+    experiment_id, run_id : str
+        MLflow's ids.
+
+    Returns
+    -------
+    str
+    """
+    base = masked(uri) if is_http(uri) else _UI
+    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def ui_command(uri: str) -> str:
+    """Return the command that opens the UI on a store.
+
+    Parameters
+    ----------
+    uri : str
+        Tracking URI.
+
+    Returns
+    -------
+    str
+        One line for a shell; empty for a server, which is its own UI. By default MLflow would
+        start 15 processes with 2.5 GB; so it is two with 0.4 GB.
+    """
+    if is_http(uri):
+        return ""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", masked(uri)]
+    command += ["--host", "127.0.0.1", "--port", "5000", "--workers", "1"]
+    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.join(command)}"

@@ -1,0 +1,449 @@
+"""Observes any Flower strategy round by round: what was sent, what came back, what it became.
+
+Flower's ``Strategy.start()`` calls four hooks and, at the end of each round, ``evaluate_fn``. A
+wrapper that delegates the hooks and wraps ``evaluate_fn`` therefore sees every round of every
+strategy, and never has to copy ``start()``. It changes nothing: messages, replies and results pass
+through as they are, and an exception of its own never reaches the training.
+
+References
+----------
+Flower, ``Strategy``: https://flower.ai/docs/framework/ref-api/flwr.serverapp.strategy.Strategy.html
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fl_app.held import read
+from fl_app.tracking.base import (
+    Arrays,
+    ClientRecord,
+    RoundRecord,
+    RunEnd,
+    RunStart,
+    Status,
+    Tracker,
+    flat_norm,
+)
+from fl_app.tracking.keys import MAX_SHOWN_VALUES
+from fl_app.tracking.trackers import Guard
+
+__all__ = ["TrackedStrategy", "content_bytes"]
+
+_LOG = logging.getLogger("fl_app")
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class TrackedStrategy(Strategy):
+    """A strategy that shows every round of the strategy it wraps to a tracker.
+
+    Usable alone in any Flower app. A tracker that nobody started is started with the run and
+    finished with it: ``FINISHED``, ``KILLED`` after Ctrl-C, ``FAILED`` after any other exception.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy to observe. Where it (or a strategy inside it, found through attributes named
+        ``strategy``) has them, these are used: ``accepted``, the node ids whose replies counted in
+        the last exchange; ``round_metrics(server_round)``, metrics of its own under their full
+        key; ``round_texts(server_round)``, text artifacts; ``weighted_by_key``, the weight's name.
+        Without ``accepted`` a client is any reply without error that holds one MetricRecord (and
+        one ArrayRecord in training).
+    tracker : Tracker
+        Sees the run; several are joined by :class:`fl_app.tracking.Trackers`.
+    partitions : mapping of int to int, optional
+        Node id -> partition. Read when needed, so it may be filled later. Nodes without an entry
+        are numbered by sorted node id in the order in which rounds ask them.
+    value_names : mapping of str to sequence of str, optional
+        Names of the arrays' values, as in :class:`~fl_app.tracking.base.RoundRecord`. Read when
+        needed.
+    private : bool, default False
+        Whether clients' arrays are protected (differential privacy): then neither they nor their
+        norms are recorded.
+    rule : str, optional
+        Name of the aggregation; by default the class name of the innermost strategy.
+
+    Raises
+    ------
+    TypeError
+        If `strategy` is no Flower strategy.
+
+    Notes
+    -----
+    ``cost/bytes_down`` and ``cost/bytes_up`` sum :func:`content_bytes` over all messages sent and
+    all replies received, evaluation included. ``cost/clients_*`` count the training exchange of the
+    round (the evaluation's where there was no training); a node that was asked and whose reply did
+    not count has failed. A strategy with a ``start()`` of its own loses it: only its hooks run.
+
+    Examples
+    --------
+    ::
+
+        TrackedStrategy(FedAvg(), MlflowTracker(experiment_name="x")).start(
+            grid=grid, initial_arrays=arrays, num_rounds=3
+        )
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        tracker: Tracker,
+        *,
+        partitions: Mapping[int, int] | None = None,
+        value_names: Mapping[str, Sequence[str]] | None = None,
+        private: bool = False,
+        rule: str | None = None,
+    ) -> None:
+        if not isinstance(strategy, Strategy):
+            raise TypeError(f"strategy must be a flwr Strategy, got {type(strategy).__name__}")
+        self.strategy, self.tracker = strategy, tracker
+        self.partitions, self.value_names, self.private = partitions, value_names, private
+        self.rule = rule or type([*_chain(strategy)][-1]).__name__
+        self._guard = Guard("tracking")
+        self._reset()
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run Flower's own ``start`` with an `evaluate_fn` that also closes the round's record."""
+        self._reset()
+        owner = not getattr(self.tracker, "started", False)
+        if owner:
+            self._guard(self.tracker.start, self._run_start(num_rounds, train_config))
+        if type(self.strategy).start is not Strategy.start:
+            _LOG.info("tracking: %s.start() is not used, only its hooks", self.rule)
+
+        def watched(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            metrics = None if evaluate_fn is None else evaluate_fn(server_round, arrays)
+            self._guard(self._close_round, server_round, arrays, metrics)
+            return metrics
+
+        try:
+            result = super().start(
+                grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, watched
+            )
+        except BaseException as error:
+            if owner:
+                self._guard(self.tracker.finish, _end_of(error))
+            raise
+        if owner:
+            self._guard(self.tracker.finish, RunEnd("FINISHED"))
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Delegate, and note who is asked."""
+        self._round = _Round(server_round)
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._guard(self._note_messages, messages, self._round.train)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Delegate, and note the replies and what became of them."""
+        replies = list(replies)
+        # Read first: a strategy may empty the replies that it aggregates (FedMedian does).
+        seen = self._guard(self._read_replies, replies, True)
+        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        self._guard(self._note_replies, seen, self._round.train, metrics)
+        self._round.aggregate = arrays
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Delegate, and note who is asked."""
+        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
+        self._guard(self._note_messages, messages, self._round.evaluate)
+        return messages
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Delegate, and note the replies and what became of them."""
+        replies = list(replies)
+        seen = self._guard(self._read_replies, replies, False)
+        metrics = self.strategy.aggregate_evaluate(server_round, replies)
+        self._guard(self._note_replies, seen, self._round.evaluate, metrics)
+        return metrics
+
+    def summary(self) -> None:
+        """Log the wrapped strategy's summary."""
+        self.strategy.summary()
+
+    # ------------------------------------------------------------ observation
+
+    def _reset(self) -> None:
+        self._bytes_up = self._bytes_down = 0
+        self._numbers = _Numbers(self.partitions)
+        self._round = _Round(0)
+
+    def _run_start(self, num_rounds: int, train_config: ConfigRecord | None) -> RunStart:
+        params = {"strategy": self.rule, "num_server_rounds": str(num_rounds)}
+        params |= {f"train_config.{k}": str(v) for k, v in (train_config or {}).items()}
+        return RunStart(self.rule, params, {"strategy": self.rule}, num_server_rounds=num_rounds)
+
+    def _note_messages(self, messages: Sequence[Message], exchange: _Exchange) -> None:
+        exchange.asked = len(messages)
+        self._numbers.learn(m.metadata.dst_node_id for m in messages)
+        self._bytes_down += _traffic(messages)
+
+    def _read_replies(self, replies: Sequence[Message], train: bool) -> list[_Reply]:
+        self._bytes_up += _traffic(replies)
+        weight = _found(self.strategy, "weighted_by_key") or "num-examples"
+        read_arrays = train and not self.private
+        usable = [m for m in replies if m.has_content()]
+        self._numbers.learn(m.metadata.src_node_id for m in usable)
+        return [_Reply.of(m, train, read_arrays, weight) for m in usable]
+
+    def _note_replies(
+        self, seen: Sequence[_Reply] | None, exchange: _Exchange, metrics: MetricRecord | None
+    ) -> None:
+        accepted: Collection[int] | None = _found(self.strategy, "accepted")
+        used = [r for r in seen or () if accepted is None or r.node_id in accepted]
+        clients = [r for r in used if r.complete or accepted is not None]
+        exchange.replied = len(used)
+        exchange.clients = sorted(
+            (r.client(self._numbers.of(r.node_id)) for r in clients), key=lambda c: c.partition
+        )
+        weight = _found(self.strategy, "weighted_by_key") or "num-examples"
+        exchange.metrics = _scalars(metrics or {}, weight)
+
+    def _close_round(
+        self, server_round: int, arrays: ArrayRecord, server: MetricRecord | None
+    ) -> None:
+        round_, self._round = self._round, _Round(server_round)
+        now, aggregate = read(arrays), None
+        if round_.aggregate is not None:
+            aggregate = now if round_.aggregate is arrays else read(round_.aggregate)
+        strategies = [*_chain(self.strategy)][::-1] if server_round else []
+        self.tracker.record(
+            RoundRecord(
+                server_round=server_round,
+                arrays=now,
+                train=round_.train.metrics,
+                evaluate=round_.evaluate.metrics,
+                server=_scalars(server or {}),
+                train_clients=round_.train.clients,
+                evaluate_clients=round_.evaluate.clients,
+                aggregate=aggregate,
+                num_clients=max(len(self.partitions or ()), self._numbers.seen),
+                rule=self.rule,
+                cost=self._cost(round_) if server_round else {},
+                extra=self._ask(strategies, "round_metrics", server_round),
+                texts=self._ask(strategies, "round_texts", server_round),
+                timestamp_ms=time.time_ns() // 1_000_000,
+                value_names=self.value_names or {},
+            )
+        )
+
+    def _cost(self, round_: _Round) -> dict[str, float]:
+        counted = round_.train if round_.train.asked else round_.evaluate
+        return {
+            "bytes_up": self._bytes_up,
+            "bytes_down": self._bytes_down,
+            "seconds": time.perf_counter() - round_.began,
+            "clients_asked": counted.asked,
+            "clients_replied": counted.replied,
+            "clients_failed": counted.asked - counted.replied,
+        }
+
+    def _ask(
+        self, strategies: Sequence[Strategy], method: str, server_round: int
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for strategy in strategies:
+            if callable(own := getattr(strategy, method, None)):
+                found |= self._guard(own, server_round) or {}
+        return found
+
+
+@dataclass
+class _Exchange:
+    """What is known of one exchange."""
+
+    asked: int = 0
+    replied: int = 0
+    clients: Sequence[ClientRecord] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Round:
+    """What is known of a round that is not over."""
+
+    server_round: int
+    began: float = field(default_factory=time.perf_counter)
+    train: _Exchange = field(default_factory=_Exchange)
+    evaluate: _Exchange = field(default_factory=_Exchange)
+    aggregate: ArrayRecord | None = None
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What is kept of a reply before the strategy gets it."""
+
+    node_id: int
+    complete: bool
+    num_examples: float
+    metrics: Mapping[str, float]
+    arrays: ArrayRecord | None
+
+    @classmethod
+    def of(cls, message: Message, train: bool, read_arrays: bool, weight: str) -> _Reply:
+        content = message.content
+        arrays = [r for r in content.values() if isinstance(r, ArrayRecord)]
+        metrics = [r for r in content.values() if isinstance(r, MetricRecord)]
+        values = dict(metrics[0]) if metrics else {}
+        num_examples = values.get(weight, math.nan)
+        return cls(
+            node_id=message.metadata.src_node_id,
+            complete=len(metrics) == 1 and (not train or len(arrays) == 1),
+            num_examples=math.nan if isinstance(num_examples, list) else float(num_examples),
+            metrics=_scalars(values, weight),
+            arrays=arrays[0].copy() if read_arrays and len(arrays) == 1 else None,
+        )
+
+    def client(self, partition: int) -> ClientRecord:
+        arrays = None if self.arrays is None else read(self.arrays)
+        if arrays is None or not _numeric(arrays):
+            return ClientRecord(partition, self.num_examples, self.metrics)
+        small = sum(a.size for a in arrays.values()) <= MAX_SHOWN_VALUES
+        return ClientRecord(
+            partition, self.num_examples, self.metrics, arrays if small else None, flat_norm(arrays)
+        )
+
+
+class _Numbers:
+    """Partitions of nodes: the given ones, and numbers for the nodes that have none."""
+
+    def __init__(self, given: Mapping[int, int] | None) -> None:
+        self._given: Mapping[int, int] = {} if given is None else given
+        self._own: dict[int, int] = {}
+        self._seen: set[int] = set()
+
+    @property
+    def seen(self) -> int:
+        """Number of nodes seen so far."""
+        return len(self._seen)
+
+    def learn(self, node_ids: Iterable[int]) -> None:
+        """Give the nodes that are new their numbers, by sorted node id."""
+        new = set(node_ids) - self._seen
+        self._seen |= new
+        for node_id in sorted(new - self._given.keys()):
+            self._own[node_id] = max([*self._given.values(), *self._own.values()], default=-1) + 1
+
+    def of(self, node_id: int) -> int:
+        """Return a node's partition."""
+        given = self._given.get(node_id)
+        return self._own[node_id] if given is None else given
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Count the bytes of a message's content without encoding it.
+
+    Parameters
+    ----------
+    content : RecordDict
+        Left as it is.
+
+    Returns
+    -------
+    int
+        The values of arrays (``ndarray.nbytes``), 8 a number, 1 a bool, the length of strings
+        and bytes, and the length of every key. Headers of arrays (about 130 bytes each) and the
+        framing of messages are not counted.
+    """
+    total = 0
+    for name, record in content.items():
+        total += len(name) + sum(map(len, record)) + sum(map(_value_bytes, record.values()))
+    return total
+
+
+def _value_bytes(value: Any) -> int:
+    kind = type(value)
+    if kind is float or kind is int:
+        return 8
+    if isinstance(value, Array):
+        size = _itemsize(value.dtype)
+        return len(value.data) if size is None else size * math.prod(value.shape)
+    if kind is list:
+        return sum(map(_value_bytes, value))
+    return 1 if kind is bool else len(value)
+
+
+@cache
+def _itemsize(dtype: str) -> int | None:
+    try:
+        return np.dtype(dtype).itemsize
+    except TypeError:  # of another framework
+        return None
+
+
+def _traffic(messages: Sequence[Message]) -> int:
+    """Sum the contents' bytes; a content that messages share is measured once."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for message in messages:
+        if message.has_content():
+            content = message.content
+            if id(content) not in sizes:
+                sizes[id(content)] = content_bytes(content)
+            total += sizes[id(content)]
+    return total
+
+
+def _scalars(metrics: Mapping[str, Any], leave_out: str | None = None) -> dict[str, float]:
+    """Return metrics as floats; a list becomes ``name.0``, ``name.1`` and so on."""
+    values: dict[str, float] = {}
+    for name, value in metrics.items():
+        if name == leave_out:
+            continue
+        if not isinstance(value, list):
+            values[name] = float(value)
+        elif len(value) <= MAX_SHOWN_VALUES:
+            values |= {f"{name}.{i}": float(v) for i, v in enumerate(value)}
+    return values
+
+
+def _numeric(arrays: Arrays) -> bool:
+    return all(a.dtype.kind in "fiub" for a in arrays.values())
+
+
+def _chain(strategy: object) -> Iterator[Strategy]:
+    """Yield a strategy and the strategies inside it, from outside to inside."""
+    while isinstance(strategy, Strategy):
+        yield strategy
+        strategy = getattr(strategy, "strategy", None)
+
+
+def _found(strategy: Strategy, attribute: str) -> Any:
+    """Return the first attribute of this name from outside to inside, None where there is none."""
+    found = (getattr(s, attribute, None) for s in _chain(strategy))
+    return next((value for value in found if value is not None), None)
+
+
+def _end_of(error: BaseException) -> RunEnd:
+    status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    return RunEnd(status, error=f"{type(error).__name__}: {error}".rstrip(": "))

@@ -1,0 +1,98 @@
+"""Keeps a failing tracker away from the training and from the other trackers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+from fl_app.tracking.base import RoundRecord, RunEnd, RunStart, Tracker
+
+__all__ = ["Guard", "Trackers"]
+
+_LOG = logging.getLogger("fl_app")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Guard:
+    """Calls what must not disturb its caller: an exception becomes one log line of its kind.
+
+    A kind is the function and the type of the exception. ``KeyboardInterrupt`` and ``SystemExit``
+    pass: they are the user's.
+
+    Parameters
+    ----------
+    name : str
+        Who is guarded, for the log line.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._told: set[tuple[str, type[Exception]]] = set()
+
+    def __call__(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        """Return what `call` returns, or None where it raises."""
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            what = getattr(call, "__name__", type(call).__name__)
+            if (what, type(error)) not in self._told:
+                self._told.add((what, type(error)))
+                _LOG.warning(
+                    "%s: %s failed (%s: %s); the run goes on, further failures of this kind "
+                    "are not reported",
+                    self.name,
+                    what,
+                    type(error).__name__,
+                    " ".join(str(error).split()),
+                )
+            return None
+
+
+class Trackers:
+    """Several trackers as one; none notices another one's failure.
+
+    Parameters
+    ----------
+    *trackers : Tracker
+        Called in this order.
+
+    Attributes
+    ----------
+    started : bool
+        Whether ``start`` was called here, or on every member by itself.
+    """
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self.trackers = trackers
+        self._started = False
+        self._guards = [Guard(type(tracker).__name__) for tracker in trackers]
+
+    @property
+    def started(self) -> bool:
+        """Whether somebody started the trackers."""
+        members = [getattr(tracker, "started", False) for tracker in self.trackers]
+        return self._started or (bool(members) and all(members))
+
+    def start(self, run: RunStart) -> None:
+        """Start each tracker."""
+        self._started = True
+        for guard, tracker in zip(self._guards, self.trackers, strict=True):
+            guard(tracker.start, run)
+
+    def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Annotate each tracker."""
+        for guard, tracker in zip(self._guards, self.trackers, strict=True):
+            guard(tracker.annotate, tags, texts)
+
+    def record(self, record: RoundRecord) -> None:
+        """Give the round to each tracker."""
+        for guard, tracker in zip(self._guards, self.trackers, strict=True):
+            guard(tracker.record, record)
+
+    def finish(self, end: RunEnd) -> None:
+        """Finish each tracker."""
+        self._started = False
+        for guard, tracker in zip(self._guards, self.trackers, strict=True):
+            guard(tracker.finish, end)
