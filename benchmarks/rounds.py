@@ -193,9 +193,7 @@ def measure(num_clients: int, rounds: int, repeats: int) -> None:
     if len(digests) != 1:
         raise SystemExit(f"final weights differ between variants: {digests}")
     base = statistics.median(seconds["NumPy loop"])
-    print(
-        f"\nK={num_clients}, {rounds} rounds, medians of {repeats} interleaved runs, equal bits"
-    )
+    print(f"\nK={num_clients}, {rounds} rounds, medians of {repeats} interleaved runs, equal bits")
     for name, values in seconds.items():
         median = statistics.median(values)
         print(f"  {name:26} {1 / median:8.1f} rounds/s   {median / base:5.2f} x the loop's time")

@@ -25,11 +25,13 @@ __all__ = ["main"]
 
 
 _failures: list[FlAppError] = []
+_begun: list[bool] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
 def job(composed: DictConfig) -> float | None:
     """Run one job and return its objective, for sweepers that optimise."""
+    _begun.append(True)
     try:
         return _run(composed)
     except FlAppError as error:
@@ -64,6 +66,11 @@ def main() -> None:
         _fail(str(explain(error, [a for a in sys.argv[1:] if "=" in a])), 2)
     except FlAppError as error:
         _fail(str(error), error.exit_status)
+    except ValueError as error:
+        # Hydra has no class of its own for `dataset=null`; ours would be one of the above.
+        if _begun:
+            raise
+        _fail(str(explain(error, [a for a in sys.argv[1:] if "=" in a])), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

@@ -58,6 +58,8 @@ class RunError(FlAppError):
 
 
 def _show(value: object) -> str:
-    """Show a value on one line of at most 80 characters."""
+    """Show a value as a config would, on one line of at most 80 characters."""
+    if value is None or isinstance(value, bool):
+        value = {None: "null", True: "true", False: "false"}[value]
     text = " ".join(str(value).split())
     return text if len(text) <= 80 else text[:77] + "..."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -286,7 +287,7 @@ class Run:
         result = {
             "run_id": None if self.mlflow is None else self.mlflow.run_id,
             "status": status,
-            "metrics": metrics,
+            "metrics": {key: v if math.isfinite(v) else None for key, v in metrics.items()},
             "weights_sha256": weights,
             "seconds": round(seconds, 3),
         }
@@ -297,7 +298,7 @@ class Run:
         folder = Path(self.config.output_dir or home_dir() / "runs" / str(self.flwr_run_id))
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "result.json.part"
-        partial.write_text(json.dumps(result, indent=2) + "\n")
+        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
         os.replace(partial, folder / "result.json")
 
     def _say_where(self) -> None:

@@ -147,7 +147,7 @@ def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:
     names = metrics.keys() - {wire.NUM_EXAMPLES}
     if spec.metrics is not None and names != spec.metrics:
         return f"metrics {sorted(names)}: expected {sorted(spec.metrics)}"
-    for name in names:
+    for name in sorted(names):
         if not _is_number(metrics[name]):
             return f"metric {name}={metrics[name]!r}: expected a finite number"
     return None

@@ -26,8 +26,8 @@ class RunResult:
         MLflow run id, None without one.
     status : str
         ``FINISHED``, ``FAILED`` or ``KILLED``.
-    metrics : mapping of str to float
-        The last round's ``train/``, ``eval/`` and ``server/`` metrics.
+    metrics : mapping of str to float or None
+        The last round's ``train/``, ``eval/`` and ``server/`` metrics; None where not finite.
     weights_sha256 : str or None
         Digest of the final arrays.
     seconds : float
@@ -38,7 +38,7 @@ class RunResult:
 
     run_id: str | None
     status: str
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float | None]
     weights_sha256: str | None
     seconds: float
     error: str = ""

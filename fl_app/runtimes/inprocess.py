@@ -30,7 +30,7 @@ def run(launch: Launch) -> RunResult:
     """
     config = launch.config
     nodes = 1 if config.strategy.name == "pooled" else config.num_clients
-    with _quiet_flower():
+    with _quiet():
         run_in_process(
             server_app,
             client_app,
@@ -41,12 +41,14 @@ def run(launch: Launch) -> RunResult:
 
 
 @contextmanager
-def _quiet_flower() -> Iterator[None]:
-    """Hold back Flower's INFO lines: our console says each round in one."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def _quiet() -> Iterator[None]:
+    """Hold back Flower's INFO lines and the grid's tracebacks: our console says both."""
+    levels = {"flwr": logging.WARNING, "fl_app.grid": logging.CRITICAL}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -15,8 +15,9 @@ from fl_app.errors import RunError
 from fl_app.launch import Launch
 from fl_app.runtimes.base import RunResult, read_result
 from fl_app.runtimes.submit import Outcome, submit
-from fl_app.runtimes.superlink import PrivateSuperLink
+from fl_app.runtimes.superlink import PrivateSuperLink, signals_unwind
 from fl_app.schema import MlflowConfig, SimulationConfig
+from fl_app.tracking import replay
 from fl_app.tracking.console import LINE_PREFIX
 from fl_app.tracking.store import check_uri, default_uri
 
@@ -48,18 +49,24 @@ def run(launch: Launch) -> RunResult:
         f"flwr run: {config.num_clients} SuperNodes, starting Flower's simulation engine",
         flush=True,
     )
-    with _app_dir() as app_dir, PrivateSuperLink() as link:
-        outcome = submit(
-            app_dir,
-            link.name,
-            run_config={"config-json": launch.to_json()},
-            num_supernodes=config.num_clients,
-            client_num_cpus=runtime.num_cpus,
-            env=link.client_env,
-            flwr_home=link.flwr_home,
-            on_line=_show,
-        )
-    return _end(outcome, config.output_dir or "")
+    try:
+        with signals_unwind(), _app_dir() as app_dir, PrivateSuperLink() as link:
+            outcome = submit(
+                app_dir,
+                link.name,
+                run_config={"config-json": launch.to_json()},
+                num_supernodes=config.num_clients,
+                client_num_cpus=runtime.num_cpus,
+                env=link.client_env,
+                flwr_home=link.flwr_home,
+                on_line=_show,
+                patience=0.0,
+            )
+        return _end(outcome, config.output_dir or "")
+    except BaseException:
+        # Flower ends a ServerApp without its `finally`: what it left in the spool is sent here.
+        replay()
+        raise
 
 
 def _show(line: str) -> None:

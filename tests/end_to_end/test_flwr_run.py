@@ -139,7 +139,9 @@ def test_failed_simulation_exits_with_1(tmp_path: Path) -> None:
 
 
 def test_interrupted_simulation_leaves_nothing_running(tmp_path: Path) -> None:
-    """Ctrl-C during the rounds: exit status 130, and every process it started is gone."""
+    """Ctrl-C during the rounds: status 130, no process is left, and MLflow says KILLED."""
+    from mlflow import MlflowClient
+
     marker = str(tmp_path / "home")
     process = subprocess.Popen(
         [str(BIN / "fl-app"), "runtime=simulation", "num_clients=2", "num_server_rounds=500"],
@@ -156,5 +158,9 @@ def test_interrupted_simulation_leaves_nothing_running(tmp_path: Path) -> None:
         process.communicate(timeout=120)
         assert process.returncode == 130
         assert processes_with("FL_APP_HOME", marker) == []
+        client = MlflowClient(f"sqlite:///{marker}/mlflow.db")
+        (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+        assert run.info.status == "KILLED"
+        assert run.data.metrics["server/accuracy"] > 0
     finally:
         end_processes("FL_APP_HOME", marker)
