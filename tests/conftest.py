@@ -1,0 +1,30 @@
+"""What every test has: homes and stores of its own, and examples that are the same in each run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Read when Flower and MLflow are imported.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+settings.register_profile(
+    "fl_app", derandomize=True, database=None, deadline=None, max_examples=40, print_blob=False
+)
+settings.load_profile("fl_app")
+
+
+@pytest.fixture(autouse=True)
+def _own_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what a test writes, and what it would find of the user's, in its own folder."""
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("FL_APP_HOME", str(tmp_path / "fl_app_home"))
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr_home"))
+    # Hydra's outputs, and MLflow's store where no URI is set, go to the working directory.
+    monkeypatch.chdir(tmp_path)

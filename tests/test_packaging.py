@@ -1,0 +1,162 @@
+"""The repository holds one truth: pins, YAML and schema, bundle and package agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fl_app.config import config_dir
+from fl_app.launch import _KEYS
+from fl_app.schema import GROUPS, Config, to_dict
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+OPTIONS = [(group, name) for group, options in GROUPS.items() for name in options]
+
+
+def _yaml(path: str) -> dict[str, Any]:
+    data = yaml.safe_load((ROOT / "conf" / path).read_text())
+    assert isinstance(data, dict)
+    return data
+
+
+# ---------------------------------------------------------------------------- pins
+def test_the_pins_are_written_twice_and_equal() -> None:
+    """Flower's own installation of a bundle reads pyproject.toml, everybody else the file."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert PROJECT["tool"]["uv"]["constraint-dependencies"] == pins
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==\S+", pin) for pin in pins)
+
+
+def test_every_dependency_is_pinned() -> None:
+    """What the project asks for, core and extras, has one exact version."""
+    lines = (ROOT / "constraints.txt").read_text().lower().splitlines()
+    pinned = {line.partition("==")[0] for line in lines}
+    project = PROJECT["project"]
+    extras = [
+        d for name, of in project["optional-dependencies"].items() if name != "all" for d in of
+    ]
+    for wanted in [*project["dependencies"], *extras]:
+        assert re.split(r"[\[<>=~! ]", wanted)[0].lower() in pinned, wanted
+
+
+# ---------------------------------------------------------------------------- conf and schema
+def test_every_option_has_a_file_and_every_file_an_option() -> None:
+    """Hydra's groups are the schema's, option by option, besides the experiments."""
+    files = {
+        (path.parent.name, path.stem)
+        for path in (ROOT / "conf").glob("*/*.yaml")
+        if path.parent.name != "experiment"
+    }
+    assert files == set(OPTIONS)
+    assert list((ROOT / "conf").glob("*.yaml")) == [ROOT / "conf" / "config.yaml"]
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_a_file_says_what_the_schema_says(group: str, name: str) -> None:
+    """Each key of the option stands in its file, with the schema's default and type."""
+    written, defaults = _yaml(f"{group}/{name}.yaml"), to_dict(GROUPS[group][name](name=name))
+    assert written == defaults
+    assert {k: type(v) for k, v in written.items()} == {k: type(v) for k, v in defaults.items()}
+
+
+def test_the_top_file_says_what_the_schema_says() -> None:
+    """Top keys have the schema's defaults, and the defaults list its default options."""
+    written, config = _yaml("config.yaml"), Config()
+    top = {f.name: getattr(config, f.name) for f in fields(Config)}
+    assert {k: v for k, v in written.items() if k not in ("defaults", "hydra")} == {
+        k: v for k, v in top.items() if not is_dataclass(v)
+    }
+    chosen = [entry for entry in written["defaults"] if isinstance(entry, dict)]
+    options = {k: v for entry in chosen for k, v in entry.items() if k in GROUPS}
+    assert options == {k: v.name for k, v in top.items() if is_dataclass(v)}
+    order = [
+        entry if isinstance(entry, str) else next(iter(entry)) for entry in written["defaults"]
+    ]
+    # Else an experiment's own values are silently lost.
+    assert order.index("_self_") < order.index("experiment")
+    assert all(order.index(group) < order.index("_self_") for group in GROUPS)
+
+
+def test_no_yaml_names_code() -> None:
+    """Names are looked up in a registry: nothing in ``conf/`` could be imported or called."""
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        assert "_target_" not in path.read_text(), path
+
+
+# ---------------------------------------------------------------------------- bundle and package
+def test_flower_may_override_exactly_the_keys_that_are_read() -> None:
+    """Flower refuses a run-config key that does not stand here; all are "" for "as conf/ says"."""
+    keys = PROJECT["tool"]["flwr"]["app"]["config"]
+    assert list(keys) == list(_KEYS)
+    assert set(keys.values()) == {""}
+
+
+def test_the_bundle_and_the_wheel_carry_the_yaml_files() -> None:
+    """Both ways of installing find ``conf/`` where ``config_dir`` looks."""
+    assert config_dir() == ROOT / "conf"
+    patterns = PROJECT["tool"]["flwr"]["app"]["fab-include"]
+    assert {"fl_app/**/*", "conf/**/*"} <= set(patterns)
+    assert all(any(ROOT.glob(pattern)) for pattern in patterns)
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"]["conf"] == "fl_app/conf"
+    # Flower leaves such names out of a bundle, and the two ends' code would differ.
+    left_out = [*(ROOT / "fl_app").rglob("test_*.py"), *(ROOT / "fl_app").rglob("*_test.py")]
+    assert left_out == []
+
+
+def test_a_client_process_loads_neither_hydra_nor_mlflow() -> None:
+    """A SuperNode starts fast and needs no tracking: its app imports neither."""
+    code = (
+        "import sys, fl_app.client_app; print(*{'hydra', 'omegaconf', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def _files() -> list[Path]:
+    """Return the files that are, or would be, in git."""
+    command = [
+        "git",
+        "-C",
+        str(ROOT),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("no git tree")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_the_repository_holds_sources_only() -> None:
+    """Nothing generated, binary or large: no run's output, no cache, no model."""
+    generated = {
+        ".pyc",
+        ".db",
+        ".log",
+        ".npz",
+        ".npy",
+        ".pkl",
+        ".joblib",
+        ".whl",
+        ".fab",
+        ".sqlite",
+    }
+    folders = {"__pycache__", "outputs", "multirun", "mlruns", "mlartifacts", "dist", "build"}
+    for path in _files():
+        assert path.suffix not in generated, path
+        assert not folders & set(path.relative_to(ROOT).parts), path
+        assert path.stat().st_size < 300_000, path

@@ -1,0 +1,286 @@
+"""A spool keeps whatever was acknowledged, however its writer ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from fl_app.tracking import LoggedModel, RunEnd, RunStart
+from fl_app.tracking.spool import (
+    Process,
+    Spool,
+    home_dir,
+    read_lines,
+    read_npz,
+    write_npz,
+)
+
+ARRAYS: dict[str, NDArray[Any]] = {
+    "coef": np.arange(6.0).reshape(2, 3),
+    "intercept": np.array([1, 2], np.float32),
+}
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    """Begin a spool, and give it up at the end."""
+    spool = Spool.create(tmp_path, {"uri": "x"}, RunStart("name", {"a": "1"}), 1234)
+    yield spool
+    spool.release()
+
+
+def line(server_round: int, **metrics: float) -> dict[str, Any]:
+    """Make a round's line."""
+    return {"server_round": server_round, "metrics": metrics}
+
+
+def same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Return whether two arrays are equal bit for bit."""
+    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def test_what_is_written_is_read(spool: Spool) -> None:
+    """Start, rounds, notes, end and marker come back as they were given."""
+    spool.add_round(line(0, a=0.1), ARRAYS)
+    spool.add_round(line(1, a=math.nan), None)
+    spool.add_note({"tag": "1"}, {"path.txt": "text"})
+    model = LoggedModel("final", 1, ARRAYS, {"columns": ["x"], "n": np.int64(3)})
+    spool.add_end(RunEnd("FAILED", {"t": "2"}, [model], {"p": "q"}, "why"), 99)
+    spool.mark_sent({"rounds": 5})
+
+    assert spool.start["run"]["params"] == {"a": "1"}
+    assert (spool.start["start_ms"], spool.start["target"]) == (1234, {"uri": "x"})
+    assert Process(**spool.start["process"]) == Process.current()
+    first, second = (content for content, _ in spool.rounds())
+    assert first == line(0, a=0.1)
+    assert math.isnan(second["metrics"]["a"])
+    assert [n for n, _ in spool.notes()] == [{"tags": {"tag": "1"}, "texts": {"path.txt": "text"}}]
+    assert spool.end["models"] == [{"name": "final", "server_round": 1}]
+    assert (spool.end["status"], spool.end["end_ms"], spool.end["error"]) == ("FAILED", 99, "why")
+    assert spool.sent == {"rounds": 5}
+    for kept in (spool.weights(0), spool.path / "models" / "final.npz"):
+        arrays = read_npz(kept)
+        assert list(arrays) == list(ARRAYS)
+        assert all(same(arrays[name], ARRAYS[name]) for name in ARRAYS)
+    spec = json.loads((spool.path / "models" / "final.json").read_text())
+    assert spec == {"columns": ["x"], "n": 3}
+    assert not spool.weights(1).exists()
+
+
+def test_reading_goes_on_where_it_stopped(spool: Spool) -> None:
+    """The offset after a line is where the next one is found."""
+    for server_round in range(3):
+        spool.add_round(line(server_round), None)
+    offsets = [0, *(offset for _, offset in spool.rounds())]
+    for done, offset in enumerate(offsets):
+        rest = [content["server_round"] for content, _ in spool.rounds(offset)]
+        assert rest == list(range(done, 3))
+
+
+@given(data=st.data())
+def test_a_torn_file_holds_its_whole_lines(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Cut anywhere, a file gives exactly the lines whose end is there."""
+    contents = [{"n": n, "text": "ü\n" * n} for n in range(4)]
+    lines = [json.dumps(c).encode() + b"\n" for c in contents]
+    whole = b"".join(lines)
+    cut = data.draw(st.integers(0, len(whole)))
+    path = tmp_path_factory.mktemp("torn") / "rounds.jsonl"
+    path.write_bytes(whole[:cut])
+    complete = whole[:cut].count(b"\n")
+    assert [content for content, _ in read_lines(path)] == contents[:complete]
+
+
+def test_a_broken_line_costs_itself_only(tmp_path: Path) -> None:
+    """A line that is no JSON object is skipped, those around it are read."""
+    path = tmp_path / "rounds.jsonl"
+    path.write_bytes(b'{"n": 1}\n\0\0\0\n[1]\n{"n": 2}\n{"n": 3')
+    assert [content["n"] for content, _ in read_lines(path)] == [1, 2]
+    assert list(read_lines(tmp_path / "none.jsonl")) == []
+
+
+def test_a_line_that_does_not_fit_leaves_nothing(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk the round is refused as a whole, and the next one is not glued to it."""
+    spool.add_round(line(0), None)
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, content: write(file, content[:7]))
+        with pytest.raises(Exception, match="only 7 of"):
+            spool.add_round(line(1), None)
+    spool.add_round(line(2), None)
+    assert [content["server_round"] for content, _ in spool.rounds()] == [0, 2]
+
+
+def test_weights_are_there_before_the_line(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round whose arrays could not be kept is no round."""
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", _fail)
+        with pytest.raises(OSError, match="no disk"):
+            spool.add_round(line(0), ARRAYS)
+    assert list(spool.rounds()) == []
+    assert not spool.weights(0).exists()
+
+
+def _fail(*_: object) -> None:
+    raise OSError("no disk")
+
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+values = hnp.arrays(
+    hnp.floating_dtypes() | hnp.integer_dtypes() | hnp.boolean_dtypes(),
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+)
+
+
+@given(
+    arrays=st.dictionaries(names | st.sampled_from(["file", "arr_0", "a/b"]), values, max_size=3)
+)
+def test_arrays_come_back_bit_for_bit(
+    arrays: dict[str, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Any names, dtypes and shapes survive, and the bytes of the file depend on nothing else."""
+    folder = tmp_path_factory.mktemp("npz")
+    write_npz(folder / "a.npz", arrays)
+    write_npz(folder / "b.npz", arrays)
+    read = read_npz(folder / "a.npz")
+    assert list(read) == list(arrays)
+    assert all(
+        same(read[name], np.ascontiguousarray(arrays[name]).reshape(arrays[name].shape))
+        for name in arrays
+    )
+    assert (folder / "a.npz").read_bytes() == (folder / "b.npz").read_bytes()
+    assert sorted(p.name for p in folder.iterdir()) == ["a.npz", "b.npz"]
+
+
+def test_python_objects_are_refused(tmp_path: Path) -> None:
+    """An array that only pickle could write is refused, and the file before it stays."""
+    path = tmp_path / "a.npz"
+    write_npz(path, ARRAYS)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        write_npz(path, {"bad": np.array([{}], dtype=object)})
+    assert list(read_npz(path)) == list(ARRAYS)
+
+
+def test_a_live_spool_is_left_alone(spool: Spool) -> None:
+    """Whoever holds a spool has it alone; given up, it can be taken and holds what it held."""
+    spool.add_round(line(0), None)
+    assert Spool.claim(spool.path) is None
+    spool.release()
+    taken = Spool.claim(spool.path)
+    assert taken is not None
+    assert [content["server_round"] for content, _ in taken.rounds()] == [0]
+    assert Spool.claim(spool.path) is None
+    taken.release()
+
+
+def test_a_removed_spool_is_gone(spool: Spool, tmp_path: Path) -> None:
+    """Nothing of it stays, and asking for it is no error."""
+    spool.remove()
+    assert Spool.paths(tmp_path) == []
+    assert Spool.claim(spool.path) is None
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_half_made_spools_are_not_seen(tmp_path: Path) -> None:
+    """What a start was killed in is no spool; it goes after an hour, not under a start's hands."""
+    young, old = tmp_path / "spool" / ".young", tmp_path / "spool" / ".old"
+    for path in (young, old):
+        path.mkdir(parents=True)
+    long_ago = time.time() - 2 * 3600
+    os.utime(old, (long_ago, long_ago))
+    assert Spool.paths(tmp_path) == []
+    assert (young.exists(), old.exists()) == (True, False)
+    assert Spool.paths(tmp_path / "nowhere") == []
+
+
+def test_spools_are_sorted_by_start(tmp_path: Path) -> None:
+    """The older run is the earlier one in the list."""
+    spools = [Spool.create(tmp_path, {}, RunStart(), ms) for ms in (5_000, 1_000, 9_000)]
+    starts = [json.loads((p / "run.json").read_text())["start_ms"] for p in Spool.paths(tmp_path)]
+    assert starts == [1_000, 5_000, 9_000]
+    for spool in spools:
+        spool.release()
+
+
+def test_only_the_owner_reads_a_spool(spool: Spool) -> None:
+    """Its target may hold a password."""
+    assert spool.path.stat().st_mode & 0o077 == 0
+
+
+def test_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is given wins over the environment, which wins over the user's directory."""
+    monkeypatch.setenv("FL_APP_HOME", str(tmp_path / "env"))
+    assert home_dir(tmp_path / "given") == tmp_path / "given"
+    assert home_dir() == tmp_path / "env"
+    monkeypatch.delenv("FL_APP_HOME")
+    assert home_dir() == Path("~/.fl_app").expanduser()
+
+
+def test_a_process_is_known_by_more_than_its_number() -> None:
+    """The own process lives; its number with another start is gone; elsewhere is unknown."""
+    own = Process.current()
+    assert own.pid == os.getpid()
+    assert not own.is_gone()
+    if not own.started:
+        pytest.skip("this system does not tell when a process began")
+    assert Process(own.host, own.pid, "another").is_gone()
+    assert not Process(f"not-{socket.gethostname()}", own.pid, "another").is_gone()
+    assert not Process(own.host, own.pid, "").is_gone()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert Process(own.host, ended.pid, own.started).is_gone()
+
+
+WRITER = """
+import sys
+import numpy as np
+from pathlib import Path
+from fl_app.tracking import RunStart
+from fl_app.tracking.spool import Spool
+
+spool = Spool.create(Path(sys.argv[1]), {}, RunStart(), 0)
+for server_round in range(10**6):
+    spool.add_round({"server_round": server_round, "metrics": {"x": 1.0}}, {"w": np.ones(999)})
+    print(server_round, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", [1, 30, 177])
+def test_killing_the_writer_loses_nothing(wanted: int, tmp_path: Path) -> None:
+    """After kill -9 every round that the writer was told is kept is there, with its arrays."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        for told in writer.stdout:
+            if int(told) >= wanted:
+                writer.kill()
+                break
+        rest = writer.stdout.read().split()
+    acknowledged = max([wanted, *map(int, rest)])
+    (path,) = Spool.paths(tmp_path)
+    spool = Spool.claim(path)
+    assert spool is not None
+    rounds = [content["server_round"] for content, _ in spool.rounds()]
+    assert rounds[: acknowledged + 1] == list(range(acknowledged + 1))
+    for server_round in rounds:
+        assert np.array_equal(read_npz(spool.weights(server_round))["w"], np.ones(999))
+    spool.release()

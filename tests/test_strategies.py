@@ -1,0 +1,326 @@
+"""Strategies by name: Flower's own, and every client alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Result
+from numpy.typing import NDArray
+
+from fl_app import wire
+from fl_app.client_app import app as client_app
+from fl_app.config import compose_config
+from fl_app.data.encoding import Encoding
+from fl_app.data.partition import Encoded, encode, partition_of
+from fl_app.errors import FederationError
+from fl_app.federation.federated import Federated, Participation
+from fl_app.federation.handshake import shake_hands
+from fl_app.grid import InProcessGrid
+from fl_app.held import hold, read
+from fl_app.models.metrics import score
+from fl_app.models.registry import build
+from fl_app.schema import (
+    GROUPS,
+    METRICS,
+    Config,
+    FedAdamConfig,
+    ModelConfig,
+    StrategyConfig,
+    from_dict,
+    task_of,
+    to_json,
+)
+from fl_app.seeding import generator, one_thread
+from fl_app.strategies import Local, build_strategy
+from tests.messages import NODE_IDS, asked_of, content_of, reply_of, roster_of
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def _config(**options: Any) -> Config:
+    base = {"num_clients": 4, "num_server_rounds": 3, "dataset": {"name": "diabetes"}}
+    return from_dict(base | options)
+
+
+def _federate(
+    config: Config, app: ClientApp = client_app, shuffle: int | None = None
+) -> tuple[Encoding, Result]:
+    """Run a config's rounds in this process, without tracking or a server's test."""
+    nodes = 1 if config.strategy.name == "pooled" else config.num_clients
+    with InProcessGrid(app, nodes, shuffle_replies=shuffle) as grid, one_thread():
+        roster, encoding = shake_hands(grid, grid.get_node_ids(), config, None, 60.0)
+        names = frozenset(METRICS[task_of(config.dataset)])
+        federated = Federated(
+            build_strategy(config.strategy, roster),
+            roster,
+            Participation(
+                config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
+            ),
+            names,
+            names,
+        )
+        model = build(config.model, len(encoding.feature_names), len(encoding.output_names))
+        record = wire.run_record(to_json(config), encoding)
+        result = federated.start(
+            grid,
+            hold(model.start(generator(config.seed, "model"))),
+            num_rounds=config.num_server_rounds,
+            train_config=record,
+            evaluate_config=record.copy(),
+        )
+    return encoding, result
+
+
+def _bits(arrays: Arrays) -> dict[str, bytes]:
+    return {name: a.tobytes() for name, a in arrays.items()}
+
+
+def _rows(config: Config, encoding: Encoding, partition: int) -> Encoded:
+    return encode(partition_of(config, partition), encoding, config.model.dtype)
+
+
+# ---------------------------------------------------------------------------- by name
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (StrategyConfig("fedavg"), FedAvg),
+        (StrategyConfig("fedmedian"), FedMedian),
+        (FedAdamConfig("fedadam"), FedAdam),
+        (StrategyConfig("local"), Local),
+        (StrategyConfig("pooled"), FedAvg),
+    ],
+)
+def test_a_name_stands_for_a_strategy(config: StrategyConfig, kind: type) -> None:
+    """Flower's own class, unforked, which takes every node that it is shown."""
+    strategy = build_strategy(config, roster_of(2))
+    assert type(strategy) is kind
+    assert isinstance(strategy, FedAvg)
+    assert (strategy.fraction_train, strategy.fraction_evaluate) == (1.0, 1.0)
+    least = (strategy.min_train_nodes, strategy.min_evaluate_nodes, strategy.min_available_nodes)
+    assert least == (1, 1, 1)
+
+
+def test_every_parameter_reaches_the_strategy() -> None:
+    """No key of the config is decoration."""
+    values = {"eta": 0.5, "eta_l": 0.25, "beta_1": 0.75, "beta_2": 0.125, "tau": 0.0625}
+    strategy = build_strategy(FedAdamConfig("fedadam", **values), roster_of(2))
+    assert {name: getattr(strategy, name) for name in values} == values
+
+
+@pytest.mark.parametrize("name", GROUPS["strategy"])
+def test_every_strategy_of_the_schema_runs(name: str) -> None:
+    """A name that the config allows trains and evaluates, the same bits in any order of arrival."""
+    config = _config(strategy={"name": name}, num_clients=5)
+    _, result = _federate(config)
+    arrays = read(result.arrays)
+    assert any(a.any() for a in arrays.values())
+    assert all(np.isfinite(a).all() for a in arrays.values())
+    assert set(result.train_metrics_clientapp) == {1, 2, 3}
+    assert set(result.evaluate_metrics_clientapp) == {1, 2, 3}
+    _, other = _federate(config, shuffle=3)
+    assert _bits(read(other.arrays)) == _bits(arrays)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedmedian"])
+def test_float32_stays_float32_in_every_strategy(name: str) -> None:
+    """The configured precision is that of the final model."""
+    config = _config(strategy={"name": name}, model={"name": "auto", "dtype": "float32"})
+    assert {str(a.dtype) for a in read(_federate(config)[1].arrays).values()} == {"float32"}
+
+
+def test_training_that_diverges_is_said_once_and_by_partition() -> None:
+    """Numbers that overflow end the run with the metric's name, not with NumPy's warnings."""
+    config = _config(model={"name": "linear", "learning_rate": 1e3, "local_epochs": 50})
+    with pytest.raises(FederationError, match="0 usable replies of 4 asked") as caught:
+        _federate(config)
+    assert "partition 0: metric mae=nan: expected a finite number; " in str(caught.value)
+
+
+# ---------------------------------------------------------------------------- averaging
+@pytest.mark.parametrize("rows", [(2, 2), (2, 6), (4, 2)])
+def test_the_lesson_in_closed_form(rows: tuple[int, int]) -> None:
+    """On y = s_k x + 1 the slope after T rounds of E epochs is s (1 - (1-2r)^(ET)).
+
+    A full-batch step takes a slope w to w - 2r (w - s_k), as mean x = 0 and mean x^2 = 1; E steps
+    to (1-2r)^E w + (1 - (1-2r)^E) s_k. The average keeps that form, with s = sum_k n_k/N s_k.
+    """
+    text = f"dataset.rows=[{rows[0]},{rows[1]}]"
+    _, result = _federate(compose_config(["experiment=two_lines", text]))
+    arrays = read(result.arrays)
+    far = 1 - (1 - 2 * 0.1) ** (5 * 5)
+    slope = (rows[0] * 2 + rows[1] * 1) / sum(rows)
+    assert arrays["coef"].ravel() == pytest.approx([slope * far], rel=1e-13)
+    assert arrays["intercept"] == pytest.approx([far], rel=1e-13)
+
+
+def _same_rows(num_clients: int) -> ClientApp:
+    """Make clients that all train on the same rows, by full-batch descent."""
+    config = ModelConfig("softmax", batch_size=0, learning_rate=0.5, local_epochs=3)
+    model = build(config, 4, 3)
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    y = np.random.default_rng(1).integers(0, 3, size=9)
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        arrays = model.fit(read(message.content["arrays"]), x, y, np.random.default_rng(0))
+        return wire.reply(message, {"log_loss": 1.0}, 9, arrays)
+
+    return app
+
+
+@pytest.mark.parametrize("num_clients", [2, 3, 8])
+@pytest.mark.parametrize("name", ["fedavg", "fedmedian"])
+def test_clients_with_identical_data_are_one_client(name: str, num_clients: int) -> None:
+    """K equal clients end where one ends: bit for bit for the median and for a pair."""
+    found = []
+    for k in (1, num_clients):
+        with InProcessGrid(_same_rows(k), k) as grid:
+            roster = roster_of(0)
+            strategy = build_strategy(StrategyConfig(name), roster)
+            start = {"coef": np.zeros((3, 4)), "intercept": np.zeros(3)}
+            found.append(read(strategy.start(grid, hold(start), num_rounds=4).arrays))
+    one, many = found
+    if name == "fedmedian" or num_clients == 2:
+        assert _bits(one) == _bits(many)
+    for key in one:
+        np.testing.assert_allclose(many[key], one[key], rtol=1e-12, atol=1e-14)
+
+
+def test_pooled_is_one_client_with_all_rows() -> None:
+    """``strategy=pooled`` trains the model directly on all training rows."""
+    config = _config(strategy={"name": "pooled"})
+    encoding, result = _federate(config)
+    rows = _rows(config, encoding, 0)
+    model = build(config.model, len(encoding.feature_names), 1)
+    arrays = model.start(generator(0, "model"))
+    with one_thread():
+        for t in (1, 2, 3):
+            arrays = model.fit(arrays, rows.x, rows.y, generator(config.seed, "train", t, 0))
+    assert len(rows.x) == sum(
+        len(partition_of(_config(), k).train) for k in range(config.num_clients)
+    )
+    assert _bits(read(result.arrays)) == _bits(arrays)
+
+
+# ---------------------------------------------------------------------------- local
+def _alone(config: Config, encoding: Encoding, skipped: Mapping[int, int] | None = None) -> Arrays:
+    """Train every client with its model alone; ``skipped`` maps a round to who misses it."""
+    model = build(config.model, len(encoding.feature_names), len(encoding.output_names))
+    found: dict[str, NDArray[Any]] = {}
+    for k in range(config.num_clients):
+        rows = _rows(config, encoding, k)
+        arrays = model.start(generator(config.seed, "model"))
+        with one_thread():
+            for t in range(1, config.num_server_rounds + 1):
+                if (skipped or {}).get(t) != k:
+                    rng = generator(config.seed, "train", t, k)
+                    arrays = model.fit(arrays, rows.x, rows.y, rng)
+        found |= {f"{k:03d}/{name}": a for name, a in arrays.items()}
+    return found
+
+
+@pytest.mark.parametrize("dataset", ["diabetes", "digits"])
+def test_local_is_every_client_alone(dataset: str) -> None:
+    """Bit for bit what each client's model gives on its rows, without the federation."""
+    config = _config(strategy={"name": "local"}, dataset={"name": dataset})
+    encoding, result = _federate(config, shuffle=5)
+    arrays = read(result.arrays)
+    assert list(arrays) == [f"{k:03d}/{name}" for k in range(4) for name in ("coef", "intercept")]
+    assert _bits(arrays) == _bits(_alone(config, encoding))
+
+
+def _spied(fails: Mapping[int, int], scored: dict[tuple[int, int], dict[str, bytes]]) -> ClientApp:
+    """Wrap our client app: partition ``fails[t]`` breaks in round t; note what is evaluated."""
+    app = ClientApp()
+
+    @app.query("describe")
+    def describe(message: Message, context: Context) -> Message:
+        return client_app(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if fails.get(wire.server_round(message)) == context.node_config["partition-id"]:
+            raise RuntimeError("away")
+        return client_app(message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        place = (wire.server_round(message), int(context.node_config["partition-id"]))
+        scored[place] = _bits(read(message.content["arrays"]))
+        return client_app(message, context)
+
+    return app
+
+
+def test_a_client_that_misses_a_round_keeps_its_arrays() -> None:
+    """Its arrays stand still in that round; the others go on, and it does in the next."""
+    config = _config(strategy={"name": "local"})
+    scored: dict[tuple[int, int], dict[str, bytes]] = {}
+    encoding, result = _federate(config, _spied({1: 0, 2: 1}, scored))
+    assert _bits(read(result.arrays)) == _bits(_alone(config, encoding, {1: 0, 2: 1}))
+    assert scored[2, 1] == scored[1, 1]
+    assert scored[2, 2] != scored[1, 2]
+
+
+def test_each_client_evaluates_its_own_arrays() -> None:
+    """``eval/`` under ``local`` is the mean of the clients' scores of their own models."""
+    config = _config(strategy={"name": "local"}, num_server_rounds=2)
+    scored: dict[tuple[int, int], dict[str, bytes]] = {}
+    encoding, result = _federate(config, _spied({}, scored))
+    arrays = read(result.arrays)
+    model = build(config.model, len(encoding.feature_names), 1)
+    total, mse = 0, 0.0
+    for k in range(4):
+        own = {name: arrays[f"{k:03d}/{name}"] for name in ("coef", "intercept")}
+        assert scored[2, k] == _bits(own)
+        rows = _rows(config, encoding, k)
+        outputs = encoding.in_units(model.predict(own, rows.x_eval))
+        mse += len(rows.x_eval) * score("regression", outputs, rows.truth_eval)["mse"]
+        total += len(rows.x_eval)
+    assert result.evaluate_metrics_clientapp[2]["mse"] == pytest.approx(mse / total, rel=1e-12)
+
+
+def test_a_share_of_the_clients_may_evaluate_under_local() -> None:
+    """``fraction_evaluate`` works as everywhere: others' arrays are not lost by it."""
+    config = _config(strategy={"name": "local"}, fraction_evaluate=0.5)
+    scored: dict[tuple[int, int], dict[str, bytes]] = {}
+    encoding, result = _federate(config, _spied({}, scored))
+    assert [len([1 for t, _ in scored if t == i]) for i in (1, 2, 3)] == [2, 2, 2]
+    assert _bits(read(result.arrays)) == _bits(_alone(config, encoding))
+
+
+def test_local_checks_replies_against_one_clients_arrays() -> None:
+    """A reply must look like a client's own arrays, before and after the first round."""
+    roster = roster_of(3)
+    strategy = Local(roster)
+    plain = hold({"w": np.zeros(2)})
+    spec = strategy.reply_spec(1, plain)
+    assert spec.arrays == {"w": ((2,), "float64")}
+    grid = InProcessGrid(ClientApp(), 1)
+    with grid:
+        view = _Ids(roster_of(3))
+        strategy.configure_train(1, plain, ConfigRecord(), view)  # type: ignore[arg-type]
+    replies = [reply_of(n, content_of({"w": np.full(2, float(n))})) for n in asked_of(roster)]
+    merged, _ = strategy.aggregate_train(1, replies[:2])
+    assert merged is not None
+    assert strategy.reply_spec(2, merged).arrays == spec.arrays
+    values = {name: a.tolist() for name, a in read(merged).items()}
+    first, second = NODE_IDS[:2]
+    assert values == {"000/w": [first] * 2, "001/w": [second] * 2, "002/w": [0.0, 0.0]}
+    assert strategy.everyone(1)
+
+
+class _Ids:
+    """As much of a grid as a strategy asks for its node ids."""
+
+    def __init__(self, roster: Any) -> None:
+        self._roster = roster
+
+    def get_node_ids(self) -> list[int]:
+        return [node.node_id for node in self._roster]
