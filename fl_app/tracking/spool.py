@@ -424,9 +424,10 @@ def _write(path: Path, content: bytes | memoryview, sync: bool = True) -> None:
     power may cost the file.
     """
     part = path.with_name(f"{path.name}.part")
-    with part.open("wb", buffering=0) as file:
+    with part.open("wb") as file:
         file.write(content)
         if sync:
+            file.flush()
             os.fsync(file.fileno())
     part.rename(path)
 
