@@ -160,7 +160,7 @@ def test_node_ids_are_no_partition_ids(num_supernodes: int) -> None:
     [
         ({"num_supernodes": 0}, "num_supernodes=0: an integer of at least 1"),
         ({"num_supernodes": 2.0}, "num_supernodes=2.0: an integer of at least 1"),
-        ({"num_supernodes": True}, "num_supernodes=True: an integer of at least 1"),
+        ({"num_supernodes": True}, "num_supernodes=true: an integer of at least 1"),
         ({"shuffle_replies": -1}, "shuffle_replies=-1: an integer of at least 0"),
         ({"run_config": {"a": {"b": 1}}}, "run_config.a={'b': 1}: a bool, int, float or str"),
         ({"run_config": {3: 1}}, "run_config=3: names are str"),

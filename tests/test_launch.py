@@ -116,7 +116,7 @@ KEYS = (
         ),
         ({"overrides": "seed=-1"}, 4, "seed=-1: expected an integer >= 0"),
         ({"seed": "x"}, 4, "seed=x: expected an integer >= 0"),
-        ({"seed": True}, 4, "seed=True: expected an integer >= 0"),
+        ({"seed": True}, 4, "seed=true: expected an integer >= 0"),
         ({"seed": 1.5}, 4, "seed=1.5: expected an integer >= 0"),
         ({"num-server-rounds": 0}, 4, "num_server_rounds=0: expected an integer >= 1"),
         ({"strategy": "pooled", "overrides": "runtime=simulation"}, 4, None),

@@ -194,9 +194,9 @@ def test_flat_parameters_are_dotted_texts_without_folders() -> None:
         ({"sede": 1}, f"sede=1: no such key; did you mean seed? allowed are {KEYS}"),
         ({1: 2}, f"1=2: no such key; allowed are {KEYS}"),
         ({"seed": 1.0}, "seed=1.0: expected an integer >= 0"),
-        ({"seed": True}, "seed=True: expected an integer >= 0"),
+        ({"seed": True}, "seed=true: expected an integer >= 0"),
         ({"seed": "1"}, "seed=1: expected an integer >= 0"),
-        ({"seed": None}, "seed=None: expected an integer >= 0"),
+        ({"seed": None}, "seed=null: expected an integer >= 0"),
         ({"fraction_train": 0}, "fraction_train=0: expected a finite number > 0 and <= 1"),
         ({"fraction_train": 10**400}, None),
         ({"output_dir": 3}, "output_dir=3: expected a text, or null"),
@@ -204,7 +204,7 @@ def test_flat_parameters_are_dotted_texts_without_folders() -> None:
             {"dataset": "digits"},
             f"dataset=digits: a mapping with one of {_names('dataset')} as name",
         ),
-        ({"dataset": {}}, f"dataset.name=None: one of {_names('dataset')}"),
+        ({"dataset": {}}, f"dataset.name=null: one of {_names('dataset')}"),
         ({"dataset": {"name": "x"}}, f"dataset.name=x: one of {_names('dataset')}"),
         ({"dataset": {"name": ["digits"]}}, f"dataset.name=['digits']: one of {_names('dataset')}"),
         (
@@ -232,7 +232,7 @@ def test_flat_parameters_are_dotted_texts_without_folders() -> None:
             "dataset.rows=[2, 2, 2]: expected a list of integers >= 1 (2 of them)",
         ),
         ([], "config=[]: a mapping of keys to values"),
-        (None, "config=None: a mapping of keys to values"),
+        (None, "config=null: a mapping of keys to values"),
     ],
 )
 def test_a_wrong_key_type_or_value_is_named(data: Any, message: str | None) -> None:

@@ -217,7 +217,7 @@ def test_the_simulation_is_configured_only_if_there_is_one(
         ({"app_dir": "nowhere"}, "app=.*nowhere: a directory whose pyproject.toml has"),
         ({"superlink": "fra"}, r"superlink=fra: a \[superlink.NAME\] of .*: far"),
         ({"run_config": {"modes": ""}}, "run-config=modes: one of mode, text, count, share, flag"),
-        ({"run_config": {"mode": None}}, "mode=None: text, an integer, a number or true/false"),
+        ({"run_config": {"mode": None}}, "mode=null: text, an integer, a number or true/false"),
         ({"num_supernodes": 0}, "num_supernodes=0: at least 1"),
         ({"client_num_cpus": 0.0}, "client_num_cpus=0.0: more than 0"),
         ({"client_num_cpus": float("nan")}, "client_num_cpus=nan: more than 0"),
