@@ -239,6 +239,8 @@ class Carrier:
         self._store.end_run(run, end["status"], end["end_ms"])
         try:
             self._send_models(run, end.get("models", []))
+        except StoppedError:
+            raise
         except Exception as error:
             self._store.connect()  # if it is not there, that is the reason, and time will tell
             failures = self._sent.get("model_failures", 0) + 1

@@ -100,7 +100,7 @@ class MlflowTracker:
         home: str | Path | None = None,
     ) -> None:
         self.home = _usable(home_dir(home))
-        from_env = uri is None and bool(os.environ.get("MLFLOW_TRACKING_URI"))
+        from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
         field = "MLFLOW_TRACKING_URI" if from_env else "tracking.uri"
         self.uri = check_uri(uri or default_uri(self.home), field)
         if not experiment_name or len(experiment_name) > 500:
