@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import Encoded, encode, partition_of
+from fl_app.data.partition import Encoded, Partition, encode, own_partition, partition_of
 from fl_app.errors import InputError
 from fl_app.federation import handshake
+from fl_app.grid import in_process
 from fl_app.held import read
 from fl_app.models.base import Arrays, Model
 from fl_app.models.metrics import score
 from fl_app.models.registry import build
-from fl_app.schema import Config
+from fl_app.schema import METRICS, Config, TabularConfig
 from fl_app.seeding import generator, one_thread
 
 __all__ = ["app"]
@@ -51,7 +52,7 @@ def describe(message: Message, context: Context) -> Message:
         return Message(handshake.to_record(foreign), reply_to=message)
     config = wire.read_config(wire.texts(message)[0])
     with one_thread():
-        rows = partition_of(config, partition)
+        rows = _raw_rows(config, partition, _own_file(config, context))
         description = handshake.describe(rows, partition, num_partitions, config.min_rows)
     return Message(handshake.to_record(description), reply_to=message)
 
@@ -61,14 +62,17 @@ def train(message: Message, context: Context) -> Message:
     """Train on this client's rows, starting from the arrays that came."""
     partition, _ = _place(context)
     federation = _federation(*wire.texts(message))
-    config, model, rows = federation.config, federation.model, federation.rows(partition)
+    config, model = federation.config, federation.model
+    rows = federation.rows(partition, _own_file(config, context))
     rng = generator(config.seed, "train", wire.server_round(message), partition)
     mu = wire.setting(message, "proximal-mu", 0.0)
     with one_thread(), _no_warnings():
-        arrays = model.fit(
-            read(message.content.array_records[wire.ARRAYS]), rows.x, rows.y, rng, mu
-        )
+        start = read(message.content.array_records[wire.ARRAYS])
+        arrays = model.fit(start, rows.x, rows.y, rng, mu)
         metrics = federation.score(arrays, rows.x, rows.truth)
+        if config.strategy.name == "qfedavg":
+            loss = METRICS[federation.encoding.task][0]
+            metrics[wire.TRAIN_LOSS] = federation.score(start, rows.x, rows.truth)[loss]
     return wire.reply(message, metrics, len(rows.x), arrays)
 
 
@@ -77,7 +81,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score the arrays that came on this client's validation rows."""
     partition, _ = _place(context)
     federation = _federation(*wire.texts(message))
-    rows = federation.rows(partition)
+    rows = federation.rows(partition, _own_file(federation.config, context))
     with one_thread(), _no_warnings():
         arrays = read(message.content.array_records[wire.ARRAYS])
         metrics = federation.score(arrays, rows.x_eval, rows.truth_eval)
@@ -100,6 +104,35 @@ def _place(context: Context) -> tuple[int, int]:
     return partition, num_partitions if isinstance(num_partitions, int) else 0
 
 
+def _own_file(config: Config, context: Context) -> str | None:
+    """Return the file that this node's own configuration names; None where rows are dealt.
+
+    A path in a shipped config is read only where the whole federation is one user's: in an
+    in-process grid and in a worker of Flower's simulation. A SuperNode reads its own file.
+    """
+    path = context.node_config.get("data")
+    if path is not None:
+        return str(path)
+    if isinstance(config.dataset, TabularConfig) and not (in_process() or _in_simulation()):
+        raise InputError(
+            "node-config data", "", "the path of this node's own file: data='\"/path/file.csv\"'"
+        )
+    return None
+
+
+def _in_simulation() -> bool:
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return False
+    return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+
+
+def _raw_rows(config: Config, partition: int, path: str | None) -> Partition:
+    return (
+        partition_of(config, partition) if path is None else own_partition(config, partition, path)
+    )
+
+
 @dataclass(frozen=True)
 class _Federation:
     """A run as its clients see it; their encoded rows are kept while the run is in use."""
@@ -107,23 +140,25 @@ class _Federation:
     config: Config
     encoding: Encoding
     model: Model
-    _rows: dict[int, Encoded] = field(default_factory=dict)
+    _rows: dict[tuple[int, str | None], Encoded] = field(default_factory=dict)
 
     def score(self, arrays: Arrays, x: NDArray[Any], truth: NDArray[Any]) -> dict[str, float]:
         """Score arrays on encoded rows, in the raw unit of the target."""
         outputs = self.encoding.in_units(self.model.predict(arrays, x))
         return score(self.encoding.task, outputs, truth)
 
-    def rows(self, partition: int) -> Encoded:
-        found = self._rows.get(partition)
+    def rows(self, partition: int, path: str | None) -> Encoded:
+        found = self._rows.get((partition, path))
         if found is None:
-            raw = partition_of(self.config, partition)
-            found = self._rows[partition] = encode(raw, self.encoding, self.config.model.dtype)
+            raw = _raw_rows(self.config, partition, path)
+            found = encode(raw, self.encoding, self.config.model.dtype)
+            self._rows[partition, path] = found
         return found
 
 
 @lru_cache(maxsize=4)
 def _federation(config_json: str, encoding_json: str) -> _Federation:
     config, encoding = wire.read_config(config_json), wire.read_encoding(encoding_json)
-    model = build(config.model, len(encoding.feature_names), len(encoding.output_names))
+    features, outputs = encoding.feature_names, encoding.output_names
+    model = build(config.model, len(features), len(outputs), encoding.task)
     return _Federation(config, encoding, model)

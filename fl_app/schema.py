@@ -74,6 +74,48 @@ class TwoLinesConfig(DatasetConfig):
     rows: tuple[int, ...] = opt((2, 2), "Rows of each of the two clients.", ge=1, length=2)
 
 
+@dataclass(frozen=True)
+class HeartDiseaseConfig(DatasetConfig):
+    """UCI's four hospitals, the rows of FLamby's Fed-Heart-Disease."""
+
+    split: str = opt(
+        "seeded",
+        "Test rows: drawn by the seed, or FLamby's fixed ones whatever `test_fraction` says.",
+        choices=("seeded", "flamby"),
+    )
+
+
+@dataclass(frozen=True)
+class SyntheticConfig(DatasetConfig):
+    """Rows drawn by the seed."""
+
+    num_examples: int = opt(1000, "Rows.", ge=2)
+    num_features: int = opt(10, "Columns.", ge=1)
+
+
+@dataclass(frozen=True)
+class SyntheticClassificationConfig(SyntheticConfig):
+    """Gaussian classes drawn by the seed."""
+
+    num_classes: int = opt(3, "Classes.", ge=2)
+
+
+@dataclass(frozen=True)
+class TabularConfig(DatasetConfig):
+    """One CSV or Parquet file of the user's own."""
+
+    path: str | None = opt(None, "The file.")
+    target: str | tuple[str, ...] | None = opt(None, "Column to predict; several for regression.")
+    task: str = opt(
+        "classification", "What the target is.", choices=("regression", "classification")
+    )
+    features: tuple[str, ...] | None = opt(None, "Columns to predict from; null: all others.")
+    categorical: tuple[str, ...] = opt((), "Features taken as texts, one level each.")
+    missing: str = opt(
+        "error", "What to do about missing cells.", choices=("error", "drop", "mean")
+    )
+
+
 # ---------------------------------------------------------------------------- partitioner
 @dataclass(frozen=True)
 class PartitionerConfig:
@@ -87,6 +129,27 @@ class DirichletConfig(PartitionerConfig):
     """Class shares of each client drawn from a Dirichlet distribution."""
 
     alpha: float = opt(0.5, "Concentration: the smaller, the more skewed.", gt=0)
+
+
+@dataclass(frozen=True)
+class ShardsConfig(PartitionerConfig):
+    """Shards of the rows sorted by class."""
+
+    classes_per_client: int = opt(2, "Shards of each client, and so at most its classes.", ge=1)
+
+
+@dataclass(frozen=True)
+class QuantityConfig(PartitionerConfig):
+    """Sizes of clients drawn from a Dirichlet distribution."""
+
+    alpha: float = opt(0.5, "Concentration: the smaller, the more unequal.", gt=0)
+
+
+@dataclass(frozen=True)
+class NaturalConfig(PartitionerConfig):
+    """The data's own clients."""
+
+    key: str | None = opt(None, "For `dataset=tabular`: the column that names each row's client.")
 
 
 # ---------------------------------------------------------------------------- model
@@ -104,6 +167,13 @@ class ModelConfig:
     dtype: str = opt("float64", "Type of the arrays.", choices=("float32", "float64"))
 
 
+@dataclass(frozen=True)
+class MlpConfig(ModelConfig):
+    """A perceptron."""
+
+    hidden_units: int = opt(32, "Units of the hidden layer.", ge=1)
+
+
 # ---------------------------------------------------------------------------- strategy
 @dataclass(frozen=True)
 class StrategyConfig:
@@ -113,8 +183,71 @@ class StrategyConfig:
 
 
 @dataclass(frozen=True)
+class FedProxConfig(StrategyConfig):
+    """FedProx: a proximal term in each client's loss."""
+
+    proximal_mu: float = opt(0.1, "Weight of the term mu/2 |w - w_global|^2.", ge=0)
+
+
+@dataclass(frozen=True)
+class FedAvgMConfig(StrategyConfig):
+    """FedAvg with momentum on the server."""
+
+    server_learning_rate: float = opt(1.0, "Step size of the server.", gt=0)
+    server_momentum: float = opt(0.9, "Momentum of the server.", ge=0, lt=1)
+
+
+@dataclass(frozen=True)
+class FedAdagradConfig(StrategyConfig):
+    """FedAdagrad: adaptive steps on the server."""
+
+    eta: float = opt(0.1, "Server learning rate.", gt=0)
+    eta_l: float = opt(0.1, "Client learning rate of Flower's formula.", gt=0)
+    tau: float = opt(1e-3, "Degree of adaptivity.", gt=0)
+
+
+@dataclass(frozen=True)
+class FedYogiConfig(StrategyConfig):
+    """FedYogi: adaptive steps on the server."""
+
+    eta: float = opt(0.1, "Server learning rate.", gt=0)
+    eta_l: float = opt(0.1, "Client learning rate of Flower's formula.", gt=0)
+    beta_1: float = opt(0.9, "Decay of the first moment.", ge=0, lt=1)
+    beta_2: float = opt(0.99, "Decay of the second moment.", ge=0, lt=1)
+    tau: float = opt(1e-3, "Degree of adaptivity.", gt=0)
+
+
+@dataclass(frozen=True)
+class FedTrimmedAvgConfig(StrategyConfig):
+    """The mean of each value without its smallest and largest shares."""
+
+    beta: float = opt(0.2, "Share that is cut off at each end.", ge=0, lt=0.5)
+
+
+@dataclass(frozen=True)
+class KrumConfig(StrategyConfig):
+    """The reply nearest to its neighbours."""
+
+    num_malicious_nodes: int = opt(1, "Faulty clients to withstand (f).", ge=0)
+
+
+@dataclass(frozen=True)
+class MultiKrumConfig(KrumConfig):
+    """The mean of the replies nearest to their neighbours."""
+
+    num_nodes_to_select: int = opt(3, "Replies to average (m).", ge=1)
+
+
+@dataclass(frozen=True)
+class QFedAvgConfig(StrategyConfig):
+    """q-FedAvg: clients with a larger loss weigh more."""
+
+    q: float = opt(0.1, "Fairness; 0 weighs all clients alike.", ge=0)
+
+
+@dataclass(frozen=True)
 class FedAdamConfig(StrategyConfig):
-    """Flower's FedAdam."""
+    """FedAdam: adaptive steps on the server."""
 
     eta: float = opt(0.1, "Server learning rate.", gt=0)
     eta_l: float = opt(0.1, "Client learning rate of Flower's formula.", gt=0)
@@ -129,6 +262,26 @@ class PrivacyConfig:
     """No differential privacy."""
 
     name: str = opt("none", "Name of the privacy wrapper.")
+
+
+@dataclass(frozen=True)
+class DpFixedConfig(PrivacyConfig):
+    """Client-level differential privacy on the server: clip at a fixed norm, add noise."""
+
+    noise_multiplier: float = opt(1.0, "Noise's deviation over the clipping norm.", gt=0)
+    clipping_norm: float = opt(1.0, "Largest norm of a client's update.", gt=0)
+    delta: float = opt(1e-5, "The delta at which epsilon is logged.", gt=0, lt=1)
+
+
+@dataclass(frozen=True)
+class DpAdaptiveConfig(PrivacyConfig):
+    """Client-level differential privacy on the server: the clipping norm follows a quantile."""
+
+    noise_multiplier: float = opt(1.0, "Noise's deviation over the clipping norm.", gt=0)
+    initial_clipping_norm: float = opt(0.1, "Norm in the first round.", gt=0)
+    target_clipped_quantile: float = opt(0.5, "Share of updates to leave unclipped.", gt=0, lt=1)
+    clip_norm_lr: float = opt(0.2, "Learning rate of the norm.", gt=0)
+    delta: float = opt(1e-5, "The delta at which epsilon is logged.", gt=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -160,6 +313,10 @@ class MlflowConfig(TrackingConfig):
         None, "Tracking URI; null: MLFLOW_TRACKING_URI, else the store in FL_APP_HOME."
     )
     experiment_name: str | None = opt(None, "MLflow experiment; null takes the data set's name.")
+    register_as: str | None = opt(
+        None, "Name under which the best model is registered, with the alias `champion`."
+    )
+    figures: bool = opt(True, "Draw learning curves, data and clients as PNG artifacts.")
 
 
 GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
@@ -167,21 +324,40 @@ GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
         "digits": DatasetConfig,
         "two_lines": TwoLinesConfig,
         "diabetes": DatasetConfig,
+        "iris": DatasetConfig,
+        "wine": DatasetConfig,
+        "breast_cancer": DatasetConfig,
+        "heart_disease": HeartDiseaseConfig,
+        "penguins": DatasetConfig,
+        "synthetic_regression": SyntheticConfig,
+        "synthetic_classification": SyntheticClassificationConfig,
+        "tabular": TabularConfig,
     },
     "partitioner": {
         "iid": PartitionerConfig,
         "dirichlet": DirichletConfig,
-        "natural": PartitionerConfig,
+        "shards": ShardsConfig,
+        "quantity": QuantityConfig,
+        "natural": NaturalConfig,
     },
-    "model": {"auto": ModelConfig, "linear": ModelConfig, "softmax": ModelConfig},
+    "model": {"auto": ModelConfig, "linear": ModelConfig, "softmax": ModelConfig, "mlp": MlpConfig},
     "strategy": {
         "fedavg": StrategyConfig,
+        "fedprox": FedProxConfig,
+        "fedavgm": FedAvgMConfig,
         "fedadam": FedAdamConfig,
+        "fedyogi": FedYogiConfig,
+        "fedadagrad": FedAdagradConfig,
         "fedmedian": StrategyConfig,
+        "fedtrimmedavg": FedTrimmedAvgConfig,
+        "krum": KrumConfig,
+        "multikrum": MultiKrumConfig,
+        "bulyan": KrumConfig,
+        "qfedavg": QFedAvgConfig,
         "local": StrategyConfig,
         "pooled": StrategyConfig,
     },
-    "privacy": {"none": PrivacyConfig},
+    "privacy": {"none": PrivacyConfig, "dp_fixed": DpFixedConfig, "dp_adaptive": DpAdaptiveConfig},
     "runtime": {"inprocess": RuntimeConfig, "simulation": SimulationConfig},
     "tracking": {"mlflow": MlflowConfig, "none": TrackingConfig},
 }
@@ -224,12 +400,21 @@ _TASKS: Mapping[str, Task] = {
     "digits": "classification",
     "two_lines": "regression",
     "diabetes": "regression",
+    "iris": "classification",
+    "wine": "classification",
+    "breast_cancer": "classification",
+    "heart_disease": "classification",
+    "penguins": "classification",
+    "synthetic_regression": "regression",
+    "synthetic_classification": "classification",
 }
 _NOT_RECORDED = ("output_dir",)
 
 
 def task_of(dataset: DatasetConfig) -> Task:
     """Return the task of a data set: "regression" or "classification"."""
+    if isinstance(dataset, TabularConfig):
+        return dataset.task  # type: ignore[return-value]
     return _TASKS[dataset.name]
 
 
@@ -407,12 +592,16 @@ def check(config: Config) -> Config:
         allowed = f"at most num_clients={config.num_clients}"
         raise ConfigError("min_replies", config.min_replies, allowed)
     _check_objective(config, task)
+    _check_tabular(config)
     _check_clients(config)
+    _check_cohort(config)
+    _check_privacy(config)
     _check_baselines(config)
     return config
 
 
 _LEARNING_RATES = {"linear": 0.1, "softmax": 0.5}
+_MLP_RATES: Mapping[Task, float] = {"regression": 0.03, "classification": 0.3}
 
 
 def _resolve_model(model: ModelConfig, dataset: DatasetConfig, task: Task) -> ModelConfig:
@@ -420,7 +609,7 @@ def _resolve_model(model: ModelConfig, dataset: DatasetConfig, task: Task) -> Mo
     if model.name == "auto":
         model = replace(model, name="linear" if task == "regression" else "softmax")
     if model.learning_rate is None:
-        model = replace(model, learning_rate=_LEARNING_RATES[model.name])
+        model = replace(model, learning_rate=_LEARNING_RATES.get(model.name) or _MLP_RATES[task])
     if by_task.get(model.name, task) != task:
         fitting = [n for n in GROUPS["model"] if by_task.get(n, task) == task]
         allowed = f"dataset={dataset.name} is a {task} task; allowed are {', '.join(fitting)}"
@@ -448,7 +637,7 @@ def _check_clients(config: Config) -> None:
             config.num_clients,
             "dataset=two_lines has exactly 2 clients, one a line: num_clients=2",
         )
-    natural = {"two_lines"}
+    natural = {"two_lines", "heart_disease", "penguins", "tabular"}
     if config.partitioner.name == "natural" and config.dataset.name not in natural:
         raise ConfigError(
             "partitioner",
@@ -456,6 +645,79 @@ def _check_clients(config: Config) -> None:
             f"dataset={config.dataset.name} has no natural clients; "
             f"data sets that have: {', '.join(sorted(natural))}",
         )
+
+
+def _check_tabular(config: Config) -> None:
+    dataset, partitioner = config.dataset, config.partitioner
+    natural = isinstance(partitioner, NaturalConfig)
+    key = partitioner.key if isinstance(partitioner, NaturalConfig) else None
+    if not isinstance(dataset, TabularConfig):
+        if key is not None:
+            raise ConfigError(
+                "partitioner.key", key, "null: only dataset=tabular has columns to name"
+            )
+        return
+    if not dataset.target:
+        raise ConfigError("dataset.target", dataset.target, "the name of the column to predict")
+    if dataset.path is None and config.runtime.name != "deployment":
+        raise ConfigError("dataset.path", None, "the path of a CSV or Parquet file")
+    if natural and key is None:
+        allowed = "the column that names each row's client, for partitioner=natural"
+        raise ConfigError("partitioner.key", key, allowed)
+
+
+def cohort_size(config: Config) -> int:
+    """Return how many clients train in a round, if all are there."""
+    if config.strategy.name == "pooled":
+        return 1
+    return max(int(config.num_clients * config.fraction_train), config.min_replies)
+
+
+def fewest_replies(strategy: StrategyConfig) -> tuple[int, str]:
+    """Return the fewest replies for which a strategy keeps its guarantee, and that bound in words.
+
+    References
+    ----------
+    Krum: n >= 2f + 3 (Blanchard et al. 2017, https://arxiv.org/abs/1703.02757). Bulyan:
+    n >= 4f + 3 (El Mhamdi et al. 2018, https://arxiv.org/abs/1802.07927). Median and trimmed mean
+    withstand one faulty reply of three (Yin et al. 2018, https://arxiv.org/abs/1803.01498).
+    """
+    if strategy.name == "fedmedian":
+        return 3, "3, to withstand one faulty reply"
+    if isinstance(strategy, FedTrimmedAvgConfig) and strategy.beta > 0:
+        fewest = math.ceil(1 / strategy.beta)
+        return fewest, f"1/beta = {fewest}, to cut one reply off at each end"
+    if isinstance(strategy, KrumConfig):
+        f = strategy.num_malicious_nodes
+        fewest = 4 * f + 3 if strategy.name == "bulyan" else 2 * f + 3
+        rule = "4f + 3" if strategy.name == "bulyan" else "2f + 3"
+        if isinstance(strategy, MultiKrumConfig) and strategy.num_nodes_to_select + f + 2 > fewest:
+            return strategy.num_nodes_to_select + f + 2, f"m + f + 2 with f={f}"
+        return fewest, f"{rule} with f={f}"
+    return 1, "1"
+
+
+def _check_cohort(config: Config) -> None:
+    size, (fewest, rule) = cohort_size(config), fewest_replies(config.strategy)
+    if size < fewest:
+        raise ConfigError(
+            "num_clients",
+            config.num_clients,
+            f"strategy={config.strategy.name} needs at least {fewest} clients in a round ({rule}), "
+            f"fraction_train={config.fraction_train:g} gives {size}",
+        )
+
+
+_PRIVATE = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+
+
+def _check_privacy(config: Config) -> None:
+    name = config.privacy.name
+    if name == "none":
+        return
+    if config.strategy.name not in _PRIVATE:
+        allowed = f"none with strategy={config.strategy.name}; noise is for {', '.join(_PRIVATE)}"
+        raise ConfigError("privacy", name, allowed)
 
 
 def _check_baselines(config: Config) -> None:

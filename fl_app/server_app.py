@@ -24,9 +24,11 @@ from flwr.superlink.grid import InMemoryGrid
 from fl_app import wire
 from fl_app.aggregation import arrays_digest
 from fl_app.data.partition import test_table, whole_table
+from fl_app.data.table import Table
 from fl_app.errors import FederationError, FlAppError
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
+from fl_app.federation.privacy import with_privacy
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
@@ -40,6 +42,7 @@ from fl_app.schema import (
     SimulationConfig,
     check,
     digest,
+    fewest_replies,
     flatten,
     task_of,
     to_dict,
@@ -172,11 +175,11 @@ class Run:
     def _federate(self, node_ids: list[int]) -> None:
         """Shake hands and let the strategy do all rounds."""
         config = self.config
-        test = test_table(config)
-        self.trackers.annotate({"data.sha256": whole_table(config).sha256}, {})
-        roster, encoding = shake_hands(
-            self.grid, node_ids, config, test if len(test) else None, _REPLY_TIMEOUT
-        )
+        # In a deployment the rows are the nodes' own: the server has neither data nor a test set.
+        test = None if self.runtime == "deployment" else test_table(config)
+        if test is not None:
+            self.trackers.annotate({"data.sha256": whole_table(config).sha256}, {})
+        roster, encoding = shake_hands(self.grid, node_ids, config, test, _REPLY_TIMEOUT)
         self.predictor = Predictor(encoding, config.model, many=config.strategy.name == "local")
         features, outputs = encoding.feature_names, encoding.output_names
         start = self.predictor.build().start(generator(config.seed, "model"))
@@ -184,6 +187,7 @@ class Run:
             self._federated(roster),
             self.trackers,
             partitions=roster.partitions,
+            private=config.privacy.name != "none",
             value_names=_value_names(start, features, outputs, roster),
         )
         record = wire.run_record(to_json(config), encoding)
@@ -200,21 +204,22 @@ class Run:
     def _federated(self, roster: Roster) -> Federated:
         config = self.config
         metrics = frozenset(METRICS[task_of(config.dataset)])
+        extra = {wire.TRAIN_LOSS} if config.strategy.name == "qfedavg" else set()
+        strategy = build_strategy(config.strategy, roster, config.model.learning_rate)
+        fewest = max(config.min_replies, fewest_replies(config.strategy)[0])
         return Federated(
-            build_strategy(config.strategy, roster),
+            with_privacy(strategy, config, len(roster)),
             roster,
-            Participation(
-                config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
-            ),
-            train_metrics=metrics,
+            Participation(config.seed, config.fraction_train, config.fraction_evaluate, fewest),
+            train_metrics=metrics | extra,
             evaluate_metrics=metrics,
         )
 
-    def _evaluate_fn(self, test: Any) -> Callable[[int, ArrayRecord], MetricRecord | None]:
+    def _evaluate_fn(self, test: Table | None) -> Callable[[int, ArrayRecord], MetricRecord | None]:
         """Score global arrays on the server's test rows; without any there are no such metrics."""
         predictor = self.predictor
         assert predictor is not None
-        if not len(test):
+        if test is None or not len(test):
             return lambda server_round, arrays: None
         x = predictor.encoding.features(test).astype(self.config.model.dtype)
         y = predictor.encoding.truth(test)

@@ -5,12 +5,19 @@ References
 Flower strategies: https://flower.ai/docs/framework/ref-api/flwr.serverapp.strategy.html
 FedAvg: McMahan et al. 2017, https://arxiv.org/abs/1602.05629.
 FedAdam: Reddi et al. 2021, https://arxiv.org/abs/2003.00295.
-FedMedian: Yin et al. 2018, https://arxiv.org/abs/1803.01498.
+FedYogi, FedAdagrad: the same paper.
+FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127.
+FedAvgM: Hsu et al. 2019, https://arxiv.org/abs/1909.06335.
+FedMedian, FedTrimmedAvg: Yin et al. 2018, https://arxiv.org/abs/1803.01498.
+Krum, MultiKrum: Blanchard et al. 2017, https://arxiv.org/abs/1703.02757.
+Bulyan: El Mhamdi et al. 2018, https://arxiv.org/abs/1802.07927.
+QFedAvg: Li et al. 2020, https://arxiv.org/abs/1905.10497.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from flwr.app import (
@@ -22,11 +29,26 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Strategy
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+    Strategy,
+)
 
 from fl_app.federation.replies import ReplySpec, spec_of
 from fl_app.federation.roster import Roster
-from fl_app.schema import FedAdamConfig, StrategyConfig
+from fl_app.schema import StrategyConfig
+from fl_app.wire import TRAIN_LOSS
 
 __all__ = ["Local", "build_strategy"]
 
@@ -34,7 +56,27 @@ __all__ = ["Local", "build_strategy"]
 _ALL: dict[str, Any] = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 
 
-def build_strategy(config: StrategyConfig, roster: Roster) -> Strategy:
+_FLOWER: Mapping[str, Callable[..., Strategy]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedadagrad": FedAdagrad,
+    "fedmedian": FedMedian,
+    "fedtrimmedavg": FedTrimmedAvg,
+    "krum": Krum,
+    "multikrum": MultiKrum,
+    "bulyan": Bulyan,
+    "qfedavg": QFedAvg,
+    "pooled": FedAvg,
+}
+"""Flower's classes; a config's parameters have the names of their arguments."""
+
+
+def build_strategy(
+    config: StrategyConfig, roster: Roster, learning_rate: float | None = None
+) -> Strategy:
     """Build the strategy that a checked config names.
 
     Parameters
@@ -43,20 +85,15 @@ def build_strategy(config: StrategyConfig, roster: Roster) -> Strategy:
         Name and parameters.
     roster : Roster
         The nodes of the run, for strategies that treat nodes as individuals.
+    learning_rate : float, optional
+        The clients' step size, from which q-FedAvg estimates a Lipschitz constant.
     """
-    return _BUILDERS[config.name](config, roster)
-
-
-def _fedadam(config: StrategyConfig, _: Roster) -> Strategy:
-    assert isinstance(config, FedAdamConfig)
-    return FedAdam(
-        eta=config.eta,
-        eta_l=config.eta_l,
-        beta_1=config.beta_1,
-        beta_2=config.beta_2,
-        tau=config.tau,
-        **_ALL,
-    )
+    if config.name == "local":
+        return Local(roster, **_ALL)
+    own = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
+    if config.name == "qfedavg":
+        own |= {"client_learning_rate": learning_rate, "train_loss_key": TRAIN_LOSS}
+    return _FLOWER[config.name](**own, **_ALL)
 
 
 class Local(FedAvg):
@@ -141,13 +178,3 @@ class Local(FedAvg):
             client, _, inner = key.partition("/")
             own[client][inner] = array
         return {node_id: own[name] for node_id, name in self._names.items()}
-
-
-_Builder = Callable[[Any, Roster], Strategy]
-_BUILDERS: Mapping[str, _Builder] = {
-    "fedavg": lambda config, roster: FedAvg(**_ALL),
-    "fedadam": _fedadam,
-    "fedmedian": lambda config, roster: FedMedian(**_ALL),
-    "local": lambda config, roster: Local(roster, **_ALL),
-    "pooled": lambda config, roster: FedAvg(**_ALL),
-}

@@ -26,6 +26,7 @@ __all__ = [
     "DESCRIBE",
     "METRICS",
     "NUM_EXAMPLES",
+    "TRAIN_LOSS",
     "code_digest",
     "read_config",
     "read_encoding",
@@ -41,6 +42,8 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records in a message (Flower's defaults)."""
 NUM_EXAMPLES = "num-examples"
 """The weight of a reply, in its metrics (Flower's default)."""
+TRAIN_LOSS = "train_loss"
+"""The loss at the start of local training, which q-FedAvg weighs clients by (Flower's default)."""
 DESCRIBE = "query.describe"
 """Message type of the handshake."""
 

@@ -2,8 +2,9 @@
 
 Sources
 -------
-digits, diabetes: scikit-learn's toy data sets,
+digits, diabetes, iris, wine, breast_cancer: scikit-learn's toy data sets,
 https://scikit-learn.org/stable/datasets/toy_dataset.html.
+heart_disease, penguins: see ``vendored/README.md``.
 two_lines: y = 2x + 1 and y = x + 1 at x = -1 and x = +1 in turn, computed here.
 """
 
@@ -11,18 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
+from fl_app.data import synthetic, toy_sets, vendored_sets
 from fl_app.data.table import Table, numeric_table
-from fl_app.schema import DatasetConfig, TwoLinesConfig
+from fl_app.data.tabular import load_tabular
+from fl_app.errors import ConfigError
+from fl_app.schema import (
+    DatasetConfig,
+    SyntheticClassificationConfig,
+    SyntheticConfig,
+    TabularConfig,
+    TwoLinesConfig,
+    task_of,
+)
 
-__all__ = ["load"]
+__all__ = ["load", "load_own"]
 
 
-@lru_cache(maxsize=8)
-def load(dataset: DatasetConfig, seed: int) -> Table:
-    """Load a data set.
+def load(dataset: DatasetConfig, seed: int, key: str | None = None) -> Table:
+    """Load a data set; the same one is read once a process.
 
     Parameters
     ----------
@@ -30,12 +41,60 @@ def load(dataset: DatasetConfig, seed: int) -> Table:
         Which one, with its options.
     seed : int
         Seed of the data that is drawn rather than read.
+    key : str, optional
+        For ``tabular``: the column that names each row's natural client.
 
     Returns
     -------
     Table
         Shared by all callers: do not write to it.
     """
+    if isinstance(dataset, TabularConfig):
+        path = dataset.path or ""
+        return _file(dataset, str(Path(path).absolute()), _stamp(path), key)
+    return _known(dataset, seed)
+
+
+def load_own(dataset: DatasetConfig, path: str) -> Table:
+    """Load a node's own file by the options of ``dataset=tabular``.
+
+    Raises
+    ------
+    ConfigError
+        If the config names another data set.
+    DataError
+        If the file cannot be used.
+    """
+    if not isinstance(dataset, TabularConfig):
+        raise ConfigError("dataset", dataset.name, "tabular, where a node brings a file of its own")
+    return _file(dataset, str(Path(path).absolute()), _stamp(path), None)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """Tell a file's versions apart, so that a changed one is read again."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=4)
+def _file(dataset: TabularConfig, path: str, stamp: tuple[int, int], key: str | None) -> Table:
+    target = dataset.target or ""
+    return load_tabular(
+        path,
+        target,
+        task_of(dataset),
+        dataset.features,
+        dataset.categorical,
+        dataset.missing,
+        key,
+    )
+
+
+@lru_cache(maxsize=8)
+def _known(dataset: DatasetConfig, seed: int) -> Table:
     return _LOADERS[dataset.name](dataset, seed)
 
 
@@ -66,8 +125,26 @@ def _two_lines(dataset: DatasetConfig, seed: int) -> Table:
     )
 
 
+def _synthetic_regression(dataset: DatasetConfig, seed: int) -> Table:
+    assert isinstance(dataset, SyntheticConfig)
+    return synthetic.synthetic_regression(dataset.num_examples, dataset.num_features, seed)
+
+
+def _synthetic_classification(dataset: DatasetConfig, seed: int) -> Table:
+    assert isinstance(dataset, SyntheticClassificationConfig)
+    n, d, c = dataset.num_examples, dataset.num_features, dataset.num_classes
+    return synthetic.synthetic_classification(n, d, c, seed)
+
+
 _LOADERS: Mapping[str, Callable[[DatasetConfig, int], Table]] = {
     "digits": _digits,
     "diabetes": _diabetes,
     "two_lines": _two_lines,
+    "iris": lambda dataset, seed: toy_sets.iris(),
+    "wine": lambda dataset, seed: toy_sets.wine(),
+    "breast_cancer": lambda dataset, seed: toy_sets.breast_cancer(),
+    "heart_disease": lambda dataset, seed: vendored_sets.heart_disease(),
+    "penguins": lambda dataset, seed: vendored_sets.penguins(),
+    "synthetic_regression": _synthetic_regression,
+    "synthetic_classification": _synthetic_classification,
 }

@@ -6,9 +6,10 @@ JSON to every client and stored beside every logged model. It never sees a row b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from fl_app.schema import Task
 __all__ = ["Encoding"]
 
 Label = int | str
+
+log = logging.getLogger("fl_app")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Encoding:
         What is subtracted from and divided out of each target while a model learns, so that step
         sizes do not depend on its unit; empty for classification. Metrics and predictions are in
         the raw unit.
+    fill : tuple of float
+        What stands in for a missing cell of each numeric column: the federation's mean. Empty:
+        ``mean``, which is the same where features are standardized.
     """
 
     task: Task
@@ -60,6 +66,7 @@ class Encoding:
     targets: tuple[str, ...] = ()
     target_mean: tuple[float, ...] = ()
     target_scale: tuple[float, ...] = ()
+    fill: tuple[float, ...] = ()
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -72,15 +79,17 @@ class Encoding:
         return tuple(str(v) for v in (self.labels or self.targets))
 
     def features(self, table: Table) -> NDArray[np.float64]:
-        """Return the features of shape (n, D); a missing number counts as its column's mean.
+        """Return the features of shape (n, D).
 
-        Columns that are not standardized have mean 0 here.
+        A missing number counts as its column's mean. A missing text has no level, and so has one
+        that no client told of: all zeros, with one warning.
         """
-        scaled = (table.numeric - self._mean) / self._scale
-        scaled[np.isnan(scaled)] = 0.0
+        numeric = np.where(np.isnan(table.numeric), self._fill, table.numeric)
+        scaled = (numeric - self._mean) / self._scale
         parts = [scaled]
-        for position, (_, levels) in enumerate(self.levels):
+        for position, (name, levels) in enumerate(self.levels):
             column = table.categorical[:, position]
+            _warn_of_unknown(name, frozenset(column.tolist()) - {None, *levels}, levels)
             parts.append(np.stack([column == level for level in levels], axis=1).astype(np.float64))
         return np.ascontiguousarray(np.hstack(parts)) if len(parts) > 1 else scaled
 
@@ -134,6 +143,10 @@ class Encoding:
         return np.array(self.mean, dtype=np.float64)
 
     @cached_property
+    def _fill(self) -> NDArray[np.float64]:
+        return np.array(self.fill or self.mean, dtype=np.float64)
+
+    @cached_property
     def _scale(self) -> NDArray[np.float64]:
         return np.array(self.scale, dtype=np.float64)
 
@@ -145,6 +158,7 @@ class Encoding:
             "numeric": list(self.numeric),
             "mean": list(self.mean),
             "scale": list(self.scale),
+            "fill": list(self.fill),
             "levels": [[c, list(vs)] for c, vs in self.levels],
             "labels": list(self.labels),
             "targets": list(self.targets),
@@ -161,11 +175,24 @@ class Encoding:
             numeric=tuple(data["numeric"]),
             mean=tuple(data["mean"]),
             scale=tuple(data["scale"]),
+            fill=tuple(data["fill"]),
             levels=tuple((c, tuple(vs)) for c, vs in data["levels"]),
             labels=tuple(data["labels"]),
             targets=tuple(data["targets"]),
             target_mean=tuple(data["target_mean"]),
             target_scale=tuple(data["target_scale"]),
+        )
+
+
+@lru_cache(maxsize=1024)
+def _warn_of_unknown(column: str, unknown: frozenset[str], levels: tuple[str, ...]) -> None:
+    """Warn once a process; the cache is what remembers."""
+    if unknown:
+        log.warning(
+            "%s=%s: no client told of this level, it counts as none of %s",
+            column,
+            ", ".join(sorted(unknown)),
+            ", ".join(levels),
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.data.columns import NotANumberError, numbers, texts
 from fl_app.data.encoding import Encoding
 from fl_app.data.table import Table
 from fl_app.errors import DataError
@@ -46,7 +47,7 @@ def features_from_frame(frame: Any, encoding: Encoding) -> Table:
     names = tuple(name for name, _ in encoding.levels)
     categorical = np.empty((n, len(names)), dtype=object)
     for position, column in enumerate(names):
-        categorical[:, position] = _texts(frame[column])
+        categorical[:, position] = texts(frame[column])
     return Table(
         encoding.task,
         encoding.columns,
@@ -62,17 +63,6 @@ def features_from_frame(frame: Any, encoding: Encoding) -> Table:
 def _numbers(name: str, column: Any) -> NDArray[np.float64]:
     """Return a column's cells as numbers; NaN where one is missing, whatever stands for it."""
     try:
-        if column.dtype == object:
-            column = column.where(column.notna(), np.nan)
-        values = np.asarray(column.astype("float64").to_numpy())
-    except (TypeError, ValueError) as error:
+        return numbers(column)
+    except NotANumberError as error:
         raise DataError(name, error, "numbers or missing cells") from None
-    if np.isinf(values).any():
-        raise DataError(name, "infinity", "finite numbers or missing cells")
-    return values
-
-
-def _texts(column: Any) -> list[str | None]:
-    """Return a column's cells as texts; None where one is missing."""
-    present = column.notna().tolist()
-    return [str(v) if known else None for v, known in zip(column.tolist(), present, strict=True)]

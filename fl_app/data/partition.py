@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.data.catalogue import load
+from fl_app.data.catalogue import load, load_own
 from fl_app.data.encoding import Encoding
 from fl_app.data.partitioners import deal
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table
-from fl_app.errors import ConfigError
-from fl_app.schema import Config
+from fl_app.data.vendored_sets import flamby_split
+from fl_app.schema import Config, HeartDiseaseConfig, NaturalConfig, PartitionerConfig
 
-__all__ = ["Encoded", "Partition", "encode", "partition_of", "test_table"]
+__all__ = ["Encoded", "Partition", "encode", "own_partition", "partition_of", "test_table"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +74,9 @@ def partition_of(config: Config, partition: int) -> Partition:
     Raises
     ------
     ConfigError
-        If the data cannot be dealt to that many clients, or there is no such partition.
+        If the data cannot be dealt to that many clients.
     """
-    table, parts = _dealt(*_key(config))
-    if not 0 <= partition < len(parts):
-        allowed = f"0 to {len(parts) - 1}, as num_clients={len(parts)}"
-        raise ConfigError("partition-id", partition, allowed)
+    table, parts = _dealt(config)
     wanted = range(len(parts)) if config.strategy.name == "pooled" else [partition]
     train, held = [], []
     for k in wanted:
@@ -89,15 +86,31 @@ def partition_of(config: Config, partition: int) -> Partition:
     return Partition(table.take(np.concatenate(train)), table.take(np.concatenate(held)))
 
 
+def own_partition(config: Config, partition: int, path: str) -> Partition:
+    """Return the rows of a node's own file: all are the node's, there is no test set.
+
+    Parameters
+    ----------
+    config : Config
+        The run's config, with ``dataset=tabular``.
+    partition : int
+        The node's partition id, which draws its validation rows.
+    path : str
+        The file.
+    """
+    table = load_own(config.dataset, path)
+    fit, keep = split_validation(len(table), config.dataset.val_fraction, config.seed, partition)
+    return Partition(table.take(fit), table.take(keep))
+
+
 def test_table(config: Config) -> Table:
     """Return the server's test rows; empty where ``dataset.test_fraction`` is 0."""
-    table = load(config.dataset, config.seed)
-    return table.take(_test_split(config.dataset, config.seed)[1])
+    return whole_table(config).take(_test_split(config)[1])
 
 
 def whole_table(config: Config) -> Table:
     """Return all rows of the data set."""
-    return load(config.dataset, config.seed)
+    return load(config.dataset, config.seed, _natural_key(config))
 
 
 def encode(partition: Partition, encoding: Encoding, dtype: str) -> Encoded:
@@ -115,20 +128,45 @@ def encode(partition: Partition, encoding: Encoding, dtype: str) -> Encoded:
     return Encoded(*arrays)
 
 
-def _key(config: Config) -> tuple[Any, ...]:
-    return config.dataset, config.partitioner, config.num_clients, config.seed
+def _natural_key(config: Config) -> str | None:
+    return config.partitioner.key if isinstance(config.partitioner, NaturalConfig) else None
+
+
+def _test_split(config: Config) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if isinstance(config.dataset, HeartDiseaseConfig) and config.dataset.split == "flamby":
+        return flamby_split()
+    return _drawn_split(whole_table(config), config.dataset.test_fraction, config.seed)
 
 
 @lru_cache(maxsize=8)
-def _test_split(dataset: Any, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    table = load(dataset, seed)
-    return split_test(table.target, dataset.test_fraction, seed, table.task == "classification")
+def _drawn_split(
+    table: Table, fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return split_test(table.target, fraction, seed, table.task == "classification")
 
 
-@lru_cache(maxsize=8)
-def _dealt(
-    dataset: Any, partitioner: Any, num_clients: int, seed: int
-) -> tuple[Table, list[NDArray[np.int64]]]:
+def _dealt(config: Config) -> tuple[Table, list[NDArray[np.int64]]]:
     """Return the clients' table and the rows of each client in it."""
-    train = load(dataset, seed).take(_test_split(dataset, seed)[0])
+    split = config.dataset.split if isinstance(config.dataset, HeartDiseaseConfig) else ""
+    return _deal_once(
+        whole_table(config),
+        config.dataset.test_fraction,
+        split,
+        config.partitioner,
+        config.num_clients,
+        config.seed,
+    )
+
+
+@lru_cache(maxsize=8)
+def _deal_once(
+    table: Table,
+    fraction: float,
+    split: str,
+    partitioner: PartitionerConfig,
+    num_clients: int,
+    seed: int,
+) -> tuple[Table, list[NDArray[np.int64]]]:
+    rows = flamby_split()[0] if split == "flamby" else _drawn_split(table, fraction, seed)[0]
+    train = table.take(rows)
     return train, deal(train, partitioner, num_clients, seed)

@@ -9,14 +9,15 @@ Visual Classification" (Dirichlet shares), https://arxiv.org/abs/1909.06335.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.data.dealers import quantity, shards
+from fl_app.data.strata import strata
 from fl_app.data.table import Table
 from fl_app.errors import ConfigError
-from fl_app.schema import DirichletConfig, PartitionerConfig
+from fl_app.schema import DirichletConfig, PartitionerConfig, QuantityConfig, ShardsConfig
 from fl_app.seeding import generator
 
 __all__ = ["deal"]
@@ -84,31 +85,45 @@ def _dirichlet(
     return owner
 
 
+def _how(clients: int) -> str:
+    return f"num_clients={clients}, under `flwr run` --federation-config 'num-supernodes={clients}'"
+
+
 def _natural(table: Table, _: PartitionerConfig, k: int, rng: np.random.Generator) -> Rows:
     if table.owners is None:
         raise ConfigError("partitioner", "natural", "this data set has no natural clients")
     found = int(table.owners.max()) + 1
-    if found > k:
-        raise ConfigError("num_clients", k, f"this data set has {found} natural clients")
+    if found != k:
+        allowed = f"this data set has {found} natural clients: {_how(found)}"
+        raise ConfigError("num_clients", k, allowed)
     # Another owner's rows would not make a client natural.
     without = np.setdiff1d(np.arange(k), table.owners)
     if len(without):
-        allowed = f"natural client {without[0]} has no training rows: fewer clients or test rows"
+        allowed = f"natural client {without[0]} has no training rows: fewer test rows"
         raise ConfigError("num_clients", k, allowed)
     return table.owners
 
 
+def _shards(table: Table, partitioner: PartitionerConfig, k: int, rng: np.random.Generator) -> Rows:
+    assert isinstance(partitioner, ShardsConfig)
+    return shards(table, partitioner, k, rng)
+
+
+def _quantity(
+    table: Table, partitioner: PartitionerConfig, k: int, rng: np.random.Generator
+) -> Rows:
+    assert isinstance(partitioner, QuantityConfig)
+    return quantity(table, partitioner, k, rng)
+
+
 _Dealer = Callable[[Table, PartitionerConfig, int, np.random.Generator], Rows]
-_DEALERS: Mapping[str, _Dealer] = {"iid": _iid, "dirichlet": _dirichlet, "natural": _natural}
-
-
-def strata(table: Table) -> NDArray[Any]:
-    """Return the class of each row as 0..C-1; for regression the decile of the (first) target."""
-    if table.task == "classification":
-        return np.asarray(np.unique(table.target, return_inverse=True)[1])
-    value = table.target[:, 0]
-    edges = np.quantile(value, np.arange(1, 10) / 10)
-    return np.unique(np.searchsorted(edges, value, side="right"), return_inverse=True)[1]
+_DEALERS: Mapping[str, _Dealer] = {
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "shards": _shards,
+    "quantity": _quantity,
+    "natural": _natural,
+}
 
 
 def _fill_empty(owner: Rows, k: int) -> Rows:

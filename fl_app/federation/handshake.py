@@ -53,6 +53,8 @@ class Description:
         Digest of the code it runs.
     labels : sequence or None
         Its classes; None for regression and below ``min_rows`` rows.
+    levels : sequence of sequence of str or None
+        The levels of each categorical column; None below ``min_rows`` rows.
     count, mean, m2 : sequence of float or None
         Moments of its numeric columns, or None below ``min_rows`` rows.
     target_count, target_mean, target_m2 : sequence of float or None
@@ -70,6 +72,7 @@ class Description:
     targets: Sequence[str]
     code: str
     labels: Sequence[Any] | None = None
+    levels: Sequence[Sequence[str]] | None = None
     count: Sequence[float] | None = None
     mean: Sequence[float] | None = None
     m2: Sequence[float] | None = None
@@ -96,6 +99,7 @@ def describe(rows: Partition, partition: int, num_partitions: int, min_rows: int
     values: dict[str, Any] = {}
     if len(table) >= min_rows:
         values |= _parts("", _with_values(moments(table.numeric), min_rows))
+        values["levels"] = [sorted({v for v in c if v is not None}) for c in table.categorical.T]
         if table.task == "regression":
             values |= _parts("target_", _with_values(moments(table.target), min_rows))
         else:
@@ -326,8 +330,9 @@ def _encoding(descriptions: list[Description], config: Config, test: Table | Non
             "moments to standardize with; set dataset.standardize=false or a smaller min_rows"
         )
     spread = config.dataset.standardize
-    features = merge_moments([_moments(asdict(d)) for d in told]) if spread else None
-    mean, scale = scaler(features, len(first.numeric))
+    features = merge_moments([_moments(asdict(d)) for d in told]) if told else None
+    mean, scale = scaler(features if spread else None, len(first.numeric))
+    fill = (0.0,) * len(first.numeric) if features is None else tuple(features.mean.tolist())
     target_mean, target_scale = _target_scaler(first, told, spread)
     labels: list[Any] = []
     if first.task == "classification":
@@ -341,11 +346,24 @@ def _encoding(descriptions: list[Description], config: Config, test: Table | Non
         numeric=tuple(first.numeric),
         mean=mean,
         scale=scale,
+        fill=fill,
+        levels=_levels(first, told),
         labels=tuple(labels),
         targets=tuple(first.targets),
         target_mean=target_mean,
         target_scale=target_scale,
     )
+
+
+def _levels(first: Description, told: list[Description]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return each categorical column with all levels that a node told of, in order."""
+    merged = []
+    for position, column in enumerate(first.categorical):
+        levels = sorted({level for d in told if d.levels for level in d.levels[position]})
+        if not levels:
+            raise FederationError(f"handshake: no node told a level of the column {column}")
+        merged.append((column, tuple(levels)))
+    return tuple(merged)
 
 
 def _has_moments(d: Description) -> bool:

@@ -6,18 +6,14 @@ from collections.abc import Callable, Mapping
 
 from fl_app.models.base import Model
 from fl_app.models.linear import Linear
+from fl_app.models.mlp import Mlp
 from fl_app.models.softmax import Softmax
-from fl_app.schema import ModelConfig
+from fl_app.schema import MlpConfig, ModelConfig, Task
 
 __all__ = ["build"]
 
-_MODELS: Mapping[str, Callable[[ModelConfig, int, int], Model]] = {
-    "linear": Linear,
-    "softmax": Softmax,
-}
 
-
-def build(config: ModelConfig, num_features: int, num_outputs: int) -> Model:
+def build(config: ModelConfig, num_features: int, num_outputs: int, task: Task) -> Model:
     """Build the model that a checked config names.
 
     Parameters
@@ -28,5 +24,19 @@ def build(config: ModelConfig, num_features: int, num_outputs: int) -> Model:
         D, the number of encoded features.
     num_outputs : int
         C classes or T targets.
+    task : {"regression", "classification"}
+        The task, for models that do both.
     """
-    return _MODELS[config.name](config, num_features, num_outputs)
+    return _MODELS[config.name](config, num_features, num_outputs, task)
+
+
+def _mlp(config: ModelConfig, num_features: int, num_outputs: int, task: Task) -> Model:
+    assert isinstance(config, MlpConfig)
+    return Mlp(config, num_features, num_outputs, task, config.hidden_units)
+
+
+_MODELS: Mapping[str, Callable[[ModelConfig, int, int, Task], Model]] = {
+    "linear": lambda config, d, t, task: Linear(config, d, t),
+    "softmax": lambda config, d, c, task: Softmax(config, d, c),
+    "mlp": _mlp,
+}

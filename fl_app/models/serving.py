@@ -18,7 +18,7 @@ from fl_app.data.frames import features_from_frame
 from fl_app.models.base import Arrays, Model
 from fl_app.models.metrics import score
 from fl_app.models.registry import build
-from fl_app.schema import ModelConfig
+from fl_app.schema import GROUPS, ModelConfig, to_dict
 from fl_app.seeding import one_thread
 
 __all__ = ["Predictor", "predictor", "split_members"]
@@ -64,21 +64,26 @@ class Predictor:
 
     def build(self) -> Model:
         """Build the clients' model for this encoding."""
-        return build(self.model, len(self.encoding.feature_names), len(self.encoding.output_names))
+        return build(
+            self.model,
+            len(self.encoding.feature_names),
+            len(self.encoding.output_names),
+            self.encoding.task,
+        )
 
     def to_spec(self) -> dict[str, Any]:
         """Return the JSON-ready description that :func:`predictor` takes."""
         return {
             "columns": list(self.encoding.columns),
             "encoding": self.encoding.to_dict(),
-            "model": {"name": self.model.name, "dtype": self.model.dtype},
+            "model": to_dict(self.model),
             "many": self.many,
         }
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Predictor:
         """Read :meth:`to_spec`'s form back."""
-        model = ModelConfig(name=spec["model"]["name"], dtype=spec["model"]["dtype"])
+        model: ModelConfig = GROUPS["model"][spec["model"]["name"]](**spec["model"])
         return cls(Encoding.from_dict(spec["encoding"]), model, bool(spec["many"]))
 
 

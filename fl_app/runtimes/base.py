@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fl_app.data.partition import partition_of
 from fl_app.errors import RunError
+from fl_app.federation.privacy import require_accountant
 from fl_app.launch import Launch
 from fl_app.schema import MlflowConfig
 from fl_app.tracking.store import check_uri, default_uri
@@ -69,6 +70,7 @@ def check_before(launch: Launch) -> None:
     InputError
         If the data cannot be dealt to the clients, or the tracking URI cannot be used.
     """
+    require_accountant(launch.config)
     partition_of(launch.config, 0)
     if isinstance(launch.config.tracking, MlflowConfig):
         check_uri(launch.config.tracking.uri or default_uri())

@@ -1,0 +1,152 @@
+"""Pictures of a finished run: learning curves, each client's data, its last metrics."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.models.metrics import HIGHER_IS_BETTER
+from fl_app.tracking.base import RoundRecord
+
+__all__ = ["draw_clients", "draw_curves", "draw_data"]
+
+_COLOURS = {"server": "#1b6ca8", "eval": "#d1495b", "train": "#7a7a7a"}
+_MAX_BARS = 60
+
+
+def draw_curves(rounds: Sequence[RoundRecord]) -> bytes | None:
+    """Draw each metric over the rounds, one panel a metric.
+
+    Parameters
+    ----------
+    rounds : sequence of RoundRecord
+        From round 0 on.
+
+    Returns
+    -------
+    bytes or None
+        A PNG; None where no round has a metric.
+    """
+    sources = {"server": "server", "eval": "evaluate", "train": "train"}
+    names = [n for n in _names(rounds) if n != "train_loss"]
+    if not names:
+        return None
+    figure, axes = _panels(len(names))
+    for name, axis in zip(names, axes, strict=True):
+        for label, attribute in sources.items():
+            points = [
+                (r.server_round, getattr(r, attribute)[name])
+                for r in rounds
+                if name in getattr(r, attribute)
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                axis.plot(x, y, label=label, color=_COLOURS[label], marker=".", lw=1.5)
+        better = "higher" if name in HIGHER_IS_BETTER else "lower"
+        axis.set_title(f"{name} ({better} is better)", fontsize=10)
+        axis.set_xlabel("round")
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    return _png(figure)
+
+
+def draw_clients(record: RoundRecord, metric: str) -> bytes | None:
+    """Draw one metric of each client in one round, worst first.
+
+    Parameters
+    ----------
+    record : RoundRecord
+        The round.
+    metric : str
+        The metric.
+
+    Returns
+    -------
+    bytes or None
+        A PNG; None where no client has the metric.
+    """
+    clients = record.evaluate_clients or record.train_clients
+    found = [(c.metrics[metric], c.partition) for c in clients if metric in c.metrics]
+    if not found:
+        return None
+    found.sort(reverse=metric not in HIGHER_IS_BETTER)
+    values, names = [v for v, _ in found], [f"{p:03d}" for _, p in found]
+    figure, (axis,) = _panels(1, width=max(4.0, min(12.0, 0.25 * len(values) + 2)))
+    if len(values) <= _MAX_BARS:
+        axis.bar(names, values, color=_COLOURS["eval"])
+        axis.tick_params(axis="x", rotation=90, labelsize=7)
+        axis.set_xlabel("client, worst first")
+    else:
+        axis.plot(np.linspace(0, 1, len(values)), values, color=_COLOURS["eval"])
+        axis.set_xlabel(f"share of the {len(values)} clients, worst first")
+    source = "eval" if record.evaluate_clients else "train"
+    axis.set_title(f"{source} {metric} of each client, round {record.server_round}", fontsize=10)
+    axis.grid(alpha=0.3, axis="y")
+    return _png(figure)
+
+
+def draw_data(targets: Mapping[int, NDArray[Any]], labels: Sequence[Any]) -> bytes:
+    """Draw what each client's training rows are: rows by class, or the spread of the target.
+
+    Parameters
+    ----------
+    targets : mapping of int to ndarray
+        Raw labels of shape (n,) or targets of shape (n, T) of each partition.
+    labels : sequence
+        The classes in their order; empty for regression.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    shown = dict(sorted(targets.items())[:_MAX_BARS])
+    names = [f"{p:03d}" for p in shown]
+    figure, (axis,) = _panels(1, width=max(4.0, min(12.0, 0.25 * len(shown) + 2)))
+    if labels:
+        bottom = np.zeros(len(shown))
+        for position, label in enumerate(labels):
+            counts = np.array([np.sum(y == label) for y in shown.values()])
+            colour = _shade(position, len(labels))
+            axis.bar(names, counts, bottom=bottom, label=str(label), color=colour)
+            bottom += counts
+        if len(labels) <= 12:
+            axis.legend(frameon=False, fontsize=7, ncols=2, title="class", title_fontsize=7)
+        axis.set_ylabel("training rows")
+    else:
+        axis.boxplot([np.ravel(y[:, 0]) for y in shown.values()], tick_labels=names)
+        axis.set_ylabel("target")
+    left_out = f" (first {len(shown)} of {len(targets)})" if len(shown) < len(targets) else ""
+    axis.set_title(f"training data of each client{left_out}", fontsize=10)
+    axis.set_xlabel("client")
+    axis.tick_params(axis="x", rotation=90, labelsize=7)
+    return _png(figure)
+
+
+def _names(rounds: Sequence[RoundRecord]) -> list[str]:
+    metrics = (m for r in rounds for part in (r.server, r.evaluate, r.train) for m in part)
+    return list(dict.fromkeys(metrics))
+
+
+def _panels(count: int, width: float = 4.0) -> tuple[Any, list[Any]]:
+    """Return a figure with a row of panels; no pyplot, so no global state and no window."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, 3.2), layout="constrained")
+    return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
+
+
+def _shade(position: int, count: int) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](position / max(1, count - 1))
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return buffer.getvalue()
