@@ -204,14 +204,13 @@ class Run:
     def _federated(self, roster: Roster) -> Federated:
         config = self.config
         metrics = frozenset(METRICS[task_of(config.dataset)])
-        extra = {wire.TRAIN_LOSS} if config.strategy.name == "qfedavg" else set()
         strategy = build_strategy(config.strategy, roster, config.model.learning_rate)
         fewest = max(config.min_replies, fewest_replies(config.strategy)[0])
         return Federated(
             with_privacy(strategy, config, len(roster)),
             roster,
             Participation(config.seed, config.fraction_train, config.fraction_evaluate, fewest),
-            train_metrics=metrics | extra,
+            train_metrics=metrics,
             evaluate_metrics=metrics,
         )
 

@@ -252,19 +252,21 @@ def test_natural_clients_keep_their_rows() -> None:
             _labels([0, 1, 1], np.array([0, 1, 2])),
             PartitionerConfig("natural"),
             2,
-            "num_clients=2: this data set has 3 natural clients",
+            "num_clients=2: this data set has 3 natural clients: num_clients=3, "
+            "under `flwr run` --federation-config 'num-supernodes=3'",
         ),
         (
             _labels([0, 1, 1], np.array([1, 1, 2])),
             PartitionerConfig("natural"),
             3,
-            "num_clients=3: natural client 0 has no training rows: fewer clients or test rows",
+            "num_clients=3: natural client 0 has no training rows: fewer test rows",
         ),
         (
             _labels([0, 1, 1], np.array([0, 0, 1])),
             PartitionerConfig("natural"),
             3,
-            "num_clients=3: natural client 2 has no training rows: fewer clients or test rows",
+            "num_clients=3: this data set has 2 natural clients: num_clients=2, "
+            "under `flwr run` --federation-config 'num-supernodes=2'",
         ),
     ],
 )
@@ -562,15 +564,15 @@ def test_a_missing_text_has_no_level(missing: Any) -> None:
         ),
         (
             pd.DataFrame({"age": ["old"], "weight": [1]}),
-            "age=could not convert string to float: 'old': numbers or missing cells",
+            "age='old' in row 1: numbers or missing cells",
         ),
         (
             pd.DataFrame({"age": [float("inf")], "weight": [1]}),
-            "age=infinity: finite numbers or missing cells",
+            "age=inf in row 1: finite numbers",
         ),
         (
             pd.DataFrame({"age": pd.to_datetime(["2020-01-01"]), "weight": [1]}),
-            "age=Cannot cast DatetimeArray to dtype float64: numbers or missing cells",
+            "age=2020-01-01 00:00:00 in row 1: numbers or missing cells",
         ),
     ],
 )

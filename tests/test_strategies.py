@@ -56,7 +56,7 @@ def _federate(
         roster, encoding = shake_hands(grid, grid.get_node_ids(), config, None, 60.0)
         names = frozenset(METRICS[task_of(config.dataset)])
         federated = Federated(
-            build_strategy(config.strategy, roster),
+            build_strategy(config.strategy, roster, config.model.learning_rate),
             roster,
             Participation(
                 config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
@@ -64,7 +64,12 @@ def _federate(
             names,
             names,
         )
-        model = build(config.model, len(encoding.feature_names), len(encoding.output_names))
+        model = build(
+            config.model,
+            len(encoding.feature_names),
+            len(encoding.output_names),
+            encoding.task,
+        )
         record = wire.run_record(to_json(config), encoding)
         result = federated.start(
             grid,
@@ -115,7 +120,7 @@ def test_every_parameter_reaches_the_strategy() -> None:
 @pytest.mark.parametrize("name", GROUPS["strategy"])
 def test_every_strategy_of_the_schema_runs(name: str) -> None:
     """A name that the config allows trains and evaluates, the same bits in any order of arrival."""
-    config = _config(strategy={"name": name}, num_clients=5)
+    config = _config(strategy={"name": name}, num_clients=8)
     _, result = _federate(config)
     arrays = read(result.arrays)
     assert any(a.any() for a in arrays.values())
@@ -161,7 +166,7 @@ def test_the_lesson_in_closed_form(rows: tuple[int, int]) -> None:
 def _same_rows(num_clients: int) -> ClientApp:
     """Make clients that all train on the same rows, by full-batch descent."""
     config = ModelConfig("softmax", batch_size=0, learning_rate=0.5, local_epochs=3)
-    model = build(config, 4, 3)
+    model = build(config, 4, 3, "classification")
     x = np.random.default_rng(0).normal(size=(9, 4))
     y = np.random.default_rng(1).integers(0, 3, size=9)
     app = ClientApp()
@@ -197,7 +202,7 @@ def test_pooled_is_one_client_with_all_rows() -> None:
     config = _config(strategy={"name": "pooled"})
     encoding, result = _federate(config)
     rows = _rows(config, encoding, 0)
-    model = build(config.model, len(encoding.feature_names), 1)
+    model = build(config.model, len(encoding.feature_names), 1, "regression")
     arrays = model.start(generator(0, "model"))
     with one_thread():
         for t in (1, 2, 3):
@@ -211,7 +216,12 @@ def test_pooled_is_one_client_with_all_rows() -> None:
 # ---------------------------------------------------------------------------- local
 def _alone(config: Config, encoding: Encoding, skipped: Mapping[int, int] | None = None) -> Arrays:
     """Train every client with its model alone; ``skipped`` maps a round to who misses it."""
-    model = build(config.model, len(encoding.feature_names), len(encoding.output_names))
+    model = build(
+        config.model,
+        len(encoding.feature_names),
+        len(encoding.output_names),
+        encoding.task,
+    )
     found: dict[str, NDArray[Any]] = {}
     for k in range(config.num_clients):
         rows = _rows(config, encoding, k)
@@ -274,7 +284,7 @@ def test_each_client_evaluates_its_own_arrays() -> None:
     scored: dict[tuple[int, int], dict[str, bytes]] = {}
     encoding, result = _federate(config, _spied({}, scored))
     arrays = read(result.arrays)
-    model = build(config.model, len(encoding.feature_names), 1)
+    model = build(config.model, len(encoding.feature_names), 1, "regression")
     total, mse = 0, 0.0
     for k in range(4):
         own = {name: arrays[f"{k:03d}/{name}"] for name in ("coef", "intercept")}

@@ -19,6 +19,7 @@ from fl_app.data.partitioners import deal
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table
 from fl_app.data.vendored_sets import flamby_split
+from fl_app.errors import ConfigError
 from fl_app.schema import Config, HeartDiseaseConfig, NaturalConfig, PartitionerConfig
 
 __all__ = ["Encoded", "Partition", "encode", "own_partition", "partition_of", "test_table"]
@@ -74,9 +75,12 @@ def partition_of(config: Config, partition: int) -> Partition:
     Raises
     ------
     ConfigError
-        If the data cannot be dealt to that many clients.
+        If the data cannot be dealt to that many clients, or there is no such partition.
     """
     table, parts = _dealt(config)
+    if not 0 <= partition < len(parts):
+        allowed = f"0 to {len(parts) - 1}, as num_clients={len(parts)}"
+        raise ConfigError("partition-id", partition, allowed)
     wanted = range(len(parts)) if config.strategy.name == "pooled" else [partition]
     train, held = [], []
     for k in wanted:

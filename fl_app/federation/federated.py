@@ -88,6 +88,10 @@ class Federated(Strategy):
     ) -> None:
         self.strategy, self.roster, self.participation = strategy, roster, participation
         self.accepted: frozenset[int] = frozenset()
+        # Flower's QFedAvg names a further metric that it weighs clients by.
+        own = getattr(strategy, "train_loss_key", None)
+        if train_metrics is not None and own is not None:
+            train_metrics = train_metrics | {own}
         self._metrics = {"train": train_metrics, "evaluate": evaluate_metrics}
         self._asked: dict[int, Node] = {}
         self._sent: list[Message] = []

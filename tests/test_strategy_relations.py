@@ -1,0 +1,270 @@
+"""The relation that defines each strategy, on replies made by hand and through real clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+from flwr.serverapp.strategy import Strategy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fl_app.aggregation import weighted_mean
+from fl_app.client_app import app as client_app
+from fl_app.federation.federated import Federated, Participation
+from fl_app.federation.privacy import Private, with_privacy
+from fl_app.held import hold, read
+from fl_app.models.softmax import Softmax
+from fl_app.schema import (
+    FedAdagradConfig,
+    FedAdamConfig,
+    FedAvgMConfig,
+    FedProxConfig,
+    FedTrimmedAvgConfig,
+    FedYogiConfig,
+    KrumConfig,
+    ModelConfig,
+    MultiKrumConfig,
+    QFedAvgConfig,
+    StrategyConfig,
+    from_dict,
+)
+from fl_app.seeding import generator
+from fl_app.strategies import build_strategy
+
+from .messages import replies_of, roster_of
+
+Values = NDArray[np.float64]
+START = np.array([0.5, -1.0, 2.0])
+
+
+def aggregate(
+    strategy: Strategy,
+    clients: list[Values],
+    num_examples: list[int] | None = None,
+    start: Values = START,
+    **metrics: list[float],
+) -> Values:
+    """Let a strategy aggregate one round of the given arrays."""
+    roster = roster_of(len(clients))
+    federated = Federated(strategy, roster, Participation(seed=0))
+    from fl_app.grid import InProcessGrid
+
+    with InProcessGrid(client_app, num_supernodes=len(clients)) as grid:
+        roster = roster_of(len(clients), list(grid.get_node_ids()))
+        federated = Federated(strategy, roster, Participation(seed=0))
+        sent = list(federated.configure_train(1, hold({"w": start}), ConfigRecord(), grid))
+        replies = replies_of(sent, clients, num_examples or [1] * len(clients), **metrics)
+        arrays, _ = federated.aggregate_train(1, replies)
+    assert arrays is not None
+    return read(arrays)["w"]
+
+
+def built(config: StrategyConfig, k: int, learning_rate: float = 0.5) -> Strategy:
+    return build_strategy(config, roster_of(k), learning_rate)
+
+
+finite = st.floats(-10, 10, allow_nan=False)
+vectors = st.lists(finite, min_size=3, max_size=3).map(np.array)
+some = settings(max_examples=25, deadline=None, derandomize=True)
+AVERAGES: list[StrategyConfig] = [
+    StrategyConfig("fedavg"),
+    FedProxConfig("fedprox"),
+    StrategyConfig("fedmedian"),
+    FedTrimmedAvgConfig("fedtrimmedavg"),
+    KrumConfig("krum"),
+    MultiKrumConfig("multikrum"),
+    KrumConfig("bulyan"),
+]
+
+
+@pytest.mark.parametrize("config", AVERAGES, ids=lambda c: c.name)
+@some
+@given(value=vectors)
+def test_identical_replies_are_the_aggregate(config: StrategyConfig, value: Values) -> None:
+    """Any average, median or choice of identical replies is that reply."""
+    result = aggregate(built(config, 8), [value.copy() for _ in range(8)])
+    np.testing.assert_allclose(result, value, rtol=0, atol=1e-12)
+
+
+@some
+@given(values=st.lists(vectors, min_size=3, max_size=6))
+def test_trimming_nothing_is_the_mean(values: list[Values]) -> None:
+    """The trimmed mean with beta = 0 is FedAvg of equally weighted clients."""
+    config = FedTrimmedAvgConfig("fedtrimmedavg", beta=0.0)
+    result = aggregate(built(config, len(values)), values)
+    mean = aggregate(built(StrategyConfig("fedavg"), len(values)), values)
+    np.testing.assert_allclose(result, mean, rtol=0, atol=1e-12)
+
+
+def test_trimmed_mean_and_median_ignore_one_liar() -> None:
+    """One huge value among five moves neither; it moves the mean without bound."""
+    honest = [np.full(3, v) for v in (1.0, 2.0, 3.0, 4.0)]
+    lie = [*honest, np.full(3, 1e9)]
+    assert (aggregate(built(StrategyConfig("fedmedian"), 5), lie) == 3.0).all()
+    trimmed = FedTrimmedAvgConfig("fedtrimmedavg", beta=0.2)
+    # One of five goes at each end: 2, 3 and 4 are left.
+    assert (aggregate(built(trimmed, 5), lie) == 3.0).all()
+    assert (aggregate(built(StrategyConfig("fedavg"), 5), lie) > 1e8).all()
+
+
+@pytest.mark.parametrize("name", ["krum", "multikrum", "bulyan"])
+def test_the_crowd_wins(name: str) -> None:
+    """One client far from seven that nearly agree has no part in the result."""
+    rng = generator(0, "crowd")
+    crowd = [np.ones(3) + 0.01 * rng.normal(size=3) for _ in range(7)]
+    kind = MultiKrumConfig if name == "multikrum" else KrumConfig
+    result = aggregate(built(kind(name), 8), [*crowd, np.full(3, 1e6)])
+    assert np.abs(result - 1).max() < 0.05
+
+
+def test_krum_is_one_of_the_replies() -> None:
+    """Krum returns a client's own arrays, bit for bit."""
+    values = [np.array([v, v, v]) for v in (0.1, 0.2, 0.3, 0.9, 5.0)]
+    result = aggregate(built(KrumConfig("krum"), 5), values)
+    assert any((result == v).all() for v in values)
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+def test_first_adaptive_step_by_hand(name: str) -> None:
+    """Reddi et al. 2021, algorithm 2, from zero moments, with Flower's bias correction for Adam."""
+    eta, beta_1, beta_2, tau = 0.1, 0.9, 0.99, 1e-3
+    clients = [np.array([1.0, 0.0, 2.0]), np.array([0.0, -1.0, 4.0])]
+    delta = np.mean(clients, axis=0) - START
+    config: StrategyConfig
+    if name == "fedadagrad":
+        config = FedAdagradConfig(name, eta=eta, tau=tau)
+        m, v, rate = delta, delta**2, eta
+    else:
+        kind = FedAdamConfig if name == "fedadam" else FedYogiConfig
+        config = kind(name, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau)
+        # Yogi's v - (1 - b) d^2 sign(v - d^2) is Adam's b v + (1 - b) d^2 where v = 0.
+        m, v, rate = (1 - beta_1) * delta, (1 - beta_2) * delta**2, eta
+        if name == "fedadam":
+            rate = eta * np.sqrt(1 - beta_2**2) / (1 - beta_1**2)
+    expected = START + rate * m / (np.sqrt(v) + tau)
+    np.testing.assert_allclose(aggregate(built(config, 2), clients), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_momentum_starts_as_a_plain_step(rate: float) -> None:
+    """FedAvgM's first step is W + rate (mean - W): momentum has nothing to remember yet."""
+    clients = [np.array([1.0, 0.0, 2.0]), np.array([3.0, 2.0, 0.0])]
+    config = FedAvgMConfig("fedavgm", server_learning_rate=rate)
+    expected = START + rate * (np.mean(clients, axis=0) - START)
+    np.testing.assert_allclose(aggregate(built(config, 2), clients), expected, rtol=1e-12)
+
+
+def test_no_fairness_is_the_plain_mean() -> None:
+    """q = 0 weighs clients alike, whatever their loss and number of rows."""
+    clients = [np.array([1.0, 0.0, 2.0]), np.array([3.0, 2.0, 0.0])]
+    strategy = built(QFedAvgConfig("qfedavg", q=0.0), 2)
+    result = aggregate(strategy, clients, [1, 9], train_loss=[0.1, 5.0])
+    np.testing.assert_allclose(result, np.mean(clients, axis=0), rtol=1e-12)
+
+
+def test_fairness_pulls_towards_the_larger_loss() -> None:
+    """With q > 0 the client with the larger loss has more pull than with q = 0."""
+    clients, losses = [START + 1.0, START - 1.0], [4.0, 0.25]
+    result = aggregate(built(QFedAvgConfig("qfedavg", q=1.0), 2), clients, train_loss=losses)
+    assert (result > START).all()
+
+
+def test_proximal_term_by_hand() -> None:
+    """One full-batch step from the global model has no proximal pull; the second pulls by mu."""
+    rng = generator(0, "prox")
+    x, y = rng.normal(size=(12, 4)), rng.integers(3, size=12)
+    one = ModelConfig("softmax", local_epochs=1, batch_size=0, learning_rate=0.3)
+    two = ModelConfig("softmax", local_epochs=2, batch_size=0, learning_rate=0.3)
+    start = {"coef": rng.normal(size=(3, 4)), "intercept": rng.normal(size=3)}
+    first = Softmax(one, 4, 3).fit(start, x, y, rng, proximal_mu=0.7)
+    plain = Softmax(one, 4, 3).fit(start, x, y, rng)
+    second = Softmax(two, 4, 3).fit(start, x, y, rng, proximal_mu=0.7)
+    free = Softmax(one, 4, 3).fit(first, x, y, rng)
+    for name in start:
+        np.testing.assert_array_equal(first[name], plain[name])
+        pulled = free[name] - 0.3 * 0.7 * (first[name] - start[name])
+        np.testing.assert_allclose(second[name], pulled, rtol=1e-12, atol=1e-15)
+
+
+def _digest(tmp_path: Any, strategy: dict[str, Any], **more: Any) -> str:
+    from fl_app.launch import Launch
+    from fl_app.runtimes import run
+
+    config = from_dict(
+        {
+            "num_clients": 3,
+            "num_server_rounds": 2,
+            "strategy": strategy,
+            "tracking": {"name": "none"},
+            "output_dir": str(tmp_path),
+            "model": {"name": "softmax", "local_epochs": 2},
+            **more,
+        }
+    )
+    return str(run(Launch(config)).weights_sha256)
+
+
+def test_fedprox_without_mu_is_fedavg(tmp_path: Any) -> None:
+    """mu = 0 gives FedAvg's bits through real clients, mu > 0 others."""
+    plain = _digest(tmp_path, {"name": "fedavg"})
+    assert _digest(tmp_path, {"name": "fedprox", "proximal_mu": 0.0}) == plain
+    assert _digest(tmp_path, {"name": "fedprox", "proximal_mu": 0.1}) != plain
+
+
+# ---------------------------------------------------------------------------- privacy
+def private(noise: float, norm: float, k: int) -> Private:
+    config = from_dict(
+        {
+            "num_clients": k,
+            "privacy": {"name": "dp_fixed", "noise_multiplier": noise, "clipping_norm": norm},
+        }
+    )
+    wrapped = with_privacy(built(StrategyConfig("fedavg"), k), config, k)
+    assert isinstance(wrapped, Private)
+    return wrapped
+
+
+def test_private_average_weighs_all_alike_and_clips() -> None:
+    """Next to no noise: the plain mean of updates, each at most ``clipping_norm`` long."""
+    clients = [START + np.array([3.0, 4.0, 0.0]), START + np.array([0.0, 0.3, 0.4])]
+    # The first update has norm 5 and is cut to 1; the second has 0.5 and stays.
+    expected = START + (np.array([0.6, 0.8, 0.0]) + np.array([0.0, 0.3, 0.4])) / 2
+    result = aggregate(private(1e-9, 1.0, 2), clients, [1, 99])
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_noise_has_the_deviation_that_is_accounted() -> None:
+    """The noise on each value has deviation z C / K: here 2 * 1 / 4 = 0.5."""
+    size = 4000
+    start = np.zeros(size)
+    result = aggregate(private(2.0, 1.0, 4), [start.copy() for _ in range(4)], start=start)
+    # The deviation of a sample deviation is s / sqrt(2 n): five of them are 0.028.
+    assert abs(result.std() - 0.5) < 5 * 0.5 / np.sqrt(2 * size)
+
+
+def test_epsilon_grows_with_rounds_and_shrinks_with_noise() -> None:
+    """More releases spend more, more noise spends less; delta is what was asked for."""
+    spent = {}
+    for noise in (1.0, 4.0):
+        strategy = private(noise, 1.0, 3)
+        for server_round in (1, 2):
+            aggregate(strategy, [START.copy() for _ in range(3)])
+            spent[noise, server_round] = strategy.round_metrics(server_round)["privacy/epsilon"]
+        assert strategy.round_metrics(2)["privacy/delta"] == 1e-5
+    assert spent[1.0, 2] > spent[1.0, 1] > spent[4.0, 1] > 0
+    # One Gaussian release with z = 4: rho = 1/(2 z^2) and epsilon <= rho + 2 sqrt(rho ln(1/delta)).
+    rho = 1 / (2 * 4.0**2)
+    assert spent[4.0, 1] <= rho + 2 * np.sqrt(rho * np.log(1e5))
+
+
+def test_weighted_mean_is_what_fedavg_returns() -> None:
+    """Our own mean, which explains an aggregation, has FedAvg's bits."""
+    rng = generator(0, "mean")
+    clients, rows = [rng.normal(size=3) for _ in range(5)], [3, 1, 7, 2, 11]
+    result = aggregate(built(StrategyConfig("fedavg"), 5), clients, rows)
+    mean = weighted_mean([{"w": c} for c in clients], rows)["w"]
+    assert result.tobytes() == mean.tobytes()
