@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from fl_app.aggregation import weighted_mean
 from fl_app.client_app import app as client_app
+from fl_app.federation.cohort import GridView
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.privacy import Private, with_privacy
+from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.softmax import Softmax
 from fl_app.schema import (
@@ -35,7 +37,7 @@ from fl_app.schema import (
 from fl_app.seeding import generator
 from fl_app.strategies import build_strategy
 
-from .messages import replies_of, roster_of
+from .messages import content_of, reply_of, roster_of
 
 Values = NDArray[np.float64]
 START = np.array([0.5, -1.0, 2.0])
@@ -51,13 +53,15 @@ def aggregate(
     """Let a strategy aggregate one round of the given arrays."""
     roster = roster_of(len(clients))
     federated = Federated(strategy, roster, Participation(seed=0))
-    from fl_app.grid import InProcessGrid
-
-    with InProcessGrid(client_app, num_supernodes=len(clients)) as grid:
-        roster = roster_of(len(clients), list(grid.get_node_ids()))
-        federated = Federated(strategy, roster, Participation(seed=0))
-        sent = list(federated.configure_train(1, hold({"w": start}), ConfigRecord(), grid))
-        replies = replies_of(sent, clients, num_examples or [1] * len(clients), **metrics)
+    rows = num_examples or [1] * len(clients)
+    with InProcessGrid(client_app, num_supernodes=1) as grid:
+        view = GridView(grid, [node.node_id for node in roster])
+        list(federated.configure_train(1, hold({"w": start}), ConfigRecord(), view))
+        replies = []
+        for k, node in enumerate(roster):
+            told = {name: values[k] for name, values in metrics.items()}
+            content = content_of({"w": clients[k]}, {**told, "num-examples": rows[k]})
+            replies.append(reply_of(node.node_id, content))
         arrays, _ = federated.aggregate_train(1, replies)
     assert arrays is not None
     return read(arrays)["w"]
@@ -137,6 +141,7 @@ def test_first_adaptive_step_by_hand(name: str) -> None:
     config: StrategyConfig
     if name == "fedadagrad":
         config = FedAdagradConfig(name, eta=eta, tau=tau)
+        # Flower's FedAdagrad has no decay of its first moment: beta_1 = 0.
         m, v, rate = delta, delta**2, eta
     else:
         kind = FedAdamConfig if name == "fedadam" else FedYogiConfig
@@ -159,7 +164,7 @@ def test_momentum_starts_as_a_plain_step(rate: float) -> None:
 
 
 def test_no_fairness_is_the_plain_mean() -> None:
-    """q = 0 weighs clients alike, whatever their loss and number of rows."""
+    """Q = 0 weighs clients alike, whatever their loss and number of rows."""
     clients = [np.array([1.0, 0.0, 2.0]), np.array([3.0, 2.0, 0.0])]
     strategy = built(QFedAvgConfig("qfedavg", q=0.0), 2)
     result = aggregate(strategy, clients, [1, 9], train_loss=[0.1, 5.0])
@@ -209,7 +214,7 @@ def _digest(tmp_path: Any, strategy: dict[str, Any], **more: Any) -> str:
 
 
 def test_fedprox_without_mu_is_fedavg(tmp_path: Any) -> None:
-    """mu = 0 gives FedAvg's bits through real clients, mu > 0 others."""
+    """Mu = 0 gives FedAvg's bits through real clients, mu > 0 others."""
     plain = _digest(tmp_path, {"name": "fedavg"})
     assert _digest(tmp_path, {"name": "fedprox", "proximal_mu": 0.0}) == plain
     assert _digest(tmp_path, {"name": "fedprox", "proximal_mu": 0.1}) != plain

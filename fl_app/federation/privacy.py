@@ -25,6 +25,7 @@ from copy import copy
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import (
     GaussianPrivacyEvent,
@@ -38,12 +39,16 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
     Strategy,
 )
+from numpy.typing import NDArray
 
 from fl_app.errors import ConfigError
+from fl_app.held import hold, read
 from fl_app.schema import Config, DpAdaptiveConfig, DpFixedConfig
 from fl_app.wire import NUM_EXAMPLES
 
 __all__ = ["Private", "require_accountant", "with_privacy"]
+
+Arrays = Mapping[str, NDArray[Any]]
 
 
 def require_accountant(config: Config) -> None:
@@ -132,6 +137,7 @@ class Private(Strategy):
             )
         )
         self._norm = 0.0
+        self._start: Arrays = {}
 
     def summary(self) -> None:
         """Log the wrapped strategy's summary."""
@@ -140,7 +146,8 @@ class Private(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Delegate."""
+        """Delegate, and remember what is sent."""
+        self._start = read(arrays)
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def configure_evaluate(
@@ -153,7 +160,7 @@ class Private(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Clip, average with equal weights, add noise, and count the release."""
-        equal = [_equal_weight(message) for message in replies]
+        equal = [_equal_weight(_moved(message, self._start)) for message in replies]
         self.strategy.num_sampled_clients = len(equal)
         self._norm = self.strategy.clipping_norm
         result = self.strategy.aggregate_train(server_round, equal)
@@ -174,6 +181,26 @@ class Private(Strategy):
             "privacy/delta": self._delta,
             "privacy/clipping_norm": self._norm,
         }
+
+
+def _moved(message: Message, start: Arrays) -> Message:
+    """Return a reply whose update is not exactly zero: Flower's clipping divides by its norm.
+
+    A reply that is what was sent is moved in one value by one unit in the last place, which is
+    nothing beside the noise.
+    """
+    name, record = next(iter(message.content.array_records.items()))
+    arrays = read(record)
+    if any((arrays[key] != start[key]).any() for key in start):
+        return message
+    key = next(iter(start))
+    values = start[key].copy()
+    first = values.reshape(-1)[:1]
+    first += np.maximum(np.spacing(np.abs(first)), 2 * np.sqrt(np.finfo(values.dtype).tiny))
+    moved = copy(message)
+    records: dict[str, Any] = dict(message.content.items())
+    moved.content = RecordDict({**records, name: hold({**start, key: values})})
+    return moved
 
 
 def _equal_weight(message: Message) -> Message:
