@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, cast
 
 import click
 import typer
 
 from fl_app.errors import FlAppError, InputError
+from fl_app.schema import Task
 
 __all__ = ["main"]
 
@@ -23,11 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def root() -> None:
-    """Keep `ui` a command of its own while it is the only one."""
 
 
 @app.command()
@@ -51,10 +47,33 @@ def ui(
     os.execv(words[0], words)
 
 
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(help="CSV or Parquet file.")],
+    target: Annotated[list[str] | None, typer.Option(help="Column to predict.")] = None,
+    task: Annotated[str, typer.Option(help="regression or classification; default: guess.")] = "",
+    features: Annotated[list[str] | None, typer.Option(help="Columns to predict from.")] = None,
+    categorical: Annotated[list[str] | None, typer.Option(help="Columns taken as texts.")] = None,
+    key: Annotated[str, typer.Option(help="Column that names each row's client.")] = "",
+) -> None:
+    """Say what a node would say of its file: exit status 0 if a run could use it, 2 if not."""
+    if task not in ("", "regression", "classification"):
+        raise InputError("--task", task, "regression or classification")
+    from fl_app.data.checkup import report
+
+    kind = cast(Task, task) if task else None
+    found = report(file, target or None, kind, features or None, categorical or None, key or None)
+    print(found.render())
+    if not found.usable:
+        raise typer.Exit(2)
+
+
 def main() -> None:
     """Run the command line."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
+        if isinstance(status, int) and status:
+            sys.exit(status)
     except FlAppError as error:
         _fail(str(error), error.exit_status)
     except click.ClickException as error:

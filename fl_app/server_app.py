@@ -23,7 +23,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fl_app import wire
 from fl_app.aggregation import arrays_digest
-from fl_app.data.partition import test_table, whole_table
+from fl_app.data.partition import partition_of, test_table, whole_table
 from fl_app.data.table import Table
 from fl_app.errors import FederationError, FlAppError
 from fl_app.federation.federated import Federated, Participation
@@ -40,6 +40,7 @@ from fl_app.schema import (
     MlflowConfig,
     RuntimeConfig,
     SimulationConfig,
+    TabularConfig,
     check,
     digest,
     fewest_replies,
@@ -256,7 +257,19 @@ class Run:
                 "config/overrides.yaml": yaml.safe_dump(list(self.launch.overrides)),
             },
             num_server_rounds=config.num_server_rounds,
+            dataset=self._dataset(),
         )
+
+    def _dataset(self) -> dict[str, str]:
+        """Name the data for MLflow's list of inputs; in a deployment only the nodes know it."""
+        config = self.config
+        if self.runtime == "deployment":
+            return {}
+        dataset = config.dataset
+        source = dataset.path if isinstance(dataset, TabularConfig) else f"fl_app:{dataset.name}"
+        name = Path(source or "").name if isinstance(dataset, TabularConfig) else dataset.name
+        digest_ = whole_table(config).sha256
+        return {"name": name, "digest": digest_, "source": source or dataset.name}
 
     def _finish(self, status: Status, seconds: float, error: str) -> None:
         tags: dict[str, str] = {}
@@ -264,9 +277,38 @@ class Run:
         if last is not None and status == "FINISHED":
             tags["weights.sha256"] = arrays_digest(last.arrays)
         models = self._models() if status == "FINISHED" else []
-        self.trackers.finish(RunEnd(status, tags, models, {}, error))
+        self.trackers.finish(RunEnd(status, tags, models, {}, error, self._figures(status)))
         self._write_result(status, seconds, tags.get("weights.sha256"), error)
         self._say_where()
+
+    def _figures(self, status: Status) -> dict[str, bytes]:
+        """Draw the run; a picture that cannot be drawn costs a warning only."""
+        tracking = self.config.tracking
+        if status != "FINISHED" or not isinstance(tracking, MlflowConfig) or not tracking.figures:
+            return {}
+        try:
+            return self._draw()
+        except Exception as error:
+            log.warning("the figures were not drawn: %s", _one_line(error))
+            return {}
+
+    def _draw(self) -> dict[str, bytes]:
+        from fl_app.tracking import figures
+
+        last, encoding = self.best.last, self.predictor.encoding if self.predictor else None
+        if last is None or encoding is None:
+            return {}
+        metric = self.objective.partition("/")[2]
+        drawn = {
+            "figures/learning_curves.png": figures.draw_curves(self.best.rounds),
+            f"figures/clients_{metric}.png": figures.draw_clients(last, metric),
+        }
+        if self.runtime != "deployment" and self.config.strategy.name != "pooled":
+            parts = range(min(self.config.num_clients, figures.MAX_BARS))
+            targets = {k: partition_of(self.config, k).train.target for k in parts}
+            total = self.config.num_clients
+            drawn["figures/data.png"] = figures.draw_data(targets, encoding.labels, total)
+        return {path: picture for path, picture in drawn.items() if picture is not None}
 
     def _models(self) -> list[LoggedModel]:
         """Return the final round's model, and the best one where there are validation rows."""
@@ -317,7 +359,9 @@ def _mlflow_tracker(config: Config) -> MlflowTracker | None:
     if not isinstance(config.tracking, MlflowConfig):
         return None
     name = config.tracking.experiment_name or config.dataset.name
-    return MlflowTracker(uri=config.tracking.uri, experiment_name=name)
+    return MlflowTracker(
+        uri=config.tracking.uri, experiment_name=name, register_as=config.tracking.register_as
+    )
 
 
 def _run_name(config: Config) -> str:

@@ -43,6 +43,9 @@ class RunStart:
         Artifacts known at the start: path -> text, for example ``config/config.yaml``.
     num_server_rounds : int
         Rounds that the run will have; 0 if unknown.
+    dataset : mapping of str to str
+        What the run learns from, for the tracker's list of inputs: ``name``, ``digest``,
+        ``source``; empty where nobody knows.
     """
 
     name: str = ""
@@ -50,6 +53,7 @@ class RunStart:
     tags: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     num_server_rounds: int = 0
+    dataset: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,8 @@ class RunEnd:
         Models to log.
     texts : mapping of str to str
         Further text artifacts: path -> text.
+    files : mapping of str to bytes
+        Further binary artifacts, for example figures: path -> content.
     error : str
         The error's one line where the status is not FINISHED.
     """
@@ -177,6 +183,7 @@ class RunEnd:
     models: Sequence[LoggedModel] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Tracker(Protocol):

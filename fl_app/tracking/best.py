@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class BestRound:
     ----------
     best, last : RoundRecord or None
         The best round, None where no round has the metric; the last round.
+    rounds : list of RoundRecord
+        All rounds, for the figures; of their arrays only the best's and the last's are kept.
     """
 
     def __init__(self, objective: str) -> None:
@@ -32,6 +35,7 @@ class BestRound:
         self.objective = objective
         self.best: RoundRecord | None = None
         self.last: RoundRecord | None = None
+        self.rounds: list[RoundRecord] = []
 
     def value(self, record: RoundRecord) -> float | None:
         """Return the objective of a round, or None where it has none."""
@@ -47,6 +51,7 @@ class BestRound:
     def record(self, record: RoundRecord) -> None:
         """Compare a round with the best so far."""
         self.last = record
+        self.rounds.append(replace(record, arrays={}, train_clients=(), evaluate_clients=()))
         value = self.value(record)
         if value is None or not np.isfinite(value):
             return

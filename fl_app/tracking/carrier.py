@@ -86,6 +86,10 @@ class Store(Protocol):
         """Add metrics, params and tags."""
         ...
 
+    def log_dataset(self, run: Run, dataset: Mapping[str, str]) -> None:
+        """Add what the run learns from to its inputs."""
+        ...
+
     def log_files(self, run: Run, folder: Path) -> None:
         """Add the files of a folder as artifacts."""
         ...
@@ -236,6 +240,8 @@ class Carrier:
         self._send_table(run)
         tags = {**end.get("tags", {}), **({"error": end["error"]} if end.get("error") else {})}
         self._send_texts_and_tags(run, end.get("texts", {}), tags)
+        if self.spool.files.is_dir():
+            self._store.log_files(run, self.spool.files)
         self._store.end_run(run, end["status"], end["end_ms"])
         try:
             self._send_models(run, end.get("models", []))
@@ -264,6 +270,8 @@ class Carrier:
             params, texts = _shortened(KeyBook()(given["params"]), _MAX_PARAM, "params")
             self._store.log(run, params=params)
             self._pace.rest()
+            if given.get("dataset"):
+                self._store.log_dataset(run, given["dataset"])
             self._send_texts_and_tags(run, {**texts, **given["texts"]}, given["tags"])
             self._mark(opened=True)
         return run

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from fl_app.models.metrics import HIGHER_IS_BETTER
 from fl_app.tracking.base import RoundRecord
 
-__all__ = ["draw_clients", "draw_curves", "draw_data"]
+__all__ = ["MAX_BARS", "draw_clients", "draw_curves", "draw_data"]
 
 _COLOURS = {"server": "#1b6ca8", "eval": "#d1495b", "train": "#7a7a7a"}
-_MAX_BARS = 60
+MAX_BARS = 60
+"""Clients that are drawn one by one."""
 
 
 def draw_curves(rounds: Sequence[RoundRecord]) -> bytes | None:
@@ -76,7 +77,7 @@ def draw_clients(record: RoundRecord, metric: str) -> bytes | None:
     found.sort(reverse=metric not in HIGHER_IS_BETTER)
     values, names = [v for v, _ in found], [f"{p:03d}" for _, p in found]
     figure, (axis,) = _panels(1, width=max(4.0, min(12.0, 0.25 * len(values) + 2)))
-    if len(values) <= _MAX_BARS:
+    if len(values) <= MAX_BARS:
         axis.bar(names, values, color=_COLOURS["eval"])
         axis.tick_params(axis="x", rotation=90, labelsize=7)
         axis.set_xlabel("client, worst first")
@@ -89,7 +90,7 @@ def draw_clients(record: RoundRecord, metric: str) -> bytes | None:
     return _png(figure)
 
 
-def draw_data(targets: Mapping[int, NDArray[Any]], labels: Sequence[Any]) -> bytes:
+def draw_data(targets: Mapping[int, NDArray[Any]], labels: Sequence[Any], total: int) -> bytes:
     """Draw what each client's training rows are: rows by class, or the spread of the target.
 
     Parameters
@@ -98,13 +99,15 @@ def draw_data(targets: Mapping[int, NDArray[Any]], labels: Sequence[Any]) -> byt
         Raw labels of shape (n,) or targets of shape (n, T) of each partition.
     labels : sequence
         The classes in their order; empty for regression.
+    total : int
+        Clients in all, of which ``targets`` may hold some.
 
     Returns
     -------
     bytes
         A PNG.
     """
-    shown = dict(sorted(targets.items())[:_MAX_BARS])
+    shown = dict(sorted(targets.items())[:MAX_BARS])
     names = [f"{p:03d}" for p in shown]
     figure, (axis,) = _panels(1, width=max(4.0, min(12.0, 0.25 * len(shown) + 2)))
     if labels:
@@ -115,12 +118,12 @@ def draw_data(targets: Mapping[int, NDArray[Any]], labels: Sequence[Any]) -> byt
             axis.bar(names, counts, bottom=bottom, label=str(label), color=colour)
             bottom += counts
         if len(labels) <= 12:
-            axis.legend(frameon=False, fontsize=7, ncols=2, title="class", title_fontsize=7)
+            figure.legend(loc="outside right upper", frameon=False, fontsize=7, title="class")
         axis.set_ylabel("training rows")
     else:
         axis.boxplot([np.ravel(y[:, 0]) for y in shown.values()], tick_labels=names)
         axis.set_ylabel("target")
-    left_out = f" (first {len(shown)} of {len(targets)})" if len(shown) < len(targets) else ""
+    left_out = f" (first {len(shown)} of {total})" if len(shown) < total else ""
     axis.set_title(f"training data of each client{left_out}", fontsize=10)
     axis.set_xlabel("client")
     axis.tick_params(axis="x", rotation=90, labelsize=7)

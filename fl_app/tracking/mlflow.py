@@ -163,6 +163,7 @@ class MlflowTracker:
             {**run.tags, **self.tags},
             run.texts,
             run.num_server_rounds,
+            run.dataset,
         )
         target = {
             "uri": self.uri,

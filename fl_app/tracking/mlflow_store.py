@@ -156,6 +156,18 @@ class MlflowStore:
             sent = [entities.RunTag(key, value) for key, value in pairs]
             client.log_batch(run.run_id, tags=sent, synchronous=True)
 
+    def log_dataset(self, run: Run, dataset: Mapping[str, str]) -> None:
+        """Add what the run learns from to its inputs; MLflow keeps 36 characters of a digest."""
+        entities = load_mlflow().entities
+        found = entities.Dataset(
+            name=dataset["name"],
+            digest=dataset["digest"][:36],
+            source_type="fl_app",
+            source=dataset["source"],
+        )
+        context = entities.InputTag(key="mlflow.data.context", value="train")
+        self._client.log_inputs(run.run_id, datasets=[entities.DatasetInput(found, [context])])
+
     def log_files(self, run: Run, folder: Path) -> None:
         """Add the files of a folder as artifacts."""
         self._client.log_artifacts(run.run_id, str(folder))

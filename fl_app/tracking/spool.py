@@ -242,9 +242,13 @@ class Spool:
         _append(self.path / "notes.jsonl", {"tags": dict(tags), "texts": dict(texts)})
 
     def add_end(self, end: RunEnd, end_ms: int) -> None:
-        """Keep the end: first its models, then the file that makes it count."""
+        """Keep the end: first its models and files, then the file that makes it count."""
         models = [self._add_model(model) for model in end.models]
-        content = {
+        for path, content in end.files.items():
+            file = self.files / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write(file, content)
+        summary = {
             "status": end.status,
             "error": end.error,
             "tags": dict(end.tags),
@@ -252,7 +256,7 @@ class Spool:
             "end_ms": end_ms,
             "models": models,
         }
-        _write(self.path / "end.json", json.dumps(content).encode())
+        _write(self.path / "end.json", json.dumps(summary).encode())
         _sync_dir(self.path)
 
     def _add_model(self, model: LoggedModel) -> dict[str, Any]:
@@ -281,6 +285,11 @@ class Spool:
     def end(self) -> dict[str, Any]:
         """The end, or an empty dict while there is none."""
         return _json_or_empty(self.path / "end.json")
+
+    @property
+    def files(self) -> Path:
+        """Folder of the run's further artifacts; there may be none."""
+        return self.path / "files"
 
     def weights(self, server_round: int) -> Path:
         """Return where a round's arrays are."""

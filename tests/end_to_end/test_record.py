@@ -228,3 +228,87 @@ def test_result_file_says_the_same(digits: Recorded) -> None:
         assert digits.values(key)[-1] == value
     assert digits.result.status == "FINISHED"
     assert digits.result.seconds > 0
+
+
+@pytest.fixture(scope="module")
+def own_table(home: Path) -> tuple[Recorded, Path]:
+    """A CSV with spaces in names, categories, missing cells and text labels."""
+    import pandas as pd
+
+    from fl_app.seeding import generator
+
+    rng = generator(0, "csv")
+    age = rng.normal(50, 10, size=80)
+    pain = rng.choice(["none", "on effort", "at rest"], size=80)
+    sick = (age > 52) | (pain == "at rest")
+    frame = pd.DataFrame(
+        {
+            "patient's age": age.round(),
+            "chest pain": pain,
+            "visits": rng.integers(1, 9, size=80),
+            "how is it": np.where(sick, "sick", "well"),
+        }
+    )
+    frame.loc[3, "patient's age"] = None
+    frame.loc[5, "chest pain"] = None
+    path = home / "my patients.csv"
+    frame.to_csv(path, index=False)
+    run_ = recorded(
+        home,
+        "dataset=tabular",
+        f"dataset.path='{path}'",
+        "dataset.target='how is it'",
+        "dataset.categorical=['chest pain']",
+        "dataset.missing=mean",
+        "num_clients=3",
+        "num_server_rounds=8",
+        "tracking.register_as=patients",
+    )
+    return run_, path
+
+
+def test_own_tables_model_predicts_its_raw_rows(own_table: tuple[Recorded, Path]) -> None:
+    """The logged model takes the CSV's rows as pandas reads them and returns its text labels."""
+    import pandas as pd
+
+    from fl_app.data.partition import test_table
+
+    run_, path = own_table
+    frame = pd.read_csv(path)
+    labels = run_.model("final").predict(frame)
+    assert set(labels) <= {"sick", "well"}
+    assert (labels == frame["how is it"]).mean() > (frame["how is it"] == "sick").mean()
+    config = compose_config(
+        [
+            "dataset=tabular",
+            f"dataset.path='{path}'",
+            "dataset.target='how is it'",
+            "dataset.categorical=['chest pain']",
+            "dataset.missing=mean",
+        ]
+    )
+    test = test_table(config)
+    rows = pd.DataFrame(test.numeric, columns=list(test.numeric_names))
+    rows["chest pain"] = test.categorical[:, 0]
+    correct = (run_.model("final").predict(rows) == test.target).mean()
+    assert correct == run_.values("server/accuracy")[-1]
+
+
+def test_best_model_is_registered_as_champion(own_table: tuple[Recorded, Path]) -> None:
+    """``register_as`` gives the best model a version with the alias ``champion``."""
+    run_, _ = own_table
+    version = run_.client.get_model_version_by_alias("patients", "champion")
+    assert version.run_id == run_.result.run_id
+
+
+def test_data_is_an_input_of_the_run(own_table: tuple[Recorded, Path]) -> None:
+    """MLflow lists the file with the beginning of its digest, and the figures are artifacts."""
+    run_, path = own_table
+    (used,) = run_.run.inputs.dataset_inputs
+    assert used.dataset.name == path.name
+    assert run_.run.data.tags["data.sha256"].startswith(used.dataset.digest)
+    assert run_.paths("figures") == [
+        "figures/clients_accuracy.png",
+        "figures/data.png",
+        "figures/learning_curves.png",
+    ]
