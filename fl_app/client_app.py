@@ -25,7 +25,6 @@ from fl_app.data.partition import Encoded, Partition, encode, own_partition, par
 from fl_app.errors import InputError
 from fl_app.federation import handshake
 from fl_app.grid import in_process
-from fl_app.held import read
 from fl_app.models.base import Arrays, Model
 from fl_app.models.metrics import score
 from fl_app.models.registry import build
@@ -67,7 +66,7 @@ def train(message: Message, context: Context) -> Message:
     rng = generator(config.seed, "train", wire.server_round(message), partition)
     mu = wire.setting(message, "proximal-mu", 0.0)
     with one_thread(), _no_warnings():
-        start = read(message.content.array_records[wire.ARRAYS])
+        start = wire.read_arrays(message)
         arrays = model.fit(start, rows.x, rows.y, rng, mu)
         metrics = federation.score(arrays, rows.x, rows.truth)
         if config.strategy.name == "qfedavg":
@@ -83,7 +82,7 @@ def evaluate(message: Message, context: Context) -> Message:
     federation = _federation(*wire.texts(message))
     rows = federation.rows(partition, _own_file(federation.config, context))
     with one_thread(), _no_warnings():
-        arrays = read(message.content.array_records[wire.ARRAYS])
+        arrays = wire.read_arrays(message)
         metrics = federation.score(arrays, rows.x_eval, rows.truth_eval)
     return wire.reply(message, metrics, len(rows.x_eval))
 

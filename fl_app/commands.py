@@ -6,6 +6,7 @@ Exit status as for ``fl-app``: 0 done, 1 failed, 2 bad input (one line), 130 int
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from typing import Annotated, cast
 
@@ -39,6 +40,12 @@ def ui(
     store = check_uri(uri or default_uri())
     if is_http(store):
         raise InputError("tracking URI", store, "a database: a server is its own UI, open it there")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError("--port", port, f"a free port ({error.strerror})") from None
     # By default MLflow would start 15 processes with 2.5 GB for this.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]

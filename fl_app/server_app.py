@@ -234,7 +234,6 @@ class Run:
 
     def _start(self) -> RunStart:
         config = self.config
-        params = flatten(config)
         tags = {
             "strategy": config.strategy.name,
             "dataset": config.dataset.name,
@@ -250,7 +249,7 @@ class Run:
         }
         return RunStart(
             name=_run_name(config),
-            params=params | {"config.sha256": digest(config)},
+            params=flatten(config),
             tags={key: value for key, value in tags.items() if value},
             texts={
                 "config/config.yaml": yaml.safe_dump(to_dict(config), sort_keys=False),
@@ -352,7 +351,9 @@ class Run:
             return
         if self.mlflow.url:
             self.console.say(f"MLflow run: {self.mlflow.url}")
-        self.console.say(f"open the MLflow UI: {self.mlflow.ui_command}")
+        if self.mlflow.ui_command:
+            self.console.say("open the MLflow UI first: fl-kit ui, which runs")
+            self.console.say(f"  {self.mlflow.ui_command}")
 
 
 def _mlflow_tracker(config: Config) -> MlflowTracker | None:
@@ -368,7 +369,7 @@ def _run_name(config: Config) -> str:
     """Name a run, what tells it apart first: the UI shows about 18 characters."""
     alpha = getattr(config.partitioner, "alpha", None)
     deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
-    return f"{config.strategy.name} s{config.seed} {deal} {config.dataset.name} {config.model.name}"
+    return f"{config.strategy.name} s{config.seed} {deal} K{config.num_clients} {config.model.name}"
 
 
 def _value_names(

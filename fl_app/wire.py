@@ -13,11 +13,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
 from fl_app.data.encoding import Encoding
-from fl_app.held import hold
+from fl_app.held import hold, metric_record, read, record_dict
+from fl_app.held import reply as make_reply
 from fl_app.schema import Config, from_json
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "NUM_EXAMPLES",
     "TRAIN_LOSS",
     "code_digest",
+    "read_arrays",
     "read_config",
     "read_encoding",
     "reply",
@@ -94,7 +96,19 @@ def setting(message: Message, key: str, default: float) -> float:
 
 
 def _record(message: Message) -> ConfigRecord:
-    return message.content.config_records[CONFIG]
+    # Not `content.config_records`: Flower builds a synced dictionary at every look.
+    record = message.content[CONFIG]
+    if not isinstance(record, ConfigRecord):
+        raise TypeError(f"record {CONFIG} is a {type(record).__name__}: expected a ConfigRecord")
+    return record
+
+
+def read_arrays(message: Message) -> dict[str, NDArray[Any]]:
+    """Read the arrays of a message, read-only."""
+    record = message.content[ARRAYS]
+    if not isinstance(record, ArrayRecord):
+        raise TypeError(f"record {ARRAYS} is a {type(record).__name__}: expected an ArrayRecord")
+    return read(record)
 
 
 @lru_cache(maxsize=32)
@@ -128,10 +142,10 @@ def reply(
     arrays : mapping of str to ndarray, optional
         The client's arrays, given up by the caller.
     """
-    content = RecordDict({METRICS: MetricRecord({**metrics, NUM_EXAMPLES: num_examples})})
-    if arrays is not None:
-        content[ARRAYS] = hold(arrays, copy=False)
-    return Message(content, reply_to=message)
+    told = metric_record({**metrics, NUM_EXAMPLES: num_examples})
+    if arrays is None:
+        return make_reply(message, record_dict({METRICS: told}))
+    return make_reply(message, record_dict({METRICS: told, ARRAYS: hold(arrays, copy=False)}))
 
 
 @cache

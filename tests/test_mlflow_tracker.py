@@ -161,7 +161,7 @@ def test_a_run_can_be_read_back(
     assert (
         tracker.url
         == f"http://127.0.0.1:5000/#/experiments/{experiment_of(tracker, client)}"
-        + (f"/runs/{tracker.run_id}")
+        + f"/runs/{tracker.run_id}?workflowType=machine_learning"
     )
     final = run(TrackedStrategy(FedAvg(), trackers, value_names=names), grid)
     trackers.annotate({"data.sha256": "d"}, {"roster.json": "[]"})

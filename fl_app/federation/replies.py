@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fl_app import wire
@@ -128,16 +128,18 @@ def fault(message: Message, spec: ReplySpec) -> str | None:
         return "neither content nor an error"
     content = message.content
     # Flower's strategies look a record up by the name that it has in the first reply.
-    for kind, records, expected in (
-        ("metric", content.metric_records, [wire.METRICS]),
-        ("array", content.array_records, [] if spec.arrays is None else [wire.ARRAYS]),
+    metrics = {k: r for k, r in content.items() if isinstance(r, MetricRecord)}
+    arrays = {k: r for k, r in content.items() if isinstance(r, ArrayRecord)}
+    for kind, names, expected in (
+        ("metric", list(metrics), [wire.METRICS]),
+        ("array", list(arrays), [] if spec.arrays is None else [wire.ARRAYS]),
     ):
-        if list(records) != expected:
-            return f"{kind} records {list(records)}: expected {expected}"
-    problem = _metrics_fault(content.metric_records[wire.METRICS], spec)
+        if names != expected:
+            return f"{kind} records {names}: expected {expected}"
+    problem = _metrics_fault(metrics[wire.METRICS], spec)
     if problem or spec.arrays is None:
         return problem
-    return _arrays_fault(content.array_records[wire.ARRAYS], spec.arrays)
+    return _arrays_fault(arrays[wire.ARRAYS], spec.arrays)
 
 
 def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:

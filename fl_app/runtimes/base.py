@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fl_app.data.partition import partition_of
-from fl_app.errors import RunError
+from fl_app.errors import ConfigError, RunError
 from fl_app.federation.privacy import require_accountant
 from fl_app.launch import Launch
 from fl_app.schema import MlflowConfig
+from fl_app.tracking.spool import home_dir
 from fl_app.tracking.store import check_uri, default_uri
 
 __all__ = ["RunResult", "check_before", "read_result"]
@@ -68,9 +70,23 @@ def check_before(launch: Launch) -> None:
     Raises
     ------
     InputError
-        If the data cannot be dealt to the clients, or the tracking URI cannot be used.
+        If the data cannot be dealt to the clients, or where output goes cannot be used.
     """
     require_accountant(launch.config)
     partition_of(launch.config, 0)
+    _check_folder("FL_APP_HOME", home_dir())
+    if launch.config.output_dir is not None:
+        _check_folder("output_dir", Path(launch.config.output_dir))
     if isinstance(launch.config.tracking, MlflowConfig):
         check_uri(launch.config.tracking.uri or default_uri())
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Make a folder and try it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        allowed = f"a folder that can be written to ({error.strerror})"
+        raise ConfigError(name, folder, allowed) from None

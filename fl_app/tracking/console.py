@@ -102,7 +102,7 @@ class ConsoleTracker:
             parts.append(
                 f"{cost['clients_replied']:.0f}/{cost['clients_asked']:.0f} clients"
                 f" {cost['seconds']:.2f} s"
-                f" {_bytes(cost['bytes_up'])} up {_bytes(cost['bytes_down'])} down"
+                f" {_bytes(cost['bytes_up'])} up {_bytes(cost['bytes_down'])} down so far"
             )
         return " | ".join(parts)
 

@@ -285,6 +285,12 @@ def _prepare_sqlite(path: Path) -> None:
         _disconnect(client)
         with contextlib.closing(sqlite3.connect(part)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
+            # MLflow gives its experiment "Default" a folder in whatever directory is current now.
+            connection.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0",
+                (str(path.parent / "artifacts"),),
+            )
+            connection.commit()
         part.replace(path)
         _disconnect(load_mlflow().MlflowClient(f"sqlite:///{path}"))
 

@@ -154,7 +154,9 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     str
     """
     base = masked(uri) if is_http(uri) else _UI
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+    # Without the last part MLflow 3 opens the page in its mode for language models.
+    page = f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{page}?workflowType=machine_learning"
 
 
 def ui_command(uri: str) -> str:

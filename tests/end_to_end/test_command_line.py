@@ -41,7 +41,7 @@ def test_help_and_config_need_no_run(tmp_path: Path) -> None:
     """``--help`` names the groups' options and ``--cfg job`` shows the composed config."""
     status, out, _ = fl_app(tmp_path, "--help")
     assert status == 0
-    assert "strategy: fedadam, fedavg" in out
+    assert "strategy: bulyan, fedadagrad" in out
     status, out, _ = fl_app(tmp_path, "--cfg", "job", "strategy=fedadam")
     assert status == 0
     assert "eta: 0.1" in out
