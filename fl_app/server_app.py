@@ -369,7 +369,9 @@ def _run_name(config: Config) -> str:
     """Name a run, what tells it apart first: the UI shows about 18 characters."""
     alpha = getattr(config.partitioner, "alpha", None)
     deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
-    return f"{config.strategy.name} s{config.seed} {deal} K{config.num_clients} {config.model.name}"
+    private = "" if config.privacy.name == "none" else f" {config.privacy.name}"
+    name = f"{config.strategy.name}{private} s{config.seed}"
+    return f"{name} {deal} K{config.num_clients} {config.model.name}"
 
 
 def _value_names(
