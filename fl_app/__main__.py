@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from fl_app.config import HydraErrors, config_dir, explain, typed
 from fl_app.errors import FlAppError
+from fl_app.schema import TabularConfig
 
 __all__ = ["main"]
 
@@ -47,6 +48,10 @@ def _run(composed: DictConfig) -> float | None:
     state = HydraConfig.get()
     folder = config.output_dir or state.runtime.output_dir
     config = replace(config, output_dir=str(Path(folder).absolute()))
+    if isinstance(config.dataset, TabularConfig) and config.dataset.path is not None:
+        # Relative to where the command was typed, whatever process will read it.
+        path = str(Path(config.dataset.path).expanduser().absolute())
+        config = replace(config, dataset=replace(config.dataset, path=path))
     sweep = Path(state.sweep.dir).name if state.mode == RunMode.MULTIRUN else ""
     # Hydra's own work (--help, --cfg, bad overrides) must not wait for Flower and MLflow.
     from fl_app.launch import Launch, git_commit

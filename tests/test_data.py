@@ -581,3 +581,37 @@ def test_a_wrong_frame_is_a_data_error(frame: pd.DataFrame, message: str) -> Non
     with pytest.raises(DataError) as caught:
         features_from_frame(frame, NUMBERS)
     assert str(caught.value) == message
+
+
+def test_an_unknown_level_is_none_of_the_levels(caplog: pytest.LogCaptureFixture) -> None:
+    """A level that no client told of gives zeros in its columns and one warning in all."""
+    encoding = Encoding(
+        task="classification",
+        columns=("pain",),
+        numeric=(),
+        mean=(),
+        scale=(),
+        levels=(("pain", ("mild", "strong")),),
+        labels=(0, 1),
+        targets=("y",),
+    )
+    cells = np.array([["mild"], ["odd level"], [None], ["odd level"]], dtype=object)
+    empty = np.empty((4, 0))
+    table = Table(
+        "classification", ("pain",), empty, (), cells, ("pain",), np.zeros(4, int), ("y",)
+    )
+    for _ in range(2):
+        assert encoding.features(table).tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
+    assert [r.getMessage() for r in caplog.records] == [
+        "pain=odd level: no client told of this level, it counts as none of mild, strong"
+    ]
+
+
+def test_a_missing_number_is_the_federations_mean() -> None:
+    """Without standardizing, a missing cell becomes ``fill``; with it, 0, which is the mean."""
+    rows = np.array([[np.nan], [5.0]])
+    table = Table("regression", ("x",), rows, ("x",), np.empty((2, 0), object), (), rows, ("y",))
+    raw = Encoding("regression", ("x",), ("x",), (0.0,), (1.0,), targets=("y",), fill=(3.0,))
+    scaled = Encoding("regression", ("x",), ("x",), (3.0,), (2.0,), targets=("y",), fill=(3.0,))
+    assert raw.features(table).tolist() == [[3.0], [5.0]]
+    assert scaled.features(table).tolist() == [[0.0], [1.0]]
