@@ -207,17 +207,6 @@ class FedAdagradConfig(StrategyConfig):
 
 
 @dataclass(frozen=True)
-class FedYogiConfig(StrategyConfig):
-    """FedYogi: adaptive steps on the server."""
-
-    eta: float = opt(0.1, "Server learning rate.", gt=0)
-    eta_l: float = opt(0.1, "Client learning rate of Flower's formula.", gt=0)
-    beta_1: float = opt(0.9, "Decay of the first moment.", ge=0, lt=1)
-    beta_2: float = opt(0.99, "Decay of the second moment.", ge=0, lt=1)
-    tau: float = opt(1e-3, "Degree of adaptivity.", gt=0)
-
-
-@dataclass(frozen=True)
 class FedTrimmedAvgConfig(StrategyConfig):
     """The mean of each value without its smallest and largest shares."""
 
@@ -254,6 +243,11 @@ class FedAdamConfig(StrategyConfig):
     beta_1: float = opt(0.9, "Decay of the first moment.", ge=0, lt=1)
     beta_2: float = opt(0.99, "Decay of the second moment.", ge=0, lt=1)
     tau: float = opt(1e-3, "Degree of adaptivity.", gt=0)
+
+
+@dataclass(frozen=True)
+class FedYogiConfig(FedAdamConfig):
+    """FedYogi: as FedAdam, with a second moment that grows more gently."""
 
 
 # ---------------------------------------------------------------------------- the other groups
