@@ -1,0 +1,74 @@
+"""Data stays: which file a client reads, and which it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from fl_app import wire
+from fl_app.client_app import app
+from fl_app.errors import InputError
+from fl_app.federation.handshake import Description, from_message
+from fl_app.grid import InProcessGrid
+from fl_app.schema import from_dict, to_json
+
+SHIPPED = "age,y\n" + "".join(f"{30 + i},{i % 2}\n" for i in range(20))
+OWN = "age,y\n" + "".join(f"{50 + i},{i % 2}\n" for i in range(8))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Write the file that the config names and one that a node owns."""
+    shipped, own = tmp_path / "shipped.csv", tmp_path / "own.csv"
+    shipped.write_text(SHIPPED)
+    own.write_text(OWN)
+    return shipped, own
+
+
+def asked(shipped: Path) -> RecordDict:
+    config = from_dict(
+        {
+            "num_clients": 2,
+            "dataset": {
+                "name": "tabular",
+                "path": str(shipped),
+                "target": "y",
+                "test_fraction": 0.0,
+                "val_fraction": 0.25,
+            },
+        }
+    )
+    return RecordDict({wire.CONFIG: wire.run_record(to_json(config))})
+
+
+def answer(content: RecordDict, node_config: dict[str, Any]) -> Description:
+    """Ask a node outside of any in-process grid, as a SuperNode's process would be."""
+    with InProcessGrid(app, num_supernodes=1):
+        message = Message(content, 7, wire.DESCRIBE)
+    return from_message(app(message, Context(1, 7, node_config, RecordDict(), {})))
+
+
+def test_a_node_reads_its_own_file(files: tuple[Path, Path]) -> None:
+    """``data=`` in the node's configuration counts, whatever path the config ships."""
+    shipped, own = files
+    told = answer(asked(shipped), {"partition-id": 0, "data": str(own)})
+    # All 8 rows are the node's; a quarter is kept for validation.
+    assert (told.num_examples, told.num_validation) == (6, 2)
+
+
+def test_a_shipped_path_is_not_read_on_a_supernode(files: tuple[Path, Path]) -> None:
+    """Without ``data=`` a SuperNode refuses, though the shipped path could be read."""
+    with pytest.raises(InputError, match="node-config data="):
+        answer(asked(files[0]), {"partition-id": 0})
+
+
+def test_a_shipped_path_counts_in_process(files: tuple[Path, Path]) -> None:
+    """In an in-process grid the whole federation is one user's: rows are dealt from the file."""
+    with InProcessGrid(app, num_supernodes=2) as grid:
+        content = asked(files[0])
+        messages = [Message(content, node, wire.DESCRIBE) for node in grid.get_node_ids()]
+        told = [from_message(reply) for reply in grid.send_and_receive(messages)]
+    assert sum(d.num_examples + d.num_validation for d in told) == 20
