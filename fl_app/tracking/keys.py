@@ -314,19 +314,19 @@ def aggregation_text(record: RoundRecord) -> str:
     aggregate = record.aggregate
     norm = None if aggregate is None else flat_norm(aggregate)
     small = aggregate is not None and _size(aggregate) <= MAX_SHOWN_VALUES
-    return json.dumps(
-        _finite(
-            {
-                "server_round": record.server_round,
-                "rule": record.rule,
-                "num_examples": _whole(total),
-                "clients": clients,
-                "aggregate": _shown(aggregate if small else None, norm),
-            }
-        ),
-        indent=1,
-        allow_nan=False,
-    )
+    # A client a line: to read as a table, and json's fast encoder takes no `indent`.
+    head = {
+        "server_round": record.server_round,
+        "rule": record.rule,
+        "num_examples": _whole(total),
+    }
+    lines = ",\n  ".join(_line(client) for client in clients)
+    shown = _line(_shown(aggregate if small else None, norm))
+    return f'{_line(head)[:-1]},\n "clients": [\n  {lines}\n ],\n "aggregate": {shown}}}\n'
+
+
+def _line(value: Any) -> str:
+    return json.dumps(_finite(value), allow_nan=False)
 
 
 def _shown(arrays: Arrays | None, norm: float | None) -> Any:
