@@ -27,9 +27,10 @@ from fl_app.federation import handshake
 from fl_app.grid import in_process
 from fl_app.models.base import Arrays, Model
 from fl_app.models.metrics import score
-from fl_app.models.registry import build
+from fl_app.models.serving import Predictor
 from fl_app.schema import METRICS, Config, TabularConfig
 from fl_app.seeding import generator, one_thread
+from fl_app.stack_client import StackClient
 
 __all__ = ["app"]
 
@@ -63,6 +64,8 @@ def train(message: Message, context: Context) -> Message:
     federation = _federation(*wire.texts(message))
     config, model = federation.config, federation.model
     rows = federation.rows(partition, _own_file(config, context))
+    if config.strategy.name == "fedstacking":
+        return _stack(message, context, federation, rows)
     rng = generator(config.seed, "train", wire.server_round(message), partition)
     mu = wire.setting(message, "proximal-mu", 0.0)
     with one_thread(), _no_warnings():
@@ -85,6 +88,22 @@ def evaluate(message: Message, context: Context) -> Message:
         arrays = wire.read_arrays(message)
         metrics = federation.score(arrays, rows.x_eval, rows.truth_eval)
     return wire.reply(message, metrics, len(rows.x_eval))
+
+
+def _stack(message: Message, context: Context, federation: _Federation, rows: Encoded) -> Message:
+    """Do this client's part of a round of FedStacking."""
+    partition, _ = _place(context)
+    client = StackClient(
+        federation.config,
+        federation.encoding,
+        federation.predictor.kinds(),
+        partition,
+        rows,
+        context.state,
+    )
+    with one_thread(), _no_warnings():
+        arrays, metrics = client.answer(wire.stack_request(message), wire.read_arrays(message))
+    return wire.reply(message, metrics, len(rows.x), arrays)
 
 
 def _no_warnings() -> np.errstate:
@@ -139,12 +158,12 @@ class _Federation:
     config: Config
     encoding: Encoding
     model: Model
+    predictor: Predictor
     _rows: dict[tuple[int, str | None], Encoded] = field(default_factory=dict)
 
     def score(self, arrays: Arrays, x: NDArray[Any], truth: NDArray[Any]) -> dict[str, float]:
         """Score arrays on encoded rows, in the raw unit of the target."""
-        outputs = self.encoding.in_units(self.model.predict(arrays, x))
-        return score(self.encoding.task, outputs, truth)
+        return score(self.encoding.task, self.predictor.outputs(arrays, x), truth)
 
     def rows(self, partition: int, path: str | None) -> Encoded:
         found = self._rows.get((partition, path))
@@ -158,6 +177,7 @@ class _Federation:
 @lru_cache(maxsize=4)
 def _federation(config_json: str, encoding_json: str) -> _Federation:
     config, encoding = wire.read_config(config_json), wire.read_encoding(encoding_json)
-    features, outputs = encoding.feature_names, encoding.output_names
-    model = build(config.model, len(features), len(outputs), encoding.task)
-    return _Federation(config, encoding, model)
+    # Also under `local`, where each client gets its own arrays only, under their plain names.
+    stacked = config.strategy.name == "fedstacking"
+    predictor = Predictor(encoding, config.model, stacked=stacked)
+    return _Federation(config, encoding, predictor.build(), predictor)

@@ -250,6 +250,63 @@ class FedYogiConfig(FedAdamConfig):
     """FedYogi: as FedAdam, with a second moment that grows more gently."""
 
 
+BASE_MODELS: Mapping[str, tuple[Task, ...]] = {
+    "model": ("regression", "classification"),
+    "ridge": ("regression",),
+    "logistic": ("classification",),
+    "gaussian_nb": ("classification",),
+    "random_forest": ("regression", "classification"),
+    "hist_gradient_boosting": ("regression", "classification"),
+}
+"""Base models of a stack, by name, with the tasks that they do; ``model`` is the run's own."""
+_ROWS = "carries raw training rows in every format, and rows do not leave a client"
+REFUSED: Mapping[str, str] = dict.fromkeys(
+    (
+        *("knn", "k_neighbors", "kneighbors", "nearest_neighbors", "radius_neighbors"),
+        *("svm", "svc", "svr", "nu_svc", "nu_svr", "kernel_svm", "kernel_ridge"),
+        *("gaussian_process", "label_propagation", "label_spreading"),
+    ),
+    _ROWS,
+)
+"""Names of base models that are refused on purpose, with the reason."""
+
+
+@dataclass(frozen=True)
+class FedStackingConfig(StrategyConfig):
+    """FedStacking: base models of the clients, combined by what sums over their rows say."""
+
+    base_models: tuple[str, ...] | None = opt(
+        None,
+        "Base models, dealt over the partitions in turn: model (the run's own), ridge, logistic, "
+        "gaussian_nb, random_forest, hist_gradient_boosting; null: logistic, or ridge for "
+        "regression.",
+    )
+    global_member: str = opt(
+        "fedavg",
+        "The federation's own model in the stack: trained by averaging, one-shot least squares, or "
+        "none.",
+        choices=("fedavg", "ls", "none"),
+    )
+    num_folds: int = opt(4, "Folds of out-of-fold predictions and of the sums.", ge=2)
+    min_rows_per_sum: int = opt(
+        2, "Rows of a class (regression: rows) below which they are left out of a sum.", ge=1
+    )
+    ls_rows_per_feature: float = opt(
+        2.0, "Rows for each feature below which a sum for `global_member=ls` is not made.", ge=1
+    )
+    max_members: int | None = opt(
+        None, "Base models that go to all clients at most; null: min(32, 420 // classes).", ge=1
+    )
+    personal_gate: bool = opt(
+        False, "Whether clients also try to mix the stack with their own model, reported apart."
+    )
+
+    def kind_of(self, partition: int) -> str:
+        """Return the base model of a partition, once the config is checked."""
+        assert self.base_models is not None
+        return self.base_models[partition % len(self.base_models)]
+
+
 # ---------------------------------------------------------------------------- the other groups
 @dataclass(frozen=True)
 class PrivacyConfig:
@@ -290,6 +347,15 @@ class SimulationConfig(RuntimeConfig):
     """Flower's simulation engine on a SuperLink of the run's own."""
 
     num_cpus: int = opt(1, "CPUs that the engine sets aside for each client.", ge=1)
+
+
+@dataclass(frozen=True)
+class DeploymentConfig(RuntimeConfig):
+    """SuperNodes at a SuperLink: each client a process of its own, on a machine of its own."""
+
+    superlink: str | None = opt(None, "Name of the connection in Flower's `config.toml`.")
+    wait_for_nodes: int = opt(2, "SuperNodes that must be online before the handshake.", ge=1)
+    round_timeout: float = opt(3600.0, "Seconds that an exchange waits for replies.", gt=0)
 
 
 @dataclass(frozen=True)
@@ -348,11 +414,16 @@ GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
         "multikrum": MultiKrumConfig,
         "bulyan": KrumConfig,
         "qfedavg": QFedAvgConfig,
+        "fedstacking": FedStackingConfig,
         "local": StrategyConfig,
         "pooled": StrategyConfig,
     },
     "privacy": {"none": PrivacyConfig, "dp_fixed": DpFixedConfig, "dp_adaptive": DpAdaptiveConfig},
-    "runtime": {"inprocess": RuntimeConfig, "simulation": SimulationConfig},
+    "runtime": {
+        "inprocess": RuntimeConfig,
+        "simulation": SimulationConfig,
+        "deployment": DeploymentConfig,
+    },
     "tracking": {"mlflow": MlflowConfig, "none": TrackingConfig},
 }
 """Every group's options and the class that types each."""
@@ -582,6 +653,8 @@ def check(config: Config) -> Config:
     """
     task = task_of(config.dataset)
     config = replace(config, model=_resolve_model(config.model, config.dataset, task))
+    if isinstance(config.strategy, FedStackingConfig):
+        config = replace(config, strategy=_resolve_stacking(config.strategy, task))
     if config.min_replies > config.num_clients:
         allowed = f"at most num_clients={config.num_clients}"
         raise ConfigError("min_replies", config.min_replies, allowed)
@@ -591,6 +664,7 @@ def check(config: Config) -> Config:
     _check_cohort(config)
     _check_privacy(config)
     _check_baselines(config)
+    _check_stacking(config)
     return config
 
 
@@ -727,6 +801,55 @@ def _check_baselines(config: Config) -> None:
     if name in ("local", "pooled") and config.fraction_train != 1:
         raise ConfigError(
             "fraction_train", config.fraction_train, f"strategy={name} trains every client: 1"
+        )
+
+
+def require_base_model(name: str, task: Task, field_name: str = "strategy.base_models") -> None:
+    """Reject a name that is no base model or does not fit the task.
+
+    Parameters
+    ----------
+    name : str
+        A key of :data:`BASE_MODELS`.
+    task : {"regression", "classification"}
+        The task of the run.
+    field_name : str, default "strategy.base_models"
+        Config key that the message names.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, refused on purpose, or of the other task.
+    """
+    fitting = ", ".join(n for n, tasks in BASE_MODELS.items() if task in tasks)
+    if name.lower() in REFUSED:
+        raise ConfigError(field_name, name, f"{REFUSED[name.lower()]}; allowed are {fitting}")
+    if name not in BASE_MODELS:
+        raise ConfigError(field_name, name, f"no such base model; allowed are {fitting}")
+    if task not in BASE_MODELS[name]:
+        raise ConfigError(field_name, name, f"does not fit a {task} task; allowed are {fitting}")
+
+
+def _resolve_stacking(strategy: FedStackingConfig, task: Task) -> FedStackingConfig:
+    if strategy.base_models is None:
+        default = "ridge" if task == "regression" else "logistic"
+        return replace(strategy, base_models=(default,))
+    if not strategy.base_models:
+        fitting = ", ".join(n for n, tasks in BASE_MODELS.items() if task in tasks)
+        raise ConfigError("strategy.base_models", [], f"at least one of {fitting}")
+    for name in strategy.base_models:
+        require_base_model(name, task)
+    return strategy
+
+
+def _check_stacking(config: Config) -> None:
+    if not isinstance(config.strategy, FedStackingConfig):
+        return
+    if config.num_server_rounds < 3:
+        raise ConfigError(
+            "num_server_rounds",
+            config.num_server_rounds,
+            "strategy=fedstacking needs at least 3: to collect, to stack, to select",
         )
 
 

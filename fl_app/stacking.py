@@ -56,6 +56,7 @@ __all__ = [
     "SumFolds",
     "Sums",
     "bounds",
+    "by_fold",
     "candidates",
     "check_scores",
     "check_sums",
@@ -990,7 +991,7 @@ def scores(
     if len(truth) < max(1, floor):
         return table
     judged = [
-        _judge(layout, _by_fold(layout, meta_features, split, weights), truth)
+        _judge(layout, by_fold(layout, meta_features, split, weights), truth)
         for weights in fold_weights
     ]
     right, loss = (np.stack(column) for column in zip(*judged, strict=True))
@@ -1000,13 +1001,30 @@ def scores(
     return table
 
 
-def _by_fold(
+def by_fold(
     layout: Layout,
     meta_features: Floats,
     split: SumFolds,
     weights: Mapping[int, NDArray[Any]],
 ) -> Floats:
-    """Combine each row with the weights that its fold did not help to find."""
+    """Combine each row with the weights that its fold did not help to find.
+
+    Parameters
+    ----------
+    layout : Layout
+        What is stacked.
+    meta_features : ndarray of shape (n, D)
+        From :func:`features`.
+    split : SumFolds
+        Fold of each row.
+    weights : mapping of int to ndarray
+        A candidate's ``fold_weights`` of (at least) the folds that ``split`` has.
+
+    Returns
+    -------
+    ndarray of shape (n, C) or (n, T)
+        As :func:`combine`'s.
+    """
     outputs = np.empty((len(meta_features), layout.num_outputs))
     for fold in np.unique(split.fold).tolist():
         rows = split.fold == fold

@@ -1,4 +1,4 @@
-"""Strategies by name: Flower's own, unforked, and the two baselines that need no averaging.
+"""Strategies by name: Flower's own, unforked, FedStacking, and the baselines.
 
 References
 ----------
@@ -10,6 +10,7 @@ FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127.
 FedAvgM: Hsu et al. 2019, https://arxiv.org/abs/1909.06335.
 FedMedian, FedTrimmedAvg: Yin et al. 2018, https://arxiv.org/abs/1803.01498.
 Krum, MultiKrum: Blanchard et al. 2017, https://arxiv.org/abs/1703.02757.
+FedStacking: :mod:`fl_app.fedstacking`.
 Bulyan: El Mhamdi et al. 2018, https://arxiv.org/abs/1802.07927.
 QFedAvg: Li et al. 2020, https://arxiv.org/abs/1905.10497.
 """
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -44,13 +46,23 @@ from flwr.serverapp.strategy import (
     QFedAvg,
     Strategy,
 )
+from numpy.typing import NDArray
 
+from fl_app.errors import ConfigError, FederationError
 from fl_app.federation.replies import ReplySpec, spec_of
 from fl_app.federation.roster import Roster
-from fl_app.schema import StrategyConfig
+from fl_app.fedstacking import FedStacking
+from fl_app.models.serving import Predictor
+from fl_app.models.stack import LS, PRIOR, Member, pack_range
+from fl_app.schema import Config, FedStackingConfig, StrategyConfig
+from fl_app.seeding import generator
+from fl_app.stacking import bounds
 from fl_app.wire import TRAIN_LOSS
 
-__all__ = ["Local", "build_strategy"]
+__all__ = ["FedStacking", "Local", "build_strategy", "start_arrays", "strategy_of"]
+
+CLIENT_FOLDS_FROM = 50
+"""Clients from which on FedStacking puts all rows of a client into one fold of the sums."""
 
 # Flower's strategies take all nodes of the grid they see, which is the cohort: see federation/.
 _ALL: dict[str, Any] = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -94,6 +106,101 @@ def build_strategy(
     if config.name == "qfedavg":
         own |= {"client_learning_rate": learning_rate, "train_loss_key": TRAIN_LOSS}
     return _FLOWER[config.name](**own, **_ALL)
+
+
+def strategy_of(config: Config, roster: Roster, predictor: Predictor) -> Strategy:
+    """Build the strategy of a run.
+
+    Parameters
+    ----------
+    config : Config
+        The run's config.
+    roster : Roster
+        The nodes of the run.
+    predictor : Predictor
+        Gives FedStacking the shape of the models.
+
+    Raises
+    ------
+    ConfigError
+        Where the nodes' rows do not suffice for what FedStacking is asked to do.
+    """
+    if not isinstance(config.strategy, FedStackingConfig):
+        return build_strategy(config.strategy, roster, config.model.learning_rate)
+    own, kinds = config.strategy, predictor.kinds()
+    _check_rows(own, roster, kinds.num_features)
+    return FedStacking(
+        num_rounds=config.num_server_rounds,
+        num_outputs=kinds.num_outputs,
+        bounds=_bounds(roster, predictor),
+        global_member=own.global_member,
+        num_folds=own.num_folds,
+        client_folds=len(roster) >= CLIENT_FOLDS_FROM,
+        min_rows_per_sum=own.min_rows_per_sum,
+        max_members=own.max_members,
+        personal_gate=own.personal_gate,
+        partitions=roster.partitions,
+        check_member=kinds.check,
+        **_ALL,
+    )
+
+
+def _check_rows(own: FedStackingConfig, roster: Roster, num_features: int) -> None:
+    """Refuse folds above all clients' rows, and least squares where no client has enough."""
+    most = max(node.num_examples for node in roster)
+    if own.num_folds > most:
+        allowed = f"at most {most}, the training rows of the largest client"
+        raise ConfigError("strategy.num_folds", own.num_folds, allowed)
+    needed = int(np.ceil(own.ls_rows_per_feature * (num_features + 1)))
+    if own.global_member == LS and most < needed:
+        raise ConfigError(
+            "strategy.global_member",
+            LS,
+            f"fedavg or none: the largest client has {most} training rows, and a sum over fewer "
+            f"than {needed} with {num_features} features gives rows away",
+        )
+
+
+def _bounds(
+    roster: Roster, predictor: Predictor
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the range of the targets in the models' unit; None for classification."""
+    encoding = predictor.encoding
+    if encoding.task == "classification":
+        return None
+    if not roster.target_mean:
+        raise FederationError(
+            "no node has min_rows training rows, so there are no moments of the target, which "
+            "strategy=fedstacking needs; set a smaller min_rows"
+        )
+    scale = np.array(encoding.target_scale)
+    mean = (np.array(roster.target_mean) - np.array(encoding.target_mean)) / scale
+    return bounds(mean, np.array(roster.target_variance) / np.square(scale))
+
+
+def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[str, NDArray[Any]]:
+    """Return the global arrays before the first round.
+
+    Parameters
+    ----------
+    config : Config
+        The run's config.
+    roster : Roster
+        The nodes of the run; gives class shares and target moments.
+    predictor : Predictor
+        Builds the model.
+    """
+    own = config.strategy
+    if not isinstance(own, FedStackingConfig) or own.global_member == "fedavg":
+        return predictor.build().start(generator(config.seed, "model"))
+    kinds, limits = predictor.kinds(), _bounds(roster, predictor)
+    if own.global_member == LS:
+        nothing = Member(LS, {"weights": np.zeros((kinds.num_features + 1, kinds.num_outputs))})
+        return nothing.to_arrays("global") | pack_range(*(limits or ((), ())))
+    if limits is None:
+        shares = roster.label_shares if any(roster.label_shares) else None
+        return {PRIOR: np.array(shares or [1 / kinds.num_outputs] * kinds.num_outputs)}
+    return {PRIOR: (np.array(limits[0]) + np.array(limits[1])) / 2}
 
 
 class Local(FedAvg):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "METRICS",
     "NUM_EXAMPLES",
     "TRAIN_LOSS",
+    "StackRequest",
     "code_digest",
     "read_arrays",
     "read_config",
@@ -37,6 +39,7 @@ __all__ = [
     "same_code",
     "server_round",
     "setting",
+    "stack_request",
     "texts",
 ]
 
@@ -93,6 +96,71 @@ def setting(message: Message, key: str, default: float) -> float:
     if not isinstance(value, int | float):
         raise TypeError(f"{key} is {value!r}: expected a number")
     return value
+
+
+@dataclass(frozen=True)
+class StackRequest:
+    """The settings of a training message of FedStacking.
+
+    Parameters
+    ----------
+    phase : {"collect", "stack", "select"}
+        What to do.
+    server_round : int
+        The round.
+    send_base : bool
+        Whether the base model is wanted (*collect*).
+    num_folds : int
+        V.
+    client_folds : bool
+        Whether all rows of a client go to one sum.
+    min_rows : int
+        Rows of a class (regression: rows) that a sum holds at least.
+    is_new : bool
+        Whether this client's rows are in none of the sums (*select*).
+    provisional : int
+        Number of the candidate that is the global model so far (*select*).
+    gate : bool
+        Whether to try the personal gate (*select*).
+    """
+
+    phase: str
+    server_round: int
+    num_folds: int
+    min_rows: int
+    client_folds: bool = False
+    send_base: bool = False
+    is_new: bool = False
+    provisional: int = 0
+    gate: bool = False
+
+
+def stack_request(message: Message) -> StackRequest:
+    """Read what FedStacking asks of a client (:class:`fl_app.fedstacking.FedStacking`).
+
+    Raises
+    ------
+    TypeError
+        If a setting that every phase has is missing or of another type.
+    """
+    record = _record(message)
+    phase, folds = record.get("stack-phase"), record.get("stack-num-folds")
+    least, provisional = record.get("stack-min-rows"), record.get("stack-provisional", 0)
+    if not isinstance(phase, str):
+        raise TypeError(f"stack-phase is {phase!r}: expected a text")
+    if not (isinstance(folds, int) and isinstance(least, int) and isinstance(provisional, int)):
+        raise TypeError(f"stack-… are {folds!r}, {least!r}, {provisional!r}: expected integers")
+    return StackRequest(
+        phase,
+        server_round(message),
+        num_folds=folds,
+        min_rows=least,
+        client_folds=bool(record.get("stack-client-folds")),
+        send_base=bool(record.get("stack-send-base")),
+        is_new=bool(record.get("stack-is-new")),
+        provisional=provisional,
+        gate=bool(record.get("stack-gate")),
+    )
 
 
 def _record(message: Message) -> ConfigRecord:

@@ -13,7 +13,7 @@ from sklearn import ensemble, linear_model, naive_bayes
 
 from fl_app.errors import ConfigError, DataError
 from fl_app.models import estimators
-from fl_app.schema import Task
+from fl_app.schema import BASE_MODELS, Task, require_base_model
 from fl_app.seeding import one_thread
 
 C, D = 4, 5
@@ -255,7 +255,7 @@ def test_arrays_are_plain_numbers() -> None:
 def test_row_carriers_are_refused_with_the_reason(name: str) -> None:
     """Nearest neighbours and kernel machines are refused for carrying rows, not as unknown."""
     with pytest.raises(ConfigError, match="raw training rows") as caught:
-        estimators.require(name, "classification")
+        require_base_model(name, "classification")
     assert str(caught.value).startswith(f"strategy.base_models={name}:")
 
 
@@ -264,14 +264,14 @@ def test_row_carriers_are_refused_with_the_reason(name: str) -> None:
     [
         ("ridge", "classification", "does not fit a classification task"),
         ("logistic", "regression", "does not fit a regression task"),
-        ("forest", "regression", "no such base estimator"),
-        ("sklearn.linear_model.Ridge", "regression", "no such base estimator"),
+        ("forest", "regression", "no such base model"),
+        ("sklearn.linear_model.Ridge", "regression", "no such base model"),
     ],
 )
 def test_wrong_names_are_refused(name: str, task: Task, text: str) -> None:
     """The message says what is wrong with a name and which names fit."""
     with pytest.raises(ConfigError, match=f"{text}; allowed are .*random_forest"):
-        estimators.require(name, task)
+        require_base_model(name, task)
 
 
 @pytest.mark.parametrize(
@@ -506,3 +506,9 @@ def test_what_is_fitted_passes_the_check(seed: int, n: int, classes: int) -> Non
         outputs = C if task == "classification" else 2
         arrays = estimators.fit(name, x, truth, task=task, num_outputs=outputs, rng=draw)
         assert np.isfinite(estimators.predict(name, arrays, x)).all()
+
+
+def test_the_schema_knows_every_estimator() -> None:
+    """What a config may name is what can be fitted, for the same tasks, besides the run's model."""
+    tasks = {name: tuple(kind.tasks) for name, kind in estimators.ESTIMATORS.items()}
+    assert tasks == {name: t for name, t in BASE_MODELS.items() if name != "model"}

@@ -24,6 +24,7 @@ from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.metrics import score
 from fl_app.models.registry import build
+from fl_app.models.serving import Predictor
 from fl_app.schema import (
     GROUPS,
     METRICS,
@@ -36,7 +37,7 @@ from fl_app.schema import (
     to_json,
 )
 from fl_app.seeding import generator, one_thread
-from fl_app.strategies import Local, build_strategy
+from fl_app.strategies import Local, build_strategy, start_arrays, strategy_of
 from tests.messages import NODE_IDS, asked_of, content_of, reply_of, roster_of
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -55,8 +56,9 @@ def _federate(
     with InProcessGrid(app, nodes, shuffle_replies=shuffle) as grid, one_thread():
         roster, encoding = shake_hands(grid, grid.get_node_ids(), config, None, 60.0)
         names = frozenset(METRICS[task_of(config.dataset)])
+        predictor = Predictor(encoding, config.model)
         federated = Federated(
-            build_strategy(config.strategy, roster, config.model.learning_rate),
+            strategy_of(config, roster, predictor),
             roster,
             Participation(
                 config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
@@ -64,16 +66,10 @@ def _federate(
             names,
             names,
         )
-        model = build(
-            config.model,
-            len(encoding.feature_names),
-            len(encoding.output_names),
-            encoding.task,
-        )
         record = wire.run_record(to_json(config), encoding)
         result = federated.start(
             grid,
-            hold(model.start(generator(config.seed, "model"))),
+            hold(start_arrays(config, roster, predictor)),
             num_rounds=config.num_server_rounds,
             train_config=record,
             evaluate_config=record.copy(),

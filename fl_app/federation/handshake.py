@@ -53,6 +53,8 @@ class Description:
         Digest of the code it runs.
     labels : sequence or None
         Its classes; None for regression and below ``min_rows`` rows.
+    label_counts : sequence of int or None
+        Training rows of each of its classes; None where ``labels`` is.
     levels : sequence of sequence of str or None
         The levels of each categorical column; None below ``min_rows`` rows.
     count, mean, m2 : sequence of float or None
@@ -72,6 +74,7 @@ class Description:
     targets: Sequence[str]
     code: str
     labels: Sequence[Any] | None = None
+    label_counts: Sequence[int] | None = None
     levels: Sequence[Sequence[str]] | None = None
     count: Sequence[float] | None = None
     mean: Sequence[float] | None = None
@@ -103,7 +106,9 @@ def describe(rows: Partition, partition: int, num_partitions: int, min_rows: int
         if table.task == "regression":
             values |= _parts("target_", _with_values(moments(table.target), min_rows))
         else:
-            values["labels"] = labels_of(table.target)
+            labels = labels_of(table.target)
+            counts = Counter(table.target.tolist())
+            values |= {"labels": labels, "label_counts": [counts[label] for label in labels]}
     return Description(
         partition=partition,
         num_partitions=num_partitions,
@@ -169,6 +174,9 @@ def from_message(message: Message) -> Description:
         value = getattr(description, name)
         if not is_valid(value):
             raise ValueError(f"{name}={str(value)[:80]}: expected {expected}")
+    if len(description.labels or ()) != len(description.label_counts or ()):
+        count = len(description.labels or ())
+        raise ValueError(f"label_counts={description.label_counts}: expected {count} integers")
     _check_moments(description, "", len(description.numeric))
     _check_moments(description, "target_", len(description.targets))
     return description
@@ -200,6 +208,10 @@ _FORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("task", "code"), (lambda value: isinstance(value, str), "a text")),
     **dict.fromkeys(("columns", "numeric", "categorical", "targets"), (_is_texts, "texts")),
     "labels": (_is_labels, "texts or finite numbers"),
+    "label_counts": (
+        lambda value: value is None or (isinstance(value, list) and all(map(_is_count, value))),
+        "integers from 0",
+    ),
 }
 """The fields of a node's answer: nothing that it says is believed to have the right type."""
 
@@ -268,10 +280,26 @@ def shake_hands(
             f"handshake: {len(agreed)} of {len(messages)} nodes can take part, "
             f"min_replies={config.min_replies}. {reasons}"
         )
-    roster = Roster(
-        tuple(Node(n, d.partition, d.num_examples, d.num_validation) for n, d in agreed)
-    )
-    return roster, _encoding([d for _, d in agreed], config, test)
+    nodes = tuple(Node(n, d.partition, d.num_examples, d.num_validation) for n, d in agreed)
+    descriptions = [d for _, d in agreed]
+    encoding = _encoding(descriptions, config, test)
+    return _roster(nodes, descriptions, encoding), encoding
+
+
+def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: Encoding) -> Roster:
+    """Add what the nodes told of their targets together."""
+    if encoding.task == "classification":
+        counts = dict.fromkeys(encoding.labels, 0)
+        for d in descriptions:
+            for label, count in zip(d.labels or (), d.label_counts or (), strict=True):
+                counts[label] += count
+        total = sum(counts.values())
+        return Roster(nodes, tuple(n / total if total else 0.0 for n in counts.values()))
+    told = [_moments(asdict(d), "target_") for d in descriptions if d.target_mean is not None]
+    if not told:
+        return Roster(nodes)
+    merged = merge_moments(told)
+    return Roster(nodes, (), tuple(merged.mean.tolist()), tuple(merged.variance.tolist()))
 
 
 _MUST_AGREE = ("task", "columns", "numeric", "categorical", "targets")

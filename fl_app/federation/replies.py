@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fl_app import wire
+from fl_app.errors import FlAppError
 from fl_app.federation.roster import Node
 from fl_app.held import private_message, read
 
@@ -40,10 +41,13 @@ class ReplySpec:
         The arrays it must hold, exactly; None if it must hold none.
     metrics : frozenset of str or None
         Names of its metrics without the weight; None for any.
+    check : callable (Message) -> None, optional
+        In place of ``arrays``: raises FlAppError for arrays that are not usable.
     """
 
     arrays: ArraySpec | None
     metrics: frozenset[str] | None = None
+    check: Callable[[Message], None] | None = None
 
 
 def spec_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -130,13 +134,16 @@ def fault(message: Message, spec: ReplySpec) -> str | None:
     # Flower's strategies look a record up by the name that it has in the first reply.
     metrics = {k: r for k, r in content.items() if isinstance(r, MetricRecord)}
     arrays = {k: r for k, r in content.items() if isinstance(r, ArrayRecord)}
+    has_arrays = spec.arrays is not None or spec.check is not None
     for kind, names, expected in (
         ("metric", list(metrics), [wire.METRICS]),
-        ("array", list(arrays), [] if spec.arrays is None else [wire.ARRAYS]),
+        ("array", list(arrays), [wire.ARRAYS] if has_arrays else []),
     ):
         if names != expected:
             return f"{kind} records {names}: expected {expected}"
     problem = _metrics_fault(metrics[wire.METRICS], spec)
+    if problem is None and spec.check is not None:
+        return _check_fault(message, spec.check)
     if problem or spec.arrays is None:
         return problem
     return _arrays_fault(arrays[wire.ARRAYS], spec.arrays)
@@ -159,6 +166,17 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return -sys.float_info.max <= value <= sys.float_info.max
+
+
+def _check_fault(message: Message, check: Callable[[Message], None]) -> str | None:
+    try:
+        check(message)
+    except FlAppError as error:
+        return " ".join(str(error).split())
+    # Bytes of anybody's making raise anything: MemoryError, TokenError, BadZipFile.
+    except Exception as error:
+        return f"arrays cannot be read: {' '.join(str(error).split())}"
+    return None
 
 
 def _arrays_fault(record: ArrayRecord, spec: ArraySpec) -> str | None:

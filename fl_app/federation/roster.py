@@ -38,9 +38,17 @@ class Roster:
     ----------
     nodes : tuple of Node
         Sorted by partition.
+    label_shares : tuple of float
+        Share of each of the C classes in the training rows of the nodes that told; empty for
+        regression.
+    target_mean, target_variance : tuple of float
+        Moments of the T targets in their raw unit, likewise; empty for classification.
     """
 
     nodes: tuple[Node, ...]
+    label_shares: tuple[float, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_variance: tuple[float, ...] = ()
     by_id: dict[int, Node] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -31,9 +31,9 @@ from threadpoolctl import ThreadpoolController
 
 from fl_app.errors import ConfigError, DataError
 from fl_app.models.base import Arrays
-from fl_app.schema import Task
+from fl_app.schema import Task, require_base_model
 
-__all__ = ["ESTIMATORS", "MAX_BYTES", "MAX_NODES", "REFUSED", "check", "fit", "predict", "require"]
+__all__ = ["ESTIMATORS", "MAX_BYTES", "MAX_NODES", "check", "fit", "predict"]
 
 Floats = NDArray[np.float64]
 Encoded = dict[str, NDArray[Any]]
@@ -50,43 +50,21 @@ MAX_VALUE = 1e30
 """Largest magnitude of a parameter: far from overflow in any product of two."""
 
 _CHUNK = 2**16
-_ROWS = "carries raw training rows in every format, and rows do not leave a client"
-REFUSED: Mapping[str, str] = dict.fromkeys(
-    (
-        *("knn", "k_neighbors", "kneighbors", "nearest_neighbors", "radius_neighbors"),
-        *("svm", "svc", "svr", "nu_svc", "nu_svr", "kernel_svm", "kernel_ridge"),
-        *("gaussian_process", "label_propagation", "label_spreading"),
-    ),
-    _ROWS,
-)
-"""Names of estimators that are refused on purpose, with the reason."""
 
 
 # ---------------------------------------------------------------------------- what the others use
-def require(name: str, task: Task, field_name: str = "strategy.base_models") -> None:
-    """Reject a name that is no base estimator or does not fit the task.
-
-    Parameters
-    ----------
-    name : str
-        A key of :data:`ESTIMATORS`.
-    task : {"regression", "classification"}
-        The task of the run.
-    field_name : str, default "strategy.base_models"
-        Config key that the message names.
+def _require(name: str, task: Task) -> None:
+    """Reject a name that is no base estimator of this task.
 
     Raises
     ------
     ConfigError
-        If the name is unknown, refused on purpose, or of the other task.
+        As :func:`fl_app.schema.require_base_model`; also for ``model``, which is none.
     """
-    fitting = ", ".join(n for n, kind in ESTIMATORS.items() if task in kind.tasks)
-    if name.lower() in REFUSED:
-        raise ConfigError(field_name, name, f"{REFUSED[name.lower()]}; allowed are {fitting}")
+    require_base_model(name, task)
     if name not in ESTIMATORS:
-        raise ConfigError(field_name, name, f"no such base estimator; allowed are {fitting}")
-    if task not in ESTIMATORS[name].tasks:
-        raise ConfigError(field_name, name, f"does not fit a {task} task; allowed are {fitting}")
+        fitting = ", ".join(n for n, kind in ESTIMATORS.items() if task in kind.tasks)
+        raise ConfigError("estimator", name, f"one of {fitting}")
 
 
 def fit(
@@ -130,7 +108,7 @@ def fit(
     DataError
         If the rows are not finite numbers of the right shape, or what was fitted is too large.
     """
-    require(name, task)
+    _require(name, task)
     estimator = _configured(name, params or {})
     x, y = _rows(x), _target(y, task, num_outputs)
     if len(x) != len(y) or not len(x):
@@ -167,7 +145,7 @@ def check(name: str, arrays: Arrays, *, task: Task, num_features: int, num_outpu
         Naming the array and what is allowed: names, dtype, shape, finite and bounded values,
         feature numbers below D, children after their parent, depth, nodes and bytes in bounds.
     """
-    require(name, task)
+    _require(name, task)
     kind = ESTIMATORS[name]
     named = {key: a for key, a in arrays.items() if isinstance(a, np.ndarray)}
     expected = set(kind.names) | {"present" if task == "classification" else "baseline"}

@@ -18,6 +18,7 @@ from fl_app.data.frames import features_from_frame
 from fl_app.models.base import Arrays, Model
 from fl_app.models.metrics import score
 from fl_app.models.registry import build
+from fl_app.models.stack import Kinds, StackModel
 from fl_app.schema import GROUPS, ModelConfig, to_dict
 from fl_app.seeding import one_thread
 
@@ -38,11 +39,14 @@ class Predictor:
         Whether the arrays hold one model for each client, named ``007/coef``
         (``strategy=local``): scores are then the mean of the models' scores, and a prediction is
         the mean of their outputs.
+    stacked : bool, default False
+        Whether they are a stack's (``strategy=fedstacking``, :mod:`fl_app.models.stack`).
     """
 
     encoding: Encoding
     model: ModelConfig
     many: bool = False
+    stacked: bool = False
 
     def outputs(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C) or targets of shape (n, T), in their raw unit."""
@@ -60,7 +64,14 @@ class Predictor:
         return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
     def _one(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
-        return self.encoding.in_units(self.build().predict(arrays, x))
+        model = StackModel(self.kinds()) if self.stacked else self.build()
+        return self.encoding.in_units(model.predict(arrays, x))
+
+    def kinds(self) -> Kinds:
+        """Return what the models of a stack are."""
+        encoding = self.encoding
+        features, outputs = len(encoding.feature_names), len(encoding.output_names)
+        return Kinds(self.build(), encoding.task, features, outputs)
 
     def build(self) -> Model:
         """Build the clients' model for this encoding."""
@@ -78,13 +89,15 @@ class Predictor:
             "encoding": self.encoding.to_dict(),
             "model": to_dict(self.model),
             "many": self.many,
+            "stacked": self.stacked,
         }
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Predictor:
         """Read :meth:`to_spec`'s form back."""
         model: ModelConfig = GROUPS["model"][spec["model"]["name"]](**spec["model"])
-        return cls(Encoding.from_dict(spec["encoding"]), model, bool(spec["many"]))
+        encoding = Encoding.from_dict(spec["encoding"])
+        return cls(encoding, model, bool(spec["many"]), bool(spec.get("stacked")))
 
 
 def predictor(spec: Mapping[str, Any], arrays: Arrays) -> Callable[[Any], NDArray[Any]]:
