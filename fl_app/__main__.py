@@ -9,18 +9,34 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Hydra would print its own errors and exit with 1; ours are one line and 2.
 os.environ["HYDRA_FULL_ERROR"] = "1"
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fl_app.config import HydraErrors, config_dir, explain, typed
+from fl_app.config import HydraErrors, check_sweep, config_dir, explain, typed
 from fl_app.errors import FlAppError
-from fl_app.schema import TabularConfig
+from fl_app.schema import Config, TabularConfig, objective_of
+from fl_app.sweep import (
+    Job,
+    finished_before,
+    job_log,
+    note,
+    read_jobs,
+    summarise,
+    swept,
+    tell_swept,
+    with_config,
+)
+
+if TYPE_CHECKING:
+    from fl_app.runtimes import RunResult
 
 __all__ = ["main"]
 
@@ -31,19 +47,59 @@ _begun: list[bool] = []
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
 def job(composed: DictConfig) -> float | None:
-    """Run one job and return its objective, for sweepers that optimise."""
+    """Run one job and return its objective, for sweepers that optimise.
+
+    A job that fails on purpose returns None: raised through Hydra, it would print a line of
+    Hydra's own before ours. In a sweep it also says its line at once, and the others go on.
+    """
     _begun.append(True)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _job_of_sweep(composed)
     try:
-        return _run(composed)
+        config = _config(composed)
+        if found := finished_before(config):
+            print(f"{found.title}: skipped, finished as run {found.run_id}")
+            return found.metrics.get(objective_of(config))
+        return _run(config).metrics.get(objective_of(config))
     except FlAppError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        # Raised through Hydra, a failed job prints a line of Hydra's own before ours.
         _failures.append(error)
         return None
 
 
-def _run(composed: DictConfig) -> float | None:
+def _job_of_sweep(composed: DictConfig) -> float | None:
+    """Run one job of a sweep, and note how it ended for whoever started the sweep."""
+    state = HydraConfig.get()
+    sweep = _sweep_id(state)
+    told = Job(int(state.job.num), swept(state.overrides.task), "FAILED", sweep_id=sweep)
+    try:
+        config = _config(composed)
+        told = with_config(told, config)
+        if found := finished_before(config):
+            print(f"{' '.join(told.overrides)}: skipped, finished as run {found.run_id}")
+            note(replace(told, status="SKIPPED", metrics=found.metrics, run_id=found.run_id))
+            return found.metrics.get(objective_of(config))
+        result = _run(config)
+    except FlAppError as error:
+        note(replace(told, error=str(error)))
+        print(f"fl-app: {' '.join(told.overrides)}: {error}", file=sys.stderr)
+        return None
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        note(replace(told, status=status, error=f"{type(error).__name__}: {error}"))
+        raise
+    metrics = {name: value for name, value in result.metrics.items() if value is not None}
+    run_id = result.run_id or ""
+    note(replace(told, status=result.status, metrics=metrics, run_id=run_id))
+    return result.metrics.get(objective_of(config))
+
+
+def _sweep_id(state: HydraConf) -> str:
+    """Return the day and the time that a sweep's folder is named by."""
+    return "-".join(Path(state.sweep.dir).absolute().parts[-2:])
+
+
+def _config(composed: DictConfig) -> Config:
+    """Return a job's config, with its own folder and with paths that any process can read."""
     config = typed(composed)
     state = HydraConfig.get()
     folder = config.output_dir or state.runtime.output_dir
@@ -52,17 +108,53 @@ def _run(composed: DictConfig) -> float | None:
         # Relative to where the command was typed, whatever process will read it.
         path = str(Path(config.dataset.path).expanduser().absolute())
         config = replace(config, dataset=replace(config.dataset, path=path))
-    sweep = Path(state.sweep.dir).name if state.mode == RunMode.MULTIRUN else ""
+    return config
+
+
+def _run(config: Config) -> RunResult:
+    state = HydraConfig.get()
+    sweep = _sweep_id(state) if state.mode == RunMode.MULTIRUN else ""
     # Hydra's own work (--help, --cfg, bad overrides) must not wait for Flower and MLflow.
     from fl_app.launch import Launch, git_commit
     from fl_app.runtimes import run
 
-    result = run(Launch(config, tuple(state.overrides.task), sweep, git_commit()))
-    return result.metrics.get(config.objective or "")
+    task = tuple(state.overrides.task)
+    return run(Launch(config, task, sweep, git_commit(), tuple(swept(task)) if sweep else ()))
 
 
 def main() -> None:
     """Run the command line."""
+    with job_log() as path:
+        try:
+            _check_first()
+            _hydra()
+        finally:
+            jobs = read_jobs(path)
+            if jobs:
+                print(summarise(jobs))
+    if any(one.failed for one in jobs):
+        sys.exit(1)
+
+
+def _check_first() -> None:
+    """Check all jobs of a sweep before the first one starts."""
+    words = sys.argv[1:]
+    flags = [w.partition("=")[0] for w in words if w.startswith("-")]
+    multirun = bool({"-m", "--multirun"} & set(flags))
+    # Whoever asks for help or names another config folder gets Hydra's own answer.
+    looks = any(flag not in ("-m", "--multirun") for flag in flags)
+    overrides = [w for w in words if not w.startswith("-")]
+    if looks or not (multirun or any(o.startswith("experiment=") for o in overrides)):
+        return
+    try:
+        keys = check_sweep(overrides, multirun)
+    except FlAppError as error:
+        _fail(str(error), error.exit_status)
+    tell_swept(keys)
+
+
+def _hydra() -> None:
+    """Let Hydra run one job or a sweep; leave with one line and a status for what goes wrong."""
     try:
         job()
         for failure in _failures:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,13 +24,13 @@ from numpy.typing import NDArray
 from fl_app import wire
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, Partition, encode, own_partition, partition_of
-from fl_app.errors import InputError
+from fl_app.errors import DataError, InputError
 from fl_app.federation import handshake
 from fl_app.grid import in_process
 from fl_app.models.base import Arrays, Model
 from fl_app.models.metrics import score
 from fl_app.models.serving import Predictor
-from fl_app.schema import METRICS, Config, TabularConfig
+from fl_app.schema import METRICS, BaseModelsConfig, Config, TabularConfig
 from fl_app.seeding import generator, one_thread
 from fl_app.stack_client import StackClient
 
@@ -51,8 +53,9 @@ def describe(message: Message, context: Context) -> Message:
         foreign = handshake.foreign(partition, num_partitions)
         return Message(handshake.to_record(foreign), reply_to=message)
     config = wire.read_config(wire.texts(message)[0])
-    with one_thread():
-        rows = _raw_rows(config, partition, _own_file(config, context))
+    path = _own_file(config, context)
+    with one_thread(), _discreet(path):
+        rows = _raw_rows(config, partition, path)
         description = handshake.describe(rows, partition, num_partitions, config.min_rows)
     return Message(handshake.to_record(description), reply_to=message)
 
@@ -64,7 +67,7 @@ def train(message: Message, context: Context) -> Message:
     federation = _federation(*wire.texts(message))
     config, model = federation.config, federation.model
     rows = federation.rows(partition, _own_file(config, context))
-    if config.strategy.name == "fedstacking":
+    if isinstance(config.strategy, BaseModelsConfig):
         return _stack(message, context, federation, rows)
     rng = generator(config.seed, "train", wire.server_round(message), partition)
     mu = wire.setting(message, "proximal-mu", 0.0)
@@ -151,6 +154,21 @@ def _raw_rows(config: Config, partition: int, path: str | None) -> Partition:
     )
 
 
+@contextmanager
+def _discreet(path: str | None) -> Iterator[None]:
+    """Keep what stands in a node's own file out of its errors: Flower sends them to the server.
+
+    The node's own log has them as they were.
+    """
+    try:
+        yield
+    except DataError as error:
+        if path is None:
+            raise
+        field = "node-config data" if error.field == "dataset.path" else error.field
+        raise InputError(field, "not told", error.allowed) from error
+
+
 @dataclass(frozen=True)
 class _Federation:
     """A run as its clients see it; their encoded rows are kept while the run is in use."""
@@ -168,8 +186,9 @@ class _Federation:
     def rows(self, partition: int, path: str | None) -> Encoded:
         found = self._rows.get((partition, path))
         if found is None:
-            raw = _raw_rows(self.config, partition, path)
-            found = encode(raw, self.encoding, self.config.model.dtype)
+            with _discreet(path):
+                raw = _raw_rows(self.config, partition, path)
+                found = encode(raw, self.encoding, self.config.model.dtype)
             self._rows[partition, path] = found
         return found
 
@@ -178,6 +197,6 @@ class _Federation:
 def _federation(config_json: str, encoding_json: str) -> _Federation:
     config, encoding = wire.read_config(config_json), wire.read_encoding(encoding_json)
     # Also under `local`, where each client gets its own arrays only, under their plain names.
-    stacked = config.strategy.name == "fedstacking"
+    stacked = isinstance(config.strategy, BaseModelsConfig)
     predictor = Predictor(encoding, config.model, stacked=stacked)
     return _Federation(config, encoding, predictor.build(), predictor)

@@ -6,6 +6,7 @@ Exit status as for ``fl-app``: 0 done, 1 failed, 2 bad input (one line), 130 int
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import sys
 from typing import Annotated, cast
@@ -73,6 +74,52 @@ def check(
     print(found.render())
     if not found.usable:
         raise typer.Exit(2)
+
+
+@app.command()
+def report(
+    mlflow_experiment: Annotated[str, typer.Option(help="MLflow experiment; default: all.")] = "",
+    sweep: Annotated[str, typer.Option(help="Only runs of this sweep (tag sweep.id).")] = "",
+    metric: Annotated[str, typer.Option(help="What is compared.")] = "server/accuracy",
+    baseline: Annotated[
+        str, typer.Option(help="KEY=VALUE: the compared param, and the value to compare with.")
+    ] = "strategy=fedavg",
+    expect: Annotated[
+        list[str] | None, typer.Option(help="'a>b', 'a>b+0.01' or 'a>b-0.01', to be checked.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit status 1 if an expectation does not hold.")
+    ] = False,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Param that may differ between paired runs; * allowed.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only runs with these params: KEY=VALUE[,VALUE].")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Differences up to this are ties.")] = 0.0,
+    out: Annotated[str, typer.Option(help="Folder for report.md, .csv and .json.")] = "",
+    uri: Annotated[str, typer.Option(help="Tracking URI; default: where runs are logged.")] = "",
+) -> None:
+    """Compare runs in pairs that agree on everything but one param, at equal rounds and bytes."""
+    from fl_app import report as reporting
+
+    name, sweep_id = mlflow_experiment or None, sweep or None
+    runs = reporting.read_runs(uri or None, experiment=name, sweep=sweep_id, metric=metric)
+    comparison = reporting.compare(
+        reporting.select(runs, where or ()),
+        baseline=baseline,
+        metric=metric,
+        ignore=ignore or (),
+        tolerance=tolerance,
+    )
+    outcomes = [reporting.expect(comparison, text) for text in expect or ()]
+    reporting.show(reporting.comparison_blocks(comparison, outcomes))
+    if out:
+        command = shlex.join(["fl-kit", *sys.argv[1:]])
+        for path in reporting.write_report(out, comparison, outcomes, command):
+            print(path)
+    if strict and not all(outcome.holds for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 def main() -> None:

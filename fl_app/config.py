@@ -11,11 +11,14 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -29,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fl_app.errors import ConfigError
 from fl_app.schema import GROUPS, Config, from_dict
 
-__all__ = ["compose_config", "config_dir", "explain", "typed"]
+__all__ = ["check_sweep", "compose_config", "config_dir", "explain", "typed"]
 
 HydraErrors = (HydraException, OmegaConfBaseException)
 
@@ -67,7 +70,97 @@ def compose_config(overrides: Sequence[str]) -> Config:
             raise explain(error, overrides) from None
     if composed.hydra.mode == RunMode.MULTIRUN:
         raise ConfigError("hydra.mode", "MULTIRUN", "one run; a sweep needs fl-app --multirun")
-    return typed(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+    return typed(_without_hydra(composed))
+
+
+def check_sweep(overrides: Sequence[str], multirun: bool) -> tuple[str, ...]:
+    """Find a sweep's mistakes before its first job starts.
+
+    Each distinct choice of groups is composed once; values are checked on top of it. Hydra's basic
+    sweeper is looked through job by job, other sweepers draw their values themselves.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        As typed, those that sweep and those that do not.
+    multirun : bool
+        Whether ``--multirun`` was typed; an experiment may be a multirun by itself.
+
+    Returns
+    -------
+    tuple of str
+        The keys that are swept, none for a single run.
+
+    Raises
+    ------
+    ConfigError
+        For the first job that cannot be.
+    """
+    with _composing, _own_hydra():
+        try:
+            parsed = OverridesParser.create().parse_overrides(list(overrides))
+            fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+            whole = compose("config", overrides=fixed, return_hydra_config=True)
+            if not multirun and whole.hydra.mode != RunMode.MULTIRUN:
+                return ()
+            sweeper = whole.hydra.sweeper
+            mine = {o.get_key_element() for o in parsed}
+            params = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()]
+            given = [
+                o
+                for o in OverridesParser.create().parse_overrides(params)
+                if o.get_key_element() not in mine
+            ]
+            swept = tuple(o.get_key_element() for o in [*given, *parsed] if o.is_sweep_override())
+            if sweeper._target_ == _BASIC:
+                for job in BasicSweeper.split_arguments([*given, *parsed], None)[0]:
+                    _check_job(tuple(job))
+            else:
+                typed(_without_hydra(whole))
+        except (*HydraErrors, ValueError) as error:
+            raise explain(error, overrides) from None
+    return swept
+
+
+_BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+
+
+def _check_job(overrides: tuple[str, ...]) -> None:
+    """Compose a job's groups, which are few, and set its values on a copy, which is fast."""
+    chosen = tuple(o for o in overrides if _is_choice(o))
+    values = [o for o in overrides if not _is_choice(o) and not o.startswith("hydra.")]
+    config = _chosen(chosen).copy()
+    try:
+        for override in OverridesParser.create().parse_overrides(values):
+            OmegaConf.update(config, override.key_or_group, override.value())
+    except (*HydraErrors, ValueError, KeyError):
+        # What is no plain value of a known key is for Hydra to compose, or to refuse.
+        config = compose("config", overrides=list(overrides))
+    try:
+        typed(config)
+    except ConfigError as error:
+        raise ConfigError(
+            error.field, error.value, f"{error.allowed}{_in_job(overrides)}"
+        ) from None
+
+
+def _in_job(overrides: Sequence[str]) -> str:
+    return f" (job {' '.join(overrides)})"
+
+
+def _is_choice(override: str) -> bool:
+    """Return whether an override chooses an option of a group."""
+    key = override.partition("=")[0].lstrip("+~").partition("@")[0]
+    return key in {*GROUPS, "experiment", "sweep"} or "/" in key
+
+
+@lru_cache(maxsize=64)
+def _chosen(choices: tuple[str, ...]) -> DictConfig:
+    return compose("config", overrides=list(choices))
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 @contextmanager
@@ -96,7 +189,13 @@ def typed(composed: DictConfig) -> Config:
         raise ConfigError("config", _line(error), "keys that resolve") from None
     if not isinstance(data, Mapping):
         raise ConfigError("config", data, "a mapping")
-    return from_dict({str(key): value for key, value in data.items() if key != "experiment"})
+    return from_dict(
+        {str(key): value for key, value in data.items() if key not in ("experiment", "sweep")}
+    )
+
+
+_PLUGINS = ("joblib", "optuna", "submitit_local", "submitit_slurm")
+"""Launchers and sweepers of the extra ``sweep``."""
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
@@ -107,6 +206,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     ):
         listed = text.partition("Available options in")[2].partition("Config search path")[0]
         allowed = ", ".join(line.strip() for line in listed.split("\n")[1:] if line.strip())
+        if "hydra/" in text and found[2] in _PLUGINS:
+            extra = "its plugin is missing: pip install 'fl-app[sweep]'"
+            return ConfigError(f"hydra/{found[1]}", found[2], extra)
         return ConfigError(found[1], found[2], f"one of {allowed}")
     if isinstance(error, OverrideParseException):
         return ConfigError("override", error.override, f"KEY=VALUE ({_line(error)})")

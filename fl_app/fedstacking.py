@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +31,7 @@ from numpy.typing import NDArray
 
 from fl_app import stacking
 from fl_app.aggregation import weighted_mean
-from fl_app.errors import ConfigError, DataError, FederationError, FlAppError
+from fl_app.errors import ConfigError, DataError, FederationError
 from fl_app.federation.replies import ReplySpec
 from fl_app.held import hold, read
 from fl_app.models.base import Arrays
@@ -45,7 +47,7 @@ from fl_app.models.stack import (
     unpack,
 )
 
-__all__ = ["FAMILY_NUMBERS", "PHASES", "FedStacking"]
+__all__ = ["FAMILY_NUMBERS", "PHASES", "FedStacking", "NAverage"]
 
 log = logging.getLogger("fl_app")
 
@@ -99,7 +101,7 @@ class FedStacking(FedAvg):
 
     Raises
     ------
-    ConfigError
+    ConfigError, DataError
         If a parameter is out of range.
 
     Notes
@@ -161,6 +163,7 @@ class FedStacking(FedAvg):
             ("num_server_rounds", num_rounds, 3, "strategy=fedstacking needs at least 3 rounds"),
             ("strategy.num_folds", num_folds, 2, "expected an integer >= 2"),
             ("strategy.min_rows_per_sum", min_rows_per_sum, 1, "expected an integer >= 1"),
+            ("strategy.max_members", 1 if max_members is None else max_members, 1, "at least 1"),
             ("num_outputs", num_outputs, 1 if bounds else 2, "expected 2 classes or 1 target"),
         )
         for name, value, least, allowed in limits:
@@ -171,6 +174,7 @@ class FedStacking(FedAvg):
             raise ConfigError("strategy.global_member", global_member, allowed)
         self.num_rounds, self.num_outputs = num_rounds, num_outputs
         self.low, self.high = (tuple(map(float, side)) for side in bounds or ((), ()))
+        stacking.Layout(1, num_outputs, False, self.low, self.high)  # rejects bounds
         self.global_member, self.num_folds = global_member, num_folds
         self.client_folds, self.min_rows_per_sum = client_folds, min_rows_per_sum
         self.max_members = max_members or stacking.max_members(num_outputs)
@@ -185,6 +189,8 @@ class FedStacking(FedAvg):
         self._stackers: dict[int, tuple[int, ...]] = {}
         self._table: Sequence[stacking.Candidate] = ()
         self._provisional = 0
+        self._good: set[str] = set()
+        self._sent: Arrays = {}
         self._metrics: dict[str, float] = {}
         self._texts: dict[str, str] = {}
 
@@ -198,16 +204,23 @@ class FedStacking(FedAvg):
     ) -> Iterable[Message]:
         """Send what the round's phase needs; in the last round to all nodes."""
         phase = self.phase(server_round)
+        self._good = set()
         if phase == "select":
             nodes = list(grid.get_node_ids())
         else:
             sampled = super().configure_train(server_round, arrays, config, grid)
             nodes = [message.metadata.dst_node_id for message in sampled]
+        self._sent = read(arrays)
         if phase == "collect" and self.global_member == "fedavg":
-            self._start_collecting(read(arrays))
+            self._start_collecting(self._sent)
         if phase != "collect":
             if not self._bases:
                 raise FederationError(f"round {server_round}: no client has sent a base model")
+            if self.global_member == LS and self._global is None:
+                raise FederationError(
+                    f"round {server_round}: no client had enough rows for strategy.global_member="
+                    f"{LS}; fedavg and none need fewer"
+                )
             self._chosen = list(self._members())
         settings: dict[str, Any] = {
             "server-round": server_round,
@@ -241,7 +254,7 @@ class FedStacking(FedAvg):
         self._metrics, self._texts = {"stack/phase": float(PHASES.index(phase))}, {}
         try:
             arrays = take[phase]({key: usable[key] for key in sorted(usable)})
-        except DataError as error:
+        except (DataError, np.linalg.LinAlgError) as error:
             raise FederationError(f"round {server_round}, {phase}: {error}") from None
         contents = [usable[key].content for key in sorted(usable)]
         return hold(arrays), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
@@ -253,7 +266,7 @@ class FedStacking(FedAvg):
 
     def reply_spec(self, server_round: int, arrays: ArrayRecord) -> ReplySpec:
         """Return what a usable reply of this round looks like."""
-        return ReplySpec(None, check=lambda m: self._check(server_round, m))
+        return ReplySpec(None, check=lambda message: self._note(server_round, message))
 
     def round_metrics(self, server_round: int) -> Mapping[str, float]:
         """Return ``stack/…`` of the round."""
@@ -344,10 +357,11 @@ class FedStacking(FedAvg):
         self._metrics["stack/base_models"] = float(len(self._bases))
         if self.global_member == "fedavg":
             return self._average(replies, received)
-        if self.global_member == "ls":
+        if self.global_member == "ls" and self._linear:
             return self._solve_linear()
-        if not self._bases:
-            raise DataError("base models", 0, "at least one")
+        if self.global_member == "ls" or not self._bases:
+            # This round's clients had too few rows; another round's may have enough.
+            return dict(self._sent)
         return Stack(self._members(), None, self._n_average(), self.low, self.high).to_arrays()
 
     def _average(
@@ -366,10 +380,16 @@ class FedStacking(FedAvg):
 
     def _solve_linear(self) -> dict[str, NDArray[Any]]:
         """Solve least squares from all sums so far, and without each fold."""
-        if not self._linear:
-            raise DataError(
-                "strategy.global_member", LS, "fedavg or none: no client has enough rows for ls"
+        widths = {key: part.cross.shape[1] for key, part in self._linear.items()}
+        common, _ = Counter(widths.values()).most_common(1)[0]
+        for key in [key for key, width in widths.items() if width != common]:
+            log.warning(
+                "sums of %d for least squares left out: %d columns, most have %d",
+                key,
+                widths[key],
+                common,
             )
+            del self._linear[key]
         solved = stacking.least_squares(stacking.pool(self._linear, self.num_folds))
         *without, everything = (Member(LS, {"weights": weights}) for weights in solved)
         self._folds, self._global = without, everything
@@ -510,10 +530,18 @@ class FedStacking(FedAvg):
         metrics = next(iter(message.content.metric_records.values()))
         return int(metrics[self.weighted_by_key])  # type: ignore[arg-type]
 
+    def _note(self, server_round: int, message: Message) -> None:
+        """Check a reply for whoever stands before this strategy, and remember that it is good."""
+        self._check(server_round, message)
+        self._good.add(message.metadata.message_id)
+
     def _is_usable(self, server_round: int, message: Message) -> bool:
+        if message.metadata.message_id in self._good:
+            return True
         try:
             self._check(server_round, message)
-        except (FlAppError, KeyError, StopIteration, TypeError, ValueError) as error:
+        # Bytes of anybody's making raise anything: MemoryError, TokenError, BadZipFile.
+        except Exception as error:
             who, text = self._key(message), " ".join(str(error).split())
             log.warning("round %d: reply of %d dropped: %s", server_round, who, text[:300])
             return False
@@ -522,6 +550,8 @@ class FedStacking(FedAvg):
     def _check(self, server_round: int, message: Message) -> None:
         """Raise for a reply that does not keep the contract."""
         arrays, rows = self._read(message), self._num_examples(message)
+        if rows < 1:
+            raise DataError(self.weighted_by_key, rows, "at least 1")
         phase = self.phase(server_round)
         left = {"collect": self._check_collect, "stack": self._check_stack}.get(
             phase, self._check_select
@@ -547,17 +577,16 @@ class FedStacking(FedAvg):
         if (counts < 0).any() or counts.sum() != rows:
             raise DataError("counts", counts, f"{rows} rows over all classes")
         if linear := unpack("linear", arrays):
-            self._check_linear(stacking.Sums.from_arrays(linear), rows, key)
+            self._check_linear(stacking.Sums.from_arrays(linear), rows)
         return {n for n in left if not n.startswith(("base/", "linear/"))} - {"counts"}
 
-    def _check_linear(self, part: stacking.Sums, rows: int, key: int) -> None:
+    def _check_linear(self, part: stacking.Sums, rows: int) -> None:
         if self.global_member != "ls":
             raise DataError("linear", "sums", "no sums for least squares, they were not asked for")
         width = part.cross.shape[1] if part.cross.ndim == 3 else 0
-        known = next((p.cross.shape[1] for k, p in self._linear.items() if k != key), width)
         stacking.check_sums(
             part,
-            width=known,
+            width=width,
             num_outputs=self.num_outputs,
             num_folds=self.num_folds,
             num_examples=rows,
@@ -579,14 +608,38 @@ class FedStacking(FedAvg):
     def _check_select(self, arrays: Arrays, rows: int, key: int) -> set[str]:
         count = len(self._table)
         scores = _take_array(arrays, "scores", np.float64, (count, 3 + count))
+        _check_bounded("scores", scores)
         stacking.check_scores(self._layout(), scores, count, rows)
         if not self.personal_gate:
             return set(arrays) - {"scores"}
         gates = _take_array(arrays, "gates", np.float64, (count, 4))
-        good = np.isfinite(gates).all() and (gates >= 0).all() and (gates[:, 0] <= 1).all()
+        _check_bounded("gates", gates)
+        good = (gates >= 0).all() and (gates[:, 0] <= 1).all()
         if not good or (not self.low and (gates[:, 2:] > gates[:, 1:2]).any()):
             raise DataError("gates", gates.ravel()[:8], "shares, rows, and no more rows right")
         return set(arrays) - {"scores", "gates"}
+
+
+class NAverage(FedStacking):
+    """The average of all clients' base models by their rows: an ensemble made once.
+
+    What FedStacking learns to do better than. Every round collects base models of clients that
+    have not sent theirs; with all clients in each round nothing changes after the first.
+
+    Parameters
+    ----------
+    num_outputs, bounds, partitions, check_member
+        As for :class:`FedStacking`.
+    **kwargs
+        As for Flower's FedAvg.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(num_rounds=3, global_member="none", max_members=sys.maxsize, **kwargs)
+
+    def phase(self, server_round: int) -> str:
+        """Every round collects."""
+        return "collect"
 
 
 def _take_array(
@@ -603,21 +656,27 @@ def _take_array(
 
 
 def _check_like(prefix: str, arrays: Arrays, pattern: Arrays) -> None:
-    """Reject arrays that differ from a pattern in names, dtypes or shapes, or are not finite."""
+    """Reject arrays that differ from a pattern in names, dtypes or shapes, or are not bounded."""
     if arrays.keys() != pattern.keys():
         raise DataError(prefix, ", ".join(sorted(arrays)), f"arrays {', '.join(pattern)}")
     for name, like in pattern.items():
-        if not np.isfinite(_take_array(arrays, name, like.dtype.type, like.shape)).all():
-            raise DataError(f"{prefix}/{name}", "NaN or infinity", "finite numbers")
+        _check_bounded(f"{prefix}/{name}", _take_array(arrays, name, like.dtype.type, like.shape))
 
 
 def _check_finite(member: Member) -> None:
-    """Reject a base model whose arrays are not finite, bounded numbers."""
+    """Reject a base model whose arrays are not finite, bounded numbers, or that has none."""
+    if not member.arrays:
+        raise DataError(f"base/{member.kind}", "no arrays", "at least one")
     for name, array in member.arrays.items():
-        numeric = array.dtype.kind in "fiub"
-        if not numeric or not (np.abs(array.astype(np.float64)) <= MAX_VALUE).all():
-            allowed = f"finite numbers of at most {MAX_VALUE:g}"
-            raise DataError(f"base/{member.kind}/{name}", array.ravel()[:8], allowed)
+        _check_bounded(f"base/{member.kind}/{name}", array)
+
+
+def _check_bounded(name: str, array: NDArray[Any]) -> None:
+    """Reject what is no number, or one whose square a sum could not hold."""
+    numeric = array.dtype.kind in "fiub"
+    if not numeric or not (np.abs(array.astype(np.float64)) <= MAX_VALUE).all():
+        allowed = f"finite numbers of at most {MAX_VALUE:g}"
+        raise DataError(name, array.ravel()[:8], allowed)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

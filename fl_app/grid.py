@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -45,6 +46,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fl_app.errors import ConfigError
 from fl_app.held import Wrapped, private_context, private_message, stamp
 from fl_app.seeding import generator
+from fl_app.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers
 
 __all__ = ["InProcessGrid", "in_process", "run_in_process"]
 
@@ -66,7 +68,7 @@ def in_process() -> bool:
 
 
 class InProcessGrid(Grid):
-    """A Flower ``Grid`` that calls a ClientApp in this process, one message after the other.
+    """A Flower ``Grid`` that calls a ClientApp in this process, or in workers of its own.
 
     Every node has a Context of its own, whose state outlives the call if the reply can be used,
     and is as it was before if the ClientApp raised. Contents are private to each client: what it
@@ -87,6 +89,11 @@ class InProcessGrid(Grid):
         and ``num-partitions`` (or in their place).
     shuffle_replies : int, optional
         A seed: return the replies of every exchange in another order, as a network might.
+    num_workers : int, default 1
+        With 1 all calls are made in this process, one after the other. With more they are made in
+        that many processes (but no more than nodes), each with one BLAS and OpenMP thread: the
+        replies are the same, sooner where a call takes long. The processes start when a ``with``
+        block begins, or with the first exchange, and end as the task identity does.
 
     Raises
     ------
@@ -103,6 +110,12 @@ class InProcessGrid(Grid):
     An exception of a ClientApp, ``SystemExit`` too, becomes an ``Error`` reply;
     ``KeyboardInterrupt`` is raised. A call is never interrupted: after a `timeout` no further
     message is delivered and a reply that came too late is dropped.
+
+    Workers get a copy of the ClientApp, pickled as loky does it: its functions are imported there,
+    or sent along where they stand in no module that could be imported. Nodes keep their Contexts,
+    whichever worker calls them, and mostly the same one does, so that what a ClientApp caches in
+    its process is found again. What it keeps in global variables is each worker's own. A worker
+    that dies is an ``Error`` reply with ``CLIENT_APP_CRASHED``, and another one takes its place.
 
     Examples
     --------
@@ -129,8 +142,10 @@ class InProcessGrid(Grid):
         run_config: Mapping[str, Any] | None = None,
         node_configs: NodeConfigs | None = None,
         shuffle_replies: int | None = None,
+        num_workers: int = 1,
     ) -> None:
         _check_count("num_supernodes", num_supernodes, 1)
+        _check_count("num_workers", num_workers, 1)
         if shuffle_replies is not None:
             _check_count("shuffle_replies", shuffle_replies, 0)
         self._client_app = client_app
@@ -140,6 +155,11 @@ class InProcessGrid(Grid):
         self._lock = threading.RLock()  # Flower's legacy servers call from many threads
         self._prefix, self._num_messages, self._num_exchanges = uuid.uuid4().hex, 0, 0
         self._replies: dict[str, Message] = {}
+        self._pool: WorkerPool | None = None
+        workers = min(num_workers, num_supernodes)
+        if workers > 1 and can_have_workers():
+            self._pool = WorkerPool(partial(_Node, client_app, self._run_config), workers)
+            weakref.finalize(self, self._pool.close, at_once=True)
         # 63 bits: as large as Flower's own, and still an int64 for whoever needs one
         self._enter_run(Run.create_empty(uuid.uuid4().int >> 65))
 
@@ -159,7 +179,7 @@ class InProcessGrid(Grid):
             if run.run_id == self._run.run_id:
                 self._run = run
                 return
-            self.close()
+            self._release()
             self._enter_run(run)
 
     def _enter_run(self, run: Run) -> None:
@@ -184,10 +204,15 @@ class InProcessGrid(Grid):
         return Run(**vars(self._run))
 
     def close(self) -> None:
-        """Give the process's task identity back; a second call does nothing."""
+        """Give the process's task identity back, end workers; a second call does nothing."""
         self._release()
+        if self._pool is not None:
+            self._pool.close()
 
     def __enter__(self) -> InProcessGrid:
+        if self._pool is not None:
+            with _clear_errors(self._pool):
+                self._pool.start()
         return self
 
     def __exit__(
@@ -310,7 +335,7 @@ class InProcessGrid(Grid):
         return f"{self._prefix}-{self._num_messages}"
 
     def _exchange(self, messages: list[Message], deadline: float | None = None) -> list[Message]:
-        """Map messages to replies in their order: all that a pool of processes would replace.
+        """Map messages to replies in their order.
 
         Parameters
         ----------
@@ -324,6 +349,8 @@ class InProcessGrid(Grid):
         list of Message
             Private ones, with ids, not yet marked as delivered.
         """
+        if self._pool is not None:
+            return self._exchange_with_workers(self._pool, messages, deadline)
         wrapped: Wrapped = {}
         delivered_at = now().isoformat()
         replies: list[Message] = []
@@ -337,19 +364,72 @@ class InProcessGrid(Grid):
                 replies.append(reply)
         return replies
 
+    def _exchange_with_workers(
+        self, pool: WorkerPool, messages: list[Message], deadline: float | None
+    ) -> list[Message]:
+        """Do :meth:`_exchange` in other processes: a node's calls one by one, nodes side by side.
+
+        Each call carries the node's Context there and back, so that any worker may do it.
+        """
+        delivered_at = now().isoformat()
+        calls: dict[int, list[int]] = {}
+        for i, message in enumerate(messages):
+            calls.setdefault(message.metadata.dst_node_id, []).append(i)
+        partitions = {node_id: k for k, node_id in enumerate(self._contexts)}
+        jobs = [Job(partitions.get(node_id, 0), own) for node_id, own in calls.items()]
+        replies: dict[int, Message] = {}
+
+        def ask(i: int) -> tuple[Message, Context] | None:
+            message = messages[i]
+            if _is_over(deadline):
+                return None
+            message.metadata.delivered_at = delivered_at
+            refusal = self._refusal(message)
+            if refusal is None:
+                return message, self._contexts[message.metadata.dst_node_id]
+            replies[i] = refusal
+            return None
+
+        def take(i: int, result: tuple[Message, Context | None] | WorkerError) -> None:
+            reply = self._reply_of_worker(messages[i], result)
+            if not _is_over(deadline):
+                replies[i] = reply
+
+        with _clear_errors(pool):
+            pool.run(jobs, ask, take)
+        for i in sorted(replies):
+            stamp(replies[i], message_id=self._next_id())
+        return [replies[i] for i in sorted(replies)]
+
+    def _reply_of_worker(
+        self, message: Message, result: tuple[Message, Context | None] | WorkerError
+    ) -> Message:
+        """Return the reply that a worker's result stands for; advance the node's Context."""
+        if isinstance(result, WorkerError):
+            died = isinstance(result, WorkerDiedError)
+            _log.error("The call of a ClientApp has no result: %s", result)
+            code = ErrorCode.CLIENT_APP_CRASHED if died else ErrorCode.UNKNOWN
+            return Message(Error(code, str(result)), reply_to=message)
+        reply, after = result
+        if after is not None:
+            self._contexts[message.metadata.dst_node_id] = after
+        return _expiry(message) or private_message(reply)
+
     def _reply(self, message: Message, wrapped: Wrapped) -> Message:
         """Deliver one message; return the node's reply or the error that stands for it."""
+        refusal = self._refusal(message)
+        if refusal is not None:
+            return refusal
+        reply = self._call(message, private_message(message, wrapped))
+        return _expiry(message) or reply
+
+    def _refusal(self, message: Message) -> Message | None:
+        """Return the error that stands for a message that cannot be delivered."""
         node_id = message.metadata.dst_node_id
-        if node_id not in self._contexts:
-            return _lost(
-                message, ErrorCode.NODE_UNAVAILABLE, f"Node Unavailable: there is no node {node_id}"
-            )
-        if not _has_expired(message):
-            reply = self._call(message, private_message(message, wrapped))
-            if not _has_expired(message):
-                return reply
+        if node_id in self._contexts:
+            return _expiry(message)
         return _lost(
-            message, ErrorCode.MESSAGE_UNAVAILABLE, "Message Unavailable: its time to live is over"
+            message, ErrorCode.NODE_UNAVAILABLE, f"Node Unavailable: there is no node {node_id}"
         )
 
     def _call(self, message: Message, own: Message) -> Message:
@@ -360,14 +440,16 @@ class InProcessGrid(Grid):
         """
         node_id = message.metadata.dst_node_id
         context = private_context(self._contexts[node_id])
+        calling = _in_client.set(True)
         try:
-            with _calling_client():
-                reply = self._client_app(message=own, context=context)
+            reply = self._client_app(message=own, context=context)
         except (Exception, SystemExit) as error:
             # Text: a handler that keeps a record's exc_info would keep the client's data alive.
             trace = "".join(traceback.format_exception(error))
             _log.error("ClientApp of node %s raised an exception\n%s", node_id, trace)
             return _failed(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error)
+        finally:
+            _in_client.reset(calling)
         try:
             _check_reply(reply, message)
             reply = private_message(reply)
@@ -382,6 +464,40 @@ class InProcessGrid(Grid):
         self._contexts[node_id] = after
         return reply
 
+    def call_for(self, message: Message, context: Context) -> tuple[Message, Context | None]:
+        """Make a call for the grid of another process.
+
+        Parameters
+        ----------
+        message : Message
+            As that grid would deliver it.
+        context : Context
+            The node's.
+
+        Returns
+        -------
+        reply : Message
+        after : Context or None
+            The node's from now on; None if it stays as it was.
+        """
+        metadata = message.metadata
+        if metadata.run_id != self._run.run_id:
+            self.set_run(Run.create_empty(metadata.run_id))
+        self._contexts = {metadata.dst_node_id: context}
+        reply = self._call(message, private_message(message))
+        after = self._contexts[metadata.dst_node_id]
+        return reply, None if after is context else after
+
+
+class _Node:
+    """What a worker does with a message and a Context: the call of a grid of its own."""
+
+    def __init__(self, client_app: ClientApp, run_config: UserConfig) -> None:
+        self._grid = InProcessGrid(client_app, num_supernodes=1, run_config=run_config)
+
+    def __call__(self, request: tuple[Message, Context]) -> tuple[Message, Context | None]:
+        return self._grid.call_for(*request)
+
 
 def run_in_process(
     server_app: ServerApp,
@@ -390,6 +506,7 @@ def run_in_process(
     run_config: Mapping[str, Any] | None = None,
     node_configs: NodeConfigs | None = None,
     shuffle_replies: int | None = None,
+    num_workers: int = 1,
 ) -> Context:
     """Run a Flower app, a ServerApp with its ClientApp, in this process.
 
@@ -397,7 +514,7 @@ def run_in_process(
     ----------
     server_app : ServerApp
         Called once, with a new :class:`InProcessGrid` and a Context.
-    client_app, num_supernodes, run_config, node_configs, shuffle_replies
+    client_app, num_supernodes, run_config, node_configs, shuffle_replies, num_workers
         As in :class:`InProcessGrid`; the ServerApp's Context has `run_config` too.
 
     Returns
@@ -413,7 +530,7 @@ def run_in_process(
         Whatever the ServerApp raises.
     """
     with InProcessGrid(
-        client_app, num_supernodes, run_config, node_configs, shuffle_replies
+        client_app, num_supernodes, run_config, node_configs, shuffle_replies, num_workers
     ) as grid:
         context = Context(
             run_id=grid.run.run_id,
@@ -481,13 +598,13 @@ _identities = _Identities()
 
 
 @contextmanager
-def _calling_client() -> Iterator[None]:
-    """Let :func:`in_process` say True."""
-    token = _in_client.set(True)
+def _clear_errors(pool: WorkerPool) -> Iterator[None]:
+    """Name the option where workers cannot be had."""
     try:
         yield
-    finally:
-        _in_client.reset(token)
+    except WorkerError as error:
+        allowed = f"1 for a ClientApp that cannot be pickled ({error})"
+        raise ConfigError("num_workers", pool.num_workers, allowed) from error
 
 
 # ----------------------------------------------------------------------------- messages
@@ -500,7 +617,16 @@ def _is_over(deadline: float | None) -> bool:
 
 def _has_expired(message: Message) -> bool:
     """Say whether a message's time to live is over."""
-    return message.metadata.created_at + message.metadata.ttl < time.time()
+    metadata = message.metadata
+    return metadata.created_at + metadata.ttl < time.time()
+
+
+def _expiry(message: Message) -> Message | None:
+    """Return the error that stands for a message whose time to live is over."""
+    if not _has_expired(message):
+        return None
+    reason = "Message Unavailable: its time to live is over"
+    return _lost(message, ErrorCode.MESSAGE_UNAVAILABLE, reason)
 
 
 def _check_reply(reply: object, message: Message) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.errors import ConfigError
-from fl_app.schema import Config, MlflowConfig, check, from_dict, to_dict
+from fl_app.schema import Config, MlflowConfig, RuntimeConfig, check, from_dict, to_dict
 
-__all__ = ["Launch", "git_commit", "read_launch"]
+__all__ = ["Launch", "git_commit", "read_launch", "read_runtime"]
 
 _HABITS = {
     "experiment": "experiment",
@@ -47,12 +47,15 @@ class Launch:
         The sweep that the run belongs to, or "".
     commit : str
         Git commit of fl_app's source, or "" where it is no git tree.
+    swept : tuple of str
+        Those of the overrides that differ from job to job of the sweep.
     """
 
     config: Config
     overrides: tuple[str, ...] = ()
     sweep_id: str = ""
     commit: str = ""
+    swept: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the text for the run-config key ``config-json``."""
@@ -62,6 +65,7 @@ class Launch:
                 "overrides": list(self.overrides),
                 "sweep_id": self.sweep_id,
                 "commit": self.commit,
+                "swept": list(self.swept),
             }
         )
 
@@ -78,10 +82,11 @@ class Launch:
             data: dict[str, Any] = json.loads(text)
             config, overrides = data["config"], tuple(map(str, data["overrides"]))
             sweep_id, commit = str(data["sweep_id"]), str(data["commit"])
+            swept = tuple(map(str, data.get("swept", ())))
         except (ValueError, KeyError, TypeError) as error:
             allowed = f"the launcher's own JSON, not to be typed ({error!r})"
             raise ConfigError("config-json", text, allowed) from None
-        return cls(from_dict(config), overrides, sweep_id, commit)
+        return cls(from_dict(config), overrides, sweep_id, commit, swept)
 
 
 def read_launch(run_config: Mapping[str, Any], num_clients: int) -> Launch:
@@ -123,6 +128,29 @@ def read_launch(run_config: Mapping[str, Any], num_clients: int) -> Launch:
     if "output-dir" in given:
         config = replace(config, output_dir=_absolute(str(given["output-dir"])))
     return Launch(config, tuple(overrides), commit=git_commit())
+
+
+def read_runtime(run_config: Mapping[str, Any]) -> RuntimeConfig:
+    """Read the runtime's options alone: what a run needs before its clients can be counted.
+
+    Parameters
+    ----------
+    run_config : mapping
+        As in :func:`read_launch`.
+
+    Raises
+    ------
+    ConfigError
+        For a mistake in the options of ``runtime``.
+    """
+    if run_config.get("config-json"):
+        return Launch.from_json(str(run_config["config-json"])).config.runtime
+
+    from fl_app.config import compose_config
+
+    overrides = _split(str(run_config.get("overrides", "")))
+    own = [o for o in overrides if o.lstrip("+").startswith(("runtime=", "runtime."))]
+    return compose_config(own).runtime
 
 
 def _split(text: str) -> list[str]:

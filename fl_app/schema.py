@@ -31,6 +31,7 @@ __all__ = [
     "flatten",
     "from_dict",
     "from_json",
+    "objective_of",
     "task_of",
     "to_dict",
     "to_json",
@@ -272,8 +273,8 @@ REFUSED: Mapping[str, str] = dict.fromkeys(
 
 
 @dataclass(frozen=True)
-class FedStackingConfig(StrategyConfig):
-    """FedStacking: base models of the clients, combined by what sums over their rows say."""
+class BaseModelsConfig(StrategyConfig):
+    """The average of the clients' base models, weighted by their rows: an ensemble made once."""
 
     base_models: tuple[str, ...] | None = opt(
         None,
@@ -281,6 +282,17 @@ class FedStackingConfig(StrategyConfig):
         "gaussian_nb, random_forest, hist_gradient_boosting; null: logistic, or ridge for "
         "regression.",
     )
+
+    def kind_of(self, partition: int) -> str:
+        """Return the base model of a partition, once the config is checked."""
+        assert self.base_models is not None
+        return self.base_models[partition % len(self.base_models)]
+
+
+@dataclass(frozen=True)
+class FedStackingConfig(BaseModelsConfig):
+    """FedStacking: base models of the clients, combined by what sums over their rows say."""
+
     global_member: str = opt(
         "fedavg",
         "The federation's own model in the stack: trained by averaging, one-shot least squares, or "
@@ -300,11 +312,6 @@ class FedStackingConfig(StrategyConfig):
     personal_gate: bool = opt(
         False, "Whether clients also try to mix the stack with their own model, reported apart."
     )
-
-    def kind_of(self, partition: int) -> str:
-        """Return the base model of a partition, once the config is checked."""
-        assert self.base_models is not None
-        return self.base_models[partition % len(self.base_models)]
 
 
 # ---------------------------------------------------------------------------- the other groups
@@ -337,9 +344,21 @@ class DpAdaptiveConfig(PrivacyConfig):
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """All clients in this process."""
+    """Where clients run."""
 
     name: str = opt("inprocess", "Name of the runtime.")
+
+
+@dataclass(frozen=True)
+class InProcessConfig(RuntimeConfig):
+    """All clients in this process, or in a pool of processes of this machine."""
+
+    num_workers: int = opt(
+        1,
+        "Processes that call the clients, at most one a client; 1: this process calls them itself. "
+        "It changes no number, and saves time where a client works long (`docs/runtimes.md`).",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -415,12 +434,13 @@ GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
         "bulyan": KrumConfig,
         "qfedavg": QFedAvgConfig,
         "fedstacking": FedStackingConfig,
+        "n_average": BaseModelsConfig,
         "local": StrategyConfig,
         "pooled": StrategyConfig,
     },
     "privacy": {"none": PrivacyConfig, "dp_fixed": DpFixedConfig, "dp_adaptive": DpAdaptiveConfig},
     "runtime": {
-        "inprocess": RuntimeConfig,
+        "inprocess": InProcessConfig,
         "simulation": SimulationConfig,
         "deployment": DeploymentConfig,
     },
@@ -449,6 +469,9 @@ class Config:
     objective: str | None = opt(
         None, "Metric that picks the best round; null: `eval/accuracy` or `eval/mse`."
     )
+    skip_finished: bool = opt(
+        False, "Whether a run is left out if one of the same config and data is FINISHED in MLflow."
+    )
     output_dir: str | None = opt(
         None, "Folder of `result.json`; null takes Hydra's own folder of the run."
     )
@@ -457,7 +480,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    runtime: RuntimeConfig = field(default_factory=InProcessConfig)
     tracking: TrackingConfig = field(default_factory=MlflowConfig)
 
 
@@ -473,7 +496,7 @@ _TASKS: Mapping[str, Task] = {
     "synthetic_regression": "regression",
     "synthetic_classification": "classification",
 }
-_NOT_RECORDED = ("output_dir",)
+_NOT_RECORDED = ("output_dir", "skip_finished")
 
 
 def task_of(dataset: DatasetConfig) -> Task:
@@ -653,8 +676,8 @@ def check(config: Config) -> Config:
     """
     task = task_of(config.dataset)
     config = replace(config, model=_resolve_model(config.model, config.dataset, task))
-    if isinstance(config.strategy, FedStackingConfig):
-        config = replace(config, strategy=_resolve_stacking(config.strategy, task))
+    if isinstance(config.strategy, BaseModelsConfig):
+        config = replace(config, strategy=_resolve_base_models(config.strategy, task))
     if config.min_replies > config.num_clients:
         allowed = f"at most num_clients={config.num_clients}"
         raise ConfigError("min_replies", config.min_replies, allowed)
@@ -665,6 +688,9 @@ def check(config: Config) -> Config:
     _check_privacy(config)
     _check_baselines(config)
     _check_stacking(config)
+    if config.skip_finished and not isinstance(config.tracking, MlflowConfig):
+        allowed = f"false with tracking={config.tracking.name}: finished runs are found in MLflow"
+        raise ConfigError("skip_finished", True, allowed)
     return config
 
 
@@ -690,6 +716,12 @@ METRICS: Mapping[Task, tuple[str, ...]] = {
     "classification": ("log_loss", "accuracy", "brier"),
 }
 """Metric names of each task, in the order of the closing table."""
+
+
+def objective_of(config: Config) -> str:
+    """Return the metric that picks the best round and that sweepers optimise."""
+    classes = task_of(config.dataset) == "classification"
+    return config.objective or ("eval/accuracy" if classes else "eval/mse")
 
 
 def _check_objective(config: Config, task: Task) -> None:
@@ -830,7 +862,7 @@ def require_base_model(name: str, task: Task, field_name: str = "strategy.base_m
         raise ConfigError(field_name, name, f"does not fit a {task} task; allowed are {fitting}")
 
 
-def _resolve_stacking(strategy: FedStackingConfig, task: Task) -> FedStackingConfig:
+def _resolve_base_models(strategy: BaseModelsConfig, task: Task) -> BaseModelsConfig:
     if strategy.base_models is None:
         default = "ridge" if task == "regression" else "logistic"
         return replace(strategy, base_models=(default,))

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,34 +33,38 @@ from fl_app.federation.privacy import with_privacy
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
-from fl_app.launch import Launch, read_launch
+from fl_app.launch import Launch, read_launch, read_runtime
 from fl_app.models.serving import Predictor
 from fl_app.schema import (
+    GROUPS,
     METRICS,
+    BaseModelsConfig,
     Config,
+    DeploymentConfig,
     MlflowConfig,
-    RuntimeConfig,
-    SimulationConfig,
     TabularConfig,
+    TrackingConfig,
     check,
     digest,
     fewest_replies,
     flatten,
+    objective_of,
     task_of,
     to_dict,
     to_json,
 )
-from fl_app.seeding import generator, one_thread
-from fl_app.strategies import build_strategy
+from fl_app.seeding import one_thread
+from fl_app.strategies import start_arrays, strategy_of
 from fl_app.tracking import MlflowTracker, TrackedStrategy, Trackers
 from fl_app.tracking.base import LoggedModel, RunEnd, RunStart, Status, Tracker
 from fl_app.tracking.best import BestRound
-from fl_app.tracking.console import LINE_PREFIX, ConsoleTracker
+from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK, ConsoleTracker
 from fl_app.tracking.spool import home_dir
 
 __all__ = ["Run", "app"]
 
 _NODES_TIMEOUT, _NODES_STABLE, _POLL = 20.0, 0.2, 0.02
+_ONLINE_TIMEOUT, _REMOTE_POLL = 60.0, 0.5
 _REPLY_TIMEOUT = 3600.0
 
 app = ServerApp()
@@ -73,8 +78,12 @@ def main(grid: Grid, context: Context) -> None:
     prefix = "" if runtime == "inprocess" else LINE_PREFIX
     console = ConsoleTracker(prefix)
     with _warnings_on(console), one_thread():
-        node_ids = wait_for_nodes(grid)
+        if runtime == "deployment":
+            node_ids = wait_for_online(grid, _wait_for(context.run_config), console.say)
+        else:
+            node_ids = wait_for_nodes(grid)
         launch = _as_it_runs(read_launch(context.run_config, len(node_ids)), runtime)
+        console.brief = bool(launch.sweep_id)
         Run(grid, launch, runtime, console, context.run_id).execute(node_ids)
 
 
@@ -105,6 +114,39 @@ def wait_for_nodes(grid: Grid, timeout: float = _NODES_TIMEOUT) -> list[int]:
     return nodes
 
 
+def wait_for_online(
+    grid: Grid, fewest: int, say: Callable[[str], None], timeout: float = _ONLINE_TIMEOUT
+) -> list[int]:
+    """Wait until enough SuperNodes of a deployment are online.
+
+    Raises
+    ------
+    FederationError
+        If there are too few after ``timeout`` seconds, with how many there are.
+    """
+    begin = time.monotonic()
+    nodes = sorted(grid.get_node_ids())
+    if len(nodes) < fewest:
+        say(f"waiting for {fewest} SuperNodes, {len(nodes)} online")
+    while len(nodes) < fewest:
+        if time.monotonic() - begin > timeout:
+            raise FederationError(
+                f"runtime.wait_for_nodes={fewest}: {len(nodes)} SuperNodes online after "
+                f"{timeout:g} s; start more, or ask for fewer"
+            )
+        time.sleep(_REMOTE_POLL)
+        nodes = sorted(grid.get_node_ids())
+    return nodes
+
+
+def _wait_for(run_config: Mapping[str, Any]) -> int:
+    """Return how many SuperNodes a run in a deployment waits for."""
+    runtime = read_runtime(run_config)
+    # Stock `flwr run` names no runtime: then Flower's connection has decided on it.
+    known = runtime if isinstance(runtime, DeploymentConfig) else DeploymentConfig()
+    return known.wait_for_nodes
+
+
 def _runtime_name(grid: Grid) -> str:
     if isinstance(grid, InProcessGrid):
         return "inprocess"
@@ -115,8 +157,7 @@ def _as_it_runs(launch: Launch, runtime: str) -> Launch:
     """Name the runtime that really runs in the config, and check the config against it."""
     config = launch.config
     if config.runtime.name != runtime:
-        kind = SimulationConfig if runtime == "simulation" else RuntimeConfig
-        config = check(replace(config, runtime=kind(name=runtime)))
+        config = check(replace(config, runtime=GROUPS["runtime"][runtime](name=runtime)))
     return replace(launch, config=config)
 
 
@@ -150,9 +191,7 @@ class Run:
     def __post_init__(self) -> None:
         config = self.launch.config
         self.config = config
-        self.objective = config.objective or (
-            "eval/accuracy" if task_of(config.dataset) == "classification" else "eval/mse"
-        )
+        self.objective = objective_of(config)
         self.best = BestRound(self.objective)
         self.mlflow = _mlflow_tracker(config)
         members: list[Tracker] = [self.console, self.best, *self.observers]
@@ -160,6 +199,10 @@ class Run:
             members.append(self.mlflow)
         self.trackers = Trackers(*members)
         self.predictor: Predictor | None = None
+        runtime = config.runtime
+        self.reply_timeout = (
+            runtime.round_timeout if isinstance(runtime, DeploymentConfig) else _REPLY_TIMEOUT
+        )
 
     def execute(self, node_ids: list[int]) -> None:
         """Run it, and write down how it ended, whatever happens."""
@@ -180,32 +223,40 @@ class Run:
         test = None if self.runtime == "deployment" else test_table(config)
         if test is not None:
             self.trackers.annotate({"data.sha256": whole_table(config).sha256}, {})
-        roster, encoding = shake_hands(self.grid, node_ids, config, test, _REPLY_TIMEOUT)
-        self.predictor = Predictor(encoding, config.model, many=config.strategy.name == "local")
+        # The store's address may hold a password, and folders here mean nothing to a client.
+        nowhere = TrackingConfig(name="none")
+        shipped = replace(config, tracking=nowhere, output_dir=None, skip_finished=False)
+        roster, encoding = shake_hands(self.grid, node_ids, shipped, test, self.reply_timeout)
+        self.predictor = Predictor(
+            encoding,
+            config.model,
+            many=config.strategy.name == "local",
+            stacked=isinstance(config.strategy, BaseModelsConfig),
+        )
         features, outputs = encoding.feature_names, encoding.output_names
-        start = self.predictor.build().start(generator(config.seed, "model"))
+        start = start_arrays(config, roster, self.predictor)
         strategy = TrackedStrategy(
-            self._federated(roster),
+            self._federated(roster, self.predictor),
             self.trackers,
             partitions=roster.partitions,
             private=config.privacy.name != "none",
             value_names=_value_names(start, features, outputs, roster),
         )
-        record = wire.run_record(to_json(config), encoding)
+        record = wire.run_record(to_json(shipped), encoding)
         strategy.start(
             grid=self.grid,
             initial_arrays=hold(start),
             num_rounds=config.num_server_rounds,
-            timeout=_REPLY_TIMEOUT,
+            timeout=self.reply_timeout,
             train_config=record,
             evaluate_config=record.copy(),
             evaluate_fn=self._evaluate_fn(test),
         )
 
-    def _federated(self, roster: Roster) -> Federated:
+    def _federated(self, roster: Roster, predictor: Predictor) -> Federated:
         config = self.config
         metrics = frozenset(METRICS[task_of(config.dataset)])
-        strategy = build_strategy(config.strategy, roster, config.model.learning_rate)
+        strategy = strategy_of(config, roster, predictor)
         fewest = max(config.min_replies, fewest_replies(config.strategy)[0])
         return Federated(
             with_privacy(strategy, config, len(roster)),
@@ -248,7 +299,7 @@ class Run:
             "mlflow.source.git.commit": self.launch.commit,
         }
         return RunStart(
-            name=_run_name(config),
+            name=_run_name(config, self.launch.swept),
             params=flatten(config),
             tags={key: value for key, value in tags.items() if value},
             texts={
@@ -345,9 +396,14 @@ class Run:
         partial = folder / "result.json.part"
         partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
         os.replace(partial, folder / "result.json")
+        if self.runtime != "inprocess" and self.config.output_dir is None:
+            # A launcher on another machine sees the log, not the folder.
+            text = json.dumps(result, allow_nan=False)
+            sys.stdout.write(f"{LINE_PREFIX}{RESULT_MARK}{text}\n")
+            sys.stdout.flush()
 
     def _say_where(self) -> None:
-        if self.mlflow is None:
+        if self.mlflow is None or self.console.brief:
             return
         if self.mlflow.url:
             self.console.say(f"MLflow run: {self.mlflow.url}")
@@ -365,12 +421,21 @@ def _mlflow_tracker(config: Config) -> MlflowTracker | None:
     )
 
 
-def _run_name(config: Config) -> str:
-    """Name a run, what tells it apart first: the UI shows about 18 characters."""
+_NAMED = ("strategy", "seed", "partitioner", "partitioner.alpha", "num_clients", "model", "privacy")
+
+
+def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
+    """Name a run, what tells it apart first: the UI shows about 18 characters.
+
+    What else a sweep is over stands between the strategy and the seed.
+    """
     alpha = getattr(config.partitioner, "alpha", None)
     deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
     private = "" if config.privacy.name == "none" else f" {config.privacy.name}"
-    name = f"{config.strategy.name}{private} s{config.seed}"
+    pairs = (override.lstrip("+").partition("=") for override in swept)
+    own = [f" {key.rpartition('.')[2]}={value}" for key, _, value in pairs if key not in _NAMED]
+    more = "".join(own)
+    name = f"{config.strategy.name}{private}{more} s{config.seed}"
     return f"{name} {deal} K{config.num_clients} {config.model.name}"
 
 

@@ -25,7 +25,7 @@ from fl_app.models import estimators
 from fl_app.models.base import Arrays
 from fl_app.models.metrics import score
 from fl_app.models.stack import LS, MODEL, Kinds, Member, pack, unpack, unpack_members, unpack_range
-from fl_app.schema import Config, FedStackingConfig
+from fl_app.schema import BaseModelsConfig, Config, FedStackingConfig
 from fl_app.seeding import generator
 from fl_app.wire import StackRequest
 
@@ -85,7 +85,11 @@ class StackClient:
 
     # ------------------------------------------------------------------------- collect
     def _collect(self, request: StackRequest, received: Arrays) -> Answer:
-        """Train the global member and its cross-fitted copies; add the base model if asked."""
+        """Train the global member and its cross-fitted copies; add the base model if asked.
+
+        Copies leave out the rows of one sum each: what they differ by is the gradient of those
+        rows, and the gradient of a single row is that row.
+        """
         arrays: dict[str, NDArray[Any]] = {}
         metrics: dict[str, float] = {}
         if start := unpack("global", received):
@@ -93,7 +97,7 @@ class StackClient:
             arrays |= pack("global", trained)
             outputs = self.kinds.outputs(Member(MODEL, trained), self.rows.x, self._no_layout)
             metrics = self._score(outputs)
-            folds = self._row_folds(request)
+            folds = self._split(request).fold
             for fold in range(request.num_folds):
                 copy = unpack(f"fold_{fold}", received)
                 moved = self._train(copy, f"train-fold-{fold}", request, folds != fold)
@@ -103,7 +107,7 @@ class StackClient:
         if request.send_base and self._num_rows >= max(self.config.min_rows, request.min_rows):
             arrays |= self._base(request).to_arrays("base")
             arrays["counts"] = self._counts
-            if self._strategy.global_member == LS:
+            if self._has_ls:
                 arrays |= pack("linear", self._linear(request, received)[0])
         if not metrics:
             metrics = self._score(self._outputs(self._base(request)))
@@ -135,14 +139,20 @@ class StackClient:
         """Fit a base model on some of the rows."""
         x, y = self.rows.x, self.rows.y
         if kind == "gaussian_nb":
-            # Its arrays are means over the rows of a class: the floor of every other sum.
-            kept = kept & (np.bincount(y[kept], minlength=self._width)[y] >= request.min_rows)
+            # Its arrays are means over the rows of a class: the floor of every other sum. Mean and
+            # variance of two rows are those two.
+            floor = max(3, request.min_rows)
+            kept = kept & (np.bincount(y[kept], minlength=self._width)[y] >= floor)
             if not kept.any():
                 kept, x = np.ones(len(y), np.bool_), np.zeros_like(x)
         rng = generator(self.config.seed, purpose, 0, self.partition)
         if kind != MODEL:
             task, outputs = self.encoding.task, self._width
-            return estimators.fit(kind, x[kept], y[kept], task=task, num_outputs=outputs, rng=rng)
+            # A leaf of one row tells its target; boosting's leaves are larger anyway.
+            params = {"min_samples_leaf": request.min_rows} if kind == "random_forest" else {}
+            return estimators.fit(
+                kind, x[kept], y[kept], task=task, num_outputs=outputs, rng=rng, params=params
+            )
         arrays = self.kinds.model.start(generator(self.config.seed, "model"))
         for _ in range(self.config.num_server_rounds):
             arrays = self.kinds.model.fit(arrays, x[kept], y[kept], rng)
@@ -188,7 +198,7 @@ class StackClient:
         features = stacking.features(layout, blocks)
         if not layout.has_global:
             return features, stacking.combine(layout, features, received["weights"])
-        if self._strategy.global_member != LS:
+        if not self._has_ls:
             return features, blocks[-1]
         alone = np.zeros((layout.num_blocks, layout.num_outputs))
         alone[-1] = 1.0  # scores of least squares become probabilities as in a stack
@@ -218,10 +228,8 @@ class StackClient:
         self, request: StackRequest, received: Arrays, layout: stacking.Layout
     ) -> NDArray[Any]:
         """Return the global member's outputs, each row by the copy that has not seen it."""
-        if self._strategy.global_member == LS:
-            folds = self._linear(request, received)[1]
-        else:
-            folds = self._row_folds(request)
+        split = self._split(request).fold
+        folds = self._linear(request, received)[1] if self._has_ls else split
         copies = []
         for fold in range(request.num_folds):
             copy = Member.from_arrays(f"fold_{fold}", received)
@@ -289,9 +297,14 @@ class StackClient:
 
     # ------------------------------------------------------------------------- own rows
     @property
-    def _strategy(self) -> FedStackingConfig:
-        assert isinstance(self.config.strategy, FedStackingConfig)
+    def _strategy(self) -> BaseModelsConfig:
+        assert isinstance(self.config.strategy, BaseModelsConfig)
         return self.config.strategy
+
+    @property
+    def _has_ls(self) -> bool:
+        own = self._strategy
+        return isinstance(own, FedStackingConfig) and own.global_member == LS
 
     @property
     def _num_rows(self) -> int:
@@ -343,6 +356,8 @@ class StackClient:
         With fewer rows than the floor there are no sums, and every model is new to every row.
         """
         layout = stacking.Layout(1, self._width, False, *unpack_range(received))
+        own = self._strategy
+        assert isinstance(own, FedStackingConfig)
         try:
             part, split = stacking.linear_sums(
                 layout,
@@ -351,7 +366,7 @@ class StackClient:
                 request.num_folds,
                 request.min_rows,
                 generator(self.config.seed, "linear", 0, self.partition),
-                self._strategy.ls_rows_per_feature,
+                own.ls_rows_per_feature,
             )
         except DataError:
             return {}, np.zeros(self._num_rows, np.int64)

@@ -51,15 +51,23 @@ from numpy.typing import NDArray
 from fl_app.errors import ConfigError, FederationError
 from fl_app.federation.replies import ReplySpec, spec_of
 from fl_app.federation.roster import Roster
-from fl_app.fedstacking import FedStacking
+from fl_app.fedstacking import FedStacking, NAverage
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import LS, PRIOR, Member, pack_range
-from fl_app.schema import Config, FedStackingConfig, StrategyConfig
+from fl_app.schema import BaseModelsConfig, Config, FedStackingConfig, StrategyConfig
 from fl_app.seeding import generator
 from fl_app.stacking import bounds
 from fl_app.wire import TRAIN_LOSS
 
-__all__ = ["FedStacking", "Local", "build_strategy", "start_arrays", "strategy_of"]
+__all__ = [
+    "FedStacking",
+    "Local",
+    "NAverage",
+    "build_strategy",
+    "check_rows",
+    "start_arrays",
+    "strategy_of",
+]
 
 CLIENT_FOLDS_FROM = 50
 """Clients from which on FedStacking puts all rows of a client into one fold of the sums."""
@@ -125,29 +133,51 @@ def strategy_of(config: Config, roster: Roster, predictor: Predictor) -> Strateg
     ConfigError
         Where the nodes' rows do not suffice for what FedStacking is asked to do.
     """
-    if not isinstance(config.strategy, FedStackingConfig):
-        return build_strategy(config.strategy, roster, config.model.learning_rate)
-    own, kinds = config.strategy, predictor.kinds()
-    _check_rows(own, roster, kinds.num_features)
+    own = config.strategy
+    if not isinstance(own, BaseModelsConfig):
+        return build_strategy(own, roster, config.model.learning_rate)
+    kinds = predictor.kinds()
+    shape: dict[str, Any] = {
+        "num_outputs": kinds.num_outputs,
+        "bounds": _bounds(roster, predictor),
+        "partitions": roster.partitions,
+        "check_member": kinds.check,
+    }
+    if not isinstance(own, FedStackingConfig):
+        return NAverage(**shape, **_ALL)
+    check_rows(own, max(node.num_examples for node in roster), kinds.num_features)
     return FedStacking(
         num_rounds=config.num_server_rounds,
-        num_outputs=kinds.num_outputs,
-        bounds=_bounds(roster, predictor),
         global_member=own.global_member,
         num_folds=own.num_folds,
         client_folds=len(roster) >= CLIENT_FOLDS_FROM,
         min_rows_per_sum=own.min_rows_per_sum,
         max_members=own.max_members,
         personal_gate=own.personal_gate,
-        partitions=roster.partitions,
-        check_member=kinds.check,
+        **shape,
         **_ALL,
     )
 
 
-def _check_rows(own: FedStackingConfig, roster: Roster, num_features: int) -> None:
-    """Refuse folds above all clients' rows, and least squares where no client has enough."""
-    most = max(node.num_examples for node in roster)
+def check_rows(own: StrategyConfig, most: int, num_features: int) -> None:
+    """Refuse FedStacking's folds and sums where no client has rows enough.
+
+    Parameters
+    ----------
+    own : StrategyConfig
+        Any strategy's config.
+    most : int
+        Training rows of the largest client.
+    num_features : int
+        D.
+
+    Raises
+    ------
+    ConfigError
+        For more folds than rows, or least squares over too few rows.
+    """
+    if not isinstance(own, FedStackingConfig):
+        return
     if own.num_folds > most:
         allowed = f"at most {most}, the training rows of the largest client"
         raise ConfigError("strategy.num_folds", own.num_folds, allowed)
@@ -191,10 +221,11 @@ def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[s
         Builds the model.
     """
     own = config.strategy
-    if not isinstance(own, FedStackingConfig) or own.global_member == "fedavg":
+    global_member = getattr(own, "global_member", "none")
+    if not isinstance(own, BaseModelsConfig) or global_member == "fedavg":
         return predictor.build().start(generator(config.seed, "model"))
     kinds, limits = predictor.kinds(), _bounds(roster, predictor)
-    if own.global_member == LS:
+    if global_member == LS:
         nothing = Member(LS, {"weights": np.zeros((kinds.num_features + 1, kinds.num_outputs))})
         return nothing.to_arrays("global") | pack_range(*(limits or ((), ())))
     if limits is None:

@@ -65,6 +65,23 @@ def test_a_shipped_path_is_not_read_on_a_supernode(files: tuple[Path, Path]) -> 
         answer(asked(files[0]), {"partition-id": 0})
 
 
+def test_no_cell_leaves_in_an_error(files: tuple[Path, Path]) -> None:
+    """What a node says of a file that it cannot use names the column and what is wanted only."""
+    shipped, own = files
+    own.write_text(OWN.replace("53", "Jane Doe"))
+    with pytest.raises(InputError, match="age=not told: ") as error:
+        answer(asked(shipped), {"partition-id": 0, "data": str(own)})
+    assert "Jane Doe" not in str(error.value)
+    assert "Jane Doe" in str(error.value.__cause__)
+
+
+def test_no_path_leaves_in_an_error(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """A file that is not there is not named to the server."""
+    with pytest.raises(InputError, match="node-config data=not told: there is no such") as error:
+        answer(asked(files[0]), {"partition-id": 0, "data": str(tmp_path / "gone.csv")})
+    assert "gone.csv" not in str(error.value)
+
+
 def test_a_shipped_path_counts_in_process(files: tuple[Path, Path]) -> None:
     """In an in-process grid the whole federation is one user's: rows are dealt from the file."""
     with InProcessGrid(app, num_supernodes=2) as grid:

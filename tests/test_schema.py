@@ -63,7 +63,7 @@ def test_every_option_has_defaults_that_are_allowed(group: str, name: str) -> No
     made = getattr(from_dict(base | {group: values}), group)
     assert type(made) is kind
     if group != "model":
-        own = {"base_models": ("logistic",)} if name == "fedstacking" else {}
+        own = {"base_models": ("logistic",)} if name in ("fedstacking", "n_average") else {}
         assert made == kind(name=name, **own)
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,10 @@ from hypothesis import strategies as st
 
 from fl_app.errors import InputError, RunError
 from fl_app.runtimes import submit as submit_module
-from fl_app.runtimes import superlink
 from fl_app.runtimes.submit import Outcome, interpret, submit
-from fl_app.runtimes.superlink import PrivateSuperLink, search_path
+from fl_app.runtimes.superlink import PrivateSuperLink
 from tests.flower_apps import FakeFlwr, write_app
+from tests.supernodes import dealt, supernodes
 
 
 def status(state: str, details: str = "N/A") -> dict[str, Any]:
@@ -356,33 +354,11 @@ def test_a_real_refusal_is_told(link: PrivateSuperLink, app: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@contextmanager
-def supernodes(link: PrivateSuperLink, number: int) -> Iterator[None]:
-    """Run SuperNodes that know their partition and nothing else."""
-    command = Path(sys.executable).with_name("flower-supernode")
-    environment = os.environ | link.client_env | {"PATH": search_path(os.environ)}
-    with ExitStack() as stack:
-        for partition in range(number):
-            arguments = ["--insecure", "--superlink", link.address]
-            arguments += ["--host", "127.0.0.1", "--port", str(superlink._free_port())]
-            arguments += ["--node-config", f"partition-id={partition} num-partitions={number}"]
-            node = subprocess.Popen(
-                [command, *arguments],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=link.flwr_home,
-                env=environment,
-                start_new_session=True,
-            )
-            stack.callback(superlink._Family(node).end, 5.0)
-        yield
-
-
 @pytest.mark.slow
 def test_a_real_deployment_completes(app: Path) -> None:
     """A SuperLink with SuperNodes of its own needs nothing but its name."""
     lines: list[str] = []
-    with PrivateSuperLink(name="lab", simulation=False) as link, supernodes(link, 2):
+    with PrivateSuperLink(name="lab", simulation=False) as link, supernodes(link, dealt(2)):
         outcome = submit(
             app, "lab", run_config={}, env={"FLWR_HOME": str(link.flwr_home)}, on_line=lines.append
         )

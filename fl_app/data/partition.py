@@ -22,7 +22,15 @@ from fl_app.data.vendored_sets import flamby_split
 from fl_app.errors import ConfigError
 from fl_app.schema import Config, HeartDiseaseConfig, NaturalConfig, PartitionerConfig
 
-__all__ = ["Encoded", "Partition", "encode", "own_partition", "partition_of", "test_table"]
+__all__ = [
+    "Encoded",
+    "Partition",
+    "encode",
+    "largest_partition",
+    "own_partition",
+    "partition_of",
+    "test_table",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +96,15 @@ def partition_of(config: Config, partition: int) -> Partition:
         train.append(parts[k][fit])
         held.append(parts[k][keep])
     return Partition(table.take(np.concatenate(train)), table.take(np.concatenate(held)))
+
+
+def largest_partition(config: Config) -> tuple[int, int]:
+    """Return the training rows of the largest partition, and the features of the data set."""
+    table, parts = _dealt(config)
+    most = max(len(part) for part in parts)
+    fit, _ = split_validation(most, config.dataset.val_fraction, config.seed, 0)
+    levels = sum(len({v for v in column if v is not None}) for column in table.categorical.T)
+    return len(fit), len(table.numeric_names) + levels
 
 
 def own_partition(config: Config, partition: int, path: str) -> Partition:

@@ -33,6 +33,10 @@ def run(launch: Launch) -> RunResult:
         from fl_app.runtimes import simulation
 
         return simulation.run(launch)
+    if launch.config.runtime.name == "deployment":
+        from fl_app.runtimes import deployment
+
+        return deployment.run(launch)
     from fl_app.runtimes import inprocess
 
     return inprocess.run(launch)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fl_app.data.partition import partition_of
+from fl_app.data.partition import largest_partition, partition_of
 from fl_app.errors import ConfigError, RunError
 from fl_app.federation.privacy import require_accountant
 from fl_app.launch import Launch
-from fl_app.schema import MlflowConfig
+from fl_app.schema import FedStackingConfig, MlflowConfig
+from fl_app.strategies import check_rows
 from fl_app.tracking.spool import home_dir
 from fl_app.tracking.store import check_uri, default_uri
 
-__all__ = ["RunResult", "check_before", "read_result"]
+__all__ = ["RunResult", "check_before", "read_result", "write_result"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,22 @@ def read_result(output_dir: str) -> RunResult:
     return RunResult(**data)
 
 
+def write_result(output_dir: str, result: Mapping[str, Any]) -> None:
+    """Write ``result.json`` of a run that was recorded elsewhere; the file is whole or not there.
+
+    Parameters
+    ----------
+    output_dir : str
+        Its folder.
+    result : mapping
+        The fields of :class:`RunResult`, JSON-ready.
+    """
+    path = Path(output_dir) / "result.json"
+    partial = path.with_name("result.json.part")
+    partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
 def check_before(launch: Launch) -> None:
     """Find what would fail for certain, before anything starts.
 
@@ -73,7 +92,11 @@ def check_before(launch: Launch) -> None:
         If the data cannot be dealt to the clients, or where output goes cannot be used.
     """
     require_accountant(launch.config)
-    partition_of(launch.config, 0)
+    if launch.config.runtime.name != "deployment":
+        # There the nodes that are online decide how the rows are dealt, if they are.
+        partition_of(launch.config, 0)
+        if isinstance(launch.config.strategy, FedStackingConfig):
+            check_rows(launch.config.strategy, *largest_partition(launch.config))
     _check_folder("FL_APP_HOME", home_dir())
     if launch.config.output_dir is not None:
         _check_folder("output_dir", Path(launch.config.output_dir))

@@ -1,4 +1,4 @@
-"""``runtime=inprocess``: the two apps in this process, over an in-process grid."""
+"""``runtime=inprocess``: the two apps in this process or its workers, over an in-process grid."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from fl_app.client_app import app as client_app
 from fl_app.grid import run_in_process
 from fl_app.launch import Launch
 from fl_app.runtimes.base import RunResult, read_result
+from fl_app.schema import InProcessConfig
 from fl_app.server_app import app as server_app
 
 __all__ = ["run"]
 
 
 def run(launch: Launch) -> RunResult:
-    """Run an experiment in this process.
+    """Run an experiment in this process and the workers that its config asks for.
 
     Parameters
     ----------
@@ -29,6 +30,7 @@ def run(launch: Launch) -> RunResult:
         What ended the run, if it did not finish.
     """
     config = launch.config
+    runtime = config.runtime
     nodes = 1 if config.strategy.name == "pooled" else config.num_clients
     with _quiet():
         run_in_process(
@@ -36,6 +38,7 @@ def run(launch: Launch) -> RunResult:
             client_app,
             num_supernodes=nodes,
             run_config={"config-json": launch.to_json()},
+            num_workers=runtime.num_workers if isinstance(runtime, InProcessConfig) else 1,
         )
     return read_result(config.output_dir or "")
 

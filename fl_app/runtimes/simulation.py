@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-import fl_app
-from fl_app.config import config_dir
 from fl_app.errors import RunError
 from fl_app.launch import Launch
 from fl_app.runtimes.base import RunResult, read_result
+from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.submit import Outcome, submit
 from fl_app.runtimes.superlink import PrivateSuperLink, signals_unwind
 from fl_app.schema import MlflowConfig, SimulationConfig
 from fl_app.tracking import replay
-from fl_app.tracking.console import LINE_PREFIX
+from fl_app.tracking.console import own_text
 from fl_app.tracking.store import check_uri, default_uri
 
 __all__ = ["run"]
@@ -50,9 +44,9 @@ def run(launch: Launch) -> RunResult:
         flush=True,
     )
     try:
-        with signals_unwind(), _app_dir() as app_dir, PrivateSuperLink() as link:
+        with signals_unwind(), app_dir() as folder, PrivateSuperLink() as link:
             outcome = submit(
-                app_dir,
+                folder,
                 link.name,
                 run_config={"config-json": launch.to_json()},
                 num_supernodes=config.num_clients,
@@ -71,8 +65,8 @@ def run(launch: Launch) -> RunResult:
 
 def _show(line: str) -> None:
     """Print our own lines of Flower's log."""
-    if line.startswith(LINE_PREFIX.rstrip()):
-        print(line.removeprefix(LINE_PREFIX.rstrip()).removeprefix(" "), flush=True)
+    if (text := own_text(line)) is not None:
+        print(text, flush=True)
 
 
 def _end(outcome: Outcome, output_dir: str) -> RunResult:
@@ -83,17 +77,3 @@ def _end(outcome: Outcome, output_dir: str) -> RunResult:
     if result.status != "FINISHED":
         raise RunError(f"the run ended {result.status}: {result.error}")
     return result
-
-
-@contextmanager
-def _app_dir() -> Iterator[Path]:
-    """Yield a folder with just the app: Flower reads every file below the one it is given."""
-    package = Path(fl_app.__file__).parent
-    project = next(p for p in (package.parent, package) if (p / "pyproject.toml").is_file())
-    with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
-        root = Path(folder)
-        shutil.copy(project / "pyproject.toml", root)
-        ignored = shutil.ignore_patterns("__pycache__", "conf", "pyproject.toml")
-        shutil.copytree(package, root / "fl_app", ignore=ignored)
-        shutil.copytree(config_dir(), root / "conf")
-        yield root

@@ -37,7 +37,7 @@ import tomli_w
 from fl_app.errors import InputError, RunError
 from fl_app.runtimes.superlink import search_path, signals_unwind
 
-__all__ = ["Outcome", "Scalar", "interpret", "submit"]
+__all__ = ["Outcome", "Scalar", "interpret", "read_connection", "submit"]
 
 Scalar = str | int | float | bool
 Status = Literal["completed", "failed", "stopped"]
@@ -149,7 +149,7 @@ def submit(
     environment = os.environ | dict(env or {})
     if flwr_home is not None:
         environment["FLWR_HOME"] = str(flwr_home.absolute())
-    _check_connection(superlink, environment)
+    read_connection(superlink, environment)
     with ExitStack() as stack:
         stack.enter_context(signals_unwind())
         # `flwr ls NAME` takes NAME for a path if there is an app at it: work where there is none.
@@ -196,6 +196,45 @@ def interpret(answer: str) -> Outcome | None:
     if phase != "finished" or end not in _ENDS:
         raise RunError(f"run {run_id} has the unknown status {state!r}")
     return Outcome(run_id, _ENDS[end], "" if details == "N/A" else details)
+
+
+def read_connection(
+    superlink: str | None, environment: Mapping[str, str], field: str = "superlink"
+) -> dict[str, Any]:
+    """Read a connection from Flower's ``config.toml``.
+
+    Parameters
+    ----------
+    superlink : str or None
+        Its name.
+    environment : mapping of str to str
+        Where ``FLWR_HOME`` may stand.
+    field : str, default: "superlink"
+        What the user calls the name.
+
+    Returns
+    -------
+    dict
+        What stands in ``[superlink.NAME]``.
+
+    Raises
+    ------
+    InputError
+        If there is none of this name; the message lists those that there are.
+    """
+    home = environment.get("FLWR_HOME")
+    path = (Path(home) if home else Path.home() / ".flwr") / "config.toml"
+    known: dict[str, dict[str, Any]] = {name: {} for name in _BUILT_IN}
+    if path.exists():
+        try:
+            links = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+        except ValueError as error:
+            raise InputError("config.toml", path, f"valid TOML ({error})") from None
+        known = {name: link for name, link in links.items() if isinstance(link, dict)}
+    if superlink not in known:
+        allowed = f"a [superlink.NAME] of {path}: {', '.join(known) or 'it has none'}"
+        raise InputError(field, superlink, allowed)
+    return known[superlink]
 
 
 class _Run:
@@ -411,21 +450,6 @@ def _federation_config(num_supernodes: int | None, client_num_cpus: float | None
             raise InputError("client_num_cpus", client_num_cpus, "more than 0")
         settings.append(f"client-resources-num-cpus={client_num_cpus}")
     return ["--federation-config", " ".join(settings)] if settings else []
-
-
-def _check_connection(superlink: str, environment: Mapping[str, str]) -> None:
-    home = environment.get("FLWR_HOME")
-    path = (Path(home) if home else Path.home() / ".flwr") / "config.toml"
-    known: list[str] = list(_BUILT_IN)
-    if path.exists():
-        try:
-            links = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
-        except ValueError as error:
-            raise InputError("config.toml", path, f"valid TOML ({error})") from None
-        known = [name for name, link in links.items() if isinstance(link, dict)]
-    if superlink not in known:
-        allowed = f"a [superlink.NAME] of {path}: {', '.join(known) or 'it has none'}"
-        raise InputError("superlink", superlink, allowed)
 
 
 def _refusal(said: Sequence[str]) -> str:

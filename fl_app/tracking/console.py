@@ -12,14 +12,23 @@ from rich.table import Table
 
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 
-__all__ = ["LINE_PREFIX", "ConsoleTracker"]
+__all__ = ["LINE_PREFIX", "RESULT_MARK", "ConsoleTracker", "own_text"]
 
 LINE_PREFIX = "fl_app | "
 """Begins our lines in Flower's log, so that a launcher can pick them out."""
 
+RESULT_MARK = "result "
+"""Begins, after the prefix, the line with the content of ``result.json``."""
+
 _LESSON_VALUES, _LESSON_CLIENTS = 4, 8
 _SHORT = {"accuracy": "acc", "log_loss": "loss", "mse": "mse", "r2": "r2"}
 """Metrics of the round's line; the closing table has all."""
+
+
+def own_text(line: str) -> str | None:
+    """Return what we said in a line of Flower's log, None where the line is not ours."""
+    mark = LINE_PREFIX.rstrip()  # an empty line of ours has lost its blank
+    return line.removeprefix(mark).removeprefix(" ") if line.startswith(mark) else None
 
 
 class ConsoleTracker:
@@ -34,10 +43,16 @@ class ConsoleTracker:
         Begins every line, so that the lines can be found in another program's log.
     console : rich.console.Console, optional
         Where to print; standard output by default.
+
+    Attributes
+    ----------
+    brief : bool
+        Whether a run is one line, as one job of a sweep; set before the run starts.
     """
 
     def __init__(self, prefix: str = "", console: Console | None = None) -> None:
-        self.prefix = prefix
+        self.prefix, self.brief = prefix, False
+        self._name = ""
         self._plain = bool(prefix)
         self.console = console or Console(
             file=sys.stdout,
@@ -51,7 +66,9 @@ class ConsoleTracker:
 
     def start(self, run: RunStart) -> None:
         """Say what begins."""
-        self._total = run.num_server_rounds
+        self._total, self._name = run.num_server_rounds, run.name
+        if self.brief:
+            return
         self._print(run.name)
         if self.console.is_terminal and not self._plain:
             self._progress = Progress(
@@ -71,6 +88,8 @@ class ConsoleTracker:
     def record(self, record: RoundRecord) -> None:
         """Print a round."""
         self._rounds.append(record)
+        if self.brief:
+            return
         self._print(self._line(record))
         if _is_lesson(record):
             self._print(_lesson(record))
@@ -81,6 +100,10 @@ class ConsoleTracker:
         """Print the closing table."""
         if self._progress is not None:
             self._progress.stop()
+        if self.brief:
+            if end.status == "FINISHED" and self._rounds:
+                self._print(f"{self._name} | {self._line(self._rounds[-1])}")
+            return
         if end.status != "FINISHED":
             self._print(f"{end.status}: {end.error}")
         if self._rounds:

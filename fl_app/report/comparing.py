@@ -1,0 +1,363 @@
+"""Compares the levels of one param with a baseline, in pairs.
+
+Differences are level minus baseline, whatever the metric; wins follow its direction. Each interval
+is a 95 % interval by itself (:mod:`fl_app.report.intervals` says of what): with many levels some
+will miss by chance.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fl_app.errors import InputError
+from fl_app.report.budgets import (
+    Budget,
+    Pair,
+    UncountedError,
+    equal_bytes,
+    equal_rounds,
+    pair_up,
+)
+from fl_app.report.intervals import Interval, mean_and_sd, mean_difference
+from fl_app.report.pairing import Cell, Design, arrange
+from fl_app.report.places import Key
+from fl_app.report.runs import RunSummary, is_better_when_higher, listed
+
+__all__ = ["Comparison", "Outcome", "Row", "Table", "compare", "expect"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A level in one cell, or over all cells.
+
+    Parameters
+    ----------
+    cell : str or None
+        The cell's label; None over all cells, each of which counts alike.
+    level : str
+        The level.
+    num_runs : int
+        Its runs.
+    mean : float
+        Mean of the metric.
+    sd : float or None
+        Standard deviation between seeds, within a cell; None for a single seed.
+    baseline_mean : float
+        Mean of the baseline's runs where they are compared with this level.
+    server_round : float
+        Mean of the rounds at which the level's runs count.
+    bytes : float or None
+        Mean of the bytes at which they count; None where nobody counted.
+    difference : Interval or None
+        Mean paired difference; None for the baseline itself.
+    wins, ties, losses : int
+        Pairs in which the level is better, equal, worse.
+    worst_cell : (str, float) or None
+        The cell with the worst mean difference, where the row is over several.
+    """
+
+    cell: str | None
+    level: str
+    num_runs: int
+    mean: float
+    sd: float | None
+    baseline_mean: float
+    server_round: float
+    bytes: float | None
+    difference: Interval | None = None
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+    worst_cell: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """All levels at one budget.
+
+    Parameters
+    ----------
+    rows : tuple of Row
+        By cell, in each the baseline first; over all cells last (alone where there is one cell).
+    pairs : mapping of str to tuple of Pair
+        Level -> its pairs; the baseline's are its runs with themselves, at their end.
+    """
+
+    rows: tuple[Row, ...]
+    pairs: Mapping[str, tuple[Pair, ...]]
+
+    @property
+    def overall(self) -> tuple[Row, ...]:
+        """The rows over all cells."""
+        return tuple(row for row in self.rows if row.cell is None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a report says.
+
+    Parameters
+    ----------
+    metric : str
+        What is compared.
+    higher_is_better : bool
+        Its direction.
+    baseline : str
+        The level that all others are compared with.
+    design : Design
+        The runs in their places.
+    at_rounds : Table
+        At equal rounds.
+    at_bytes : Table or None
+        At equal bytes; None where nobody counted them.
+    notes : tuple of str
+        What a reader should know.
+    """
+
+    metric: str
+    higher_is_better: bool
+    baseline: str
+    design: Design
+    at_rounds: Table
+    at_bytes: Table | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """All levels, the baseline first."""
+        return tuple(self.at_rounds.pairs)
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells."""
+        return self.design.cells
+
+
+def compare(
+    runs: Sequence[RunSummary],
+    *,
+    baseline: str = "strategy=fedavg",
+    metric: str = "server/accuracy",
+    ignore: Iterable[str] = (),
+    tolerance: float = 0.0,
+) -> Comparison:
+    """Compare runs with a baseline, in pairs that agree on everything else.
+
+    Parameters
+    ----------
+    runs : sequence of RunSummary
+        Runs of any status, in any order.
+    baseline : str, default "strategy=fedavg"
+        ``KEY=VALUE``: the compared param and its value to compare with. Of a group key, all below
+        it belongs to the level.
+    metric : str, default "server/accuracy"
+        The metric; its name tells its direction.
+    ignore : iterable of str
+        Params that may differ between paired runs, for example ``model.learning_rate`` where each
+        strategy was tuned; ``*`` as in a shell.
+    tolerance : float, default 0
+        Differences up to which a pair is a tie.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    InputError
+        If there is nothing to compare, or what there is cannot be compared.
+    """
+    name, equals, value = baseline.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise InputError("--baseline", baseline, "KEY=VALUE, for example strategy=fedavg")
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise InputError("--tolerance", tolerance, "a finite number >= 0")
+    key = Key.find(name.strip(), runs)
+    design = arrange(runs, key, ignore)
+    base = design.level(f"{key.name}={value.strip()}", "--baseline")
+    _check_metric(design, metric)
+    higher = is_better_when_higher(metric)
+    maker = _Maker(design, metric, higher, base, tolerance)
+    at_rounds = maker.table(equal_rounds)
+    notes = [*design.notes, *_short_of(design, at_rounds)]
+    at_bytes = None
+    try:
+        at_bytes = maker.table(equal_bytes)
+    except UncountedError:
+        notes.append("no table at equal bytes: not every run says its bytes, with a value in reach")
+    return Comparison(metric, higher, base, design, at_rounds, at_bytes, tuple(notes))
+
+
+def _check_metric(design: Design, metric: str) -> None:
+    """Refuse a metric that a run does not have."""
+    told = ("server", "eval", "train")
+    for run in (run for seeds in design.runs.values() for run in seeds.values()):
+        if run.curves.get(metric):
+            continue
+        if metric in run.metrics:
+            raise InputError("--metric", metric, "a metric whose curve was read (read_runs)")
+        names = sorted(run.metrics, key=lambda n: (n.partition("/")[0] not in told, n))
+        known = [n for n in names if "_client_" not in n and not n.startswith("model/")]
+        text = f"{run.title} has no such metric; it has {listed(known) or 'none'}"
+        raise InputError("--metric", metric, text)
+
+
+# ---------------------------------------------------------------------------- rows
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the tables of a design."""
+
+    design: Design
+    metric: str
+    higher: bool
+    baseline: str
+    tolerance: float
+
+    def table(self, budget: Budget) -> Table:
+        """Compare all levels with the baseline."""
+        levels = (self.baseline, *(x for x in self.design.levels if x != self.baseline))
+        pairs = {
+            level: pair_up(self.design, level, self.baseline, self.metric, budget)
+            for level in levels
+        }
+        rows = []
+        if len(self.design.cells) > 1:
+            for cell in self.design.cells:
+                for level, own in pairs.items():
+                    here = [pair for pair in own if pair.cell == cell.label]
+                    rows.append(self._row(cell.label, level, here))
+        rows += [self._row(None, level, own) for level, own in pairs.items()]
+        return Table(tuple(rows), pairs)
+
+    def _row(self, cell: str | None, level: str, pairs: Sequence[Pair]) -> Row:
+        mean, sd = mean_and_sd(_by_cell(pairs, lambda pair: pair.level.value))
+        sent = [pair.level.bytes for pair in pairs if pair.level.bytes is not None]
+        row = Row(
+            cell=cell,
+            level=level,
+            num_runs=len(pairs),
+            mean=mean,
+            sd=sd,
+            baseline_mean=mean_and_sd(_by_cell(pairs, lambda pair: pair.baseline.value))[0],
+            server_round=sum(pair.level.server_round for pair in pairs) / len(pairs),
+            bytes=sum(sent) / len(sent) if len(sent) == len(pairs) else None,
+        )
+        if level == self.baseline:
+            return row
+        results = [self._result(pair) for pair in pairs]
+        return replace(
+            row,
+            difference=_difference(self.design, pairs),
+            wins=results.count(1),
+            ties=results.count(0),
+            losses=results.count(-1),
+            worst_cell=self._worst(pairs) if cell is None and len(self.design.cells) > 1 else None,
+        )
+
+    def _result(self, pair: Pair) -> int:
+        """Return 1 for a win, 0 for a tie, -1 for a loss; what is no number loses to a number."""
+        broken = math.isnan(pair.level.value), math.isnan(pair.baseline.value)
+        if any(broken):
+            return broken[1] - broken[0]
+        difference = pair.difference if self.higher else -pair.difference
+        if pair.level.value == pair.baseline.value or abs(difference) <= self.tolerance:
+            return 0
+        return 1 if difference > 0 else -1
+
+    def _worst(self, pairs: Sequence[Pair]) -> tuple[str, float]:
+        cells = _by_cell(pairs, lambda pair: pair.difference)
+        means = {cell: mean_and_sd({cell: values})[0] for cell, values in cells.items()}
+        sign = 1 if self.higher else -1
+        return min(means.items(), key=lambda item: (not math.isnan(item[1]), sign * item[1]))
+
+
+def _difference(design: Design, pairs: Sequence[Pair]) -> Interval:
+    blocks = {cell.label: cell.dataset for cell in design.cells}
+    return mean_difference(_by_cell(pairs, lambda pair: pair.difference), blocks)
+
+
+def _by_cell(pairs: Sequence[Pair], value: Callable[[Pair], float]) -> dict[str, dict[str, float]]:
+    cells: dict[str, dict[str, float]] = {}
+    for pair in pairs:
+        cells.setdefault(pair.cell, {})[pair.seed] = value(pair)
+    return cells
+
+
+def _short_of(design: Design, table: Table) -> list[str]:
+    """Say where there is too little, or no number."""
+    notes = []
+    if len(design.levels) == 1:
+        notes.append(f"nothing to compare with: every run has {design.key.name}={design.levels[0]}")
+    elif any(len(seeds) == 1 for seeds in design.runs.values()):
+        notes.append("a single pair in a cell says nothing of the spread: no interval")
+    for level, pairs in table.pairs.items():
+        broken = [pair.seed for pair in pairs if not math.isfinite(pair.level.value)]
+        if broken:
+            seeds = listed(list(dict.fromkeys(broken)))
+            notes.append(f"{design.key.name}={level} has no finite value with seed {seeds}")
+    return notes
+
+
+# ---------------------------------------------------------------------------- expectations
+@dataclass(frozen=True)
+class Outcome:
+    """An expectation and what the runs say of it.
+
+    Parameters
+    ----------
+    text : str
+        As it was typed.
+    holds : bool
+        Whether the whole interval is beyond the margin, in the better direction.
+    difference : Interval
+        First level minus second, at equal rounds.
+    """
+
+    text: str
+    holds: bool
+    difference: Interval
+
+
+_MARGIN = re.compile(r"(?P<level>.+?)\s*(?P<margin>[+-]\s*(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")
+
+
+def expect(comparison: Comparison, text: str) -> Outcome:
+    """Check at equal rounds whether one level is better than another by more than a margin.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        The comparison.
+    text : str
+        ``a>b``: a is better, also for a metric that is better when lower; ``a>b+0.01``: by more
+        than that; ``a>b-0.01``: not worse by that much.
+
+    Returns
+    -------
+    Outcome
+        It holds if the whole 95 % interval is beyond the margin; never without an interval.
+
+    Raises
+    ------
+    InputError
+        If it is malformed or names a level that no run has.
+    """
+    better, sign, rest = text.partition(">")
+    if not sign or not better.strip() or not rest.strip():
+        raise InputError("--expect", text, "A>B, A>B+0.01 or A>B-0.01 with two levels A and B")
+    design, margin = comparison.design, 0.0
+    # A label may itself end in what looks like a margin: 1e-3.
+    if rest.strip() not in design.levels and (found := _MARGIN.fullmatch(rest.strip())):
+        rest, margin = found["level"], float(found["margin"].replace(" ", ""))
+    one, other = (design.level(name, "--expect") for name in (better, rest))
+    if one == other:
+        raise InputError("--expect", text, "two different levels")
+    pairs = pair_up(design, one, other, comparison.metric, equal_rounds)
+    difference = _difference(design, pairs)
+    if difference.low is None or difference.high is None:
+        return Outcome(text, False, difference)
+    gain = difference.low if comparison.higher_is_better else -difference.high
+    return Outcome(text, gain > margin, difference)

@@ -1,0 +1,243 @@
+"""From a tracking store to plain run summaries. Reads only: it makes no store and no experiment.
+
+Measured with 200 runs of 21 rounds and 49 metrics, two cores: on SQLite the runs take 0.6 s and
+their 600 curves 0.8 s (in threads longer); on a server 1.4 s and 6 s, which threads hide as far as
+it is the way there and not the server that takes the time. MLflow's call for many curves at once is
+no part of its client, and twice as fast at best.
+
+References
+----------
+MLflow, searching runs: https://mlflow.org/docs/latest/ml/search/search-runs/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fl_app.errors import InputError
+from fl_app.report.runs import BYTES, FINISHED, RunSummary, listed, one_line
+from fl_app.tracking.keys import sanitise
+from fl_app.tracking.mlflow_store import load_mlflow, quiet
+from fl_app.tracking.store import check_uri, default_uri, is_http, masked, sqlite_path
+
+__all__ = ["find_finished", "read_runs", "read_these"]
+
+_THREADS = 8
+_PAGE = {True: 100, False: 1000}  # a server's page must arrive within MLflow's time limit
+
+
+def read_runs(
+    uri: str | None = None,
+    *,
+    experiment: str | None = None,
+    sweep: str | None = None,
+    metric: str = "server/accuracy",
+) -> tuple[RunSummary, ...]:
+    """Read runs with their params, tags and the curves of one metric and of the bytes.
+
+    Parameters
+    ----------
+    uri : str, optional
+        Tracking URI; by default where runs are logged.
+    experiment : str, optional
+        Name of MLflow's experiment; by default all of them.
+    sweep : str, optional
+        The tag ``sweep.id`` that runs must have.
+    metric : str, default "server/accuracy"
+        The metric whose curve is read; also by a name that MLflow would not take as it is.
+
+    Returns
+    -------
+    tuple of RunSummary
+        Runs of every status, curves of the FINISHED ones only.
+
+    Raises
+    ------
+    InputError
+        If the store, the experiment or the sweep is not there, or holds no run.
+    """
+    store = _existing(uri)
+    with quiet(), _failures_named(store):
+        client = load_mlflow().MlflowClient(store)
+        names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
+        found = _search(client, store, _chosen(names, experiment), sweep)
+        return _with_curves(client, store, found, metric)
+
+
+def read_these(
+    uri: str | None, run_ids: Sequence[str], metric: str = "server/accuracy"
+) -> tuple[RunSummary, ...]:
+    """Read given runs, as :func:`read_runs` does.
+
+    Parameters
+    ----------
+    uri : str, optional
+        Tracking URI; by default where runs are logged.
+    run_ids : sequence of str
+        MLflow's ids.
+    metric : str, default "server/accuracy"
+        The metric whose curve is read.
+
+    Raises
+    ------
+    InputError
+        If the store or one of the runs is not there.
+    """
+    store = _existing(uri)
+    with quiet(), _failures_named(store):
+        client = load_mlflow().MlflowClient(store)
+        found = [client.get_run(run_id) for run_id in dict.fromkeys(run_ids)]
+        return _with_curves(client, store, found, metric)
+
+
+def find_finished(uri: str | None, tags: Mapping[str, str]) -> RunSummary | None:
+    """Return the newest FINISHED run that has these tags, without curves; None where none has.
+
+    Parameters
+    ----------
+    uri : str, optional
+        Tracking URI; by default where runs are logged. A store that is not there has no run.
+    tags : mapping of str to str
+        Names to values.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be read.
+    """
+    path = sqlite_path(uri or default_uri())
+    if path is not None and not path.exists():
+        return None
+    store = _existing(uri)
+    where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    with quiet(), _failures_named(store):
+        client = load_mlflow().MlflowClient(store)
+        ids = [e.experiment_id for e in _pages(client.search_experiments)]
+        if not ids:
+            return None
+        only = f"attributes.status = '{FINISHED}' and {where}"
+        found = client.search_runs(ids, only, order_by=["start_time DESC"], max_results=1)
+        return _summary(found[0], {}) if found else None
+
+
+def _existing(uri: str | None) -> str:
+    """Return the URI of a store that is there; MLflow would make the file of one that is not."""
+    from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    field = "MLFLOW_TRACKING_URI" if from_env else "tracking URI"
+    store = uri or default_uri()
+    path = sqlite_path(store)
+    if path is None:
+        return check_uri(store, field)
+    if not path.exists():
+        raise InputError(field, masked(store), "a store that exists; fl-app makes it with a run")
+    store = check_uri(store, field)
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            where = "type = 'table' AND name = 'alembic_version'"
+            made = database.execute(f"SELECT 1 FROM sqlite_master WHERE {where}").fetchone()
+    except sqlite3.Error as error:
+        raise InputError(field, masked(store), f"a database that can be read ({error})") from None
+    if not made:
+        raise InputError(field, masked(store), "a database of MLflow; this one has not its tables")
+    return store
+
+
+@contextlib.contextmanager
+def _failures_named(store: str) -> Iterator[None]:
+    """Turn what MLflow raises into one line that names the store."""
+    try:
+        yield
+    except load_mlflow().exceptions.MlflowException as error:
+        what = "server that answers" if is_http(store) else "store that MLflow can read"
+        why = str(error).partition("Caused by ")[2] or str(error)
+        raise InputError("tracking URI", masked(store), f"a {what} ({one_line(why)})") from None
+
+
+def _pages(search: Any, *words: Any, **named: Any) -> Iterator[Any]:
+    """Yield everything that a paged search of MLflow finds."""
+    token = None
+    while True:
+        page = search(*words, page_token=token, **named)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _chosen(names: dict[str, str], experiment: str | None) -> dict[str, str]:
+    chosen = {id_: name for id_, name in names.items() if experiment in (None, name)}
+    if chosen:
+        return chosen
+    there = f"one of {listed(sorted(names.values()))}" if names else "the store has no experiment"
+    raise InputError("--mlflow-experiment", experiment, there)
+
+
+def _search(client: Any, store: str, names: dict[str, str], sweep: str | None) -> list[Any]:
+    """Return the runs of some experiments (id -> name), those of one sweep where one is named."""
+    experiments = list(names)
+    size = _PAGE[is_http(store)]
+    if sweep is not None and not re.fullmatch(r"[^'\"`%\\]+", sweep):
+        raise InputError("--sweep", sweep, "the tag sweep.id of a run")
+    where = "" if sweep is None else f"tags.`sweep.id` = '{sweep}'"
+    found = list(_pages(client.search_runs, experiments, where, max_results=size))
+    if found:
+        return found
+    if sweep is None:
+        there = ", ".join(names[id_] for id_ in experiments)
+        raise InputError("--mlflow-experiment", there, "an experiment that has runs")
+    newest = client.search_runs(experiments, max_results=size)
+    ids = list(dict.fromkeys(r.data.tags["sweep.id"] for r in newest if "sweep.id" in r.data.tags))
+    raise InputError("--sweep", sweep, f"a sweep that has runs; newest: {listed(ids, 5) or 'none'}")
+
+
+def _with_curves(
+    client: Any, store: str, found: Sequence[Any], metric: str
+) -> tuple[RunSummary, ...]:
+    """Fetch the curves that a report needs, and only of runs that finished."""
+    wanted = [
+        (run.info.run_id, name, key)
+        for run in found
+        if run.info.status == FINISHED
+        for name in (metric, *BYTES)
+        for key in [name if name in run.data.metrics else sanitise(name)]
+        if key in run.data.metrics
+    ]
+    asked = [(run_id, key) for run_id, _, key in wanted]
+    if is_http(store):
+        with ThreadPoolExecutor(_THREADS) as pool:
+            curves = list(pool.map(lambda pair: _curve(client, *pair), asked))
+    else:
+        curves = [_curve(client, *pair) for pair in asked]
+    by_run: dict[str, dict[str, dict[int, float]]] = {}
+    for (run_id, name, _), curve in zip(wanted, curves, strict=True):
+        by_run.setdefault(run_id, {})[name] = curve
+    return tuple(_summary(run, by_run.get(run.info.run_id, {})) for run in found)
+
+
+def _curve(client: Any, run_id: str, key: str) -> dict[int, float]:
+    """Return a metric by step; of a step that was logged twice, the value logged last."""
+    with quiet():
+        history = client.get_metric_history(run_id, key)
+    ordered = sorted(history, key=lambda m: (m.step, m.timestamp))
+    return {int(m.step): float(m.value) for m in ordered}
+
+
+def _summary(run: Any, curves: dict[str, dict[int, float]]) -> RunSummary:
+    tags = dict(run.data.tags)
+    return RunSummary(
+        run_id=str(run.info.run_id),
+        params=dict(run.data.params),
+        tags=tags,
+        curves=curves,
+        metrics={key: float(value) for key, value in run.data.metrics.items()},
+        status=str(run.info.status),
+        error=one_line(tags.get("error", "")),
+        name=run.info.run_name or "",
+        start_ms=int(run.info.start_time or 0),
+    )

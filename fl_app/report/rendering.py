@@ -1,0 +1,285 @@
+"""From a comparison to lines and tables of text, and those to a terminal, a pipe or Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from fl_app.report.budgets import SLACK
+from fl_app.report.comparing import Comparison, Outcome, Row, Table
+from fl_app.report.intervals import Interval
+from fl_app.report.runs import listed, natural, short
+
+__all__ = [
+    "Block",
+    "TextTable",
+    "comparison_blocks",
+    "decimals_for",
+    "outcome_line",
+    "plus_minus",
+    "show",
+    "to_markdown",
+    "to_text",
+]
+
+MAX_SHOWN_CELLS = 8
+"""Cells up to which each has rows of its own."""
+_FRAME = ("num_clients", "num_server_rounds", "partitioner.alpha", "fraction_train")
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of texts, before anybody decided how it looks.
+
+    Parameters
+    ----------
+    title : str
+        What it shows.
+    columns : tuple of str
+        Heads.
+    rows : tuple of tuple of str
+        Cells.
+    texts : int, default 1
+        Leading columns that hold texts; the others hold numbers and stand at the right.
+    sections : tuple of int
+        Rows before which a new section begins.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    texts: int = 1
+    sections: tuple[int, ...] = ()
+
+
+Block = str | TextTable
+"""A line, or a table."""
+
+
+# ---------------------------------------------------------------------------- comparison -> blocks
+def comparison_blocks(
+    comparison: Comparison, outcomes: Iterable[Outcome] = ()
+) -> tuple[Block, ...]:
+    """Return what a report shows of a comparison.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        The comparison.
+    outcomes : iterable of Outcome
+        Expectations that were checked.
+
+    Returns
+    -------
+    tuple of Block
+        What is compared, a table at equal rounds, one at equal bytes, the worst cells, the
+        expectations, the notes.
+    """
+    c = comparison
+    direction = "higher" if c.higher_is_better else "lower"
+    seeds = sorted({seed for runs in c.design.runs.values() for seed in runs}, key=natural)
+    blocks: list[Block] = [
+        f"{c.metric} ({direction} is better): {c.design.key.name}, each against {c.baseline}, "
+        f"paired by seed ({listed(seeds)})"
+    ]
+    if frame := _frame(c):
+        blocks.append(f"all runs: {frame}")
+    blocks.append(_table(c, c.at_rounds, "at equal rounds"))
+    blocks += _worst_lines(c, c.at_rounds, "at equal rounds")
+    if c.at_bytes is not None:
+        blocks.append(_table(c, c.at_bytes, f"at equal bytes (within {SLACK:.0%})"))
+        blocks += _worst_lines(c, c.at_bytes, "at equal bytes")
+    blocks += [outcome_line(outcome, c) for outcome in outcomes]
+    return (*blocks, *(f"note: {note}" for note in c.notes))
+
+
+def _frame(c: Comparison) -> str:
+    """Return what all runs share, as far as it says what was run."""
+    first, *others = [cell.params for cell in c.cells]
+    shared = [p for p in first if all(other.get(p) == first[p] for other in others)]
+    told = [p for p in shared if p in _FRAME or p.endswith(".name")]
+    told.sort(key=lambda p: (not p.endswith(".name"), p))
+    return ", ".join(f"{short(p)}={first[p]}" for p in told)
+
+
+def _table(c: Comparison, table: Table, title: str) -> TextTable:
+    """Show a table; at equal bytes the baseline's values depend on the level, so they are shown."""
+    several, with_bytes = len(c.cells) > 1, table is c.at_bytes
+    shown = table.rows if len(c.cells) <= MAX_SHOWN_CELLS else table.overall
+    digits = decimals_for(value for row in shown for value in (row.mean, row.baseline_mean))
+    heads = [c.design.key.name, "runs" if several else "seeds", "mean ± sd"]
+    heads += [c.baseline] if with_bytes else []
+    heads += ["difference [95 %]", "w/t/l", "round", *(["bytes"] if with_bytes else [])]
+    rows = [_cells(row, digits, with_bytes) for row in shown]
+    if not several:
+        return TextTable(title, tuple(heads), tuple(rows))
+    sections = range(0, len(rows), len(c.levels))
+    labels = [f"all {len(c.cells)} cells" if row.cell is None else row.cell for row in shown]
+    named = [(label if i in sections else "", *rows[i]) for i, label in enumerate(labels)]
+    return TextTable(title, ("cell", *heads), tuple(named), 2, tuple(sections)[1:])
+
+
+def _cells(row: Row, digits: int, with_bytes: bool) -> tuple[str, ...]:
+    own = row.difference is None
+    cells = [row.level, str(row.num_runs), plus_minus(row.mean, row.sd, digits)]
+    if with_bytes:
+        cells.append("" if own else f"{row.baseline_mean:.{digits}f}")
+    cells.append("" if row.difference is None else interval_text(row.difference, digits))
+    cells.append("" if own else f"{row.wins}/{row.ties}/{row.losses}")
+    cells.append(f"{row.server_round:.4g}")
+    if with_bytes:
+        cells.append("" if row.bytes is None else _bytes(row.bytes))
+    return tuple(cells)
+
+
+def _worst_lines(c: Comparison, table: Table, where: str) -> list[str]:
+    digits = decimals_for(row.mean for row in table.rows)
+    return [
+        f"worst cell of {row.level} {where}: {row.worst_cell[1]:+.{digits}f} ({row.worst_cell[0]})"
+        for row in table.overall
+        if row.worst_cell is not None
+    ]
+
+
+def outcome_line(outcome: Outcome, comparison: Comparison) -> str:
+    """Return an expectation's result in one line."""
+    c = comparison
+    digits = decimals_for(row.mean for row in c.at_rounds.rows)
+    verdict = "holds" if outcome.holds else "does not hold"
+    lower = "" if c.higher_is_better else "; lower is better"
+    text = interval_text(outcome.difference, digits)
+    return f"expected {outcome.text}: {verdict} (difference {text}{lower})"
+
+
+def interval_text(interval: Interval, digits: int) -> str:
+    """Return ``+0.0123 [-0.0045, +0.0291]``."""
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:+.{digits}f} [no interval]"
+    low, high = (f"{end:+.{digits}f}" for end in (interval.low, interval.high))
+    return f"{interval.mean:+.{digits}f} [{low}, {high}]"
+
+
+def plus_minus(mean: float, sd: float | None, digits: int) -> str:
+    """Return ``0.9444 ± 0.0123``, without the second part where there is none."""
+    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+
+def decimals_for(values: Iterable[float]) -> int:
+    """Return decimals that show about four digits of the largest of some values."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=1.0)
+    if largest == 0:
+        return 4
+    exponent = math.floor(math.log10(largest))
+    return min(12, max(0, 4 - max(exponent, 0) if exponent >= -1 else 3 - exponent))
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if round(count, 1) < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"
+
+
+# ---------------------------------------------------------------------------- blocks -> text
+def to_text(blocks: Iterable[Block]) -> str:
+    """Return blocks as plain lines, columns aligned by spaces; blank lines around tables."""
+    lines: list[str] = []
+    after_table = False
+    for block in blocks:
+        is_table = isinstance(block, TextTable)
+        if lines and (is_table or after_table):
+            lines.append("")
+        lines += [block] if isinstance(block, str) else _plain(block)
+        after_table = is_table
+    return "\n".join([*lines, ""])
+
+
+def _plain(table: TextTable) -> list[str]:
+    lines = [table.columns, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    shown = [
+        "  ".join(
+            cell.ljust(width) if i < table.texts else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return [table.title, *shown]
+
+
+def to_markdown(blocks: Iterable[Block]) -> str:
+    """Return blocks as Markdown: each line a list item, each table a section."""
+    parts: list[str] = []
+    after_table = False
+    for block in blocks:
+        is_table = isinstance(block, TextTable)
+        if parts and (is_table or after_table):
+            parts.append("")
+        if isinstance(block, str):
+            parts.append(f"- {_escaped(block)}")
+        else:
+            marks = [":--" if i < block.texts else "--:" for i in range(len(block.columns))]
+            rows = [block.columns, marks, *block.rows]
+            lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
+            parts += [f"## {block.title}", "", *lines]
+        after_table = is_table
+    return "\n".join([*parts, ""])
+
+
+def _escaped(text: str) -> str:
+    for mark in ("\\", "|", "<", "*", "`"):
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+def show(blocks: Sequence[Block], console: Console | None = None) -> None:
+    """Print blocks: with lines around tables on a terminal, plain otherwise.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        What to print.
+    console : rich.console.Console, optional
+        Where to; standard output by default.
+    """
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.file.write(to_text(blocks))
+        return
+    for block in blocks:
+        if isinstance(block, str):
+            console.print(Text(block), soft_wrap=True)
+        else:
+            console.print(_rich(block))
+
+
+def _rich(table: TextTable) -> RichTable:
+    # Cells are wrapped in Text: "[...]" in a plain string would be taken for markup.
+    shown = RichTable(
+        title=Text(table.title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for i, head in enumerate(table.columns):
+        left = i < table.texts
+        wraps = left or "[" in head  # an interval may take a line of its own, a number may not
+        shown.add_column(
+            Text(head),
+            justify="left" if left else "right",
+            overflow="fold",
+            no_wrap=not wraps,
+        )
+    for i, row in enumerate(table.rows):
+        if i in table.sections:
+            shown.add_section()
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown

@@ -1,0 +1,229 @@
+"""A run as a report sees it, and words for what tells runs apart. Plain data, no MLflow."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fl_app.errors import InputError
+from fl_app.tracking.keys import higher_is_better, sanitise
+
+__all__ = ["BYTES", "RunSummary", "is_better_when_higher", "select", "tell_apart"]
+
+BYTES = ("cost/bytes_up", "cost/bytes_down")
+"""Metrics whose sum is what a run has sent so far."""
+
+FINISHED = "FINISHED"
+_FIRST = (
+    "dataset.name",
+    "partitioner.name",
+    "partitioner.alpha",
+    "num_clients",
+    "model.name",
+    "strategy.name",
+)
+"""Params that name a configuration best, before all others in alphabetical order."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run: what it was asked for, how it ended, and the curves that a report needs.
+
+    Parameters
+    ----------
+    run_id : str
+        MLflow's id, or any other.
+    params : mapping of str to str
+        Flattened dotted config, as :func:`fl_app.schema.flatten` gives it.
+    tags : mapping of str to str
+        Of which ``data.sha256`` decides whether runs are comparable.
+    curves : mapping of str to (mapping of int to float)
+        For each metric that was asked for, its value by round; empty for runs that did not finish.
+    metrics : mapping of str to float
+        The last value of every metric.
+    status : str, default "FINISHED"
+        MLflow's word for how it ended.
+    error : str
+        Why it failed, in one line, where anybody knows.
+    name : str
+        Its name in the UI.
+    start_ms : int
+        When it started, Unix time in milliseconds.
+    """
+
+    run_id: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    status: str = FINISHED
+    error: str = ""
+    name: str = ""
+    start_ms: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended well."""
+        return self.status == FINISHED
+
+    @property
+    def seed(self) -> str:
+        """Its seed, "" where it has none."""
+        return self.params.get("seed", "")
+
+    @property
+    def title(self) -> str:
+        """Its name, or its id where it has none."""
+        return self.name or self.run_id
+
+
+def is_better_when_higher(metric: str) -> bool:
+    """Return whether a larger value of a metric is better, judged by its key.
+
+    Parameters
+    ----------
+    metric : str
+        A full key, for example ``server/accuracy``. A gap between clients is better when smaller,
+        whatever it is a gap of.
+
+    Returns
+    -------
+    bool
+    """
+    return not metric.endswith("_gap") and higher_is_better(metric)
+
+
+def natural(text: str) -> tuple[float, str]:
+    """Return a sort key that puts numbers in their order, before all other texts."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.inf
+    return (math.inf if math.isnan(number) else number), text
+
+
+def label_order(label: str) -> list[tuple[float, str]]:
+    """Return a sort key that puts labels with numbers in the order of the numbers."""
+    return [natural(word.rpartition("=")[2].rstrip(",")) for word in label.split(" ")]
+
+
+def param_of(key: str, runs: Iterable[RunSummary]) -> str | None:
+    """Return the param that a user's key names, None if no run has it.
+
+    Parameters
+    ----------
+    key : str
+        A group (``strategy`` is ``strategy.name``), a dotted key, its last part where no other
+        param has the same, or a key that MLflow would not take as it is.
+    runs : iterable of RunSummary
+        Where to look.
+    """
+    known = {param for run in runs for param in run.params}
+    names = (f"{key}.name", key, sanitise(f"{key}.name"), sanitise(key))
+    found = [name for name in names if name in known]
+    ends = [name for name in known if name.endswith(f".{key}")]
+    return found[0] if found else ends[0] if len(ends) == 1 else None
+
+
+def same_value(one: str, other: str) -> bool:
+    """Return whether two texts are the same value: as typed, or as numbers (``.1`` and ``0.1``)."""
+    if one == other:
+        return True
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
+
+
+def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary, ...]:
+    """Return the runs that have given params.
+
+    Parameters
+    ----------
+    runs : sequence of RunSummary
+        Runs.
+    where : iterable of str
+        Each ``KEY=VALUE`` or ``KEY=VALUE,VALUE``; all must hold.
+
+    Returns
+    -------
+    tuple of RunSummary
+
+    Raises
+    ------
+    InputError
+        If one is malformed, or names a param or a value that no run has.
+    """
+    kept = tuple(runs)
+    for text in where:
+        key, equals, value = text.partition("=")
+        param = param_of(key.strip(), runs)
+        if not equals or param is None:
+            raise InputError("--where", text, "KEY=VALUE[,VALUE] with a param of the runs as KEY")
+        found = sorted({r.params[param] for r in kept if param in r.params}, key=natural)
+        whole = any(same_value(value.strip(), known) for known in found)
+        wanted = [value.strip()] if whole else [part.strip() for part in value.split(",")]
+        if not all(any(same_value(w, known) for known in found) for w in wanted):
+            raise InputError("--where", text, f"values that runs have: {listed(found)}")
+        kept = tuple(
+            run
+            for run in kept
+            if param in run.params and any(same_value(w, run.params[param]) for w in wanted)
+        )
+    return kept
+
+
+def short(param: str) -> str:
+    """Return a param as it is typed on the command line: ``strategy`` for ``strategy.name``."""
+    return param.removesuffix(".name")
+
+
+def tell_apart(items: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return a label for each set of params, from as few of them as tell all sets apart.
+
+    Parameters
+    ----------
+    items : sequence of mapping of str to str
+        Sets of params, no two equal.
+
+    Returns
+    -------
+    list of str
+        For example ``["dataset=iris, alpha=0.1", "dataset=wine, alpha=0.1"]``; ``[""]`` for a
+        single one. A param that a set does not have shows as ``-``.
+
+    Examples
+    --------
+    >>> tell_apart([{"a": "1", "b": "1", "c": "1"}, {"a": "1", "b": "2", "c": "2"}])
+    ['b=1', 'b=2']
+    """
+    names = {name for item in items for name in item}
+    rank = {name: position for position, name in enumerate(_FIRST)}
+    chosen: list[str] = []
+    count = 1
+    for name in sorted(names, key=lambda n: (rank.get(n, len(rank)), n)):
+        tried = [*chosen, name]
+        apart = len({tuple(item.get(n) for n in tried) for item in items})
+        if apart > count:
+            chosen, count = tried, apart
+    words = [short(name) for name in chosen]
+    last = [word.rpartition(".")[2] for word in words]
+    shown = [end if last.count(end) == 1 else word for word, end in zip(words, last, strict=True)]
+    return [
+        ", ".join(f"{word}={item.get(n, '-')}" for n, word in zip(chosen, shown, strict=True))
+        for item in items
+    ]
+
+
+def listed(texts: Sequence[str], most: int = 12) -> str:
+    """Return texts as one, the first of them where there are many."""
+    rest = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def one_line(text: str, most: int = 160) -> str:
+    """Return a text in one line of limited length."""
+    flat = re.sub(r"\s+", " ", text).strip()
+    return flat if len(flat) <= most else f"{flat[: most - 3]}..."

@@ -1,0 +1,237 @@
+"""The closing table of a sweep: every configuration over its seeds, the best one, what failed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from fl_app.errors import InputError
+from fl_app.report.comparing import compare, expect
+from fl_app.report.intervals import mean_and_sd
+from fl_app.report.places import APART, matches
+from fl_app.report.reading import read_runs
+from fl_app.report.rendering import (
+    Block,
+    TextTable,
+    comparison_blocks,
+    decimals_for,
+    plus_minus,
+    to_text,
+)
+from fl_app.report.runs import (
+    RunSummary,
+    is_better_when_higher,
+    label_order,
+    natural,
+    tell_apart,
+)
+
+__all__ = ["Summary", "SummaryRow", "summary_blocks", "summary_table", "sweep_report"]
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """A configuration over its seeds.
+
+    Parameters
+    ----------
+    label : str
+        What tells it from the others of the sweep.
+    seeds : tuple of str
+        Its seeds.
+    objective : str
+        The metric that picks the best: the config's, or ``eval/accuracy`` or ``eval/mse``; "" where
+        its runs have none of them.
+    mean, sd : float or None
+        The objective after the last round, over seeds; None where there is none, or one seed.
+    server_metric : str
+        The same metric on the server's test rows, "" where there is none.
+    server_mean, server_sd : float or None
+        As ``mean`` and ``sd``. For information: nothing is chosen by it.
+    best : bool
+        Whether no other configuration with this objective on this data set is better.
+    """
+
+    label: str
+    seeds: tuple[str, ...]
+    objective: str
+    mean: float | None
+    sd: float | None
+    server_metric: str
+    server_mean: float | None
+    server_sd: float | None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A sweep.
+
+    Parameters
+    ----------
+    rows : tuple of SummaryRow
+        Its configurations.
+    unfinished : tuple of RunSummary
+        Runs that failed, were killed or still go on.
+    """
+
+    rows: tuple[SummaryRow, ...]
+    unfinished: tuple[RunSummary, ...] = ()
+
+
+def summary_table(runs: Sequence[RunSummary]) -> Summary:
+    """Summarise the runs of a sweep.
+
+    Parameters
+    ----------
+    runs : sequence of RunSummary
+        Of any status; a job that never became a run can be told by a summary made by hand with its
+        ``status`` and ``error``. Only ``params`` and the last ``metrics`` are read. Of runs with
+        the same config and seed the newest that FINISHED counts.
+
+    Returns
+    -------
+    Summary
+    """
+    groups: dict[tuple[tuple[str, str], ...], dict[str, RunSummary]] = {}
+    for run in sorted(runs, key=lambda r: (r.start_ms, r.run_id)):
+        if run.finished:
+            kept = {n: v for n, v in run.params.items() if not matches(n, APART)}
+            groups.setdefault(tuple(sorted(kept.items())), {})[run.seed] = run
+    labels = tell_apart([dict(params) for params in groups])
+    found = [
+        (dict(params).get("dataset.name", ""), _row(label, seeds))
+        for label, (params, seeds) in zip(labels, groups.items(), strict=True)
+    ]
+    rows = tuple(replace(row, best=_is_best(row, dataset, found)) for dataset, row in found)
+    unfinished = sorted((r for r in runs if not r.finished), key=lambda r: (r.title, r.run_id))
+    return Summary(tuple(sorted(rows, key=lambda row: label_order(row.label))), tuple(unfinished))
+
+
+def _row(label: str, seeds: dict[str, RunSummary]) -> SummaryRow:
+    names = sorted(seeds, key=natural)
+    objective = _objective(seeds[names[0]])
+    server = f"server/{objective.partition('/')[2]}" if objective else ""
+    mean, sd = _over_seeds(seeds, objective)
+    server_mean, server_sd = _over_seeds(seeds, server)
+    return SummaryRow(
+        label,
+        tuple(names),
+        objective if mean is not None else "",
+        mean,
+        sd,
+        server if server_mean is not None else "",
+        server_mean,
+        server_sd,
+    )
+
+
+def _objective(run: RunSummary) -> str:
+    """Return the metric that the run itself chose its best round by."""
+    told = run.params.get("objective", "null")
+    if told not in ("null", ""):
+        return told
+    accuracy = any(name.endswith("/accuracy") for name in run.metrics)
+    return "eval/accuracy" if accuracy else "eval/mse"
+
+
+def _over_seeds(seeds: dict[str, RunSummary], metric: str) -> tuple[float | None, float | None]:
+    values = {seed: run.metrics[metric] for seed, run in seeds.items() if metric in run.metrics}
+    return mean_and_sd({"": values}) if len(values) == len(seeds) else (None, None)
+
+
+def _is_best(row: SummaryRow, dataset: str, found: Sequence[tuple[str, SummaryRow]]) -> bool:
+    """Return whether no rival is better; a configuration without rivals is no best one."""
+    rivals = [
+        other.mean
+        for where, other in found
+        if other is not row and (where, other.objective) == (dataset, row.objective)
+    ]
+    if row.mean is None or math.isnan(row.mean) or not rivals:
+        return False
+    sign = 1 if is_better_when_higher(row.objective) else -1
+    means = [mean for mean in rivals if mean is not None and not math.isnan(mean)]
+    return all(sign * row.mean >= sign * mean for mean in means)
+
+
+def summary_blocks(summary: Summary) -> tuple[Block, ...]:
+    """Return what to show of a sweep: a table, and a line for each run that did not finish."""
+    rows = summary.rows
+    blocks: list[Block] = []
+    if rows:
+        names = list(dict.fromkeys(row.objective for row in rows if row.objective))
+        servers = list(dict.fromkeys(row.server_metric for row in rows if row.server_metric))
+        digits = decimals_for(row.mean for row in rows if row.mean is not None)
+        cells = tuple(
+            (
+                row.label or "the only one",
+                str(len(row.seeds)),
+                _value(row.objective, row.mean, row.sd, digits, len(names) > 1),
+                _value(row.server_metric, row.server_mean, row.server_sd, digits, len(servers) > 1),
+                "best" if row.best else "",
+            )
+            for row in rows
+        )
+        objective, server = (
+            found[0] if len(found) == 1 else name
+            for found, name in ((names, "objective"), (servers, "server"))
+        )
+        columns = ("configuration", "seeds", objective, server, "")
+        blocks.append(TextTable("mean ± sd over seeds, after the last round", columns, cells))
+    for run in summary.unfinished:
+        blocks.append(f"{run.status}: {run.title}{f': {run.error}' if run.error else ''}")
+    return tuple(blocks)
+
+
+def _value(metric: str, mean: float | None, sd: float | None, digits: int, named: bool) -> str:
+    if mean is None:
+        return "-"
+    return f"{f'{metric} ' if named else ''}{plus_minus(mean, sd, digits)}"
+
+
+def sweep_report(
+    sweep_id: str,
+    uri: str | None = None,
+    *,
+    metric: str = "server/accuracy",
+    baseline: str | None = None,
+    ignore: Iterable[str] = (),
+    expectations: Iterable[str] = (),
+    failures: Sequence[RunSummary] = (),
+) -> str:
+    """Return the text that closes a sweep: its summary and, if asked for, a comparison.
+
+    Parameters
+    ----------
+    sweep_id : str
+        The tag ``sweep.id`` of its runs.
+    uri : str, optional
+        Tracking URI; by default where runs are logged.
+    metric, baseline, ignore
+        As in :func:`~fl_app.report.compare`; no baseline, no comparison.
+    expectations : iterable of str
+        As in :func:`~fl_app.report.expect`.
+    failures : sequence of RunSummary
+        Jobs that never became a run, with ``status`` and ``error``.
+
+    Returns
+    -------
+    str
+        Lines. Where the runs cannot be compared, one of them says why.
+
+    Raises
+    ------
+    InputError
+        If the store or the sweep is not there.
+    """
+    runs = read_runs(uri, sweep=sweep_id, metric=metric)
+    blocks = list(summary_blocks(summary_table([*runs, *failures])))
+    if baseline is not None:
+        try:
+            comparison = compare(runs, baseline=baseline, metric=metric, ignore=ignore)
+            outcomes = [expect(comparison, text) for text in expectations]
+            blocks += ["", *comparison_blocks(comparison, outcomes)]
+        except InputError as error:
+            blocks.append(f"no comparison: {error}")
+    return to_text(blocks)

@@ -1,0 +1,28 @@
+"""What is handed to ``flwr run``: a folder that holds the app and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fl_app
+from fl_app.config import config_dir
+
+__all__ = ["app_dir"]
+
+
+@contextmanager
+def app_dir() -> Iterator[Path]:
+    """Yield a folder with just the app: Flower reads every file below the one it is given."""
+    package = Path(fl_app.__file__).parent
+    project = next(p for p in (package.parent, package) if (p / "pyproject.toml").is_file())
+    with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
+        root = Path(folder)
+        shutil.copy(project / "pyproject.toml", root)
+        ignored = shutil.ignore_patterns("__pycache__", "conf", "pyproject.toml")
+        shutil.copytree(package, root / "fl_app", ignore=ignored)
+        shutil.copytree(config_dir(), root / "conf")
+        yield root

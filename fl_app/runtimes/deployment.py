@@ -1,0 +1,260 @@
+"""``runtime=deployment``: a SuperLink that somebody runs, with SuperNodes that hold their own rows.
+
+The ServerApp runs where the SuperLink runs, so no folder need be common to both ends. What comes
+back is the run's status at the SuperLink, which decides, and the run's log, in which one line
+holds what ``result.json`` holds on the SuperLink's machine. Where that line is lost, the result has
+the status alone.
+
+References
+----------
+https://flower.ai/docs/framework/how-to-run-flower-with-deployment-engine.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from fl_app.errors import ConfigError, InputError, RunError
+from fl_app.launch import Launch
+from fl_app.runtimes.base import RunResult, write_result
+from fl_app.runtimes.bundle import app_dir
+from fl_app.runtimes.submit import Outcome, read_connection, submit
+from fl_app.runtimes.superlink import signals_unwind
+from fl_app.schema import Config, DeploymentConfig, MlflowConfig, TabularConfig
+from fl_app.tracking import replay
+from fl_app.tracking.console import RESULT_MARK, own_text
+from fl_app.tracking.store import check_uri, default_uri, masked, sqlite_path
+
+__all__ = ["run"]
+
+_FIELD = "runtime.superlink"
+_CONNECT_SECONDS = 5.0
+# Flower ends a ServerApp some seconds after its run was stopped.
+_STOPPED_SECONDS = 10.0
+_ENDS = {"completed": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+def run(launch: Launch) -> RunResult:
+    """Run an experiment at a SuperLink and follow it to its true end.
+
+    Parameters
+    ----------
+    launch : Launch
+        With ``output_dir`` set to an absolute path.
+
+    Raises
+    ------
+    InputError
+        If there is no such SuperLink, or it does not answer, or the record cannot go where the
+        config says.
+    RunError
+        If the run failed or was stopped, with the ServerApp's own message.
+    KeyboardInterrupt, SystemExit
+        As they came, after the run has been stopped at the SuperLink.
+    """
+    config = launch.config
+    runtime = config.runtime
+    assert isinstance(runtime, DeploymentConfig)
+    link = _Link.of(runtime.superlink)
+    shipped = replace(launch, config=_shipped(config, link))
+    print(f"flwr run: SuperLink {runtime.superlink} at {link.address}", flush=True)
+    log, output_dir = _Log(), config.output_dir or ""
+    try:
+        outcome = _follow(shipped, str(runtime.superlink), log, output_dir)
+        return _end(outcome, log, output_dir)
+    except BaseException:
+        cut_short = log.begun and not log.reported
+        if link.is_here and cut_short and isinstance(config.tracking, MlflowConfig):
+            _send_rest()
+        raise
+
+
+def _follow(launch: Launch, superlink: str, log: _Log, output_dir: str) -> Outcome:
+    """Submit the run and wait for its end; where that fails, write down why."""
+    try:
+        with signals_unwind(), app_dir() as folder:
+            run_config = {"config-json": launch.to_json()}
+            return submit(folder, superlink, run_config=run_config, on_line=log)
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        reason = " ".join(str(error).split()) if failed else "interrupted"
+        write_result(output_dir, log.result("FAILED" if failed else "KILLED", reason))
+        raise
+
+
+def _end(outcome: Outcome, log: _Log, output_dir: str) -> RunResult:
+    """Write down how the run ended, and raise unless it finished."""
+    status = _ENDS[outcome.status]
+    details = " ".join(outcome.details.split())
+    data = log.result(status, "" if status == "FINISHED" else details)
+    write_result(output_dir, data)
+    if status != "FINISHED":
+        reason = data.get("error") or "Flower gave no reason"
+        raise RunError(f"the run {outcome.status}: {reason}")
+    if not log.reported:
+        print(
+            f"the log of run {outcome.run_id} ended before its result: result.json has the "
+            f"status only; the record has the tag flwr.run_id={outcome.run_id}",
+            flush=True,
+        )
+    data.pop("link", None)
+    return RunResult(**data)
+
+
+@dataclass(frozen=True)
+class _Link:
+    """Where a SuperLink is."""
+
+    address: str
+    is_here: bool
+
+    @classmethod
+    def of(cls, name: str | None) -> _Link:
+        """Look a connection up and knock at its door."""
+        connection = read_connection(name, os.environ, _FIELD)
+        address = str(connection.get("address") or "")
+        if not address or address.startswith(":local"):
+            allowed = "a connection with an address; Flower's own simulation is runtime=simulation"
+            raise InputError(_FIELD, name, allowed)
+        scheme = "http" if connection.get("insecure") else "https"
+        certificates = connection.get("root-certificates")
+        if certificates is not None and not Path(certificates).is_file():
+            allowed = f"the absolute path of a PEM file, in [superlink.{name}] of config.toml"
+            raise InputError("root-certificates", certificates, allowed)
+        try:
+            _knock(f"{scheme}://{address}/health", certificates)
+        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            allowed = f"a SuperLink that answers: {scheme}://{address} does not ({reason})"
+            raise InputError(_FIELD, name, allowed) from None
+        return cls(address, _is_here(urlsplit(f"//{address}").hostname or ""))
+
+
+def _knock(url: str, root_certificates: str | None) -> None:
+    """Ask for anything at all, with the client and the certificates that Flower will use."""
+    verify: ssl.SSLContext | bool = True
+    if root_certificates is not None:
+        verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        verify.load_verify_locations(root_certificates)
+    httpx.get(url, verify=verify, timeout=_CONNECT_SECONDS)
+
+
+def _is_here(host: str) -> bool:
+    """Tell whether a host is this machine: only its own addresses can be bound."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except OSError:  # a name that only the proxy of this shell knows
+        return False
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _shipped(config: Config, link: _Link) -> Config:
+    """Return the config as the ServerApp shall have it, without what means something here only."""
+    config = replace(config, output_dir=None)
+    if isinstance(config.dataset, TabularConfig) and config.dataset.path is not None:
+        print("dataset.path is not sent: each SuperNode reads the file of its own node-config")
+        config = replace(config, dataset=replace(config.dataset, path=None))
+    if isinstance(config.tracking, MlflowConfig):
+        uri = _tracking_uri(config.tracking.uri, link)
+        config = replace(config, tracking=replace(config.tracking, uri=uri))
+    return config
+
+
+def _tracking_uri(given: str | None, link: _Link) -> str | None:
+    """Return the store that the ServerApp writes to; None for the one of its own machine."""
+    if link.is_here:
+        # The SuperLink has another working directory and environment than this shell.
+        return check_uri(given or default_uri())
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        print("the record goes to MLflow on the SuperLink's machine (tracking.uri=null)")
+        return None
+    if sqlite_path(uri) is not None:
+        field = "tracking.uri" if given else "MLFLOW_TRACKING_URI"
+        allowed = f"a server that {link.address} reaches; a file of this machine it does not"
+        raise ConfigError(field, masked(uri), allowed)
+    return check_uri(uri)
+
+
+class _Log:
+    """Shows our lines of the run's log, and keeps the one with the result.
+
+    Attributes
+    ----------
+    begun : bool
+        Whether the ServerApp has said anything.
+    reported : dict
+        The result as the ServerApp wrote it; empty until then.
+    """
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self.begun = False
+        self.reported: dict[str, Any] = {}
+
+    def __call__(self, line: str) -> None:
+        """Take one line."""
+        text = own_text(line)
+        if text is None:
+            return
+        self.begun = True
+        if text.startswith(RESULT_MARK) and (found := _read(text.removeprefix(RESULT_MARK))):
+            self.reported = found
+        else:
+            print(text, flush=True)
+
+    def result(self, status: str, error: str) -> dict[str, Any]:
+        """Return what is known of the run; its end at the SuperLink wins over what it said."""
+        known: dict[str, Any] = {
+            "run_id": None,
+            "status": status,
+            "metrics": {},
+            "weights_sha256": None,
+            "seconds": round(time.monotonic() - self._begin, 3),
+        }
+        known |= {**self.reported, "status": status}
+        if error:
+            known.setdefault("error", error)
+        return known
+
+
+_RESULT_KEYS = {"run_id", "status", "metrics", "weights_sha256", "seconds", "error", "link"}
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Read the line with the result; empty if it is none of ours."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return {}
+    known = isinstance(data, dict) and data.keys() <= _RESULT_KEYS
+    return data if known and isinstance(data.get("metrics"), Mapping) else {}
+
+
+def _send_rest() -> None:
+    """Send what a stopped ServerApp of this machine left in the spool, once it is gone.
+
+    Flower ends a ServerApp without its ``finally``. One of another machine, or with another
+    FL_APP_HOME, leaves that to the next run there.
+    """
+    deadline = time.monotonic() + _STOPPED_SECONDS
+    while replay().live and time.monotonic() < deadline:
+        time.sleep(0.2)

@@ -1,0 +1,1049 @@
+"""The comparison: which runs are paired, what is refused, what the numbers are, what is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sqlite3
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from rich.console import Console
+from scipy import stats
+
+from fl_app import commands
+from fl_app.errors import InputError
+from fl_app.report import (
+    Comparison,
+    Interval,
+    RunSummary,
+    TextTable,
+    compare,
+    comparison_blocks,
+    expect,
+    read_runs,
+    select,
+    show,
+    summary_blocks,
+    summary_table,
+    sweep_report,
+    to_markdown,
+    to_text,
+    write_report,
+)
+from fl_app.report.intervals import mean_and_sd, mean_difference
+from fl_app.report.rendering import decimals_for
+from fl_app.report.runs import is_better_when_higher, tell_apart
+from fl_app.report.writing import as_csv, as_dict
+from fl_app.schema import Config, flatten, from_dict
+from fl_app.tracking.mlflow_store import MlflowStore
+
+ACCURACY = "server/accuracy"
+VALUES = st.floats(-100, 100, allow_nan=False).map(lambda v: round(v, 3))
+
+
+def run(
+    strategy: str = "fedavg",
+    seed: int = 0,
+    curve: Sequence[float] = (0.1, 0.5),
+    metric: str = ACCURACY,
+    costs: Sequence[float] | None = (10.0,),
+    tags: Mapping[str, str] | None = None,
+    **params: Any,
+) -> RunSummary:
+    """Make a run by hand: a value for each round, and what each round sends up (down: the same)."""
+    base = {"strategy.name": strategy, "seed": str(seed), "dataset.name": "wine"}
+    curves = {metric: dict(enumerate(curve))}
+    if costs is not None:
+        each = [costs[min(r, len(costs) - 1)] for r in range(len(curve) - 1)]
+        sent = dict(enumerate(np.cumsum(each).tolist(), start=1))
+        curves |= {"cost/bytes_up": sent, "cost/bytes_down": sent}
+    return RunSummary(
+        run_id=f"{strategy}-{seed}-{'-'.join(params.values())}",
+        params=base | {name.replace("__", "."): value for name, value in params.items()},
+        tags={"data.sha256": "d" * 64} if tags is None else tags,
+        curves=curves,
+        metrics={name: values[max(values)] for name, values in curves.items() if values},
+        name=f"{strategy} s{seed}",
+    )
+
+
+def ending(strategy: str, ends: Sequence[float], **params: Any) -> list[RunSummary]:
+    """Make runs with seeds 0, 1, ... that end with given values."""
+    return [run(strategy, seed, (0.0, end), **params) for seed, end in enumerate(ends)]
+
+
+def difference(comparison: Comparison, level: str) -> Interval:
+    """Return a level's difference over all cells."""
+    rows = {row.level: row for row in comparison.at_rounds.overall}
+    found = rows[level].difference
+    assert found is not None
+    return found
+
+
+def ends(interval: Interval) -> tuple[float, float]:
+    """Return both ends of an interval that has them."""
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.low, interval.high
+
+
+# ---------------------------------------------------------------------------- statistics
+pairs_of_values = st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=8)
+
+
+@given(pairs_of_values)
+def test_one_cell_is_the_paired_t_test(values: list[tuple[float, float]]) -> None:
+    """In one cell the interval is that of scipy's paired t-test."""
+    ours, theirs = (np.array(column) for column in zip(*values, strict=True))
+    found = mean_difference({"": {str(i): a - b for i, (a, b) in enumerate(values)}})
+    assert found.mean == pytest.approx(float(np.mean(ours - theirs)), abs=1e-9)
+    if np.ptp(ours - theirs) > 1e-6:
+        expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+        assert ends(found) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-9)
+
+
+@given(
+    st.integers(2, 5).flatmap(
+        lambda n: st.lists(st.lists(VALUES, min_size=n, max_size=n), min_size=1, max_size=4)
+    )
+)
+def test_cells_of_one_data_set_are_one_value_a_seed(cells: list[list[float]]) -> None:
+    """Cells with the same seeds: the interval is that of each seed's mean over the cells."""
+    found = mean_difference(
+        {str(c): {str(s): v for s, v in enumerate(row)} for c, row in enumerate(cells)}
+    )
+    seeds = np.mean(cells, axis=0)
+    if np.ptp(seeds) > 1e-6:
+        expected = stats.ttest_1samp(seeds, 0).confidence_interval(0.95)
+        assert ends(found) == pytest.approx((expected.low, expected.high), rel=1e-5, abs=1e-7)
+
+
+@given(
+    st.lists(VALUES, min_size=2, max_size=6, unique=True),
+    st.lists(VALUES, min_size=2, max_size=6, unique=True),
+)
+def test_cells_of_two_data_sets_are_welchs(one: list[float], other: list[float]) -> None:
+    """Two data sets have nothing in common: half of Welch's interval for a - (-b)."""
+    cells = {
+        "x": {str(s): v for s, v in enumerate(one)},
+        "y": {str(s): v for s, v in enumerate(other)},
+    }
+    found = mean_difference(cells, {"x": "wine", "y": "iris"})
+    welch = stats.ttest_ind(one, [-v for v in other], equal_var=False).confidence_interval(0.95)
+    assert ends(found) == pytest.approx((welch.low / 2, welch.high / 2), rel=1e-6, abs=1e-9)
+
+
+def test_a_cell_counts_once_whatever_its_seeds() -> None:
+    """The estimate is the mean of the cells' means, not of the pairs."""
+    cells = {"x": {"0": 1.0, "1": 1.0, "2": 1.0, "3": 1.0}, "y": {"0": 0.0, "1": 0.0}}
+    assert mean_difference(cells) == Interval((1.0 + 0.0) / 2, 0.5, 0.5, 6)
+    mean, sd = mean_and_sd({"x": {"0": 1.0, "1": 3.0}, "y": {"0": 0.0, "1": 0.0}})
+    assert mean == 1.0
+    assert sd == pytest.approx(math.sqrt((2.0 + 0.0) / 2))
+
+
+def test_a_single_pair_has_no_interval() -> None:
+    """One pair in a cell says nothing of the spread."""
+    assert mean_difference({"": {"0": 0.5}}) == Interval(0.5, None, None, 1)
+    assert mean_difference({"x": {"0": 0.5, "1": 0.25}, "y": {"0": 0.0}}).low is None
+
+
+@given(pairs_of_values, VALUES)
+def test_shifting_a_level_shifts_its_difference(
+    values: list[tuple[float, float]], shift: float
+) -> None:
+    """All values of one level up by d: the difference is up by d and as wide as before."""
+    base = ending("fedavg", [b for _, b in values])
+    before, after = (
+        difference(compare([*base, *ending("fedadam", [a + d for a, _ in values])]), "fedadam")
+        for d in (0.0, shift)
+    )
+    assert after.mean - before.mean == pytest.approx(shift, abs=1e-9)
+    widths = [end[1] - end[0] for end in (ends(before), ends(after))]
+    assert widths[1] == pytest.approx(widths[0], abs=1e-9)
+
+
+@given(pairs_of_values)
+def test_exchanging_level_and_baseline_mirrors_everything(
+    values: list[tuple[float, float]],
+) -> None:
+    """With the other level as the baseline signs change, and wins are losses."""
+    runs = [*ending("fedavg", [b for _, b in values]), *ending("fedadam", [a for a, _ in values])]
+    one = compare(runs, baseline="strategy=fedavg").at_rounds.overall[1]
+    other = compare(runs, baseline="strategy=fedadam").at_rounds.overall[1]
+    assert one.difference is not None
+    assert other.difference is not None
+    assert one.difference.mean == -other.difference.mean
+    assert ends(one.difference) == pytest.approx([-e for e in ends(other.difference)[::-1]])
+    assert (one.wins, one.ties, one.losses) == (other.losses, other.ties, other.wins)
+
+
+# ---------------------------------------------------------------------------- pairing
+def grid() -> list[RunSummary]:
+    """Make three strategies, one of them twice, in two cells with three seeds."""
+    mu: dict[str, Any] = {"strategy__proximal_mu": "0.01"}
+    other_mu: dict[str, Any] = {"strategy__proximal_mu": "0.1"}
+    made = []
+    for alpha in ("0.1", "0.5"):
+        for seed in range(3):
+            base = 0.1 * seed + float(alpha)
+            cell: dict[str, Any] = {"partitioner__alpha": alpha}
+            made += [
+                run("fedavg", seed, (0, base), **cell),
+                run("fedadam", seed, (0, base + 0.2 / (1 + seed)), **cell),
+                run("fedprox", seed, (0, base + 0.1), **cell, **mu),
+                run("fedprox", seed, (0, base + 0.3), **cell, **other_mu),
+            ]
+    return made
+
+
+@given(st.permutations(grid()))
+def test_order_of_runs_changes_nothing(shuffled: list[RunSummary]) -> None:
+    """Runs in any order: the same comparison, bit for bit."""
+    assert compare(shuffled) == compare(grid())
+    assert as_dict(compare(shuffled)) == as_dict(compare(grid()))
+
+
+def test_levels_are_told_apart() -> None:
+    """A value with several configurations has a row for each, labelled by what differs."""
+    assert compare(grid()).levels == (
+        "fedavg",
+        "fedadam",
+        "fedprox proximal_mu=0.01",
+        "fedprox proximal_mu=0.1",
+    )
+    text = "--baseline=strategy=fedprox: one of several with that value: "
+    with pytest.raises(InputError, match=text + "fedprox proximal_mu=0.01; fedprox prox"):
+        compare(grid(), baseline="strategy=fedprox")
+    chosen = compare(grid(), baseline="strategy=fedprox proximal_mu=0.1")
+    assert difference(chosen, "fedprox proximal_mu=0.01").mean == pytest.approx(0.1 - 0.3)
+
+
+def test_cells_are_paired_within() -> None:
+    """Each cell has rows of its own; over all cells the worst is named."""
+    comparison = compare(grid())
+    assert [cell.label for cell in comparison.cells] == [
+        "alpha=0.1",
+        "alpha=0.5",
+    ]
+    changed = [
+        replace(r, curves={ACCURACY: {1: r.curves[ACCURACY][1] - 0.06}})
+        if (r.params["partitioner.alpha"], r.params["strategy.name"]) == ("0.5", "fedadam")
+        else r
+        for r in grid()
+    ]
+    row = compare(changed).at_rounds.overall[1]
+    mean = 0.2 * (1 + 1 / 2 + 1 / 3) / 3
+    assert row.worst_cell is not None
+    assert row.worst_cell[0] == "alpha=0.5"
+    assert row.worst_cell[1] == pytest.approx(mean - 0.06)
+    assert row.difference is not None
+    assert row.difference.mean == pytest.approx(mean - 0.06 / 2)
+    assert (row.num_runs, row.wins) == (6, 6)
+
+
+def config_runs() -> list[RunSummary]:
+    """Make two strategies with three seeds and every param of a real config."""
+    made = []
+    for strategy in ("fedavg", "fedadam"):
+        for seed in range(3):
+            params = flatten(from_dict({"strategy": {"name": strategy}, "seed": seed}))
+            made.append(replace(run(strategy, seed), params=params))
+    return made
+
+
+@pytest.mark.parametrize("name", flatten(Config()))
+def test_pairing_ignores_nothing_but_the_stated(name: str) -> None:
+    """A run that differs in any param but the key's, seed, runtime and tracking has no partner."""
+    runs = config_runs()
+    runs[0] = replace(runs[0], params={**runs[0].params, name: "other"})
+    if name.startswith(("runtime.", "tracking.")):
+        before, after = as_dict(compare(config_runs())), as_dict(compare(runs))
+        assert before == after
+        return
+    with pytest.raises(InputError) as caught:
+        compare(runs)
+    assert caught.value.field == {"seed": "seed", "strategy.name": "seed"}.get(name, name)
+
+
+def test_ignored_params_may_differ() -> None:
+    """What is ignored makes no cell, by its name, by a pattern, by its group."""
+    runs = [
+        *ending("fedavg", [0.1, 0.2], model__learning_rate="0.1"),
+        *ending("fedadam", [0.2, 0.3], model__learning_rate="0.5", strategy__eta="1"),
+    ]
+    with pytest.raises(InputError) as caught:
+        compare(runs)
+    assert str(caught.value) == (
+        "model.learning_rate=0.5 and 0.1: strategy=fedadam was run with 0.5, strategy=fedavg only "
+        "with 0.1; run both alike, choose runs with --where model.learning_rate=... or --sweep, or "
+        "--ignore model.learning_rate if paired runs may differ in it"
+    )
+    for pattern in ("model.learning_rate", "*.learning_rate", "model"):
+        assert difference(compare(runs, ignore=[pattern]), "fedadam").mean == pytest.approx(0.1)
+    assert (
+        "--ignore model.l3: no run has such a param"
+        in compare(runs, ignore=["model", "model.l3"]).notes
+    )
+
+
+def test_ignoring_works_below_the_key() -> None:
+    """An option of the compared group that is ignored makes no level of its own."""
+    runs = [*ending("fedavg", [0.1, 0.2]), *ending("fedadam", [0.2], strategy__eta="1")]
+    runs.append(run("fedadam", 1, (0, 0.3), strategy__eta="2"))
+    assert compare(runs, ignore=["strategy.eta"]).levels == ("fedavg", "fedadam")
+    with pytest.raises(InputError, match="seed=1: another seed set: strategy=fedadam eta=1 has no"):
+        compare(runs)
+
+
+def test_what_is_ignored_never_chooses_a_run() -> None:
+    """Two runs of one level and seed that differ in an ignored param are refused, not picked."""
+    runs = [
+        *ending("fedavg", [0.1, 0.2]),
+        *ending("fedadam", [0.2, 0.3], model__learning_rate="0.5"),
+        *ending("fedadam", [0.2, 0.3], model__learning_rate="0.1"),
+    ]
+    with pytest.raises(
+        InputError, match=r"model.learning_rate=0.5 and 0.1|=0.1 and 0.5: one value"
+    ):
+        compare(runs, ignore=["model.learning_rate"])
+    chosen = select(runs, ["strategy=fedavg,fedadam"])
+    assert len(chosen) == len(runs)
+    assert len(select(runs, ["model.learning_rate=.5"])) == 2
+
+
+def test_any_param_can_be_the_key() -> None:
+    """A param outside of groups, a number typed otherwise, a model: all compare."""
+    runs = [
+        *ending("fedavg", [0.1, 0.2], num_clients="2"),
+        *ending("fedavg", [0.3, 0.5], num_clients="10"),
+    ]
+    comparison = compare(runs, baseline="num_clients=2.0")
+    assert comparison.levels == ("2", "10")
+    assert difference(comparison, "10").mean == pytest.approx((0.2 + 0.3) / 2)
+    assert compare(grid(), baseline="alpha=.1") == compare(grid(), baseline="partitioner.alpha=0.1")
+    alpha = compare(grid(), baseline="partitioner.alpha=.1")
+    assert difference(alpha, "0.5").mean == pytest.approx(0.4)
+    models = [*ending("fedavg", [0.1, 0.2], model__name="mlp", model__hidden_units="8")]
+    models += ending("fedavg", [0.1, 0.3], model__name="softmax")
+    assert difference(compare(models, baseline="model=mlp"), "softmax").mean == pytest.approx(0.05)
+
+
+def test_newest_of_repeated_runs_counts() -> None:
+    """Of runs with one config and seed the newest FINISHED one counts, and a note says so."""
+    old = replace(run("fedavg", 0, (0, 0.9)), run_id="old", start_ms=1)
+    new = replace(run("fedavg", 0, (0, 0.4)), run_id="new", start_ms=2)
+    later = replace(run("fedavg", 0, (0, 0.9)), run_id="bad", start_ms=3, status="FAILED")
+    comparison = compare([new, later, old, run("fedadam", 0, (0, 0.5))])
+    assert difference(comparison, "fedadam").mean == pytest.approx(0.1)
+    assert (
+        "1 run repeats another with the same config and seed; the newest FINISHED one counts"
+        in (comparison.notes)
+    )
+
+
+def test_unfinished_runs_are_told() -> None:
+    """Runs that did not finish are counted, with why they failed."""
+    failed = replace(run("krum", 3), status="FAILED", error="DataError: no rows")
+    running = replace(run("krum", 4), status="RUNNING", curves={})
+    comparison = compare([*ending("fedavg", [1, 2]), *ending("fedadam", [1, 2]), failed, running])
+    assert comparison.levels == ("fedavg", "fedadam")
+    assert comparison.notes == ("left out: 1 FAILED (krum s3: DataError: no rows), 1 RUNNING",)
+
+
+# ---------------------------------------------------------------------------- refusals
+def _with(runs: list[RunSummary], index: int, **changes: Any) -> list[RunSummary]:
+    params = changes.pop("params", {})
+    changed = replace(runs[index], **changes)
+    runs[index] = replace(changed, params={**changed.params, **params})
+    return runs
+
+
+def both() -> list[RunSummary]:
+    """Make two strategies with seeds 0 and 1."""
+    split = {"dataset__test_fraction": "0.2"}
+    return [*ending("fedavg", [0.1, 0.2], **split), *ending("fedadam", [0.3, 0.2], **split)]
+
+
+REFUSED: dict[str, tuple[list[RunSummary], dict[str, Any], str]] = {
+    "data": (
+        _with(both(), 1, tags={"data.sha256": "e" * 64}),
+        {},
+        f"data.sha256={'e' * 12} and {'d' * 12}|{'d' * 12} and {'e' * 12}: other data: strategy=",
+    ),
+    "data unknown of one": (
+        _with(both(), 1, tags={}),
+        {},
+        f"data.sha256={'d' * 12} and none: other data: strategy=fedadam and fedavg with seed=1",
+    ),
+    "split": (
+        [_with(both(), i, params={"dataset.test_fraction": "0.3"})[i] for i in (0, 1)] + both()[2:],
+        {},
+        "dataset.test_fraction=0.3 and 0.2: another split: strategy=fedavg was run with 0.3, "
+        "strategy=fedadam only with 0.2; run both alike, choose runs with .* or --sweep$",
+    ),
+    "ignored split": (
+        _with(both(), 0, params={"dataset.test_fraction": "0.3"}),
+        {"ignore": ["dataset.*"]},
+        "dataset.test_fraction=0.2 and 0.3: another split: strategy=fedadam and fedavg with seed=0",
+    ),
+    "seeds": (
+        [*both(), run("fedavg", 7, dataset__test_fraction="0.2")],
+        {},
+        "seed=7: another seed set: strategy=fedadam has no FINISHED run with it, others have",
+    ),
+    "seed failed": (
+        _with(both(), 3, status="FAILED", error="DataError: why"),
+        {},
+        r"seed=1: .*=fedadam has no FINISHED run with it \(seed=1 is FAILED: DataError: why\)",
+    ),
+    "all seeds of a cell failed": (
+        [
+            *both(),
+            run("fedavg", 0, num_clients="3", dataset__test_fraction="0.2"),
+            replace(
+                run("fedadam", 0, num_clients="3", dataset__test_fraction="0.2"),
+                status="FAILED",
+                error="broke",
+            ),
+        ],
+        {},
+        r"seed=0: .* with it at num_clients=3 \(seed=0 is FAILED: broke\)",
+    ),
+    "metric": (
+        _with(both(), 2, curves={}, metrics={"server/mse": 1.0}),
+        {},
+        "--metric=server/accuracy: fedadam s0 has no such metric; it has server/mse",
+    ),
+    "curve not read": (both(), {"metric": "cost/bytes"}, "--metric=cost/bytes: .* it has server/a"),
+    "no such level": (
+        both(),
+        {"baseline": "strategy=krum"},
+        "--baseline=strategy=krum: one that was run: fedadam; fedavg",
+    ),
+    "no such key": (both(), {"baseline": "x=1"}, "--baseline=x: a param .* example dataset, str"),
+    "no key": (both(), {"baseline": "fedavg"}, "--baseline=fedavg: KEY=VALUE, for example strat"),
+    "seed as key": (both(), {"baseline": "seed=0"}, "runs are paired by their seed"),
+    "no seed": (
+        [replace(r, params={"strategy.name": "fedavg"}) for r in both()],
+        {},
+        "seed=null: a seed in every run; fedavg s0 has none",
+    ),
+    "nothing finished": (
+        [replace(r, status="RUNNING") for r in both()],
+        {},
+        "strategy=RUNNING: runs that FINISHED; there is none",
+    ),
+    "no run": ([], {}, "--baseline=strategy: a param of the runs"),
+    "tolerance": (both(), {"tolerance": -1.0}, "--tolerance=-1.0: a finite number >= 0"),
+    "no common round": (
+        _with(both(), 0, curves={ACCURACY: {9: 0.1}}),
+        {},
+        "--metric=server/accuracy: a round in common; fedadam s0 and fedavg s0 have none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_comparable_is_refused(case: str) -> None:
+    """Each mistake is one line that names the field, both values and what to do."""
+    runs, options, message = REFUSED[case]
+    with pytest.raises(InputError, match=message) as caught:
+        compare(runs, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_sets_are_cells_and_never_levels() -> None:
+    """Runs on two data sets make two cells; compared with each other they are refused."""
+    wine, iris = (
+        both(),
+        [
+            replace(r, params={**r.params, "dataset.name": "iris"}, tags={"data.sha256": "i" * 64})
+            for r in both()
+        ],
+    )
+    assert [c.label for c in compare([*wine, *iris]).cells] == ["dataset=iris", "dataset=wine"]
+    with pytest.raises(InputError, match=r"data.sha256=.*: other data: .*dataset=(iris|wine) and"):
+        compare([*wine, *iris], baseline="dataset=wine")
+
+
+def test_nothing_known_of_the_data_is_a_note() -> None:
+    """Where no run knows its data, as in a deployment, the report says so."""
+    runs = [replace(r, tags={}) for r in both()]
+    assert any("data.sha256" in note for note in compare(runs).notes)
+
+
+# ---------------------------------------------------------------------------- budgets
+def test_equal_rounds_is_the_last_round_of_both() -> None:
+    """A longer run counts at the shorter one's last round."""
+    runs = [run("fedavg", 0, (0, 0.5, 0.6)), run("fedadam", 0, (0, 0.4, 0.7, 0.9))]
+    (pair,) = compare(runs).at_rounds.pairs["fedadam"]
+    assert (pair.level.server_round, pair.baseline.server_round) == (2, 2)
+    assert pair.difference == pytest.approx(0.7 - 0.6)
+
+
+def test_equal_bytes_is_the_last_round_within_the_smaller_total() -> None:
+    """Rounds of 10 + 10 bytes against rounds of 35 + 35: the budget is 40, the other's round 0."""
+    cheap = run("fedavg", 0, (0.1, 0.5, 0.6), costs=[10])
+    dear = run("fedadam", 0, (0.2, 0.8, 0.9), costs=[35])
+    table = compare([cheap, dear]).at_bytes
+    assert table is not None
+    (pair,) = table.pairs["fedadam"]
+    assert (pair.level.server_round, pair.level.value, pair.level.bytes) == (0, 0.2, 0.0)
+    assert (pair.baseline.server_round, pair.baseline.value, pair.baseline.bytes) == (2, 0.6, 40.0)
+
+
+@given(
+    st.lists(st.integers(1, 1000), min_size=1, max_size=6),
+    st.lists(st.integers(1, 1000), min_size=1, max_size=6),
+)
+def test_no_run_exceeds_the_budget(one: list[int], other: list[int]) -> None:
+    """Both runs count within 1 % of the smaller total, and one of them at its end."""
+    runs = [
+        run("fedavg", 0, [0.0] * (len(one) + 1), costs=one),
+        run("fedadam", 0, [0.0] * (len(other) + 1), costs=other),
+    ]
+    table = compare(runs).at_bytes
+    assert table is not None
+    (pair,) = table.pairs["fedadam"]
+    totals = [2.0 * sum(costs) for costs in (other, one)]
+    sent = [pair.level.bytes, pair.baseline.bytes]
+    assert all(b is not None and b <= 1.01 * min(totals) for b in sent)
+    assert sent[totals.index(min(totals))] == min(totals)
+
+
+def test_a_longer_config_costs_no_round() -> None:
+    """Totals that differ by less than 1 % are equal: both count at their last round."""
+    runs = [run("fedavg", 0, (0, 0.5, 0.6), costs=[1000]), run("x", 0, (0, 0.4, 0.7), costs=[1009])]
+    table = compare(runs).at_bytes
+    assert table is not None
+    assert [p.level.server_round for p in table.pairs["x"]] == [2]
+
+
+@pytest.mark.parametrize("broken", ["no bytes", "no value in reach"])
+def test_without_bytes_there_is_no_such_table(broken: str) -> None:
+    """Where bytes are unknown, or no value is within the budget, a note stands for the table."""
+    if broken == "no bytes":
+        runs = [run("fedavg", 0), run("fedadam", 0, costs=None)]
+    else:
+        later = {1: 0.4}
+        runs = [run("fedavg", 0), run("fedadam", 0, costs=[1000.0])]
+        runs = [replace(r, curves={**r.curves, ACCURACY: later}) for r in runs]
+    comparison = compare(runs)
+    assert comparison.at_bytes is None
+    assert any("equal bytes" in note for note in comparison.notes)
+
+
+# ---------------------------------------------------------------------------- wins, directions
+@pytest.mark.parametrize(
+    ("metric", "higher"),
+    [
+        ("server/accuracy", True),
+        ("eval_client_accuracy/worst", True),
+        ("fairness/accuracy_gap", False),
+        ("server/mse", False),
+        ("server/log_loss", False),
+        ("cost/bytes_up", False),
+    ],
+)
+def test_direction_follows_the_name(metric: str, higher: bool) -> None:
+    """Accuracies are better when higher; losses, costs and gaps when lower."""
+    assert is_better_when_higher(metric) is higher
+
+
+def test_wins_follow_the_direction_and_differences_do_not() -> None:
+    """For mse a smaller value wins, and the difference is shown raw."""
+    metric = "server/mse"
+    runs = [run("fedavg", s, (9, 1.0), metric) for s in range(3)]
+    runs += [run("fedadam", s, (9, end), metric) for s, end in enumerate([0.5, 1.0, 1.25])]
+    comparison = compare(runs, metric=metric)
+    row = comparison.at_rounds.overall[1]
+    assert (row.wins, row.ties, row.losses) == (1, 1, 1)
+    assert row.difference is not None
+    assert row.difference.mean == pytest.approx((-0.5 + 0 + 0.25) / 3)
+    wide = compare(runs, metric=metric, tolerance=0.25).at_rounds.overall[1]
+    assert (wide.wins, wide.ties, wide.losses) == (1, 2, 0)
+    assert "lower is better" in to_text(comparison_blocks(comparison))
+
+
+def test_a_diverged_run_is_a_loss_and_no_number() -> None:
+    """NaN loses to a number, makes the mean NaN and holds no expectation; JSON says null."""
+    nan = math.nan
+    runs = [*ending("fedavg", [0.5, 0.5, nan, nan]), *ending("fedadam", [nan, nan, 0.5, nan])]
+    comparison = compare(runs)
+    row = comparison.at_rounds.overall[1]
+    assert (row.wins, row.ties, row.losses) == (1, 1, 2)
+    assert "strategy=fedadam has no finite value with seed 0, 1, 3" in comparison.notes
+    assert not expect(comparison, "fedadam>fedavg-9").holds
+    assert "nan" in to_text(comparison_blocks(comparison))
+    assert as_dict(comparison)["tables"]["equal_rounds"]["rows"][1]["mean"] is None
+    huge = compare([*ending("fedavg", [1e300, -1e300]), *ending("x", [1, math.inf])])
+    assert "x" in to_text(comparison_blocks(huge))
+
+
+# ---------------------------------------------------------------------------- expectations
+def gains(values: Sequence[float], metric: str = ACCURACY) -> Comparison:
+    """Compare b, whose runs are 0.5, with a, which differs by given values."""
+    runs = [run("b", s, (0, 0.5), metric) for s in range(len(values))]
+    runs += [run("a", s, (0, 0.5 + v), metric) for s, v in enumerate(values)]
+    return compare(runs, baseline="strategy=b", metric=metric)
+
+
+def test_an_expectation_holds_beyond_the_intervals_end() -> None:
+    """It holds exactly if the margin is below the interval's lower end."""
+    comparison = gains([0.02, 0.03, 0.04])
+    low, high = ends(difference(comparison, "a"))
+    assert 0 < low < 0.03 < high
+    for text, holds in {
+        "a>b": True,
+        " strategy=a > strategy=b ": True,
+        f"a>b+{low - 1e-6:.9f}": True,
+        f"a > b + {low + 1e-6:.9f}": False,
+        "a>b-0.01": True,
+        "b>a": False,
+        f"b>a-{high + 1e-6:.9f}": True,
+        f"b>a-{high - 1e-6:.9f}": False,
+    }.items():
+        assert expect(comparison, text).holds is holds, text
+
+
+def test_an_expectation_follows_the_direction() -> None:
+    """For a loss a>b says that a is lower."""
+    comparison = gains([-0.02, -0.03, -0.04], "server/mse")
+    assert expect(comparison, "a>b").holds
+    assert expect(comparison, "a>b+0.001").holds
+    assert not expect(comparison, "a>b+0.03").holds
+    assert not expect(comparison, "b>a").holds
+    line = to_text(comparison_blocks(comparison, [expect(comparison, "a>b")]))
+    assert "expected a>b: holds (difference -0.0300 [-0.0548, -0.0052]; lower is better)" in line
+
+
+def test_an_expectation_may_be_of_any_two_levels() -> None:
+    """Neither need be the baseline; labels with spaces and margins that look like numbers."""
+    comparison = compare(grid())
+    outcome = expect(comparison, "fedprox proximal_mu=0.1>fedprox proximal_mu=0.01+0.1")
+    assert outcome.holds
+    assert outcome.difference.mean == pytest.approx(0.3 - 0.1)
+    tiny = [*ending("a", [1, 2], strategy__mu="1e-3"), *ending("a", [0, 1], strategy__mu="1e-4")]
+    small = compare(tiny, baseline="strategy=a mu=1e-4")
+    assert expect(small, "a mu=1e-3>a mu=1e-4").difference.mean == 1
+    assert expect(small, "a mu=1e-3>a mu=1e-4+1e-3").holds
+
+
+def test_one_pair_holds_no_expectation() -> None:
+    """Without an interval nothing holds, and the line says why."""
+    comparison = gains([0.5])
+    outcome = expect(comparison, "a>b")
+    assert not outcome.holds
+    text = to_text(comparison_blocks(comparison, [outcome]))
+    assert "does not hold (difference +0.5000 [no interval])" in text
+    assert "note: a single pair in a cell says nothing of the spread: no interval" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a", "--expect=a: A>B, A>B"),
+        ("a>", "--expect=a>: A>B, A>B"),
+        ("a>c", "--expect=c: one that was run: a; b"),
+        ("a>a", "--expect=a>a: two different levels"),
+        ("a>b+x", r"--expect=b\+x: one that was run: a; b"),
+    ],
+)
+def test_mistaken_expectations(text: str, message: str) -> None:
+    """An expectation that cannot be checked is refused."""
+    with pytest.raises(InputError, match=message):
+        expect(gains([0.1, 0.2]), text)
+
+
+# ---------------------------------------------------------------------------- words and tables
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from("abc"), st.sampled_from("12"), max_size=3),
+        min_size=1,
+        max_size=6,
+        unique_by=lambda item: tuple(sorted(item.items())),
+    )
+)
+def test_labels_are_unique(items: list[dict[str, str]]) -> None:
+    """No two sets of params have one label."""
+    assert len(set(tell_apart(items))) == len(items)
+
+
+def test_select_names_what_there_is() -> None:
+    """A condition that no run meets, in whole or in part, is refused."""
+    assert {r.seed for r in select(grid(), ["seed=0,2", "partitioner.alpha=.1"])} == {"0", "2"}
+    for text in ("seed=9", "seed=0,9", "foo=1", "seed"):
+        with pytest.raises(InputError, match=f"--where={text}: "):
+            select(grid(), [text])
+
+
+@pytest.mark.parametrize(
+    ("largest", "decimals"), [(0.95, 4), (1.0, 4), (12.0, 3), (2900.0, 1), (0.05, 5), (0.0, 4)]
+)
+def test_decimals_follow_the_scale(largest: float, decimals: int) -> None:
+    """About four digits of the largest value are shown."""
+    assert decimals_for([largest, -largest / 2, math.nan]) == decimals
+
+
+def table_of(comparison: Comparison) -> TextTable:
+    """Return the table at equal rounds."""
+    return next(b for b in comparison_blocks(comparison) if isinstance(b, TextTable))
+
+
+def test_a_table_says_what_the_rows_say() -> None:
+    """One cell: level, seeds, mean and deviation, difference, wins, round."""
+    comparison = compare([*ending("fedavg", [0.5, 0.7]), *ending("fedadam", [0.6, 0.8])])
+    assert table_of(comparison) == TextTable(
+        "at equal rounds",
+        ("strategy", "seeds", "mean ± sd", "difference [95 %]", "w/t/l", "round"),
+        (
+            ("fedavg", "2", f"0.6000 ± {math.sqrt(0.02):.4f}", "", "", "1"),
+            ("fedadam", "2", "0.7000 ± 0.1414", "+0.1000 [+0.1000, +0.1000]", "2/0/0", "1"),
+        ),
+    )
+
+
+def test_many_cells_are_shown_as_one() -> None:
+    """Few cells have rows of their own; of many there are the overall rows and the worst cell."""
+    few = table_of(compare(grid()))
+    assert [row[0] for row in few.rows if row[0]] == [
+        "alpha=0.1",
+        "alpha=0.5",
+        "all 2 cells",
+    ]
+    many = [
+        run(strategy, seed, (0, 0.1 * seed + k * offset), num_clients=str(k))
+        for k in range(2, 22)
+        for seed in range(2)
+        for strategy, offset in (("fedavg", 0.0), ("fedadam", 0.01))
+    ]
+    comparison = compare(many)
+    assert [row[:2] for row in table_of(comparison).rows] == [
+        ("all 20 cells", "fedavg"),
+        ("", "fedadam"),
+    ]
+    text = to_text(comparison_blocks(comparison))
+    assert "worst cell of fedadam at equal rounds: +0.0200 (num_clients=2)" in text
+
+
+def test_plain_terminal_and_markdown_say_the_same() -> None:
+    """Every cell of a table is in each of its forms; markup in a label is shown, not obeyed."""
+    runs = [*ending("fedavg", [0.5, 0.7]), *ending("[red]a|b<i>", [0.6, 0.8])]
+    blocks = comparison_blocks(compare(runs))
+    plain, markdown = to_text(blocks), to_markdown(blocks)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False)
+    show(blocks, terminal)
+    assert isinstance(terminal.file, io.StringIO)
+    for text in (plain, terminal.file.getvalue()):
+        assert "[red]a|b<i>" in text
+        assert "+0.1000 [+0.1000, +0.1000]" in text
+    assert r"[red]a\|b\<i>" in markdown
+    piped = Console(file=io.StringIO(), width=20)
+    show(blocks, piped)
+    assert isinstance(piped.file, io.StringIO)
+    assert piped.file.getvalue() == plain
+
+
+# ---------------------------------------------------------------------------- files
+def test_two_reports_differ_in_one_line(tmp_path: Path) -> None:
+    """The same runs give the same files, but for the line that says when."""
+    comparison = compare(grid())
+    outcomes = [expect(comparison, "fedadam>fedavg")]
+    folders = tmp_path / "a" / "b", tmp_path / "c"
+    first, second = (
+        [p.read_text() for p in write_report(f, comparison, outcomes, "fl-kit report")]
+        for f in folders
+    )
+    assert first[1:] == second[1:]
+    lines = [[x for x in t[0].splitlines() if "made on" not in x] for t in (first, second)]
+    assert lines[0] == lines[1]
+    assert "command: `fl-kit report`" in first[0]
+    assert "fedavg-0-0.1" in first[0]
+
+
+def test_the_csv_holds_the_differences() -> None:
+    """From the lines of a level the report's mean difference can be computed again."""
+    comparison = compare(grid())
+    lines = list(csv.DictReader(io.StringIO(as_csv(comparison))))
+    assert len(lines) == len(grid())
+    for row in comparison.at_rounds.overall[1:]:
+        own = [x for x in lines if x["level"] == row.level]
+        found = np.mean(
+            [float(x["value_at_equal_rounds"]) - float(x["baseline_at_equal_rounds"]) for x in own]
+        )
+        assert row.difference is not None
+        assert row.difference.mean == pytest.approx(float(found))
+    assert all(float(x["bytes"]) == 20.0 for x in lines)
+
+
+def test_the_json_is_everything(tmp_path: Path) -> None:
+    """The JSON reads back, with every row, pair, expectation and note."""
+    comparison = compare([*both(), replace(run("krum"), status="KILLED")])
+    outcomes = [expect(comparison, "fedadam>fedavg")]
+    path = write_report(tmp_path, comparison, outcomes, "x --uri mysql://me:secret@host/db")[2]
+    data = json.loads(path.read_text())
+    assert data["command"] == "x --uri mysql://me:***@host/db"
+    assert data["levels"] == ["fedavg", "fedadam"]
+    assert data["notes"] == ["left out: 1 KILLED"]
+    assert data["expectations"][0]["holds"] is False
+    assert len(data["tables"]["equal_bytes"]["pairs"]["fedadam"]) == 2
+    assert data["tables"]["equal_rounds"]["rows"][1]["difference"]["mean"] == pytest.approx(0.1)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """A file where the folder should be is bad input."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--out=.*file: a folder that can be written to"):
+        write_report(tmp_path / "file", compare(both()))
+
+
+# ---------------------------------------------------------------------------- a sweep's end
+def test_summary_over_seeds() -> None:
+    """Each configuration's mean over seeds, the best by objective, and what failed with why."""
+    runs = [
+        replace(run(name, seed), metrics={"eval/accuracy": value, "server/accuracy": value - 0.5})
+        for name, values in {"fedavg": (0.6, 0.8), "fedadam": (0.8, 0.9)}.items()
+        for seed, value in enumerate(values)
+    ]
+    failed = RunSummary("", {"seed": "2"}, status="FAILED", error="no rows", name="fedadam s2")
+    summary = summary_table([*runs, failed])
+    best, other = summary.rows
+    assert (best.label, best.seeds, best.best) == ("strategy=fedadam", ("0", "1"), True)
+    assert best.objective == "eval/accuracy"
+    assert best.mean == pytest.approx((0.8 + 0.9) / 2)
+    assert best.sd == pytest.approx(0.1 / math.sqrt(2))
+    assert best.server_mean == pytest.approx((0.3 + 0.4) / 2)
+    assert (other.label, other.best) == ("strategy=fedavg", False)
+    text = to_text(summary_blocks(summary))
+    assert "FAILED: fedadam s2: no rows" in text
+    assert "best" in text
+
+
+def test_summary_follows_the_objective() -> None:
+    """The config's objective decides, in its direction, among runs of one data set."""
+    runs = [
+        replace(
+            run(name, objective="eval/log_loss"),
+            metrics={"eval/log_loss": value, "eval/accuracy": value},
+        )
+        for name, value in {"a": 0.5, "b": 0.4, "c": math.nan}.items()
+    ]
+    assert [row.best for row in summary_table(runs).rows] == [False, True, False]
+    lone = summary_table(runs[:1]).rows[0]
+    assert (lone.best, lone.sd, lone.label) == (False, None, "")
+    assert summary_table([]).rows == ()
+    assert summary_blocks(summary_table([])) == ()
+    no_metrics = summary_table([replace(run("a"), metrics={})])
+    assert no_metrics.rows[0].mean is None
+    assert "the only one" in to_text(summary_blocks(no_metrics))
+
+
+def test_the_best_is_of_one_data_set() -> None:
+    """Accuracies on two data sets are no rivals: each data set has its best."""
+    runs = [
+        replace(run(name, dataset__name=dataset), metrics={"eval/accuracy": value})
+        for dataset, name, value in [
+            ("x", "a", 0.9),
+            ("x", "b", 0.8),
+            ("y", "a", 0.1),
+            ("y", "b", 0.2),
+        ]
+    ]
+    best = [row.label for row in summary_table(runs).rows if row.best]
+    assert best == ["dataset=x, strategy=a", "dataset=y, strategy=b"]
+
+
+# ---------------------------------------------------------------------------- reading MLflow
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Make one store for all tests of this file: a new one takes seconds."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    MlflowStore(uri, Path()).connect()
+    return uri
+
+
+@pytest.fixture
+def experiment(uri: str, request: pytest.FixtureRequest) -> str:
+    """Make an experiment of the test's own and return its name."""
+    name = f"{request.node.name} experiment"
+    MlflowClient(uri).create_experiment(name)
+    return name
+
+
+def log(uri: str, experiment: str, told: RunSummary) -> str:
+    """Log a run that was made by hand, and return MLflow's id."""
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    run_id = client.create_run(found.experiment_id, told.start_ms, run_name=told.name).info.run_id
+    client.log_batch(
+        run_id,
+        [Metric(k, v, 1, step) for k, curve in told.curves.items() for step, v in curve.items()],
+        [Param(name, value) for name, value in told.params.items()],
+        [RunTag(name, value) for name, value in told.tags.items()],
+    )
+    if told.error:
+        client.set_tag(run_id, "error", told.error)
+    if told.status != "RUNNING":
+        client.set_terminated(run_id, told.status)
+    return str(run_id)
+
+
+def test_runs_are_read_as_they_were_logged(
+    uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Params, tags, curves, status and error come back, over several pages, newest first."""
+    monkeypatch.setattr("fl_app.report.reading._PAGE", {False: 2})
+    told = [replace(run("fedavg", seed), start_ms=seed + 1) for seed in range(5)]
+    told.append(replace(run("krum"), status="FAILED", error="DataError: no rows", start_ms=6))
+    ids = [log(uri, experiment, one) for one in told]
+    found = read_runs(uri, experiment=experiment)
+    assert [r.run_id for r in found] == ids[::-1]
+    for one, other in zip(told, found[::-1], strict=True):
+        assert (one.params, one.status, one.error) == (other.params, other.status, other.error)
+        assert other.tags["data.sha256"] == one.tags["data.sha256"]
+        assert other.metrics == one.metrics
+        assert other.curves == (one.curves if one.finished else {})
+        assert (other.name, other.start_ms) == (one.name, one.start_ms)
+
+
+def test_a_server_is_read_in_threads(
+    uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where calls take the time they run side by side, and every curve lands with its run."""
+    told = [run(name, seed, (0, seed)) for name in ("fedavg", "x") for seed in range(8)]
+    for one in told:
+        log(uri, experiment, one)
+    one_by_one = read_runs(uri, experiment=experiment)
+    monkeypatch.setattr("fl_app.report.reading.is_http", lambda uri: True)
+    assert read_runs(uri, experiment=experiment) == one_by_one
+    assert [r.curves[ACCURACY][1] for r in one_by_one] == [float(r.seed) for r in one_by_one]
+
+
+def test_a_step_that_was_logged_twice_counts_once(uri: str, experiment: str) -> None:
+    """Of a step's values the one logged last counts; NaN is read as NaN."""
+    run_id = log(uri, experiment, run("fedavg"))
+    client = MlflowClient(uri)
+    client.log_metric(run_id, ACCURACY, 0.75, timestamp=9, step=1)
+    client.log_metric(run_id, ACCURACY, 0.25, timestamp=8, step=1)
+    client.log_metric(run_id, ACCURACY, math.nan, timestamp=9, step=2)
+    curve = read_runs(uri, experiment=experiment)[0].curves[ACCURACY]
+    assert list(curve) == [0, 1, 2]
+    assert curve[1] == 0.75
+    assert math.isnan(curve[2])
+
+
+def test_keys_that_mlflow_refuses_are_found(uri: str, experiment: str) -> None:
+    """A metric and a param are found by the name that was meant, sanitised or not."""
+    for seed in range(2):
+        for value in ("1", "2"):
+            told = run("x", seed, (0, float(value) + seed), "server/top[5]_accuracy")
+            curves = {key.replace("[", "_").replace("]", "_"): c for key, c in told.curves.items()}
+            params = {**told.params, "own.w_0_": value}
+            log(uri, experiment, replace(told, curves=curves, params=params))
+    metric = "server/top[5]_accuracy"
+    comparison = compare(
+        read_runs(uri, experiment=experiment, metric=metric), baseline="own.w[0]=1", metric=metric
+    )
+    assert difference(comparison, "2") == Interval(1.0, 1.0, 1.0, 2)
+
+
+def test_reading_makes_nothing(uri: str, experiment: str, tmp_path: Path) -> None:
+    """What is not there is refused with what is; no file, folder or experiment appears."""
+    before = {e.name for e in MlflowClient(uri).search_experiments()}
+    with pytest.raises(InputError, match=r"--mlflow-experiment=nope: one of .*Default"):
+        read_runs(uri, experiment="nope")
+    with pytest.raises(InputError, match="an experiment that has runs"):
+        read_runs(uri, experiment=experiment)
+    assert {e.name for e in MlflowClient(uri).search_experiments()} == before
+
+    missing = tmp_path / "folder" / "mlflow.db"
+    with pytest.raises(InputError, match="a store that exists"):
+        read_runs(f"sqlite:///{missing}")
+    assert not missing.parent.exists()
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as database:
+        database.execute("CREATE TABLE mine (x INTEGER)")
+    content = other.read_bytes()
+    with pytest.raises(InputError, match="a database of MLflow; this one has not its tables"):
+        read_runs(f"sqlite:///{other}")
+    assert other.read_bytes() == content
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:1: a server that answers"):
+        read_runs("http://127.0.0.1:1")
+    with pytest.raises(InputError, match="tracking URI=nonsense: must be sqlite"):
+        read_runs("nonsense")
+
+
+def test_a_sweeps_end(uri: str, experiment: str) -> None:
+    """Of a sweep only its runs are told: the summary, the comparison or why there is none."""
+    told = [*ending("fedavg", [0.5, 0.6]), *ending("fedadam", [0.7, 0.8])]
+    for one in told:
+        metrics = {**one.curves, "eval/accuracy": one.curves[ACCURACY]}
+        tags = {**one.tags, "sweep.id": "mine"}
+        log(uri, experiment, replace(one, tags=tags, curves=metrics))
+    log(uri, experiment, replace(run("krum"), tags={"sweep.id": "another"}))
+    text = sweep_report("mine", uri, baseline="strategy=fedavg", expectations=["fedadam>fedavg"])
+    assert "strategy=fedadam      2  0.7500 ± 0.0707  0.7500 ± 0.0707  best" in text
+    assert "expected fedadam>fedavg: holds (difference +0.2000 [+0.2000, +0.2000])" in text
+    assert "krum" not in text
+    failed = RunSummary("", {}, status="FAILED", error="never began", name="job 4")
+    text = sweep_report("mine", uri, baseline="strategy=krum", failures=[failed])
+    assert "FAILED: job 4: never began" in text
+    assert "no comparison: --baseline=strategy=krum: one that was run: fedadam; fedavg" in text
+    with pytest.raises(InputError, match=r"--sweep=x: a sweep that has runs; newest: .*mine"):
+        sweep_report("x", uri)
+    with pytest.raises(InputError, match="--sweep=o'clock: the tag"):
+        sweep_report("o'clock", uri)
+
+
+# ---------------------------------------------------------------------------- fl-kit report
+def fl_kit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run the command and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["fl-kit", "report", *words])
+    try:
+        commands.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_the_command(
+    uri: str,
+    experiment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Tables on stdout, files in the folder; strict makes a failed expectation exit status 1."""
+    for one in [*ending("fedavg", [0.5, 0.6]), *ending("fedadam", [0.7, 0.8])]:
+        log(uri, experiment, one)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    where = ("--mlflow-experiment", experiment, "--expect", "fedavg>fedadam")
+    assert fl_kit(monkeypatch, *where, "--out", str(tmp_path / "out")) == 0
+    out = capsys.readouterr().out
+    assert "+0.2000 [+0.2000, +0.2000]  2/0/0" in out
+    assert "expected fedavg>fedadam: does not hold (difference -0.2000 [" in out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "report.csv",
+        "report.json",
+        "report.md",
+    ]
+    assert fl_kit(monkeypatch, *where, "--strict") == 1
+    assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>fedavg", "--strict") == 0
+    capsys.readouterr()
+    assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>krum", "--strict") == 2
+    error = capsys.readouterr().err
+    assert error == "fl-kit: --expect=krum: one that was run: fedadam; fedavg\n"

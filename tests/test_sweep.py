@@ -1,0 +1,72 @@
+"""What the jobs of a sweep tell whoever started it, and the text that it closes with."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fl_app.schema import from_dict
+from fl_app.sweep import Job, job_log, note, read_jobs, summarise, with_config
+
+
+def job(number: int, strategy: str, seed: int, accuracy: float, status: str = "FINISHED") -> Job:
+    """Make a job that is not recorded anywhere else."""
+    data = {"strategy": {"name": strategy}, "seed": seed, "tracking": {"name": "none"}}
+    config = from_dict(data)
+    told = with_config(Job(number, [f"strategy={strategy}", f"seed={seed}"], status), config)
+    return replace(told, metrics={"eval/accuracy": accuracy, "server/accuracy": accuracy})
+
+
+def test_jobs_come_back_as_they_were_noted() -> None:
+    """Whatever jobs note, at a time and in any order, is read back whole and by number."""
+    jobs = [job(number, "fedavg", number, 0.5 + number / 100) for number in range(40)]
+    with job_log() as path:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(note, reversed(jobs)))
+        assert read_jobs(path) == jobs
+
+
+def test_the_log_is_gone_afterwards() -> None:
+    """Neither the file nor the variable outlives the command; a note then goes nowhere."""
+    with job_log() as path:
+        assert os.environ["FL_APP_SWEEP_LOG"] == str(path)
+    assert not path.exists()
+    assert "FL_APP_SWEEP_LOG" not in os.environ
+    note(job(0, "fedavg", 0, 0.5))
+
+
+def test_a_sweep_is_summarised_over_seeds() -> None:
+    """A configuration is one row with the mean of its seeds; the best by ``eval/`` is marked."""
+    jobs = [
+        job(0, "fedavg", 0, 0.80),
+        job(1, "fedavg", 1, 0.90),
+        job(2, "fedadam", 0, 0.70),
+        job(3, "fedadam", 1, 0.60),
+    ]
+    rows = {line.split()[0]: line for line in summarise(jobs).splitlines() if "=" in line}
+    assert "0.8500 ± 0.0707" in rows["strategy=fedavg"]
+    assert rows["strategy=fedavg"].endswith("best")
+    assert "0.6500" in rows["strategy=fedadam"]
+    assert not rows["strategy=fedadam"].endswith("best")
+
+
+def test_a_failed_job_has_its_line() -> None:
+    """What failed is told with its overrides and its reason, and is in no mean."""
+    bad = replace(job(1, "fedavg", 1, 0.0, "FAILED"), error="no disk")
+    text = summarise([job(0, "fedavg", 0, 0.8), bad])
+    assert "FAILED: job 1: strategy=fedavg seed=1: no disk" in text
+    assert "0.8000" in text
+    assert bad.failed
+    assert not job(0, "fedavg", 0, 0.8).failed
+
+
+def test_untracked_sweeps_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison needs the record; without one there is a summary only, and no store is made."""
+    monkeypatch.setenv("FL_APP_HOME", str(tmp_path / "home"))
+    text = summarise([job(0, "fedavg", 0, 0.8), job(1, "fedadam", 0, 0.9)])
+    assert "at equal rounds" not in text
+    assert not (tmp_path / "home").exists()
