@@ -1,0 +1,189 @@
+"""Sweeps as typed: checked first, one run a job, a table at the end, left out where done before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fl_app import __main__ as command
+from fl_app.config import check_sweep
+from fl_app.errors import ConfigError
+from fl_app.report import find_finished, read_runs
+
+from .support import command as fl_command
+
+SMALL = ("dataset=wine", "num_clients=3", "num_server_rounds=3", "tracking.figures=false")
+Typed = Callable[..., int]
+
+
+@pytest.fixture
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """Type ``fl-app`` in a folder of its own; return the exit status."""
+    monkeypatch.setenv("FL_APP_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def type_words(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["fl-app", *words])
+        monkeypatch.setattr(command, "_failures", [])
+        monkeypatch.setattr(command, "_begun", [])
+        try:
+            command.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return type_words
+
+
+def test_a_sweep_ends_with_its_table(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every job is one line and one run with the sweep's id; the comparison with FedAvg follows."""
+    assert typed("-m", *SMALL, "strategy=fedavg,fedprox", "seed=0,1") == 0
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if "| round 3/3 |" in line]) == 4
+    assert "mean ± sd over seeds" in out
+    assert "at equal rounds" in out
+    assert "at equal bytes" in out
+    runs = read_runs(experiment="wine")
+    assert [run.status for run in runs] == ["FINISHED"] * 4
+    assert len({run.tags["sweep.id"] for run in runs}) == 1
+    assert {(run.params["strategy.name"], run.seed) for run in runs} == {
+        (name, seed) for name in ("fedavg", "fedprox") for seed in "01"
+    }
+    assert f"tag sweep.id = {runs[0].tags['sweep.id']}" in out
+
+
+def test_what_is_finished_is_skipped(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same sweep again makes no run; another value makes its own only; so does a single run."""
+    words = ["-m", *SMALL, "seed=0,1", "skip_finished=true"]
+    assert typed(*words) == 0
+    assert "skipped" not in capsys.readouterr().out
+    assert typed(*words) == 0
+    out = capsys.readouterr().out
+    assert out.count("skipped, finished as run") == 2
+    assert "mean ± sd over seeds" in out
+    assert len(read_runs(experiment="wine")) == 2
+    assert typed("-m", *SMALL, "seed=0,1,2", "skip_finished=true") == 0
+    assert capsys.readouterr().out.count("skipped") == 2
+    assert typed(*SMALL, "seed=2", "skip_finished=true") == 0
+    assert "skipped" in capsys.readouterr().out
+    assert len(read_runs(experiment="wine")) == 3
+
+
+def test_a_run_is_found_by_config_and_data(typed: Typed) -> None:
+    """Both digests decide; a store that is not there has no run, and is not made by asking."""
+    assert find_finished(None, {"config.sha256": "x"}) is None
+    assert typed(*SMALL) == 0
+    (run,) = read_runs(experiment="wine")
+    tags = {name: run.tags[name] for name in ("config.sha256", "data.sha256")}
+    found = find_finished(None, tags)
+    assert found is not None
+    assert found.run_id == run.run_id
+    for name in tags:
+        assert find_finished(None, {**tags, name: "other"}) is None
+
+
+def test_a_failed_job_leaves_the_others(
+    typed: Typed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One job fails while it runs: the others finish, the table names it, the status is 1."""
+    from fl_app import client_app
+
+    whole = client_app._federation
+
+    def broken(config_json: str, encoding_json: str) -> object:
+        if '"seed":1' in config_json:
+            raise RuntimeError("no disk")
+        return whole(config_json, encoding_json)
+
+    monkeypatch.setattr(client_app, "_federation", broken)
+    assert typed("-m", *SMALL, "seed=0,1,2") == 1
+    told = capsys.readouterr()
+    assert "FAILED: job 1: seed=1: round 1: 0 usable replies" in told.out
+    assert "Error executing job" not in told.err
+    statuses = {run.seed: run.status for run in read_runs(experiment="wine")}
+    assert statuses == {"0": "FINISHED", "1": "FAILED", "2": "FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["model.learning_rate=0.1,-1"], "model.learning_rate=-1: expected a finite number > 0"),
+        (["strategy=fedstacking", "num_server_rounds=4,2"], "num_server_rounds=2: strategy="),
+        (["strategy=fedavg,nope"], "strategy=nope: one of "),
+        (["sede=0,1"], "sede=0,1: no such key; did you mean seed?"),
+        (
+            ["strategy=fedavg,krum", "num_clients=2"],
+            "num_clients=2: strategy=krum needs at least 5",
+        ),
+        (["seed=0,1", "dataset.test_fraction=2"], "dataset.test_fraction=2: expected"),
+        (["seed=0,1", "skip_finished=true", "tracking=none"], "skip_finished=true: false with"),
+        (["hydra/launcher=nope", "seed=0,1"], "launcher=nope: one of "),
+    ],
+)
+def test_a_mistake_in_one_job_stops_all(
+    words: list[str], text: str, typed: Typed, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Found before the first job starts: one line, status 2, nothing run and no store made."""
+    assert typed("-m", *words) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(f"fl-app: {text}")
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+    assert not (tmp_path / "home").exists()
+
+
+def test_experiments_that_are_sweeps_say_so() -> None:
+    """Their keys are swept without ``-m``; what is typed takes the place of a swept key."""
+    for name in ("stacking_vs_averaging", "heart_disease"):
+        assert set(check_sweep([f"experiment={name}"], False)) == {"strategy", "seed"}
+        assert check_sweep([f"experiment={name}", "seed=3"], False) == ("strategy",)
+    assert check_sweep(["experiment=two_lines"], False) == ()
+    with pytest.raises(ConfigError, match="num_server_rounds=2"):
+        check_sweep(["experiment=stacking_vs_averaging", "num_server_rounds=2"], False)
+
+
+def test_names_of_runs_tell_jobs_apart(typed: Typed) -> None:
+    """What a sweep is over stands in the names of its runs."""
+    assert typed("-m", *SMALL, "model.learning_rate=0.1,0.5", "seed=0,1") == 0
+    names = {run.name for run in read_runs(experiment="wine")}
+    assert len(names) == 4
+    assert all(("learning_rate=0.1" in name) != ("learning_rate=0.5" in name) for name in names)
+
+
+def test_the_experiment_on_hospitals(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
+    """``experiment=heart_disease`` runs its seven strategies on paired seeds and compares them."""
+    words = ["experiment=heart_disease", "seed=0,1", "num_server_rounds=3"]
+    assert typed(*words, "tracking.figures=false") == 0
+    out = capsys.readouterr().out
+    table = out.partition("at equal rounds")[2].partition("at equal bytes")[0]
+    for name in ("local", "n_average", "fedprox", "fedadam", "fedstacking", "pooled"):
+        (line,) = [row for row in table.splitlines() if row.startswith(f"{name} ")]
+        assert "[" in line
+
+
+def test_optuna_needs_its_plugin(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
+    """The preset's trials are runs; the value that they are judged by comes back to Optuna."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert typed("-m", *SMALL, "sweep=learning_rate", "hydra.sweeper.n_trials=2") == 0
+    assert len(read_runs(experiment="wine")) == 2
+    assert "mean ± sd over seeds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_sixteen_jobs_in_processes_on_a_new_store(tmp_path: Path) -> None:
+    """Joblib's launcher on a store that does not exist yet: 16 FINISHED, then 16 skipped."""
+    words = ("fl-app", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "dataset=wine")
+    sweep = ("strategy=fedavg,fedstacking", "seed=range(8)", "tracking.figures=false")
+    home = str(tmp_path / "home")
+    first = fl_command(*words, *sweep, cwd=tmp_path, FL_APP_HOME=home)
+    assert first.returncode == 0, first.stderr
+    runs = read_runs(f"sqlite:///{home}/mlflow.db", experiment="wine")
+    assert [run.status for run in runs] == ["FINISHED"] * 16
+    again = fl_command(*words, *sweep, "skip_finished=true", cwd=tmp_path, FL_APP_HOME=home)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("skipped, finished as run") == 16
+    assert len(read_runs(f"sqlite:///{home}/mlflow.db", experiment="wine")) == 16
