@@ -59,9 +59,17 @@ def test_composing_twice_gives_equal_configs() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_changes_the_config(name: str) -> None:
     """An experiment's own values win over ``config.yaml``, and what is typed wins over both."""
-    config = compose_config([f"experiment={name}"])
+    single = "hydra.mode=RUN"  # an experiment may be a sweep by itself
+    config = compose_config([f"experiment={name}", single])
     assert config != compose_config([])
-    assert compose_config([f"experiment={name}", "num_server_rounds=97"]).num_server_rounds == 97
+    typed = compose_config([f"experiment={name}", single, "num_server_rounds=97"])
+    assert typed.num_server_rounds == 97
+
+
+def test_a_sweep_is_no_single_run() -> None:
+    """Under ``flwr run``, which makes one run, an experiment that is a sweep is refused."""
+    with pytest.raises(ConfigError, match="needs fl-app --multirun"):
+        compose_config(["experiment=stacking_vs_averaging"])
 
 
 def test_the_lesson_is_as_its_documentation_says() -> None:
