@@ -51,11 +51,11 @@ def test_every_dependency_is_pinned() -> None:
 
 # ---------------------------------------------------------------------------- conf and schema
 def test_every_option_has_a_file_and_every_file_an_option() -> None:
-    """Hydra's groups are the schema's, option by option, besides the experiments."""
+    """Hydra's groups are the schema's, option by option, besides experiments and sweeps."""
     files = {
         (path.parent.name, path.stem)
         for path in (ROOT / "conf").glob("*/*.yaml")
-        if path.parent.name != "experiment"
+        if path.parent.name not in ("experiment", "sweep")
     }
     assert files == set(OPTIONS)
     assert list((ROOT / "conf").glob("*.yaml")) == [ROOT / "conf" / "config.yaml"]
