@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fl_app.errors import ConfigError
-from fl_app.schema import GROUPS, Config, from_dict
+from fl_app.schema import BASE_MODELS, GROUPS, Config, from_dict
 
 __all__ = ["check_sweep", "compose_config", "config_dir", "explain", "typed"]
 
@@ -209,6 +209,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         if "hydra/" in text and found[2] in _PLUGINS:
             extra = "its plugin is missing: pip install 'fl-app[sweep]'"
             return ConfigError(f"hydra/{found[1]}", found[2], extra)
+        if found[1] == "model" and found[2] in BASE_MODELS:
+            allowed += "; scikit-learn's estimators are base models of strategy=fedstacking: "
+            allowed += f"strategy.base_models=[{found[2]}]"
         return ConfigError(found[1], found[2], f"one of {allowed}")
     if isinstance(error, OverrideParseException):
         return ConfigError("override", error.override, f"KEY=VALUE ({_line(error)})")

@@ -113,13 +113,16 @@ class FedStacking(FedAvg):
     ``collect`` (also ``stack-send-base``: whether the base model is still wanted)
         In: with ``fedavg``, ``global/<array>`` and ``fold_<v>/<array>``. Out: the same after local
         training, copy v without the rows of the client's fold v, and ``fold_examples`` (V,), int64,
-        the rows behind each copy. If it is wanted and can be given, ``base/<kind>/<array>`` and
-        ``counts``, int64, training rows of each class (C,) or of all (1,); with ``ls`` also
-        ``linear/`` + the arrays of :class:`fl_app.stacking.Sums` from
-        :func:`fl_app.stacking.linear_sums`, if the client has enough rows.
+        the rows behind each copy. Take the folds of :func:`fl_app.stacking.sum_folds`: two copies
+        differ by the gradient of the rows between them, and that of a single row is the row. If it
+        is wanted and can be given, ``base/<kind>/<array>`` and ``counts``, int64, training rows of
+        each class (C,) or of all (1,); with ``ls`` also ``linear/`` + the arrays of
+        :class:`fl_app.stacking.Sums` from :func:`fl_app.stacking.linear_sums`, if the client has
+        enough rows.
     ``stack``
         In: ``member/<partition>/<kind>/<array>``, ``fold_<v>/<kind>/<array>`` (the copies of the
-        global member), ``weights`` with ``none``. Out: ``sums/`` + the arrays of
+        global member; ``ls/weights`` is for :func:`fl_app.stacking.predict_linear`), ``weights``
+        with ``none``. Out: ``sums/`` + the arrays of
         :class:`fl_app.stacking.Sums`.
     ``select`` (also ``stack-is-new``, ``stack-provisional``, ``stack-gate``)
         In: as in ``stack``, and ``candidate/<number>/<fold>``, the weights without that fold; with
@@ -128,8 +131,9 @@ class FedStacking(FedAvg):
         validation rows, sum of rows right (squared errors) over them without and with it.
 
     For regression ``low`` and ``high`` (T,) come with every message. Every reply has a record
-    ``metrics`` with ``num-examples``, its training rows. ``evaluate`` messages are FedAvg's; the
-    global arrays are those of :class:`fl_app.models.stack.Stack` from round T-1 on.
+    ``metrics`` with ``num-examples``, its training rows. ``evaluate`` messages are FedAvg's; their
+    arrays are those of :mod:`fl_app.models.stack`, a stack's from round T-1 on at the latest. The
+    initial arrays are the global member's; with ``ls`` and ``none`` they are only passed on.
 
     A reply that does not keep the contract is left out with a warning. All sums are over whoever
     answered; a client may miss any round, and a member may be gone once its base model is here.
@@ -178,8 +182,13 @@ class FedStacking(FedAvg):
         self.global_member, self.num_folds = global_member, num_folds
         self.client_folds, self.min_rows_per_sum = client_folds, min_rows_per_sum
         self.max_members = max_members or stacking.max_members(num_outputs)
-        self.personal_gate, self.partitions = personal_gate, partitions or {}
+        self.personal_gate = personal_gate
+        self.partitions: Mapping[int, int] = {} if partitions is None else partitions
         self._check_member = check_member or _check_finite
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin a run: nothing of another one is known."""
         self._bases: dict[int, Member] = {}
         self._counts: dict[int, NDArray[Any]] = {}
         self._linear: dict[int, stacking.Sums] = {}
@@ -197,12 +206,16 @@ class FedStacking(FedAvg):
     # ------------------------------------------------------------------------- Flower's hooks
     def phase(self, server_round: int) -> str:
         """Return what a round does: a word of :data:`PHASES`."""
+        if server_round > self.num_rounds:
+            raise FederationError(f"round {server_round}: num_rounds={self.num_rounds} are over")
         return PHASES[max(0, server_round - self.num_rounds + 2)]
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send what the round's phase needs; in the last round to all nodes."""
+        if server_round == 1:
+            self._forget()
         phase = self.phase(server_round)
         self._good = set()
         if phase == "select":

@@ -552,8 +552,9 @@ def check_sums(
             raise DataError(f"sums.{name}", f"{array.dtype} {array.shape}", allowed)
         if not np.isfinite(array).all():
             raise DataError(f"sums.{name}", "not finite", "finite numbers")
-    rising = bool((np.diff(part.fold, prepend=-1) > 0).all())
-    if not rising or (s and part.fold[-1] >= num_folds):
+    # Within range first: a difference of any two integers may wrap.
+    known = bool(((part.fold >= 0) & (part.fold < num_folds)).all())
+    if not known or not (np.diff(part.fold) > 0).all():
         raise DataError("sums.fold", part.fold, f"rising numbers below {num_folds}")
     _check_counts(part, width, num_examples, bounded)
 
@@ -569,9 +570,17 @@ def _check_counts(part: Sums, width: int, num_examples: int, bounded: bool) -> N
     top = count * (1 + 1e-5)
     if bounded and (np.abs(part.gram).max(axis=1, initial=0) > top).any():
         raise DataError("sums.gram", float(np.abs(part.gram).max()), "at most the count of rows")
-    reach = np.sqrt(diagonal.max(axis=1) * part.squares.max(axis=1)) * (1 + 1e-5)
-    if (np.abs(part.cross).max(axis=(1, 2)) > reach).any():
-        raise DataError("sums.cross", float(np.abs(part.cross).max()), f"at most {reach.max():g}")
+    if (part.squares < 0).any():
+        raise DataError("sums.squares", float(part.squares.min()), "squares of at least 0")
+    # Cauchy and Schwarz, entry by entry. What squares lose to underflow is below the slack.
+    wide, slack = 1 + 1e-5, 1e-18 * count[:, None]
+    norm, truth = np.sqrt(diagonal.astype(np.float64)), np.sqrt(part.squares.astype(np.float64))
+    row, column = np.triu_indices(width)
+    if (np.abs(part.gram) > norm[:, row] * norm[:, column] * wide + slack).any():
+        raise DataError("sums.gram", "products", "at most the root of the product of two squares")
+    if (np.abs(part.cross) > norm[:, :, None] * truth[:, None] * wide + slack[..., None]).any():
+        allowed = "at most the root of the product of the squares"
+        raise DataError("sums.cross", float(np.abs(part.cross).max()), allowed)
 
 
 def pool(parts: Mapping[int, Sums], num_folds: int) -> Pooled:

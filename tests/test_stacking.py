@@ -878,3 +878,25 @@ def test_no_choice_is_given_test_rows() -> None:
     }
     for function, wanted in deciders.items():
         assert set(inspect.signature(function).parameters) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "text"),
+    [
+        ("fold", -1, -(2**63), "rising numbers below 4"),
+        ("squares", (0, 0), -1.0, "squares of at least 0"),
+        ("cross", (0, 0, 0), 1.0, "root of the product"),
+    ],
+)
+def test_sums_that_would_stop_the_server_are_refused(
+    name: str, place: Any, value: float, text: str
+) -> None:
+    """A fold that wraps, a negative square, a product with a column of zeros."""
+    part = client(CLASSES).sums
+    arrays = {key: array.copy() for key, array in part.to_arrays().items()}
+    if name == "cross":  # the first meta-feature is 0 on all rows
+        arrays["gram"][:, : CLASSES.width] = 0
+        arrays["cross"][:, 0] = 0
+    arrays[name][place] = value
+    with pytest.raises(DataError, match=text):
+        accept(CLASSES, Sums(**arrays))

@@ -375,6 +375,8 @@ class RandomForest:
             n_estimators=int(self.n_estimators),
             max_depth=int(self.max_depth),
             min_samples_leaf=int(self.min_samples_leaf),
+            # Drawn from a few rows, a sample may be one row over and over, and its leaf that row.
+            bootstrap=len(x) >= 10,
             random_state=seed,
             n_jobs=1,
         ).fit(_single(x), y if classes else _flat(y - offset))

@@ -317,6 +317,8 @@ class Carrier:
                 for path_, text in line["texts"].items():
                     _put_text(outbox, path_, text)
             self._store.log_files(run, outbox)
+        for path_ in {p: None for line in lines for p, t in line["texts"].items() if _is_table(t)}:
+            self._store.log_table(run, path_)
         self._mark(rounds=offset)
         for path in weights:
             path.unlink()
@@ -434,3 +436,8 @@ def one_line(error: BaseException) -> str:
     """Return an error as one line of at most 300 characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _is_table(text: str) -> bool:
+    """Return whether a text artifact is a table as MLflow writes them."""
+    return text.startswith('{"columns": ')

@@ -173,9 +173,12 @@ class MlflowStore:
         self._client.log_artifacts(run.run_id, str(folder))
 
     def log_table(self, run: Run, path: str) -> None:
-        """Tell the UI that an artifact is a table."""
-        value = json.dumps([{"path": path, "type": "table"}])
-        self._client.set_tag(run.run_id, "mlflow.loggedArtifacts", value, synchronous=True)
+        """Tell the UI that an artifact is a table, besides those that it knows of."""
+        key = "mlflow.loggedArtifacts"
+        known = json.loads(self._client.get_run(run.run_id).data.tags.get(key, "[]"))
+        if (entry := {"path": path, "type": "table"}) not in known:
+            value = json.dumps([*known, entry])
+            self._client.set_tag(run.run_id, key, value, synchronous=True)
 
     def log_model(
         self, run: Run, name: str, files: Path, metrics: Sequence[Metric], step: int

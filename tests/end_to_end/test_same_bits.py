@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fl_app.client_app import app as client_app
 from fl_app.config import compose_config
+from fl_app.data.partition import test_table as held_out
+from fl_app.data.table import Table
 from fl_app.errors import FederationError
 from fl_app.grid import InProcessGrid
 from fl_app.launch import Launch
+from fl_app.schema import Config
 from fl_app.server_app import app as server_app
 
 from .support import server_context
 
-STRATEGIES = ("fedavg", "fedadam", "fedmedian", "local")
+STRATEGIES = ("fedavg", "fedadam", "fedmedian", "local", "fedstacking")
 
 
 def digest(tmp_path: Path, shuffle: int | None, *overrides: str) -> str:
@@ -39,12 +43,34 @@ def test_order_of_replies_changes_no_bit(strategy: str, tmp_path: Path) -> None:
     assert digest(tmp_path, 2, *overrides) == first
 
 
-def test_part_of_the_clients_is_drawn_by_the_seed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["fedavg", "fedstacking"])
+def test_part_of_the_clients_is_drawn_by_the_seed(strategy: str, tmp_path: Path) -> None:
     """With ``fraction_train=0.5`` the same seed gives the same bits, another seed others."""
-    overrides = ["num_clients=6", "fraction_train=0.5"]
+    overrides = [f"strategy={strategy}", "num_clients=6", "fraction_train=0.5"]
     first = digest(tmp_path, None, *overrides)
     assert digest(tmp_path, 7, *overrides) == first
     assert digest(tmp_path, None, *overrides, "seed=1") != first
+
+
+def test_test_rows_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other labels on all the server's test rows its metrics change, and no weight does."""
+    from fl_app import server_app as module
+
+    overrides = ["strategy=fedstacking", "dataset=wine", "num_clients=4", "num_server_rounds=4"]
+    first = digest(tmp_path, None, *overrides)
+    result = tmp_path / "out-None" / "result.json"
+    honest = json.loads(result.read_text())["metrics"]
+
+    def other_labels(config: Config) -> Table:
+        table = held_out(config)
+        return replace(table, target=(table.target + 1) % 3)
+
+    monkeypatch.setattr(module, "test_table", other_labels)
+    assert digest(tmp_path, None, *overrides) == first
+    other = json.loads(result.read_text())["metrics"]
+    assert other["server/accuracy"] < 0.5 < honest["server/accuracy"]
+    apart = {key for key in honest if honest[key] != other[key]}
+    assert apart == {key for key in honest if key.startswith("server/")}
 
 
 def test_float32_stays_float32(tmp_path: Path) -> None:

@@ -1,0 +1,485 @@
+"""A stacking client alone: what it fits, what it adds up, what it keeps to itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+
+from fl_app import stacking
+from fl_app.errors import DataError
+from fl_app.models import estimators
+from fl_app.models.metrics import score
+from fl_app.models.stack import Member, Stack, unpack, unpack_members
+from fl_app.seeding import generator, one_thread
+from fl_app.stack_client import StackClient
+from fl_app.wire import StackRequest
+from tests.stacks import Arrays, Clients, Ran, Reply, bits, config_of, run
+
+V = 4
+KINDS = ("model", "logistic", "gaussian_nb", "random_forest", "hist_gradient_boosting")
+
+
+@lru_cache
+def ran(
+    dataset: str = "wine",
+    kind: str = "logistic",
+    global_member: str = "fedavg",
+    alpha: float = 0.0,
+    num_clients: int = 4,
+    gate: bool = True,
+) -> Ran:
+    """Run once; the tests only read it."""
+    strategy = {"base_models": [kind], "global_member": global_member, "personal_gate": gate}
+    deal = {"name": "dirichlet", "alpha": alpha} if alpha else {"name": "iid"}
+    data: dict[str, Any] = {"name": dataset}
+    if dataset.startswith("synthetic"):
+        data |= {"num_examples": 300, "num_features": 5}
+    return run(config_of(data, strategy, partitioner=deal, num_clients=num_clients))
+
+
+def client_of(source: Ran, partition: int, memory: RecordDict | None = None) -> StackClient:
+    return StackClient(
+        source.config,
+        source.encoding,
+        source.predictor.kinds(),
+        partition,
+        source.rows(partition),
+        RecordDict() if memory is None else memory,
+    )
+
+
+def request_of(reply: Reply) -> StackRequest:
+    said = reply.settings
+    return StackRequest(
+        reply.phase,
+        reply.server_round,
+        num_folds=said["stack-num-folds"],
+        min_rows=said["stack-min-rows"],
+        client_folds=said["stack-client-folds"],
+        send_base=said.get("stack-send-base", False),
+        is_new=said.get("stack-is-new", False),
+        provisional=said.get("stack-provisional", 0),
+        gate=said.get("stack-gate", False),
+    )
+
+
+def answer(client: StackClient, reply: Reply, **changes: Any) -> tuple[Arrays, dict[str, float]]:
+    with one_thread():
+        return client.answer(replace(request_of(reply), **changes), reply.sent)
+
+
+def reply_of(source: Ran, phase: str, partition: int) -> Reply:
+    return next(r for r in source.clients.replies(phase) if r.partition == partition)
+
+
+# ---------------------------------------------------------------------------- nothing but the seed
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_answer_follows_from_its_message(kind: str) -> None:
+    """A client that has never been asked before says what the one in the run said."""
+    source = ran(kind=kind)
+    for reply in source.clients.diary:
+        arrays, metrics = answer(client_of(source, reply.partition), reply)
+        assert bits(arrays) == bits(reply.arrays)
+        assert metrics == {k: v for k, v in reply.metrics.items() if k != "num-examples"}
+
+
+@pytest.mark.parametrize("partition", [0, 3])
+def test_a_memory_saves_fits_only(partition: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its memory a client fits a base model and its fold models once for all rounds."""
+    source, memory, fitted = ran(), RecordDict(), []
+    real = estimators.fit
+    monkeypatch.setattr(
+        estimators,
+        "fit",
+        lambda *a, **k: fitted.append(a[0]) or real(*a, **k),  # type: ignore[func-returns-value]
+    )
+    for reply in source.clients.diary:
+        if reply.partition == partition:
+            arrays, _ = answer(client_of(source, partition, memory), reply)
+            assert bits(arrays) == bits(reply.arrays)
+    assert len(fitted) == 1 + V
+    assert set(memory) == {"stack-base", "stack-own"}
+
+
+# ---------------------------------------------------------------------------- out-of-fold
+def blocks_of(source: Ran, partition: int) -> tuple[NDArray[Any], list[Member], StackClient]:
+    """Return the meta-features of a client's rows as (n, B, C) probabilities, and the members."""
+    reply, client = reply_of(source, "stack", partition), client_of(source, partition)
+    members = unpack_members(reply.sent)
+    layout = client._layout(reply.sent, members)
+    with one_thread():
+        features, _ = client._features(request_of(reply), reply.sent, members, layout)
+    shape = (-1, layout.num_blocks, layout.num_outputs)
+    return np.square(features[:, :-1]).reshape(shape), list(members.values()), client
+
+
+@pytest.mark.parametrize("kind", ["logistic", "random_forest", "gaussian_nb"])
+def test_the_own_block_is_out_of_fold_and_no_other(kind: str) -> None:
+    """A member's word on its own rows is that of models that have not seen them."""
+    source, own = ran(kind=kind), 2
+    blocks, members, client = blocks_of(source, own)
+    x, y = client.rows.x, client.rows.y
+    seed = source.config.seed
+    folds = stacking.row_folds(y, V, generator(seed, "folds", 0, own), True)
+    floor = {"min_samples_leaf": 2} if kind == "random_forest" else {}
+    for fold in range(V):
+        seen, new = folds != fold, folds == fold
+        if kind == "gaussian_nb":
+            seen = seen & (np.bincount(y[seen], minlength=3)[y] >= 3)
+        arrays = estimators.fit(
+            kind,
+            x[seen],
+            y[seen],
+            task="classification",
+            num_outputs=3,
+            rng=generator(seed, f"base-fold-{fold}", 0, own),
+            params=floor,
+        )
+        expected = estimators.predict(kind, arrays, x[new])
+        np.testing.assert_allclose(blocks[new, own], expected, atol=1e-12)
+    for k, member in enumerate(members):
+        plain = estimators.predict(kind, member.arrays, x)
+        assert np.allclose(blocks[:, k], plain, atol=1e-12) == (k != own)
+
+
+def test_a_member_one_bit_off_is_not_its_own() -> None:
+    """The own block is left out of fold only where the member is the model that was fitted."""
+    source, own = ran(kind="random_forest"), 2
+    reply = reply_of(source, "stack", own)
+    name = f"member/{own:03d}/random_forest/value"
+    value = reply.sent[name].copy()
+    value[0, 0] = np.nextafter(value[0, 0], np.float32(0.5))
+    received = reply.sent | {name: value}
+    client = client_of(source, own)
+    members = unpack_members(received)
+    layout = client._layout(received, members)
+    features, _ = client._features(request_of(reply), received, members, layout)
+    block = np.square(features[:, own * 3 : own * 3 + 3])
+    plain = estimators.predict("random_forest", members[own].arrays, client.rows.x)
+    np.testing.assert_allclose(block, plain, atol=1e-12)
+
+
+def sum_folds_of(source: Ran, partition: int) -> stacking.SumFolds:
+    """Deal a client's rows to sums as it does."""
+    rows = source.rows(partition)
+    classes = source.encoding.task == "classification"
+    rng = generator(source.config.seed, "stack", 0, partition)
+    return stacking.sum_folds(rows.y, V, 2, rng, classes=classes)
+
+
+@pytest.mark.parametrize("dataset", ["wine", "diabetes"])
+def test_a_copy_never_sees_its_fold(dataset: str) -> None:
+    """Other rows in fold v leave copy v as it is, and move every other copy."""
+    source = ran(dataset, "model")
+    reply = next(r for r in source.clients.diary if (r.phase, r.partition) == ("collect", 1))
+    fold = sum_folds_of(source, 1).fold
+    honest, _ = answer(client_of(source, 1), reply)
+    assert honest["fold_examples"].tolist() == [int((fold != v).sum()) for v in range(V)]
+    for v in range(V):
+        client = client_of(source, 1)
+        x = client.rows.x.copy()
+        x[fold == v] += 1.0
+        moved, _ = answer(replace(client, rows=replace(client.rows, x=x)), reply)
+        for name in honest:
+            if name.endswith("coef") and not name.startswith("base/"):
+                same = np.array_equal(honest[name], moved[name])
+                assert same == name.startswith(f"fold_{v}/")
+
+
+def test_the_global_block_is_that_of_the_copy_without_the_row() -> None:
+    """Each row's word of the global member comes from the copy that left its fold out."""
+    source, own = ran(), 3
+    blocks, _, client = blocks_of(source, own)
+    sent = reply_of(source, "stack", own).sent
+    fold = sum_folds_of(source, own).fold
+    for v in range(V):
+        copy = unpack(f"fold_{v}/model", sent)
+        expected = client.kinds.model.predict(copy, client.rows.x[fold == v])
+        np.testing.assert_allclose(blocks[fold == v, -1], expected, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------- metrics
+@pytest.mark.parametrize("dataset", ["wine", "diabetes"])
+@pytest.mark.parametrize("global_member", ["fedavg", "ls", "none"])
+def test_metrics_are_those_of_the_model_of_the_phase(dataset: str, global_member: str) -> None:
+    """In the choice they are the provisional candidate's, on rows that it is new to."""
+    kind = "logistic" if dataset == "wine" else "ridge"
+    source = ran(dataset, kind, global_member)
+    task = source.encoding.task
+    for reply in source.clients.diary:
+        told = {k: v for k, v in reply.metrics.items() if k != "num-examples"}
+        rows = source.rows(reply.partition)
+        assert reply.metrics["num-examples"] == len(rows.x)
+        if reply.phase == "collect" and global_member != "fedavg":
+            arrays = unpack(f"base/{kind}", answer(client_of(source, reply.partition), reply)[0])
+            if arrays:
+                outputs = estimators.predict(kind, arrays, rows.x)
+                assert told == score(task, source.encoding.in_units(outputs), rows.truth)
+        if reply.phase == "select" and task == "classification":
+            number = reply.settings["stack-provisional"]
+            right = reply.arrays["scores"][number, 1]
+            assert told["accuracy"] == pytest.approx(right / len(rows.x), rel=1e-12)
+            loss = reply.arrays["scores"][number, 2]
+            assert told["brier"] == pytest.approx(loss / len(rows.x), rel=1e-9)
+
+
+def test_new_rows_are_scored_by_the_final_weights() -> None:
+    """A client that is in no sum is new to the weights of all folds together."""
+    away = Clients(away=lambda server_round, partition: (server_round, partition) == (3, 2))
+    source = run(config_of("wine", {"global_member": "none"}), away)
+    reply = reply_of(source, "select", 2)
+    assert reply.settings["stack-is-new"]
+    weights = {name: a for name, a in reply.sent.items() if name.startswith("candidate/")}
+    final = source.stack.weights
+    assert any(a.shape == final.shape and np.array_equal(a, final) for a in weights.values())
+    client = client_of(source, 2)
+    members = unpack_members(reply.sent)
+    layout = client._layout(reply.sent, members)
+    features, _ = client._features(request_of(reply), reply.sent, members, layout)
+    for number in range(len(weights)):
+        out = stacking.combine(layout, features, weights[f"candidate/{number:02d}/0"])
+        right = (out.argmax(axis=1) == client.rows.y).sum()
+        assert reply.arrays["scores"][number, 1] == right
+
+
+# ---------------------------------------------------------------------------- the personal gate
+@pytest.mark.parametrize("dataset", ["wine", "diabetes"])
+def test_the_gate_is_priced_on_validation_rows(dataset: str) -> None:
+    """Its columns are a share, all validation rows, and their worth without and with it."""
+    source = ran(dataset, "logistic" if dataset == "wine" else "ridge")
+    for reply in source.clients.replies("select"):
+        rows, gates = source.rows(reply.partition), reply.arrays["gates"]
+        assert set(gates[:, 0]) <= set(stacking.GATES)
+        assert (gates[:, 1] == len(rows.x_eval)).all()
+        shut = gates[:, 0] == 0
+        assert (gates[shut, 2] == gates[shut, 3]).all()
+        # The chosen candidate without the gate is the final model.
+        outputs = source.predictor.outputs(source.final, rows.x_eval)
+        if dataset == "wine":
+            worth = float((outputs.argmax(axis=1) == rows.truth_eval).sum())
+        else:
+            worth = float(np.square(outputs - rows.truth_eval).sum())
+        assert np.isclose(gates[:, 2], worth, rtol=1e-6).any()
+
+
+def test_a_client_without_validation_rows_prices_no_gate() -> None:
+    """It says 0 rows, and the gate's metrics are those of the others; nobody's: none."""
+    source = run(config_of({"name": "wine", "val_fraction": 0.0}, {"personal_gate": True}))
+    for reply in source.clients.replies("select"):
+        assert (reply.arrays["gates"][:, 1:] == 0).all()
+    assert [name for name in source.extra if "gate" in name] == ["stack/gate_open"]
+
+
+# ---------------------------------------------------------------------------- small clients
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_rows", [1, 2, 3])
+@pytest.mark.parametrize("one_class", [True, False])
+def test_any_rows_give_an_answer(kind: str, num_rows: int, one_class: bool) -> None:
+    """A client of one to three rows answers every phase with what the server's checks accept."""
+    source = ran(kind=kind)
+    for phase in ("collect", "stack", "select"):
+        reply = reply_of(source, phase, 0)
+        client = client_of(source, 0)
+        if one_class:
+            kept = np.flatnonzero(client.rows.y == client.rows.y[0])[:num_rows]
+        else:
+            kept = np.unique(client.rows.y, return_index=True)[1][:num_rows]
+        rows = replace(
+            client.rows, x=client.rows.x[kept], y=client.rows.y[kept], truth=client.rows.truth[kept]
+        )
+        arrays, metrics = answer(replace(client, rows=rows), reply)
+        assert all(np.isfinite(a).all() for a in arrays.values())
+        assert all(np.isfinite(v) for v in metrics.values())
+        base = Member.from_arrays("base", arrays)
+        assert (base is not None) == (phase == "collect" and num_rows >= 2)
+        if base is not None:
+            client.kinds.check(base)
+            assert arrays["counts"].sum() == num_rows
+        if phase == "stack":
+            part = stacking.Sums.from_arrays(unpack("sums", arrays))
+            whole = one_class and num_rows >= 2
+            assert part.num_examples == (num_rows if whole else 0)
+        if phase == "select":
+            assert arrays["scores"][0, 0] == (num_rows if num_rows >= 2 else 0)
+
+
+def test_a_member_that_came_broken_is_not_used() -> None:
+    """A client checks what it is sent too: a broken member is an error, not a number."""
+    source = ran()
+    reply = reply_of(source, "stack", 0)
+    broken = np.full_like(reply.sent["member/001/logistic/coef"], np.nan)
+    received = reply.sent | {"member/001/logistic/coef": broken}
+    with pytest.raises(DataError, match=r"logistic\.coef=.*finite"):
+        client_of(source, 0).answer(request_of(reply), received)
+
+
+# ---------------------------------------------------------------------------- rows stay
+def found_rows(array: NDArray[Any], x: NDArray[Any]) -> set[int]:
+    """Return which rows stand in an array, along its last axis or across it, to float32."""
+    if array.dtype.kind not in "fiu":
+        return set()
+    found: set[int] = set()
+    rest = array.reshape(-1, *array.shape[-2:]) if array.ndim > 2 else [array]
+    for part in rest:
+        for values in {id(a): a for a in (part.ravel(), part.T.ravel())}.values():
+            if values.size < x.shape[1]:
+                continue
+            windows = np.lib.stride_tricks.sliding_window_view(
+                values.astype(np.float64), x.shape[1]
+            )
+            for row, wanted in enumerate(x):
+                start = windows[np.abs(windows[:, 0] - wanted[0]) < 1e-5]
+                if len(start) and (np.abs(start - wanted) < 1e-5).all(axis=1).any():
+                    found.add(row)
+    return found
+
+
+def whole_gram(upper: NDArray[Any]) -> NDArray[Any]:
+    """Return upper triangles as full matrices, (s, D, D)."""
+    width = int(np.sqrt(2 * upper.shape[1]))
+    row, column = np.triu_indices(width)
+    full = np.zeros((len(upper), width, width))
+    full[:, row, column] = full[:, column, row] = upper
+    return full
+
+
+def seen_arrays(reply: Reply) -> Arrays:
+    """Return all that leaves a client, triangles unfolded too."""
+    grams = {f"{n} whole": whole_gram(a) for n, a in reply.arrays.items() if n.endswith("/gram")}
+    return reply.arrays | grams
+
+
+def test_the_search_finds_rows_that_are_there() -> None:
+    """Along rows and columns, within a matrix: what the tests below would not miss."""
+    x = np.random.default_rng(0).normal(size=(3, 5))
+    hidden = np.zeros((2, 7, 6), np.float32)
+    hidden[1, 2, 1:] = x[0]
+    hidden[0, 1:6, 3] = x[2]
+    assert found_rows(hidden, x) == {0, 2}
+    assert found_rows(hidden + 1, x) == set()
+    y = np.array([0, 1, 1])
+    naive = estimators.fit(
+        "gaussian_nb", x, y, task="classification", num_outputs=2, rng=generator(0, "x")
+    )
+    assert found_rows(naive["mean"], x) == {0}
+    np.testing.assert_array_equal(whole_gram((x.T @ x)[np.triu_indices(5)][None])[0], x.T @ x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "global_member"),
+    [*((kind, "fedavg") for kind in KINDS), ("logistic", "none"), ("gaussian_nb", "ls")],
+)
+def test_no_array_of_any_reply_holds_a_row(kind: str, global_member: str) -> None:
+    """Features and labels of no client's row stand in what it says, in any phase."""
+    source = ran("wine", kind, global_member, alpha=0.3)
+    singles = 0
+    for reply in source.clients.diary:
+        rows = source.rows(reply.partition)
+        counts = np.bincount(rows.y, minlength=3)
+        singles += int((counts == 1).any())
+        for name, array in seen_arrays(reply).items():
+            assert found_rows(array, rows.x) == set(), (reply.phase, name)
+            if len(rows.y) > 9 and (counts > 0).sum() > 1:
+                labels = rows.y[None].astype(np.float64)
+                one_hot = np.eye(3)[rows.y].reshape(1, -1)
+                assert found_rows(array, labels) == found_rows(array, one_hot) == set()
+    # A class of a single row is where means and sums would be that row.
+    assert singles > 0
+
+
+@pytest.mark.parametrize(("dataset", "alpha"), [("wine", 0.3), ("diabetes", 0.0)])
+@pytest.mark.parametrize("global_member", ["fedavg", "ls", "none"])
+def test_no_sum_is_over_fewer_rows_than_the_floor(
+    dataset: str, alpha: float, global_member: str
+) -> None:
+    """The row of ones in F'F and F'Y counts the rows of a sum: of each class none, or enough."""
+    source = ran(
+        dataset, "logistic" if dataset == "wine" else "ridge", global_member, alpha, num_clients=3
+    )
+    sums = 0
+    for reply in source.clients.diary:
+        rows = source.rows(reply.partition)
+        for prefix, least in (("sums", 2), ("linear", 2 * (rows.x.shape[1] + 1))):
+            if f"{prefix}/gram" not in reply.arrays:
+                continue
+            sums += 1
+            total = reply.arrays[f"{prefix}/gram"][:, -1]
+            assert (total >= least).all()
+            assert total.sum() <= len(rows.x)
+            if dataset == "wine":
+                by_class = reply.arrays[f"{prefix}/cross"][:, -1]
+                np.testing.assert_array_equal(by_class.sum(axis=1), total)
+                assert ((by_class == 0) | (by_class >= 2)).all()
+                assert (by_class.sum(axis=0) <= np.bincount(rows.y, minlength=3)).all()
+    assert sums >= 3 + 3 * (global_member == "ls") - 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_no_two_copies_differ_by_a_single_row(alpha: float) -> None:
+    """The first gradient of a copy tells which rows of each class it left out: never just one.
+
+    From zeros every class has probability 1/C, so the gradient of the intercept is
+    1/C - n_c/n: with it the server knows n_c, and with that of ``coef`` the sum of the n_c rows.
+    """
+    source = ran("wine", "model", alpha=alpha, num_clients=6, gate=False)
+    rate = source.config.model.learning_rate
+    assert rate is not None
+    checked = 0
+    for reply in source.clients.diary:
+        size = reply.metrics["num-examples"]
+        if reply.server_round > 1 or size > source.config.model.batch_size:
+            continue
+        counts = np.bincount(source.rows(reply.partition).y, minlength=3)
+
+        def told(prefix: str, rows: int, reply: Reply = reply) -> NDArray[Any]:
+            moved = reply.sent[f"{prefix}/intercept"] - reply.arrays[f"{prefix}/intercept"]
+            return np.round(rows * (1 / 3 - moved / rate)).astype(int)
+
+        np.testing.assert_array_equal(told("global", size), counts)
+        for v in range(V):
+            behind = int(reply.arrays["fold_examples"][v])
+            left_out = counts - told(f"fold_{v}", behind) if behind else counts
+            assert ((left_out == 0) | (left_out >= 2) | (counts == 1)).all()
+            checked += 1
+    assert checked >= 4 * V
+
+
+def test_the_bayes_model_tells_no_class_of_two_rows() -> None:
+    """Mean and variance of two rows are those rows: only classes of three or more have both."""
+    source = ran("wine", "gaussian_nb", alpha=0.3, num_clients=8, gate=False)
+    pairs = 0
+    for reply in source.clients.diary:
+        if reply.phase == "collect" and "counts" in reply.arrays:
+            present = reply.arrays["base/gaussian_nb/present"]
+            counts = reply.arrays["counts"]
+            pairs += int((counts == 2).sum())
+            if (counts >= 3).any():
+                np.testing.assert_array_equal(present, counts >= 3)
+    assert pairs > 0
+
+
+def test_no_leaf_of_a_forest_tells_a_target() -> None:
+    """A leaf of one row would hold that row's target: each leaf is a mean of two or more."""
+    source = ran("synthetic_regression", "random_forest", gate=False)
+    for reply in source.clients.diary:
+        base = unpack("base/random_forest", reply.arrays)
+        if base:
+            told = (base["value"] + base["baseline"]).ravel()
+            y = source.rows(reply.partition).y.ravel()
+            assert np.abs(told[:, None] - y[None]).min() > 1e-6
+
+
+def test_a_stack_of_the_run_is_what_members_sent() -> None:
+    """The global arrays hold the members' uploads bit for bit."""
+    source = ran(kind="random_forest")
+    stack = Stack.from_arrays(source.final)
+    for reply in source.clients.diary:
+        base = unpack("base/random_forest", reply.arrays)
+        if base:
+            assert bits(stack.members[reply.partition].arrays) == bits(base)
