@@ -414,7 +414,7 @@ def line(row: Row) -> str:
     baseline, other = (float(np.mean(list(values.values()))) for values in row.values)
     rates = " / ".join(f"{rate:g}" for rate in row.rates)
     found = row.difference()
-    low, high = found.low or float("nan"), found.high or float("nan")
+    low, high = ends(found)
     cells = (
         row.task.name,
         row.task.bar,
@@ -424,6 +424,15 @@ def line(row: Row) -> str:
         f"{found.mean:+.4f} [{low:+.4f}, {high:+.4f}]",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def ends(found: Interval) -> tuple[float, float]:
+    """Return the interval's ends, NaN where a single pair has none."""
+    nothing = float("nan")
+    return (
+        nothing if found.low is None else found.low,
+        nothing if found.high is None else found.high,
+    )
 
 
 HEAD = (
@@ -442,7 +451,7 @@ def grid_lines(rows: Sequence[Row]) -> list[str]:
     overall = mean_difference(by_cell, blocks)
     worst = sorted(cells, key=lambda name: cells[name])[:5]
     means = [np.mean([np.mean(list(row.values[k].values())) for row in rows]) for k in (0, 1)]
-    low, high = overall.low or float("nan"), overall.high or float("nan")
+    low, high = ends(overall)
     return [
         f"grid of {len(rows)} cells: FedAvg {means[0]:.4f}, FedStacking {means[1]:.4f}, difference "
         f"{overall.mean:+.4f} [{low:+.4f}, {high:+.4f}]",

@@ -65,11 +65,23 @@ def weighted_mean(
         )
     # Python's floats: a NumPy float64 would make float64 of float32 arrays.
     shares = [float(n / total) for n in num_examples]
-    mean = {name: array * shares[0] for name, array in clients[0].items()}
-    for arrays, share in zip(clients[1:], shares[1:], strict=True):
-        for name in mean:
-            mean[name] = mean[name] + arrays[name] * share
-    return {name: np.asarray(array) for name, array in mean.items()}
+    return {
+        name: _weighted_sum([arrays[name] for arrays in clients], shares) for name in clients[0]
+    }
+
+
+def _weighted_sum(arrays: Sequence[NDArray[Any]], shares: Sequence[float]) -> NDArray[Any]:
+    """Return ``sum_k shares_k arrays_k``, added in their order; in place where they are alike."""
+    total = np.asarray(arrays[0] * shares[0])
+    kind, term = (arrays[0].dtype, total.shape), np.empty_like(total)
+    for array, share in zip(arrays[1:], shares[1:], strict=True):
+        if (array.dtype, array.shape) == kind:
+            np.multiply(array, share, out=term)
+            np.add(total, term, out=total)
+        else:
+            total = np.asarray(total + array * share)
+            kind, term = (kind[0], total.shape), np.empty_like(total)
+    return total
 
 
 def arrays_digest(arrays: Arrays) -> str:

@@ -31,7 +31,7 @@ from fl_app.models.base import Arrays, Model
 from fl_app.models.metrics import score
 from fl_app.models.serving import Predictor
 from fl_app.schema import METRICS, BaseModelsConfig, Config, TabularConfig
-from fl_app.seeding import generator, one_thread
+from fl_app.seeding import later, one_thread
 from fl_app.stack_client import StackClient
 
 __all__ = ["app"]
@@ -69,7 +69,7 @@ def train(message: Message, context: Context) -> Message:
     rows = federation.rows(partition, _own_file(config, context))
     if isinstance(config.strategy, BaseModelsConfig):
         return _stack(message, context, federation, rows)
-    rng = generator(config.seed, "train", wire.server_round(message), partition)
+    rng = later(config.seed, "train", wire.server_round(message), partition)
     mu = wire.setting(message, "proximal-mu", 0.0)
     with one_thread(), _no_warnings():
         start = wire.read_arrays(message)

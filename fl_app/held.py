@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 __all__ = [
     "HeldArray",
     "Wrapped",
+    "dtype_name",
     "hold",
     "items_of",
     "metric_record",
@@ -125,7 +126,7 @@ class HeldArray(Array):
     @cached_property
     def dtype(self) -> str:  # type: ignore[override]
         """Name of the dtype."""
-        return str(self._ndarray.dtype)
+        return dtype_name(self._ndarray.dtype)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -141,6 +142,23 @@ class HeldArray(Array):
     def data(self) -> bytes:  # type: ignore[override]
         """The ndarray as Flower encodes it."""
         return Array.from_numpy_ndarray(self._ndarray).data
+
+    @property
+    def decoded(self) -> bool:
+        """Whether the ndarray is there."""
+        return "_ndarray" in self.__dict__
+
+    def sum_of_squares(self) -> float:
+        """Return the sum of the squared values in float64; it is computed once.
+
+        For real numbers only. Finite only if all values are; values beyond 1e154 may give infinity
+        too, with NumPy's warning unless ``numpy.errstate`` says otherwise.
+        """
+        known: float | None = self.__dict__.get("_sum_of_squares")
+        if known is None:
+            squares = np.square(self._ndarray, dtype=np.float64)
+            known = self.__dict__["_sum_of_squares"] = float(np.add.reduce(squares, axis=None))
+        return known
 
     def view(self) -> NDArray[Any]:
         """Return the ndarray itself, read-only, at no cost.
@@ -191,6 +209,14 @@ class HeldArray(Array):
 
     def __repr__(self) -> str:
         return f"HeldArray(dtype={self.dtype!r}, shape={self.shape!r})"
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Return ``str(dtype)``; NumPy puts it together anew, in some 10 us, at every call."""
+    return _NAMES.get(dtype) or str(dtype)
+
+
+_NAMES = {np.dtype(code): str(np.dtype(code)) for code in np.typecodes["AllFloat"] + "?bhilqBHILQ"}
 
 
 def hold(arrays: Mapping[str, NDArray[Any]], copy: bool = True) -> ArrayRecord:
@@ -463,13 +489,15 @@ def _frozen(ndarray: NDArray[Any], copy: bool) -> NDArray[Any]:
         raise TypeError(f"Expected NumPy ndarray, got {type(ndarray)}")
     if ndarray.dtype.hasobject:
         raise ValueError(f"dtype {ndarray.dtype}: Python objects can only be pickled, never sent")
-    fortran = ndarray.flags.f_contiguous and not ndarray.flags.c_contiguous
-    # None: where the order asks for it
-    plain = np.array(ndarray, order="F" if fortran else "C", copy=True if copy else None)
-    if plain is not ndarray:
-        plain.flags.writeable = False
+    flags, plain = ndarray.flags, ndarray
+    if copy or not flags.c_contiguous or type(ndarray) is not np.ndarray:
+        fortran = flags.f_contiguous and not flags.c_contiguous
+        # None: where the order asks for it
+        plain = np.array(ndarray, order="F" if fortran else "C", copy=True if copy else None)
+        if plain is not ndarray:
+            plain.setflags(write=False)
     view = plain.view()  # whose flag cannot be set back where its base is read-only
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view
 
 
@@ -520,13 +548,13 @@ def _listed(content: RecordDict, kind: type[_K]) -> TypedDict[str, _K]:
         if exact is kind or (exact not in _KINDS and isinstance(record, kind)):
             records[name] = record
     new: _SyncedDict[_K] = object.__new__(_SyncedDict)
-    own = new.__dict__
-    own["_check_key_fn"] = content.__dict__["_check_key_fn"]
-    own["_check_value_fn"] = new.check_value
-    own["_data"] = records
-    own["recorddict"] = content
-    own["allowed_type"] = kind
+    # With it the check of another one, so that only a collection is spared: Flower's own holds a
+    # method of itself.
+    new.__dict__.update(_LISTS[kind].__dict__, _data=records, recorddict=content)
     return new
+
+
+_LISTS = {kind: _SyncedDict[Any](RecordDict(), kind) for kind in _KINDS}
 
 
 _T = TypeVar("_T", Metadata, Context)

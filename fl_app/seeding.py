@@ -16,13 +16,15 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, cast
 
 import numpy as np
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
-__all__ = ["generator", "one_thread"]
+__all__ = ["generator", "later", "one_thread"]
+
+_WORD = 2**32
 
 
 def generator(
@@ -53,7 +55,41 @@ def generator(
     True
     """
     words = (seed, zlib.crc32(purpose.encode()), server_round, partition)
-    return np.random.default_rng(np.random.SeedSequence(words))
+    # An array of words takes half the time of a tuple, and has no room for a larger number.
+    entropy = np.array(words, np.uint32) if max(words) < _WORD and min(words) >= 0 else words
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+
+
+def later(
+    seed: int, purpose: str, server_round: int = 0, partition: int = 0
+) -> np.random.Generator:
+    """Return what stands for :func:`generator` until the first draw, which often never comes.
+
+    Parameters
+    ----------
+    seed, purpose, server_round, partition
+        As for :func:`generator`.
+
+    Returns
+    -------
+    numpy.random.Generator
+        To draw from; it is no instance of that class.
+    """
+    return cast(np.random.Generator, _Later((seed, purpose, server_round, partition)))
+
+
+class _Later:
+    """Has the attributes of a generator that it makes when it is asked for one of them."""
+
+    def __init__(self, words: tuple[int, str, int, int]) -> None:
+        self._words = words
+
+    @cached_property
+    def _made(self) -> np.random.Generator:
+        return generator(*self._words)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
 
 
 class _Own(threading.local):

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
 from fl_app.data.encoding import Encoding
-from fl_app.held import hold, metric_record, read, record_dict
+from fl_app.held import hold, items_of, metric_record, read, record_dict
 from fl_app.held import reply as make_reply
 from fl_app.schema import Config, from_json
 
@@ -79,7 +79,7 @@ def texts(message: Message) -> tuple[str, str]:
 
 def same_code(message: Message) -> bool:
     """Return whether the sender runs the same code of this package."""
-    return _record(message)[_DIGEST] == code_digest()
+    return bool(_record(message)[_DIGEST] == code_digest())
 
 
 def server_round(message: Message) -> int:
@@ -163,17 +163,17 @@ def stack_request(message: Message) -> StackRequest:
     )
 
 
-def _record(message: Message) -> ConfigRecord:
+def _record(message: Message) -> dict[str, Any]:
     # Not `content.config_records`: Flower builds a synced dictionary at every look.
-    record = message.content[CONFIG]
+    record = items_of(message.content)[CONFIG]
     if not isinstance(record, ConfigRecord):
         raise TypeError(f"record {CONFIG} is a {type(record).__name__}: expected a ConfigRecord")
-    return record
+    return items_of(record)
 
 
 def read_arrays(message: Message) -> dict[str, NDArray[Any]]:
     """Read the arrays of a message, read-only."""
-    record = message.content[ARRAYS]
+    record = items_of(message.content)[ARRAYS]
     if not isinstance(record, ArrayRecord):
         raise TypeError(f"record {ARRAYS} is a {type(record).__name__}: expected an ArrayRecord")
     return read(record)

@@ -5,9 +5,9 @@ process's main module nor share its threads, and gives each a pipe of its own. T
 executor, with its one queue for all, cannot tell: which call a dead process had, so that only that
 one is lost; and which process has seen a call's data before, so that it gets the next call too.
 
-No process is left behind: a worker ends when its pipe does, in the midst of a call too, and so
-after a SIGKILL of this process. Ctrl-C is this process's alone: it ends the workers. Each worker
-has one BLAS and one OpenMP thread, and starts no processes of its own.
+No process is left behind: a worker ends with its pipe, and in the midst of a call within a second
+of this process's death, be it by SIGKILL. Ctrl-C is this process's alone: it ends the workers.
+Each worker has one BLAS and one OpenMP thread, and starts no processes of its own.
 
 Requests and results are pickled. They pass between processes of one user on one machine, through
 a pipe that nobody else can open, and the worker runs that user's code already: unlike a wire
@@ -26,6 +26,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import current_process, resource_tracker
 from multiprocessing.connection import Connection, wait
-from queue import SimpleQueue
 from typing import Any
 
 from fl_app.errors import RunError
@@ -50,7 +50,7 @@ _ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in _THREADS} | {
     "LOKY_MAX_CPU_COUNT": "1",  # what joblib's n_jobs=-1 stands for
 }
 _LEAVE_SECONDS = 5.0
-_PARENT_SECONDS = 1.0
+_PARENT_SECONDS = 0.5
 
 
 class WorkerError(Exception):
@@ -113,13 +113,13 @@ class WorkerPool:
         ------
         WorkerError
             If `make` cannot be pickled.
-        OSError
+        RunError
             If the system refuses a process.
         """
         for number in range(self.num_workers):
             if number == len(self._workers):
-                self._workers.append(_Worker(number, self._made()))
-            elif not self._workers[number].alive():
+                self._workers.append(self._new(number))
+            elif self._workers[number].has_died():
                 self._restart(self._workers[number])
 
     def run(
@@ -142,12 +142,14 @@ class WorkerPool:
 
         Raises
         ------
-        RunError
-            If a worker does not get ready.
-        KeyboardInterrupt
-            If this process is interrupted, or a handler raises it. No worker is left then.
-        WorkerError, OSError
+        WorkerError
             As :meth:`start`.
+        RunError
+            As :meth:`start`; if a worker ends before it is ready.
+        KeyboardInterrupt
+            If this process is interrupted, or a handler raises it.
+        Exception
+            Whatever `ask` and `take` raise. After any exception no worker is left.
         """
         try:
             self.start()
@@ -164,7 +166,7 @@ class WorkerPool:
         Parameters
         ----------
         at_once : bool, default False
-            Do not let them finish what they do.
+            Do not give them time to finish a call.
         """
         if os.getpid() != self._owner:  # a fork's copy of the pool: the processes are not its own
             return
@@ -174,18 +176,23 @@ class WorkerPool:
         for worker in workers:
             worker.join()
 
-    def _made(self) -> bytes:
-        from joblib.externals.loky.backend.reduction import dumps
-
-        try:
-            return bytes(dumps(self._make))
-        except Exception as error:
-            raise WorkerError(_text(error)) from error
-
     def _restart(self, worker: _Worker) -> None:
         worker.leave(at_once=True)
         worker.join()
-        self._workers[worker.number] = _Worker(worker.number, self._made())
+        self._workers[worker.number] = self._new(worker.number)
+
+    def _new(self, number: int) -> _Worker:
+        # Imported here: whoever has no workers need not wait for it.
+        from joblib.externals.loky.backend.reduction import dumps
+
+        try:
+            made = bytes(dumps(self._make))
+        except Exception as error:
+            raise WorkerError(_text(error)) from error
+        try:
+            return _Worker(number, made)
+        except OSError as error:
+            raise RunError(f"worker {number} cannot be started: {error}") from error
 
 
 class _Exchange:
@@ -250,8 +257,6 @@ class _Exchange:
             result = worker.receive()
         except (EOFError, OSError):
             return self._bury(worker)
-        except Exception as error:
-            result = WorkerError(f"its result cannot be read: {_text(error)}")
         if call is not None:
             self._take(call, result)
         return True
@@ -278,7 +283,6 @@ class _Worker:
     """
 
     def __init__(self, number: int, made: bytes) -> None:
-        # Imported here: whoever has no workers need not wait for it.
         from joblib.externals.loky.backend import get_context
 
         context = get_context("loky")
@@ -310,9 +314,9 @@ class _Worker:
         """What is ready when the process has ended."""
         return int(self._process.sentinel)
 
-    def alive(self) -> bool:
-        """Say whether the process runs."""
-        return bool(self._process.is_alive())
+    def has_died(self) -> bool:
+        """Say whether the process has ended after it was ready."""
+        return self.ready and not self._process.is_alive()
 
     def is_free(self) -> bool:
         """Say whether it can be given a call."""
@@ -329,7 +333,10 @@ class _Worker:
             raise EOFError
         data = self.pipe.recv_bytes()
         self.call = None
-        what, result, logged = pickle.loads(data)
+        try:
+            what, result, logged = pickle.loads(data)
+        except Exception as error:  # from the result's own classes: anything
+            return WorkerError(f"its result cannot be read: {_text(error)}")
         for name, level, text in logged:
             logging.getLogger(name).log(level, "%s", text)
         match what:
@@ -349,7 +356,9 @@ class _Worker:
         code = self._process.exitcode
         if code is None:
             return "its pipe is closed"
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        if code >= 0:
+            return f"exit status {code}"
+        return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
 
     def leave(self, at_once: bool) -> None:
         """Tell the process to end."""
@@ -390,25 +399,30 @@ def _levels() -> dict[str, int]:
 
 
 def _work(pipe: Connection, made: bytes, levels: Mapping[str, int], parent: int) -> None:
-    """Do one call after the other; :func:`_listen` is what ends the process."""
+    """Do one call after the other until the pipe ends, and this process with it."""
     _leave_interrupts_to_the_parent()
-    requests: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_listen, args=(pipe, requests, parent), daemon=True).start()
-    with suppress(BrokenPipeError, ConnectionResetError):
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with suppress(EOFError, OSError):
         try:
             handler = pickle.loads(made)()
         except BaseException as error:
             pipe.send(("broken", _text(error), []))
-            return
-        log = _Log(levels)
-        pipe.send(("ready", None, []))
-        with one_thread():
-            while True:
-                request = requests.get()
-                with one_thread():  # for what was imported since
-                    answer = _answer(handler, request, log)
-                sys.stdout.flush()
-                pipe.send_bytes(answer)
+        else:
+            log = _Log(levels)
+            pipe.send(("ready", None, []))
+            _serve(pipe, handler, log)
+    os._exit(0)  # an interpreter that ends in order takes long after many imports
+
+
+def _serve(pipe: Connection, handler: Handler, log: _Log) -> None:
+    """Answer requests until there is nobody who could send one."""
+    with one_thread():
+        while True:
+            request = pipe.recv_bytes()
+            with one_thread():  # for what was imported since
+                answer = _answer(handler, request, log)
+            sys.stdout.flush()
+            pipe.send_bytes(answer)
 
 
 def _answer(handler: Handler, request: bytes, log: _Log) -> bytes:
@@ -426,18 +440,13 @@ def _answer(handler: Handler, request: bytes, log: _Log) -> bytes:
         log.records = []
 
 
-def _listen(pipe: Connection, requests: SimpleQueue[bytes], parent: int) -> None:
-    """Hand on what comes; end this process when nothing can come any more.
+def _end_with(parent: int) -> None:
+    """End this process when its parent has, also in the midst of a call.
 
-    An interpreter that ends in order takes long after a few imports, and cannot end in a call.
+    Nor does the pipe end where a fork of the parent holds it.
     """
-    with suppress(EOFError, OSError):
-        while True:
-            # A fork of the parent may hold the other end of the pipe after the parent's death.
-            while not pipe.poll(_PARENT_SECONDS):
-                if os.getppid() != parent:
-                    raise EOFError
-            requests.put(pipe.recv_bytes())
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
     os._exit(0)
 
 

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_app.errors import FederationError
+from fl_app.federation.averaging import average_evaluate, average_train
 from fl_app.federation.cohort import GridView, choose_cohort
 from fl_app.federation.replies import ReplySpec, accept, spec_of
 from fl_app.federation.roster import Node, Roster
@@ -88,6 +89,7 @@ class Federated(Strategy):
     ) -> None:
         self.strategy, self.roster, self.participation = strategy, roster, participation
         self.accepted: frozenset[int] = frozenset()
+        self._particular = strategy if isinstance(strategy, Particular) else None
         # Flower's QFedAvg names a further metric that it weighs clients by.
         own = getattr(strategy, "train_loss_key", None)
         if train_metrics is not None and own is not None:
@@ -105,7 +107,7 @@ class Federated(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Show the strategy its cohort and let it make the messages."""
-        particular = self.strategy if isinstance(self.strategy, Particular) else None
+        particular = self._particular
         fraction = self.participation.fraction_train
         if particular is not None and particular.everyone(server_round):
             fraction = 1.0
@@ -148,7 +150,8 @@ class Federated(Strategy):
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
         if len(usable) < self.participation.min_replies:
             raise FederationError(self._shortfall(server_round, len(usable), dropped))
-        arrays, metrics = self.strategy.aggregate_train(server_round, usable)
+        averaged = average_train(self.strategy, usable)
+        arrays, metrics = averaged or self.strategy.aggregate_train(server_round, usable)
         return (None if arrays is None else self._checked(server_round, arrays)), metrics
 
     def configure_evaluate(
@@ -180,7 +183,10 @@ class Federated(Strategy):
         where = f"round {server_round}, evaluate"
         usable, _ = accept(replies, self._asked, self._spec, where, self._sent)
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
-        return self.strategy.aggregate_evaluate(server_round, usable) if usable else None
+        if not usable:
+            return None
+        averaged = average_evaluate(self.strategy, usable)
+        return averaged or self.strategy.aggregate_evaluate(server_round, usable)
 
     def round_metrics(self, server_round: int) -> Mapping[str, float]:
         """Return the wrapped strategy's own metrics of a round."""
@@ -215,10 +221,11 @@ class Federated(Strategy):
 
     def _sorted(self, messages: Iterable[Message], cohort: list[Node]) -> list[Message]:
         members = {node.node_id: node for node in cohort}
-        ordered = sorted(messages, key=lambda m: members[m.metadata.dst_node_id].partition)
-        self._asked = {m.metadata.dst_node_id: members[m.metadata.dst_node_id] for m in ordered}
-        self._sent = ordered
-        return ordered
+        asked = [(members[m.metadata.dst_node_id], m) for m in messages]
+        asked.sort(key=lambda pair: pair[0].partition)
+        self._asked = {node.node_id: node for node, _ in asked}
+        self._sent = [message for _, message in asked]
+        return self._sent
 
     def _shortfall(self, server_round: int, usable: int, dropped: Mapping[int, str]) -> str:
         reasons = "; ".join(f"partition {p}: {why}" for p, why in sorted(dropped.items())[:3])

@@ -89,7 +89,7 @@ def descend(
                 grad = gradient(arrays, x, y)
             else:
                 rows = order[first : first + size]
-                grad = gradient(arrays, x[rows], y[rows])
+                grad = gradient(arrays, x.take(rows, axis=0), y.take(rows, axis=0))
             for name, array in arrays.items():
                 step = grad[name]
                 if proximal_mu:

@@ -69,7 +69,11 @@ def zeros(config: ModelConfig, num_features: int, num_outputs: int) -> dict[str,
 
 def affine(arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
     """Return ``x coef' + intercept``."""
-    return np.asarray(x @ arrays["coef"].T + arrays["intercept"])
+    outputs, intercept = x @ arrays["coef"].T, arrays["intercept"]
+    if outputs.dtype != intercept.dtype:
+        return np.asarray(outputs + intercept)
+    outputs += intercept
+    return np.asarray(outputs)
 
 
 def affine_gradient(
@@ -79,4 +83,4 @@ def affine_gradient(
     coef = error.T @ x
     if l2:
         coef += coef.dtype.type(l2) * arrays["coef"]
-    return {"coef": coef, "intercept": error.sum(axis=0)}
+    return {"coef": coef, "intercept": np.add.reduce(error, axis=0)}

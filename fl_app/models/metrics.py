@@ -18,6 +18,8 @@ from fl_app.schema import Task
 
 __all__ = ["HIGHER_IS_BETTER", "score"]
 
+_EPS = float(np.finfo(np.float64).eps)
+
 HIGHER_IS_BETTER = frozenset({"accuracy", "r2"})
 """Metrics that are better when larger; all others when smaller."""
 
@@ -47,11 +49,12 @@ def score(task: Task, outputs: NDArray[Any], target: NDArray[Any]) -> dict[str, 
 def _classification(p: NDArray[np.float64], y: NDArray[Any]) -> dict[str, float]:
     n, classes = p.shape
     own = p[np.arange(n), y]
-    squares = np.square(p).sum(axis=1) - 2 * own + 1
+    squares = np.add.reduce(np.square(p), axis=1) - 2 * own + 1
+    # Sums over n: the mean of an ndarray is the same in Python, which shows where n is small.
     return {
-        "log_loss": float(-np.log(np.maximum(own, np.finfo(np.float64).eps)).mean()),
-        "accuracy": float((p.argmax(axis=1) == y).mean()),
-        "brier": float(squares.mean()) * (0.5 if classes == 2 else 1.0),
+        "log_loss": float(np.add.reduce(-np.log(np.maximum(own, _EPS)))) / n,
+        "accuracy": int(np.count_nonzero(p.argmax(axis=1) == y)) / n,
+        "brier": float(np.add.reduce(squares)) / n * (0.5 if classes == 2 else 1.0),
     }
 
 

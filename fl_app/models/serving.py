@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,11 @@ class Predictor:
         return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
     def _one(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
-        model = StackModel(self.kinds()) if self.stacked else self.build()
-        return self.encoding.in_units(model.predict(arrays, x))
+        return self.encoding.in_units(self._model.predict(arrays, x))
+
+    @cached_property
+    def _model(self) -> Model | StackModel:
+        return StackModel(self.kinds()) if self.stacked else self.build()
 
     def kinds(self) -> Kinds:
         """Return what the models of a stack are."""

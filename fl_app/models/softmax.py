@@ -51,23 +51,32 @@ class Softmax:
         proximal_mu: float = 0.0,
     ) -> dict[str, NDArray[Any]]:
         """Return the arrays after local training; y holds class numbers."""
-        return descend(self.config, self._gradient, arrays, x, y, rng, proximal_mu)
+        wanted = np.zeros((len(y), self.num_outputs), x.dtype)
+        wanted[np.arange(len(y)), y] = 1
+        return descend(self.config, self._gradient, arrays, x, wanted, rng, proximal_mu)
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C)."""
-        return softmax(affine(arrays, x))
+        return _exponential(affine(arrays, x))
 
     def _gradient(
-        self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]
+        self, arrays: Arrays, x: NDArray[Any], wanted: NDArray[Any]
     ) -> dict[str, NDArray[Any]]:
-        error = softmax(affine(arrays, x))
-        error[np.arange(len(y)), y] -= 1
-        error *= error.dtype.type(1 / len(y))
+        error = _exponential(affine(arrays, x))
+        error -= wanted
+        error *= error.dtype.type(1 / len(x))
         return affine_gradient(arrays, x, error, self.config.l2)
 
 
 def softmax(scores: NDArray[Any]) -> NDArray[Any]:
     """Return probabilities from scores of shape (n, C), safe for large scores."""
-    p = np.exp(scores - scores.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    return np.asarray(p)
+    return _exponential(scores.copy() if scores.dtype.kind == "f" else scores.astype(np.float64))
+
+
+def _exponential(scores: NDArray[Any]) -> NDArray[Any]:
+    """Turn scores into their softmax, in place."""
+    # The methods of an ndarray are Python around these ufuncs, which shows in small batches.
+    scores -= np.maximum.reduce(scores, axis=1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= np.add.reduce(scores, axis=1, keepdims=True)
+    return scores

@@ -326,7 +326,13 @@ def aggregation_text(record: RoundRecord) -> str:
 
 
 def _line(value: Any) -> str:
-    return json.dumps(_finite(value), allow_nan=False)
+    try:
+        return _STRICT.encode(value)
+    except ValueError:  # a number that is not finite, which is rare
+        return _STRICT.encode(_finite(value))
+
+
+_STRICT = json.JSONEncoder(allow_nan=False)
 
 
 def _shown(arrays: Arrays | None, norm: float | None) -> Any:

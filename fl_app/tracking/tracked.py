@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fl_app.held import read
+from fl_app.held import HeldArray, items_of, read
 from fl_app.tracking.base import (
     Arrays,
     ClientRecord,
@@ -34,7 +35,6 @@ from fl_app.tracking.base import (
     RunStart,
     Status,
     Tracker,
-    flat_norm,
 )
 from fl_app.tracking.keys import MAX_SHOWN_VALUES
 from fl_app.tracking.trackers import Guard
@@ -223,9 +223,11 @@ class TrackedStrategy(Strategy):
         used = [r for r in seen or () if accepted is None or r.node_id in accepted]
         clients = [r for r in used if r.complete or accepted is not None]
         exchange.replied = len(used)
-        exchange.clients = sorted(
-            (r.client(self._numbers.of(r.node_id)) for r in clients), key=lambda c: c.partition
-        )
+        with np.errstate(over="ignore"):
+            exchange.clients = sorted(
+                [r.client(self._numbers.of(r.node_id)) for r in clients],
+                key=attrgetter("partition"),
+            )
         weight = _found(self.strategy, "weighted_by_key") or "num-examples"
         exchange.metrics = _scalars(metrics or {}, weight)
 
@@ -299,7 +301,7 @@ class _Round:
     aggregate: ArrayRecord | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Reply:
     """What is kept of a reply before the strategy gets it."""
 
@@ -307,30 +309,38 @@ class _Reply:
     complete: bool
     num_examples: float
     metrics: Mapping[str, float]
-    arrays: ArrayRecord | None
+    arrays: Mapping[str, Array] | None
 
     @classmethod
     def of(cls, message: Message, train: bool, read_arrays: bool, weight: str) -> _Reply:
-        content = message.content
-        arrays = [r for r in content.values() if isinstance(r, ArrayRecord)]
-        metrics = [r for r in content.values() if isinstance(r, MetricRecord)]
-        values = dict(metrics[0]) if metrics else {}
+        arrays, metrics = [], []
+        for record in items_of(message.content).values():
+            if isinstance(record, ArrayRecord):
+                arrays.append(record)
+            elif isinstance(record, MetricRecord):
+                metrics.append(record)
+        values = items_of(metrics[0]) if metrics else {}
         num_examples = values.get(weight, math.nan)
         return cls(
             node_id=message.metadata.src_node_id,
             complete=len(metrics) == 1 and (not train or len(arrays) == 1),
             num_examples=math.nan if isinstance(num_examples, list) else float(num_examples),
             metrics=_scalars(values, weight),
-            arrays=arrays[0].copy() if read_arrays and len(arrays) == 1 else None,
+            arrays=dict(items_of(arrays[0])) if read_arrays and len(arrays) == 1 else None,
         )
 
     def client(self, partition: int) -> ClientRecord:
-        arrays = None if self.arrays is None else read(self.arrays)
-        if arrays is None or not _numeric(arrays):
+        if self.arrays is None:
+            return ClientRecord(partition, self.num_examples, self.metrics)
+        held = {name: HeldArray.wrap(array) for name, array in self.arrays.items()}
+        arrays = {name: array.view() for name, array in held.items()}
+        if not _numeric(arrays):
             return ClientRecord(partition, self.num_examples, self.metrics)
         small = sum(a.size for a in arrays.values()) <= MAX_SHOWN_VALUES
+        # The same as flat_norm(arrays); whoever checked the reply has the sums already.
+        norm = math.sqrt(sum(array.sum_of_squares() for array in held.values()))
         return ClientRecord(
-            partition, self.num_examples, self.metrics, arrays if small else None, flat_norm(arrays)
+            partition, self.num_examples, self.metrics, arrays if small else None, norm
         )
 
 
@@ -376,20 +386,24 @@ def content_bytes(content: RecordDict) -> int:
         framing of messages are not counted.
     """
     total = 0
-    for name, record in content.items():
-        total += len(name) + sum(map(len, record)) + sum(map(_value_bytes, record.values()))
+    for name, record in items_of(content).items():
+        total += len(name)
+        for key, value in items_of(record).items():
+            total += len(key) + (8 if type(value) is float else _value_bytes(value))
     return total
 
 
 def _value_bytes(value: Any) -> int:
     kind = type(value)
-    if kind is float or kind is int:
+    if kind is HeldArray and value.decoded:
+        return int(value.view().nbytes)
+    if kind is int:
         return 8
     if isinstance(value, Array):
         size = _itemsize(value.dtype)
         return len(value.data) if size is None else size * math.prod(value.shape)
     if kind is list:
-        return sum(map(_value_bytes, value))
+        return sum(8 if type(v) is float else _value_bytes(v) for v in value)
     return 1 if kind is bool else len(value)
 
 
@@ -403,14 +417,13 @@ def _itemsize(dtype: str) -> int | None:
 
 def _traffic(messages: Sequence[Message]) -> int:
     """Sum the contents' bytes; a content that messages share is measured once."""
+    contents = [message.content for message in messages if message.has_content()]
     sizes: dict[int, int] = {}
     total = 0
-    for message in messages:
-        if message.has_content():
-            content = message.content
-            if id(content) not in sizes:
-                sizes[id(content)] = content_bytes(content)
-            total += sizes[id(content)]
+    for content in contents:  # which live as long as their ids are used
+        if id(content) not in sizes:
+            sizes[id(content)] = content_bytes(content)
+        total += sizes[id(content)]
     return total
 
 
