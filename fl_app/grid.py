@@ -45,7 +45,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_app.errors import ConfigError
-from fl_app.held import Wrapped, private_context, private_message, stamp
+from fl_app.held import Wrapped, answers, expiry, private_context, private_message, stamp
 from fl_app.seeding import generator
 from fl_app.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers
 
@@ -556,16 +556,23 @@ def run_in_process(
 
 @contextmanager
 def _short_collections() -> Iterator[None]:
-    """Let collections pass over what is there already, and over nothing that comes."""
+    """Let collections be fewer, and pass over what is there already."""
     if gc.get_freeze_count():  # by an outer run, or by somebody who knows better
         yield
         return
+    before = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(max(_FEWEST_OBJECTS, before[0]), *before[1:])
     try:
         yield
     finally:
         gc.collect()  # or the next run would freeze this one's garbage
         gc.unfreeze()
+        gc.set_threshold(*before)
+
+
+_FEWEST_OBJECTS = 10_000
+"""New objects that set off a collection: messages of one round are many, and no garbage."""
 
 
 # ----------------------------------------------------------------------------- identity
@@ -642,8 +649,7 @@ def _is_over(deadline: float | None) -> bool:
 
 def _has_expired(message: Message) -> bool:
     """Say whether a message's time to live is over."""
-    metadata = message.metadata
-    return metadata.created_at + metadata.ttl < time.time()
+    return expiry(message) < time.time()
 
 
 def _expiry(message: Message) -> Message | None:
@@ -658,9 +664,7 @@ def _check_reply(reply: object, message: Message) -> None:
     """Raise ValueError where Flower's link would not take a reply."""
     if not isinstance(reply, Message):
         raise ValueError(f"a ClientApp returns a Message, not {type(reply).__name__}")
-    mine, asked = reply.metadata, message.metadata
-    names = (mine.reply_to_message_id, mine.src_node_id, mine.dst_node_id, mine.run_id)
-    if names != (asked.message_id, asked.dst_node_id, asked.src_node_id, asked.run_id):
+    if not answers(reply, message):
         raise ValueError("the Message is no reply to the one received: Message(..., reply_to=...)")
     if reply.has_content() == reply.has_error():
         raise ValueError("a reply has either a content or an error")

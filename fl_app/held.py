@@ -42,7 +42,9 @@ from numpy.typing import NDArray
 __all__ = [
     "HeldArray",
     "Wrapped",
+    "answers",
     "dtype_name",
+    "expiry",
     "hold",
     "items_of",
     "metric_record",
@@ -52,6 +54,7 @@ __all__ = [
     "quick_message",
     "read",
     "record_dict",
+    "records_of",
     "reply",
     "stamp",
 ]
@@ -357,9 +360,8 @@ def reply(message: Message, content: RecordDict) -> Message:
     -------
     Message
     """
-    asked = message.metadata.__dict__
-    created_at = time.time()
-    metadata = _same(message.metadata)
+    given = message.__dict__["_metadata"]
+    metadata, asked, created_at = _same(given), given.__dict__, time.time()
     metadata.__dict__.update(
         _message_id="",
         _src_node_id=asked["_dst_node_id"],
@@ -384,9 +386,43 @@ def stamp(message: Message, **fields: Any) -> None:
     **fields : object
         Names of :class:`flwr.app.Metadata`'s properties with their values.
     """
-    metadata = message.metadata.__dict__
+    metadata = message.__dict__["_metadata"].__dict__
     for name, value in fields.items():
         metadata[f"_{name}"] = value
+
+
+def expiry(message: Message) -> float:
+    """Return the Unix time in seconds at which a message's time to live is over."""
+    metadata = message.__dict__["_metadata"].__dict__
+    ends: float = metadata["_created_at"] + metadata["_ttl"]
+    return ends
+
+
+def answers(reply: Message, message: Message) -> bool:
+    """Return whether a message's metadata are those of a reply to another one."""
+    mine = reply.__dict__["_metadata"].__dict__
+    asked = message.__dict__["_metadata"].__dict__
+    names = ("_reply_to_message_id", "_src_node_id", "_dst_node_id", "_run_id")
+    expected = (
+        asked["_message_id"],
+        asked["_dst_node_id"],
+        asked["_src_node_id"],
+        asked["_run_id"],
+    )
+    return tuple([mine[name] for name in names]) == expected
+
+
+def records_of(message: Message) -> dict[str, Record]:
+    """Return the records of a message's content, to look at, as :func:`items_of` does.
+
+    Raises
+    ------
+    ValueError
+        If the message has no content.
+    """
+    content = message.__dict__["_content"]
+    items: dict[str, Record] = (message.content if content is None else content).__dict__["_data"]
+    return items
 
 
 Wrapped = dict[int, tuple[Array, HeldArray]]
@@ -570,7 +606,8 @@ def _same(instance: _T) -> _T:
 def _message(metadata: Metadata, content: RecordDict | None, error: Error | None) -> Message:
     """Make a message of its three parts."""
     new = object.__new__(Message)
-    new.__dict__.update(_metadata=metadata, _content=content, _error=error)
+    own = new.__dict__
+    own["_metadata"], own["_content"], own["_error"] = metadata, content, error
     return new
 
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import Any, cast
 
@@ -105,25 +103,31 @@ _threads_inside = 0
 _blas: list[Any] = []
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Hold BLAS and OpenMP to one thread, so that sums have one order and so one value.
+class one_thread:  # noqa: N801
+    """Holds BLAS and OpenMP to one thread, so that sums have one order and so one value.
 
-    An inner use costs nothing, unless modules were imported since: their libraries are then held
-    too. OpenMP has a limit for each thread, BLAS one for the process, which is lifted when the last
-    thread leaves. What is imported inside the innermost use is not held.
+    For ``with``. An inner use costs nothing, unless modules were imported since: their libraries
+    are then held too. OpenMP has a limit for each thread, BLAS one for the process, which is lifted
+    when the last thread leaves. What is imported inside the innermost use is not held.
     """
-    global _threads_inside
-    outermost = not _own.modules
-    if outermost:
-        with _lock:
-            _threads_inside += 1
-    try:
-        if _own.modules != len(sys.modules):
-            _hold()
-        yield
-    finally:
-        if outermost:
+
+    __slots__ = ("_outermost",)
+
+    def __enter__(self) -> None:
+        global _threads_inside
+        self._outermost = not _own.modules
+        if self._outermost:
+            with _lock:
+                _threads_inside += 1
+        try:
+            if _own.modules != len(sys.modules):
+                _hold()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        if self._outermost:
             _let_go()
 
 

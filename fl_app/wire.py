@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
 from fl_app.data.encoding import Encoding
-from fl_app.held import hold, items_of, metric_record, read, record_dict
+from fl_app.held import hold, items_of, metric_record, read, record_dict, records_of
 from fl_app.held import reply as make_reply
 from fl_app.schema import Config, from_json
 
@@ -165,7 +165,7 @@ def stack_request(message: Message) -> StackRequest:
 
 def _record(message: Message) -> dict[str, Any]:
     # Not `content.config_records`: Flower builds a synced dictionary at every look.
-    record = items_of(message.content)[CONFIG]
+    record = records_of(message)[CONFIG]
     if not isinstance(record, ConfigRecord):
         raise TypeError(f"record {CONFIG} is a {type(record).__name__}: expected a ConfigRecord")
     return items_of(record)
@@ -173,7 +173,7 @@ def _record(message: Message) -> dict[str, Any]:
 
 def read_arrays(message: Message) -> dict[str, NDArray[Any]]:
     """Read the arrays of a message, read-only."""
-    record = items_of(message.content)[ARRAYS]
+    record = records_of(message)[ARRAYS]
     if not isinstance(record, ArrayRecord):
         raise TypeError(f"record {ARRAYS} is a {type(record).__name__}: expected an ArrayRecord")
     return read(record)

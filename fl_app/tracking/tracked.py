@@ -26,7 +26,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fl_app.held import HeldArray, items_of, read
+from fl_app.held import HeldArray, items_of, read, records_of
 from fl_app.tracking.base import (
     Arrays,
     ClientRecord,
@@ -209,10 +209,10 @@ class TrackedStrategy(Strategy):
         self._bytes_down += _traffic(messages)
 
     def _read_replies(self, replies: Sequence[Message], train: bool) -> list[_Reply]:
-        self._bytes_up += _traffic(replies)
         weight = _found(self.strategy, "weighted_by_key") or "num-examples"
         read_arrays = train and not self.private
         usable = [m for m in replies if m.has_content()]
+        self._bytes_up += sum(content_bytes(m.content) for m in usable)
         self._numbers.learn(m.metadata.src_node_id for m in usable)
         return [_Reply.of(m, train, read_arrays, weight) for m in usable]
 
@@ -314,11 +314,11 @@ class _Reply:
     @classmethod
     def of(cls, message: Message, train: bool, read_arrays: bool, weight: str) -> _Reply:
         arrays, metrics = [], []
-        for record in items_of(message.content).values():
-            if isinstance(record, ArrayRecord):
-                arrays.append(record)
-            elif isinstance(record, MetricRecord):
+        for record in records_of(message).values():
+            if isinstance(record, MetricRecord):
                 metrics.append(record)
+            elif isinstance(record, ArrayRecord):
+                arrays.append(record)
         values = items_of(metrics[0]) if metrics else {}
         num_examples = values.get(weight, math.nan)
         return cls(
