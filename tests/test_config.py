@@ -205,6 +205,15 @@ MISTAKES = [
         "config=Interpolation key 'nope' not found full_key: seed object_type=dict: "
         "keys that resolve",
     ),
+    *[
+        (
+            f"runtime=simulation runtime.ray_address={address}",
+            f"runtime.ray_address={address}: HOST:PORT of a Ray head, "
+            "as `ray start --head` prints it",
+        )
+        for address in ("auto", "ray://10.0.0.1:10001", "head:", ":6379", "head:99999")
+    ],
+    ("runtime.num_workers=0", "runtime.num_workers=0: expected an integer >= 1"),
 ]
 
 

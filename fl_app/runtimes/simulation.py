@@ -1,8 +1,22 @@
-"""``runtime=simulation``: Flower's Ray engine, on a SuperLink that lives as long as the run."""
+"""``runtime=simulation``: Flower's Ray engine, on a SuperLink that lives as long as the run.
+
+Flower makes as many actors as the whole Ray cluster has room for, whoever uses it already. Two runs
+that begin on one existing cluster at the same time would therefore each hold actors that wait for
+the other's: here they take turns.
+
+References
+----------
+https://docs.ray.io/en/latest/cluster/running-applications/job-submission/quickstart.html
+"""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+
+from filelock import FileLock, Timeout
 
 from fl_app.errors import RunError
 from fl_app.launch import Launch
@@ -13,6 +27,7 @@ from fl_app.runtimes.superlink import PrivateSuperLink, signals_unwind
 from fl_app.schema import MlflowConfig, SimulationConfig
 from fl_app.tracking import replay
 from fl_app.tracking.console import own_text
+from fl_app.tracking.spool import home_dir
 from fl_app.tracking.store import check_uri, default_uri
 
 __all__ = ["run"]
@@ -44,7 +59,12 @@ def run(launch: Launch) -> RunResult:
         flush=True,
     )
     try:
-        with signals_unwind(), app_dir() as folder, PrivateSuperLink() as link:
+        with (
+            signals_unwind(),
+            _ray(runtime.ray_address) as env,
+            app_dir() as folder,
+            PrivateSuperLink(env=env) as link,
+        ):
             outcome = submit(
                 folder,
                 link.name,
@@ -61,6 +81,25 @@ def run(launch: Launch) -> RunResult:
         # Flower ends a ServerApp without its `finally`: what it left in the spool is sent here.
         replay()
         raise
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[dict[str, str]]:
+    """Yield the variables that lead to a cluster, as soon as no other run of this user is on it."""
+    if address is None:
+        yield {}
+        return
+    home_dir().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home_dir() / f"ray-{zlib.crc32(address.encode()):08x}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another run to leave the Ray cluster at {address}", flush=True)
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield {"RAY_ADDRESS": address}
+    finally:
+        lock.release()
 
 
 def _show(line: str) -> None:

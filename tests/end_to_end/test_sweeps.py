@@ -14,6 +14,7 @@ from fl_app.errors import ConfigError
 from fl_app.report import find_finished, read_runs
 
 from .support import command as fl_command
+from .support import free_port
 
 SMALL = ("dataset=wine", "num_clients=3", "num_server_rounds=3", "tracking.figures=false")
 Typed = Callable[..., int]
@@ -187,3 +188,13 @@ def test_sixteen_jobs_in_processes_on_a_new_store(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("skipped, finished as run") == 16
     assert len(read_runs(f"sqlite:///{home}/mlflow.db", experiment="wine")) == 16
+
+
+def test_a_ray_cluster_that_is_not_there(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody listens at ``ray_address``: one line, exit status 2, and no store."""
+    address = f"127.0.0.1:{free_port()}"
+    assert typed("runtime=simulation", f"runtime.ray_address={address}") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fl-app: runtime.ray_address={address}: HOST:PORT of a Ray head that")
+    assert error.count("\n") == 1
+    assert not Path("home/mlflow.db").exists()
