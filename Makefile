@@ -42,9 +42,8 @@ format: setup  ## rewrite in the house's format
 ui: setup  ## the MLflow UI on the store of fl_app
 	$(BIN)/fl-kit ui
 
-bench: setup  ## rounds a second beside a plain NumPy loop, and the cost of the record
-	$(BIN)/python -m benchmarks.rounds
-	$(BIN)/python -m benchmarks.stacking --table speed
+bench: setup  ## rounds, commands, workers and the stack beside plain NumPy and Flower (half an hour)
+	$(BIN)/python -m benchmarks
 
 bench-bits: setup  ## five strategies, three seeds: the same final weights in all runtimes
 	$(BIN)/python -m benchmarks.bits

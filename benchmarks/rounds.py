@@ -4,13 +4,16 @@
 batches of 32, all clients train, the server evaluates after each round. All variants do the same
 arithmetic and must end with the same bits. They are timed in turn in one process, from the end of
 the first round to the end of the last; the table gives medians, and medians of the ratios of
-neighbours, as absolute times differ from machine to machine.
+neighbours, as absolute times differ from machine to machine. Flower's Ray engine runs apart, in
+processes of its own, for fewer rounds and less often: what counts is also the time after its first
+round.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import os
 import platform
@@ -20,9 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -40,12 +44,16 @@ from fl_app.server_app import Run
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.console import ConsoleTracker
 
-LOOP, STOCK, OURS, TRACKED = (
+LOOP, STOCK, OURS, TRACKED, RAY = (
     "NumPy loop",
     "Flower's own parts",
     "fl_app, no record",
     "fl_app, MLflow on SQLite",
+    "Flower's Ray engine",
 )
+
+Seconds = dict[str, list[float]]
+"""Seconds a round of each variant, one number a repeat."""
 
 
 @dataclass
@@ -133,7 +141,31 @@ def loop(num_clients: int, rounds: int) -> tuple[float, str]:
     return (times[-1] - times[0]) / (rounds - 1), arrays_digest(arrays)
 
 
-def measure(num_clients: int, rounds: int, repeats: int) -> None:
+def ray(num_clients: int, rounds: int) -> tuple[float, str]:
+    """Time Flower's Ray engine by the lines that ``runtime=simulation`` prints after each round."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            *("runtime=simulation", "tracking=none", "fraction_evaluate=0"),
+            *(f"num_clients={num_clients}", f"num_server_rounds={rounds}", f"output_dir={folder}"),
+        ]
+        times = []
+        with subprocess.Popen(
+            [str(Path(sys.executable).parent / "fl-app"), *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"FL_APP_HOME": folder},
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("round ") and not line.startswith("round 0/"):
+                    times.append(time.perf_counter())
+        result = json.loads((Path(folder) / "result.json").read_text())
+    if len(times) != rounds:
+        raise SystemExit(f"{len(times)} of {rounds} rounds of {words}: {result['error']}")
+    return (times[-1] - times[0]) / (rounds - 1), str(result["weights_sha256"])
+
+
+def measure(num_clients: int, rounds: int, repeats: int, ray_repeats: int) -> Seconds:
     """Time all variants in turn and print their table."""
     variants: dict[str, Callable[[], tuple[float, str]]] = {
         LOOP: lambda: loop(num_clients, rounds),
@@ -141,7 +173,7 @@ def measure(num_clients: int, rounds: int, repeats: int) -> None:
         OURS: lambda: ours(num_clients, rounds, tracked=False),
         TRACKED: lambda: ours(num_clients, rounds, tracked=True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: Seconds = {name: [] for name in variants}
     digests = set()
     for repeat in range(repeats + 1):
         for name, variant in variants.items():
@@ -151,27 +183,79 @@ def measure(num_clients: int, rounds: int, repeats: int) -> None:
                 seconds[name].append(spent)
     if len(digests) != 1:
         raise SystemExit(f"final weights differ between variants: {digests}")
+    if ray_repeats:
+        seconds[RAY] = measure_ray(num_clients, rounds, ray_repeats)
     print(f"\nK={num_clients}, {rounds} rounds, medians of {repeats} interleaved runs, equal bits")
     for name, values in seconds.items():
         print(
-            f"  {name:26} {1 / statistics.median(values):8.1f} rounds/s"
-            f"  {_ratio(values, seconds[LOOP]):6.2f} x the loop's time"
+            f"  {name:26} {1 / statistics.median(values):8.2f} rounds/s"
+            f"  {_ratio(values, seconds[LOOP]):8.2f} x the loop's time"
         )
     print(f"  Flower's own parts take {_ratio(seconds[STOCK], seconds[OURS]):.2f} x fl_app's time")
+    if ray_repeats:
+        print(
+            f"  Flower's Ray engine takes {_ratio(seconds[RAY], seconds[OURS]):.0f} x fl_app's time"
+        )
     added = [b - a for a, b in zip(seconds[OURS], seconds[TRACKED], strict=True)]
-    print(f"  the record adds {statistics.median(added) * 1e3:.2f} ms a round")
+    print(f"  the record adds {statistics.median(added) * 1e3:.2f} ms a round", flush=True)
+    return seconds
 
 
-def _ratio(values: list[float], base: list[float]) -> float:
-    """Return the median of the ratios of neighbours in time."""
+def measure_ray(num_clients: int, rounds: int, repeats: int) -> list[float]:
+    """Time Flower's Ray engine for rounds that fit into a minute, and check the bits."""
+    fewer = max(3, min(rounds, 1000 // num_clients))
+    _, expected = loop(num_clients, fewer)
+    seconds = []
+    for _ in range(repeats):
+        spent, digest = ray(num_clients, fewer)
+        if digest != expected:
+            raise SystemExit(f"final weights differ in Ray: {digest}, expected {expected}")
+        seconds.append(spent)
+    return seconds
+
+
+def _ratio(values: Sequence[float], base: Sequence[float]) -> float:
+    """Return the median of the ratios of neighbours in time, or the ratio of medians."""
+    if len(values) != len(base):
+        return statistics.median(values) / statistics.median(base)
     return statistics.median(a / b for a, b in zip(values, base, strict=True))
+
+
+def draw(found: Mapping[int, Seconds], path: Path) -> None:
+    """Draw rounds a second over the number of clients."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "rounds"
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for name in next(iter(found.values())):
+        rates = [1 / statistics.median(found[k][name]) for k in found]
+        axes.loglog(list(found), rates, marker="o", label=name)
+    axes.set(xlabel="clients (K)", ylabel="rounds a second", xticks=list(found))
+    axes.set_xticklabels([str(k) for k in found])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
 
 
 def peak(num_clients: int) -> None:
     """Print this process's peak memory in MB after five rounds."""
     ours(num_clients, 5, tracked=False)
+    print(_peak_megabytes())
+
+
+def _peak_megabytes() -> float:
+    """Return this process's peak memory, without what the process that started it had (Linux)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = [row for row in status.read_text().splitlines() if row.startswith("VmHWM")]
+        return int(line.split()[1]) / 2**10
     scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def measure_memory(few: int, many: int) -> None:
@@ -187,26 +271,37 @@ def measure_memory(few: int, many: int) -> None:
     )
 
 
+def machine() -> str:
+    """Return the machine's size and the versions that matter."""
+    packages = ("flwr", "numpy", "scikit-learn", "mlflow", "hydra-core", "ray")
+    return (
+        f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores; "
+        + ", ".join(f"{name} {version(name)}" for name in packages)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--ray-repeats", type=int, default=1, help="0: without Ray")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="draw rounds/s over clients")
     parser.add_argument("--peak", type=int, help="only print peak memory with that many clients")
     arguments = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     if arguments.peak:
         return peak(arguments.peak)
-    packages = ("flwr", "numpy", "scikit-learn", "mlflow")
-    print(
-        f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores; "
-        + ", ".join(f"{name} {version(name)}" for name in packages)
-    )
-    for num_clients in arguments.clients:
-        measure(num_clients, arguments.rounds, arguments.repeats)
+    print(machine(), flush=True)
+    found = {
+        k: measure(k, arguments.rounds, arguments.repeats, arguments.ray_repeats)
+        for k in arguments.clients
+    }
     measure_memory(min(arguments.clients), max(arguments.clients))
+    if arguments.draw is not None:
+        draw(found, arguments.draw)
     return None
 
 
