@@ -47,6 +47,41 @@ def test_help_and_config_need_no_run(tmp_path: Path) -> None:
     assert "eta: 0.1" in out
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--cfg", "job", "model=mlp"]])
+def test_start_up_imports_little(words: list[str], tmp_path: Path) -> None:
+    """To show help or a config, none of the heavy packages is imported."""
+    code = (
+        "import sys; from fl_app.__main__ import main\n"
+        "try: main()\n"
+        "finally: print({'mlflow', 'sklearn', 'ray', 'flwr', 'numpy'} & {*sys.modules}, "
+        "'hydra' in sys.modules, file=sys.stderr)"
+    )
+    done = command("python", "-c", code, *words, cwd=tmp_path, FL_APP_HOME=str(tmp_path / "home"))
+    assert done.stderr.splitlines()[-1] == "set() True", done.stderr
+
+
+def test_second_job_of_a_sweep_imports_nothing(tmp_path: Path) -> None:
+    """All modules of a job are there when the second one of the same kind starts."""
+    code = (
+        "import sys\n"
+        "from fl_app import __main__, runtimes\n"
+        "counts, run = [], runtimes.run\n"
+        "def counted(launch):\n"
+        "    before = set(sys.modules)\n"
+        "    try: return run(launch)\n"
+        "    finally: counts.append(len([name for name in set(sys.modules) - before\n"
+        "        if not name.startswith('code_model_')]))\n"  # MLflow's name for a model's code
+        "runtimes.run = counted\n"
+        "try: __main__.main()\n"
+        "finally: print(*counts, file=sys.stderr)"
+    )
+    words = ["-m", "seed=0,1,2", "num_clients=3", "num_server_rounds=2"]
+    done = command("python", "-c", code, *words, cwd=tmp_path, FL_APP_HOME=str(tmp_path / "home"))
+    first, *others = map(int, done.stderr.split()[-3:])
+    assert first > 100, done.stderr
+    assert others == [0, 0]
+
+
 def test_failed_run_exits_with_1(tmp_path: Path) -> None:
     """A run that cannot go on ends with its reason and exit status 1."""
     status, _, err = fl_app(tmp_path, "tracking=none", "num_clients=3", "min_rows=100000")
