@@ -311,7 +311,7 @@ FLOORS: Mapping[str, tuple[str, Sequence[float], Mapping[str, Settings]]] = {
     "ls_rows_per_feature": (
         "ls",
         (1, 2, 3, 4),
-        {"digits K=5 IID": digits(5, None, 4), "digits K=5 α=.5": digits(5, 0.5, 4)},
+        {"digits K=4 IID": digits(4, None, 4), "digits K=4 α=.5": digits(4, 0.5, 4)},
     ),
 }
 """Each floor: the global member it is measured with, its values, and the tasks."""

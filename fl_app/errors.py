@@ -40,6 +40,10 @@ class InputError(FlAppError):
         self.field, self.value, self.allowed = field, value, allowed
         super().__init__(f"{field}={_show(value)}: {allowed}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
+        """Make it anew in another process: an exception is pickled by its message alone."""
+        return type(self), (self.field, self.value, self.allowed)
+
 
 class ConfigError(InputError):
     """A config key with a wrong name, type or value."""
