@@ -317,9 +317,11 @@ FLOORS: Mapping[str, tuple[str, Sequence[float], Mapping[str, Settings]]] = {
 """Each floor: the global member it is measured with, its values, and the tasks."""
 
 
-def floor_lines(seeds: Sequence[int], do: Mapper) -> Iterator[str]:
+def floor_lines(seeds: Sequence[int], do: Mapper, only: str = "") -> Iterator[str]:
     """Yield a table for each floor: accuracy at each of its values."""
     for name, (global_member, values, bases) in FLOORS.items():
+        if only not in name:
+            continue
         yield f"\n| {name} | {' | '.join(f'{v:g}' for v in values)} |"
         yield "|---" * (len(values) + 1) + "|"
         for task, base in bases.items():
@@ -484,7 +486,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--first-seed", type=int, default=0, help="first seed (default 0)")
     parser.add_argument("--seeds", type=int, default=10, help="number of seeds (default 10)")
-    parser.add_argument("--only", default="", help="run tasks whose name contains this")
+    parser.add_argument("--only", default="", help="run tasks and floors whose name contains this")
     parser.add_argument(
         "--table", choices=("tasks", "grid", "floors", "speed"), help="one table only"
     )
@@ -508,7 +510,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if options.table in (None, "grid"):
             print_grid([task for task in grid() if options.only in task.name], seeds, do)
         if options.table in (None, "floors"):
-            for text in floor_lines(seeds, do):
+            for text in floor_lines(seeds, do, options.only):
                 say(text)
     if options.table in (None, "speed"):
         with tempfile.TemporaryDirectory() as folder:
