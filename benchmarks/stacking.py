@@ -121,7 +121,7 @@ def digits(num_clients: int, alpha: float | None, rounds: int = 20, **more: Any)
     }
 
 
-def rate(learning_rate: float) -> Settings:
+def at_rate(learning_rate: float) -> Settings:
     return {"name": "auto", "learning_rate": learning_rate}
 
 
@@ -297,7 +297,7 @@ def solve(task: Task, seeds: Sequence[int], do: Mapper) -> Row:
 
 
 def job_of(task: Task, strategy: Settings, learning_rate: float, seed: int) -> Job:
-    return Job({**task.base, **strategy, "seed": seed, "model": rate(learning_rate)}, task.faulty)
+    return Job({**task.base, **strategy, "seed": seed, "model": at_rate(learning_rate)}, task.faulty)
 
 
 # ---------------------------------------------------------------------------- floors
@@ -309,8 +309,8 @@ FLOORS: Mapping[str, tuple[str, Sequence[float], Mapping[str, Settings]]] = {
             "digits K=50 α=.1": digits(50, 0.1),
             "digits K=50 IID": digits(50, None),
             "digits K=10 α=.1": digits(10, 0.1),
-            "digits K=50 α=.1, rate 4": digits(50, 0.1, model=rate(4.0)),
-            "digits K=50 IID, rate 1": digits(50, None, model=rate(1.0)),
+            "digits K=50 α=.1, rate 4": digits(50, 0.1, model=at_rate(4.0)),
+            "digits K=50 IID, rate 1": digits(50, None, model=at_rate(1.0)),
         },
     ),
     "ls_rows_per_feature": (
