@@ -297,7 +297,8 @@ def solve(task: Task, seeds: Sequence[int], do: Mapper) -> Row:
 
 
 def job_of(task: Task, strategy: Settings, learning_rate: float, seed: int) -> Job:
-    return Job({**task.base, **strategy, "seed": seed, "model": at_rate(learning_rate)}, task.faulty)
+    model = at_rate(learning_rate)
+    return Job({**task.base, **strategy, "seed": seed, "model": model}, task.faulty)
 
 
 # ---------------------------------------------------------------------------- floors

@@ -85,7 +85,7 @@ class FedStacking(FedAvg):
     client_folds : bool, default False
         Whether all rows of a client belong to one fold of the sums: a V-th of the bytes, for 50
         clients or more.
-    min_rows_per_sum : int, default 2
+    min_rows_per_sum : int, default 3
         Rows of a class (regression: rows) below which clients leave rows out of a sum.
     max_members : int, optional
         Members at most; by default ``min(32, 420 // C)``.
@@ -155,7 +155,7 @@ class FedStacking(FedAvg):
         global_member: str = "fedavg",
         num_folds: int = 4,
         client_folds: bool = False,
-        min_rows_per_sum: int = 2,
+        min_rows_per_sum: int = 3,
         max_members: int | None = None,
         personal_gate: bool = False,
         partitions: Mapping[int, int] | None = None,

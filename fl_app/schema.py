@@ -301,7 +301,7 @@ class FedStackingConfig(BaseModelsConfig):
     )
     num_folds: int = opt(4, "Folds of out-of-fold predictions and of the sums.", ge=2)
     min_rows_per_sum: int = opt(
-        2, "Rows of a class (regression: rows) below which they are left out of a sum.", ge=1
+        3, "Rows of a class (regression: rows) below which they are left out of a sum.", ge=1
     )
     ls_rows_per_feature: float = opt(
         2.0, "Rows for each feature below which a sum for `global_member=ls` is not made.", ge=1

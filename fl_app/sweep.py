@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_app.errors import FlAppError
-from fl_app.schema import Config, MlflowConfig, digest, flatten
+from fl_app.schema import GROUPS, Config, MlflowConfig, digest, flatten
 
 if TYPE_CHECKING:
     from fl_app.report import RunSummary
@@ -175,8 +175,15 @@ def summarise(jobs: Sequence[Job]) -> str:
         )
         for job in jobs
     ]
-    parts = [to_text(summary_blocks(summary_table(runs))), _comparison(jobs), _where(jobs)]
+    keys = {_param(override) for job in jobs for override in job.overrides}
+    parts = [to_text(summary_blocks(summary_table(runs, keys))), _comparison(jobs), _where(jobs)]
     return "\n\n".join(part.strip("\n") for part in parts if part)
+
+
+def _param(override: str) -> str:
+    """Return the param that an override sets."""
+    key = override.partition("=")[0].lstrip("+~")
+    return f"{key}.name" if key in GROUPS else key
 
 
 def _where(jobs: Sequence[Job]) -> str:

@@ -34,10 +34,13 @@ Tamper = Callable[[str, int, Arrays, dict[str, Any]], None]
 
 
 def config_of(dataset: Any = "wine", strategy: Any = None, **options: Any) -> Config:
-    """Make a small stacking config: wine, 4 clients, 4 rounds."""
+    """Make a small stacking config: wine, 4 clients, 4 rounds; a floor of 2, as rows are few."""
     named = dataset if isinstance(dataset, Mapping) else {"name": dataset}
     base = {"num_clients": 4, "num_server_rounds": 4, "dataset": named}
-    return from_dict(base | {"strategy": {"name": "fedstacking"} | (strategy or {})} | options)
+    own = {"name": "fedstacking"} | (strategy or {})
+    if own["name"] == "fedstacking":
+        own = {"min_rows_per_sum": 2} | own
+    return from_dict(base | {"strategy": own} | options)
 
 
 @dataclass

@@ -682,6 +682,38 @@ def test_labels_are_unique(items: list[dict[str, str]]) -> None:
     assert len(set(tell_apart(items))) == len(items)
 
 
+def test_labels_name_what_was_swept() -> None:
+    """A key that was swept is named though another one tells all apart; long numbers are cut."""
+    items = [
+        {"lr": "0.123456789", "passes": "1", "k": "3"},
+        {"lr": "0.2", "passes": "1", "k": "3"},
+        {"lr": "0.3", "passes": "2", "k": "3"},
+    ]
+    assert tell_apart(items) == ["lr=0.1235", "lr=0.2", "lr=0.3"]
+    assert tell_apart(items, ["lr", "passes", "k"]) == [
+        "lr=0.1235, passes=1",
+        "lr=0.2, passes=1",
+        "lr=0.3, passes=2",
+    ]
+    close = [{"lr": "0.12345678"}, {"lr": "0.12345679"}]
+    assert tell_apart(close) == ["lr=0.12345678", "lr=0.12345679"]
+
+
+def test_references_are_not_the_best() -> None:
+    """``pooled`` and ``local`` federate nothing: they are the best only among themselves."""
+    runs = [
+        replace(run(name), metrics={"eval/accuracy": value})
+        for name, value in {"fedavg": 0.7, "fedadam": 0.8, "pooled": 0.9}.items()
+    ]
+    best = {row.label: row.best for row in summary_table(runs).rows}
+    assert best == {"strategy=fedadam": True, "strategy=fedavg": False, "strategy=pooled": False}
+    alone = [
+        replace(run("pooled", partitioner=name), metrics={"eval/accuracy": value})
+        for name, value in {"iid": 0.9, "dirichlet": 0.8}.items()
+    ]
+    assert sorted(row.best for row in summary_table(alone).rows) == [False, True]
+
+
 def test_select_names_what_there_is() -> None:
     """A condition that no run meets, in whole or in part, is refused."""
     assert {r.seed for r in select(grid(), ["seed=0,2", "partitioner.alpha=.1"])} == {"0", "2"}
@@ -848,7 +880,7 @@ def test_summary_follows_the_objective() -> None:
     assert summary_blocks(summary_table([])) == ()
     no_metrics = summary_table([replace(run("a"), metrics={})])
     assert no_metrics.rows[0].mean is None
-    assert "the only one" in to_text(summary_blocks(no_metrics))
+    assert "all runs" in to_text(summary_blocks(no_metrics))
 
 
 def test_the_best_is_of_one_data_set() -> None:

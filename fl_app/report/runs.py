@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fl_app.errors import InputError
@@ -16,6 +16,7 @@ BYTES = ("cost/bytes_up", "cost/bytes_down")
 """Metrics whose sum is what a run has sent so far."""
 
 FINISHED = "FINISHED"
+_LONG_NUMBER = 8
 _FIRST = (
     "dataset.name",
     "partitioner.name",
@@ -180,13 +181,15 @@ def short(param: str) -> str:
     return param.removesuffix(".name")
 
 
-def tell_apart(items: Sequence[Mapping[str, str]]) -> list[str]:
+def tell_apart(items: Sequence[Mapping[str, str]], keys: Collection[str] = ()) -> list[str]:
     """Return a label for each set of params, from as few of them as tell all sets apart.
 
     Parameters
     ----------
     items : sequence of mapping of str to str
         Sets of params, no two equal.
+    keys : collection of str
+        Params that are named wherever they differ, needed or not.
 
     Returns
     -------
@@ -203,18 +206,34 @@ def tell_apart(items: Sequence[Mapping[str, str]]) -> list[str]:
     rank = {name: position for position, name in enumerate(_FIRST)}
     chosen: list[str] = []
     count = 1
-    for name in sorted(names, key=lambda n: (rank.get(n, len(rank)), n)):
+    for name in sorted(names, key=lambda n: (n not in keys, rank.get(n, len(rank)), n)):
         tried = [*chosen, name]
         apart = len({tuple(item.get(n) for n in tried) for item in items})
-        if apart > count:
+        if apart > count or (name in keys and len({item.get(name) for item in items}) > 1):
             chosen, count = tried, apart
     words = [short(name) for name in chosen]
     last = [word.rpartition(".")[2] for word in words]
     shown = [end if last.count(end) == 1 else word for word, end in zip(words, last, strict=True)]
-    return [
-        ", ".join(f"{word}={item.get(n, '-')}" for n, word in zip(chosen, shown, strict=True))
-        for item in items
-    ]
+    for show in (_brief, str):
+        labels = [
+            ", ".join(
+                f"{word}={show(item.get(n, '-'))}" for n, word in zip(chosen, shown, strict=True)
+            )
+            for item in items
+        ]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _brief(value: str) -> str:
+    """Return a number with four digits where it has many more, and any other text as it is."""
+    if len(value) <= _LONG_NUMBER:
+        return value
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def listed(texts: Sequence[str], most: int = 12) -> str:

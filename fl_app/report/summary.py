@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fl_app.errors import InputError
@@ -50,7 +50,8 @@ class SummaryRow:
     server_mean, server_sd : float or None
         As ``mean`` and ``sd``. For information: nothing is chosen by it.
     best : bool
-        Whether no other configuration with this objective on this data set is better.
+        Whether no other configuration with this objective on this data set is better; the
+        references ``local`` and ``pooled`` count only among themselves.
     """
 
     label: str
@@ -80,7 +81,7 @@ class Summary:
     unfinished: tuple[RunSummary, ...] = ()
 
 
-def summary_table(runs: Sequence[RunSummary]) -> Summary:
+def summary_table(runs: Sequence[RunSummary], keys: Collection[str] = ()) -> Summary:
     """Summarise the runs of a sweep.
 
     Parameters
@@ -89,6 +90,8 @@ def summary_table(runs: Sequence[RunSummary]) -> Summary:
         Of any status; a job that never became a run can be told by a summary made by hand with its
         ``status`` and ``error``. Only ``params`` and the last ``metrics`` are read. Of runs with
         the same config and seed the newest that FINISHED counts.
+    keys : collection of str
+        Params that were swept over: labels name them, also where others would do.
 
     Returns
     -------
@@ -99,11 +102,16 @@ def summary_table(runs: Sequence[RunSummary]) -> Summary:
         if run.finished:
             kept = {n: v for n, v in run.params.items() if not matches(n, APART)}
             groups.setdefault(tuple(sorted(kept.items())), {})[run.seed] = run
-    labels = tell_apart([dict(params) for params in groups])
-    found = [
-        (dict(params).get("dataset.name", ""), _row(label, seeds))
+    labels = tell_apart([dict(params) for params in groups], keys)
+    found: list[tuple[str | None, SummaryRow]] = [
+        (
+            None if _is_reference(dict(params)) else dict(params).get("dataset.name", ""),
+            _row(label, seeds),
+        )
         for label, (params, seeds) in zip(labels, groups.items(), strict=True)
     ]
+    if all(dataset is None for dataset, _ in found):
+        found = [("", row) for _, row in found]
     rows = tuple(replace(row, best=_is_best(row, dataset, found)) for dataset, row in found)
     unfinished = sorted((r for r in runs if not r.finished), key=lambda r: (r.title, r.run_id))
     return Summary(tuple(sorted(rows, key=lambda row: label_order(row.label))), tuple(unfinished))
@@ -141,14 +149,21 @@ def _over_seeds(seeds: dict[str, RunSummary], metric: str) -> tuple[float | None
     return mean_and_sd({"": values}) if len(values) == len(seeds) else (None, None)
 
 
-def _is_best(row: SummaryRow, dataset: str, found: Sequence[tuple[str, SummaryRow]]) -> bool:
+def _is_reference(params: Mapping[str, str]) -> bool:
+    """Return whether a configuration federates nothing: it is there to be compared with."""
+    return params.get("strategy.name") in ("local", "pooled")
+
+
+def _is_best(
+    row: SummaryRow, dataset: str | None, found: Sequence[tuple[str | None, SummaryRow]]
+) -> bool:
     """Return whether no rival is better; a configuration without rivals is no best one."""
     rivals = [
         other.mean
         for where, other in found
         if other is not row and (where, other.objective) == (dataset, row.objective)
     ]
-    if row.mean is None or math.isnan(row.mean) or not rivals:
+    if dataset is None or row.mean is None or math.isnan(row.mean) or not rivals:
         return False
     sign = 1 if is_better_when_higher(row.objective) else -1
     means = [mean for mean in rivals if mean is not None and not math.isnan(mean)]
@@ -165,7 +180,7 @@ def summary_blocks(summary: Summary) -> tuple[Block, ...]:
         digits = decimals_for(row.mean for row in rows if row.mean is not None)
         cells = tuple(
             (
-                row.label or "the only one",
+                row.label or "all runs",
                 str(len(row.seeds)),
                 _value(row.objective, row.mean, row.sd, digits, len(names) > 1),
                 _value(row.server_metric, row.server_mean, row.server_sd, digits, len(servers) > 1),

@@ -166,7 +166,15 @@ class MlflowStore:
             source=dataset["source"],
         )
         context = entities.InputTag(key="mlflow.data.context", value="train")
-        self._client.log_inputs(run.run_id, datasets=[entities.DatasetInput(found, [context])])
+        inputs = [entities.DatasetInput(found, [context])]
+        try:
+            self._client.log_inputs(run.run_id, datasets=inputs)
+        except load_mlflow().exceptions.MlflowException as error:
+            # Two runs on the same new data set: MLflow looks for it and then inserts it. The other
+            # one's is there now.
+            if "unique" not in str(error).lower():
+                raise
+            self._client.log_inputs(run.run_id, datasets=inputs)
 
     def log_files(self, run: Run, folder: Path) -> None:
         """Add the files of a folder as artifacts."""
