@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from fl_app.config import HydraErrors, check_sweep, config_dir, explain, typed
 from fl_app.errors import FlAppError
+from fl_app.pipes import reader_may_leave
 from fl_app.schema import Config, TabularConfig, objective_of
 from fl_app.sweep import (
     Job,
@@ -122,6 +123,7 @@ def _run(config: Config) -> RunResult:
     return run(Launch(config, task, sweep, git_commit(), tuple(swept(task)) if sweep else ()))
 
 
+@reader_may_leave()
 def main() -> None:
     """Run the command line."""
     with job_log() as path:

@@ -15,6 +15,7 @@ import click
 import typer
 
 from fl_app.errors import FlAppError, InputError
+from fl_app.pipes import reader_may_leave
 from fl_app.schema import Task
 
 __all__ = ["main"]
@@ -122,6 +123,7 @@ def report(
         raise typer.Exit(1)
 
 
+@reader_may_leave()
 def main() -> None:
     """Run the command line."""
     try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from .support import command, free_port
+from .support import BIN, command, free_port
 
 
 def fl_app(tmp_path: Path, *words: str, **env: str) -> tuple[int, str, str]:
@@ -45,6 +47,18 @@ def test_help_and_config_need_no_run(tmp_path: Path) -> None:
     status, out, _ = fl_app(tmp_path, "--cfg", "job", "strategy=fedadam")
     assert status == 0
     assert "eta: 0.1" in out
+
+
+@pytest.mark.parametrize("name", ["fl-app", "fl-kit"])
+def test_a_reader_may_leave(name: str, tmp_path: Path) -> None:
+    """Whoever reads a part only (``| head``) gets no traceback: exit status 1, nothing said."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [str(BIN / name), "--help"], stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--cfg", "job", "model=mlp"]])
