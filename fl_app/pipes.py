@@ -23,8 +23,10 @@ def reader_may_leave() -> Iterator[None]:
         In place of :class:`BrokenPipeError`.
     """
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         if not _is_broken():
             raise  # of a socket or a process: no matter of ours
