@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -157,11 +158,11 @@ def ray(num_clients: int, rounds: int) -> tuple[float, str]:
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                if line.startswith("round ") and not line.startswith("round 0/"):
+                if re.match(r"round +[1-9]", line):
                     times.append(time.perf_counter())
         result = json.loads((Path(folder) / "result.json").read_text())
     if len(times) != rounds:
-        raise SystemExit(f"{len(times)} of {rounds} rounds of {words}: {result['error']}")
+        raise SystemExit(f"{len(times)} of {rounds} rounds of {words}: {result}")
     return (times[-1] - times[0]) / (rounds - 1), str(result["weights_sha256"])
 
 

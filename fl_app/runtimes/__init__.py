@@ -27,12 +27,12 @@ def run(launch: Launch) -> RunResult:
     FlAppError
         If the run did not finish.
     """
-    check_before(launch)
     # One runtime is imported, not all: the simulation's launcher needs none of the apps.
     if launch.config.runtime.name == "simulation":
         from fl_app.runtimes import simulation
 
-        return simulation.run(launch)
+        return simulation.run(launch)  # which checks while its SuperLink starts
+    check_before(launch)
     if launch.config.runtime.name == "deployment":
         from fl_app.runtimes import deployment
 

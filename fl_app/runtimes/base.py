@@ -15,12 +15,12 @@ from fl_app.data.partition import largest_partition, partition_of
 from fl_app.errors import ConfigError, RunError
 from fl_app.federation.privacy import require_accountant
 from fl_app.launch import Launch
-from fl_app.schema import FedStackingConfig, MlflowConfig, SimulationConfig, ray_head
+from fl_app.schema import FedStackingConfig, MlflowConfig, ray_head
 from fl_app.strategies import check_rows
 from fl_app.tracking.spool import home_dir
 from fl_app.tracking.store import check_uri, default_uri
 
-__all__ = ["RunResult", "check_before", "read_result", "write_result"]
+__all__ = ["RunResult", "check_before", "check_ray", "read_result", "write_result"]
 
 _CONNECT_SECONDS = 5.0
 
@@ -100,9 +100,6 @@ def check_before(launch: Launch) -> None:
         partition_of(launch.config, 0)
         if isinstance(launch.config.strategy, FedStackingConfig):
             check_rows(launch.config.strategy, *largest_partition(launch.config))
-    runtime = launch.config.runtime
-    if isinstance(runtime, SimulationConfig) and runtime.ray_address is not None:
-        _check_ray(runtime.ray_address)
     _check_folder("FL_APP_HOME", home_dir())
     if launch.config.output_dir is not None:
         _check_folder("output_dir", Path(launch.config.output_dir))
@@ -110,7 +107,7 @@ def check_before(launch: Launch) -> None:
         check_uri(launch.config.tracking.uri or default_uri())
 
 
-def _check_ray(address: str) -> None:
+def check_ray(address: str) -> None:
     """Try whether somebody listens where a Ray head shall be.
 
     Raises

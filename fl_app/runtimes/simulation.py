@@ -18,9 +18,9 @@ from dataclasses import replace
 
 from filelock import FileLock, Timeout
 
-from fl_app.errors import RunError
+from fl_app.errors import InputError, RunError
 from fl_app.launch import Launch
-from fl_app.runtimes.base import RunResult, read_result
+from fl_app.runtimes.base import RunResult, check_before, check_ray, read_result
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.submit import Outcome, submit
 from fl_app.runtimes.superlink import PrivateSuperLink, signals_unwind
@@ -43,6 +43,8 @@ def run(launch: Launch) -> RunResult:
 
     Raises
     ------
+    InputError
+        For what can be found before the run starts: it is looked for while the SuperLink starts.
     RunError
         If the run failed or was stopped, with the ServerApp's own message.
     """
@@ -54,17 +56,19 @@ def run(launch: Launch) -> RunResult:
         uri = check_uri(config.tracking.uri or default_uri())
         config = replace(config, tracking=replace(config.tracking, uri=uri))
         launch = replace(launch, config=config)
-    print(
-        f"flwr run: {config.num_clients} SuperNodes, starting Flower's simulation engine",
-        flush=True,
-    )
+    if runtime.ray_address is not None:
+        check_ray(runtime.ray_address)
     try:
         with (
             signals_unwind(),
             _ray(runtime.ray_address) as env,
             app_dir() as folder,
-            PrivateSuperLink(env=env) as link,
+            PrivateSuperLink(env=env, meanwhile=lambda: check_before(launch)) as link,
         ):
+            print(
+                f"flwr run: {config.num_clients} SuperNodes, starting Flower's simulation engine",
+                flush=True,
+            )
             outcome = submit(
                 folder,
                 link.name,
@@ -77,6 +81,8 @@ def run(launch: Launch) -> RunResult:
                 patience=0.0,
             )
         return _end(outcome, config.output_dir or "")
+    except InputError:
+        raise
     except BaseException:
         # Flower ends a ServerApp without its `finally`: what it left in the spool is sent here.
         replay()

@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -103,6 +103,8 @@ class PrivateSuperLink:
         Seconds to wait until it answers.
     grace : float, default: 5
         Seconds that its processes have to end by themselves before they are killed.
+    meanwhile : callable, optional
+        Called while it starts, which takes seconds. An exception of it ends the SuperLink.
 
     Raises
     ------
@@ -127,6 +129,7 @@ class PrivateSuperLink:
         env: Mapping[str, str] | None = None,
         startup_timeout: float = 60.0,
         grace: float = 5.0,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "default":
             raise InputError("superlink", name, "letters, digits, '-' and '_', not 'default'")
@@ -136,6 +139,7 @@ class PrivateSuperLink:
         self.env = dict(env or {})
         self.startup_timeout = startup_timeout
         self.grace = grace
+        self._meanwhile = meanwhile
         self._given_home = flwr_home
         self._scratch: Path | None = None
         self._address = ""
@@ -208,11 +212,13 @@ class PrivateSuperLink:
 
     def _start(self) -> None:
         """Start it on a free port, on another one if somebody takes that first."""
-        for _ in range(_PORT_ATTEMPTS):
+        for attempt in range(_PORT_ATTEMPTS):
             port = _free_port()
             self._address = f"127.0.0.1:{port}"
             with _signals_held():
                 self._family = _Family(self._spawn(port))
+            if attempt == 0:
+                self._meanwhile()
             if self._wait(self._family, port):
                 return
             self._family.end(self.grace)
