@@ -63,12 +63,18 @@ def run(launch: Launch) -> RunResult:
             signals_unwind(),
             _ray(runtime.ray_address) as env,
             app_dir() as folder,
-            PrivateSuperLink(env=env, meanwhile=lambda: check_before(launch)) as link,
+            PrivateSuperLink(env=env, wait=False) as link,
         ):
-            print(
-                f"flwr run: {config.num_clients} SuperNodes, starting Flower's simulation engine",
-                flush=True,
-            )
+
+            def ready() -> None:
+                check_before(launch)
+                print(
+                    f"flwr run: {config.num_clients} SuperNodes, "
+                    "starting Flower's simulation engine",
+                    flush=True,
+                )
+                link.wait()
+
             outcome = submit(
                 folder,
                 link.name,
@@ -79,6 +85,7 @@ def run(launch: Launch) -> RunResult:
                 flwr_home=link.flwr_home,
                 on_line=_show,
                 patience=0.0,
+                ready=ready,
             )
         return _end(outcome, config.output_dir or "")
     except InputError:

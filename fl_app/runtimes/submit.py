@@ -103,6 +103,7 @@ def submit(
     on_line: Callable[[str], None] = lambda line: None,
     flwr_home: Path | None = None,
     patience: float = 30.0,
+    ready: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run a Flower app on a SuperLink and wait for its end.
 
@@ -127,6 +128,8 @@ def submit(
         Flower's directory, None for the one of the environment.
     patience : float, default: 30
         Seconds that the SuperLink may be unreachable before the run is given up.
+    ready : callable, optional
+        Returns when the SuperLink can be reached; called while the ``flwr`` command imports.
 
     Returns
     -------
@@ -159,7 +162,8 @@ def submit(
         flwr = stack.enter_context(_Flwr(environment, scratch))
         run = _Run(flwr, superlink, on_line, patience)
         return run.carry_out(
-            ["run", str(app), superlink, "--run-config", str(overrides), *federation, "--stream"]
+            ["run", str(app), superlink, "--run-config", str(overrides), *federation, "--stream"],
+            ready,
         )
 
 
@@ -249,9 +253,11 @@ class _Run:
         self._patience = patience
         self._run_id = ""
 
-    def carry_out(self, arguments: Sequence[str]) -> Outcome:
+    def carry_out(self, arguments: Sequence[str], ready: Callable[[], None]) -> Outcome:
         """Submit the run, hand on its log and wait for its end; stop it on any exception."""
-        command = self._flwr.start(arguments)
+        command = self._flwr.new()
+        ready()
+        command.tell(arguments)
         try:
             self._wait_for_id(command)
             return self._wait_for_end(command)
@@ -332,19 +338,13 @@ class _Flwr:
         for command in self._commands:
             command.kill()
 
-    def start(self, arguments: Sequence[str]) -> _Command:
-        """Start a command."""
-        command = self._new()
-        command.tell(arguments)
-        return command
-
     def prepare(self) -> None:
         """Let a process import what the next :meth:`ask` needs, where nobody waits for it."""
-        self._prepared = self._new()
+        self._prepared = self.new()
 
     def ask(self, arguments: Sequence[str], seconds: float) -> str:
         """Carry out a command that ends soon, and return what it printed."""
-        command, self._prepared = self._prepared or self._new(), None
+        command, self._prepared = self._prepared or self.new(), None
         command.tell(arguments)
         answer = "\n".join(command.lines(seconds))
         if not command.ended:
@@ -352,7 +352,8 @@ class _Flwr:
             raise RunError(f"flwr {arguments[0]} did not answer within {seconds:g} s")
         return answer
 
-    def _new(self) -> _Command:
+    def new(self) -> _Command:
+        """Let a command begin with its imports; it waits for its arguments."""
         command = _Command(_FLWR, self._environment, self._cwd)
         self._commands.append(command)
         return command

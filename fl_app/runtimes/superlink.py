@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -103,8 +103,9 @@ class PrivateSuperLink:
         Seconds to wait until it answers.
     grace : float, default: 5
         Seconds that its processes have to end by themselves before they are killed.
-    meanwhile : callable, optional
-        Called while it starts, which takes seconds. An exception of it ends the SuperLink.
+    wait : bool, default: True
+        Wait on entry until it answers. False leaves that to :meth:`wait`: it takes seconds in which
+        there may be something else to do.
 
     Raises
     ------
@@ -129,7 +130,7 @@ class PrivateSuperLink:
         env: Mapping[str, str] | None = None,
         startup_timeout: float = 60.0,
         grace: float = 5.0,
-        meanwhile: Callable[[], None] = lambda: None,
+        wait: bool = True,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "default":
             raise InputError("superlink", name, "letters, digits, '-' and '_', not 'default'")
@@ -139,7 +140,7 @@ class PrivateSuperLink:
         self.env = dict(env or {})
         self.startup_timeout = startup_timeout
         self.grace = grace
-        self._meanwhile = meanwhile
+        self._waits = wait
         self._given_home = flwr_home
         self._scratch: Path | None = None
         self._address = ""
@@ -177,9 +178,27 @@ class PrivateSuperLink:
             self._scratch = Path(tempfile.mkdtemp(prefix="fl-", dir=_short_tmp()))
             self.flwr_home.mkdir(parents=True, exist_ok=True)
             self._start()
-            _add_entry(self.flwr_home / "config.toml", self.name, self._address)
+            if self._waits:
+                self.wait()
             self._cleanup = stack.pop_all()
         return self
+
+    def wait(self) -> None:
+        """Wait until it answers; start it on another port if somebody took its port first.
+
+        Raises
+        ------
+        RunError
+            If it dies or does not answer in time.
+        """
+        for _ in range(_PORT_ATTEMPTS):
+            assert self._family is not None
+            if self._answers(self._family, int(self._address.rpartition(":")[2])):
+                return
+            self._family.end(self.grace)
+            self._leave()
+            self._start()
+        raise RunError(f"no free port for flower-superlink in {_PORT_ATTEMPTS} attempts")
 
     def __exit__(
         self,
@@ -196,7 +215,7 @@ class PrivateSuperLink:
                 self._family.end(self.grace)
                 self._family = None
             if self._scratch is not None:
-                _remove_entry(self.flwr_home / "config.toml", self.name, self._address)
+                self._leave()
                 shutil.rmtree(self._scratch, ignore_errors=True)
                 self._scratch = None
 
@@ -211,18 +230,16 @@ class PrivateSuperLink:
         return self._root / "superlink.log"
 
     def _start(self) -> None:
-        """Start it on a free port, on another one if somebody takes that first."""
-        for attempt in range(_PORT_ATTEMPTS):
-            port = _free_port()
-            self._address = f"127.0.0.1:{port}"
-            with _signals_held():
-                self._family = _Family(self._spawn(port))
-            if attempt == 0:
-                self._meanwhile()
-            if self._wait(self._family, port):
-                return
-            self._family.end(self.grace)
-        raise RunError(f"no free port for flower-superlink in {_PORT_ATTEMPTS} attempts")
+        """Start it on a free port and enter it in ``config.toml``."""
+        port = _free_port()
+        self._address = f"127.0.0.1:{port}"
+        _add_entry(self.flwr_home / "config.toml", self.name, self._address)
+        with _signals_held():
+            self._family = _Family(self._spawn(port))
+
+    def _leave(self) -> None:
+        """Take its entry out of ``config.toml``."""
+        _remove_entry(self.flwr_home / "config.toml", self.name, self._address)
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         command = [str(_executable("flower-superlink")), "--insecure"]
@@ -258,7 +275,7 @@ class PrivateSuperLink:
         }
         return inherited | ours | self.client_env | self.env
 
-    def _wait(self, family: _Family, port: int) -> bool:
+    def _answers(self, family: _Family, port: int) -> bool:
         """Wait until it answers; return False if its port was taken by somebody else."""
         deadline = time.monotonic() + self.startup_timeout
         while time.monotonic() < deadline:
