@@ -13,7 +13,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,7 @@ def _parts(prefix: str, part: Moments) -> dict[str, list[float]]:
 
 def to_record(description: Description) -> RecordDict:
     """Return the content of a node's answer."""
-    return RecordDict({wire.CONFIG: ConfigRecord({"description": json.dumps(asdict(description))})})
+    return RecordDict({wire.CONFIG: ConfigRecord({"description": json.dumps(vars(description))})})
 
 
 def from_message(message: Message) -> Description:
@@ -295,7 +295,7 @@ def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: 
                 counts[label] += count
         total = sum(counts.values())
         return Roster(nodes, tuple(n / total if total else 0.0 for n in counts.values()))
-    told = [_moments(asdict(d), "target_") for d in descriptions if d.target_mean is not None]
+    told = [_moments(vars(d), "target_") for d in descriptions if d.target_mean is not None]
     if not told:
         return Roster(nodes)
     merged = merge_moments(told)
@@ -358,7 +358,7 @@ def _encoding(descriptions: list[Description], config: Config, test: Table | Non
             "moments to standardize with; set dataset.standardize=false or a smaller min_rows"
         )
     spread = config.dataset.standardize
-    features = merge_moments([_moments(asdict(d)) for d in told]) if told else None
+    features = merge_moments([_moments(vars(d)) for d in told]) if told else None
     mean, scale = scaler(features if spread else None, len(first.numeric))
     fill = (0.0,) * len(first.numeric) if features is None else tuple(features.mean.tolist())
     target_mean, target_scale = _target_scaler(first, told, spread)
@@ -403,7 +403,7 @@ def _target_scaler(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if first.task == "classification":
         return (), ()
-    merged = merge_moments([_moments(asdict(d), "target_") for d in told]) if spread else None
+    merged = merge_moments([_moments(vars(d), "target_") for d in told]) if spread else None
     return scaler(merged, len(first.targets))
 
 
