@@ -574,7 +574,7 @@ def test_worker_that_cannot_start_ends_the_run(how: str, text: str) -> None:
 
 
 def square(number: int) -> int:
-    print(number)
+    print(f"{number}\n", end="")  # one write, also where output is not buffered
     if number == 3:
         raise LookupError("no three")
     return number**2
