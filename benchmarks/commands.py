@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.rounds import machine
+from benchmarks.machine import machine
+from benchmarks.rounds import PACKAGES
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.superlink import PrivateSuperLink
 
@@ -189,7 +190,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=("start_up", "simulation", "sweep"))
     arguments = parser.parse_args()
-    print(machine(), flush=True)
+    print(machine(*PACKAGES), flush=True)
     if arguments.only in (None, "start_up"):
         start_up(7)
     if arguments.only in (None, "simulation"):

@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arithmetic import Arrays, Rows, metrics, prepared, sgd, zeros
-from benchmarks.rounds import LOOP, OURS, config, loop, machine, ours
+from benchmarks.machine import machine
+from benchmarks.rounds import LOOP, OURS, PACKAGES, config, loop, ours
 from fl_app.aggregation import arrays_digest
 from fl_app.schema import Config
 from fl_app.seeding import generator, one_thread
@@ -291,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if told.rounds < 2 or told.repeats < 1:
         parser.error("--rounds must be at least 2, --repeats at least 1")
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    print(machine(), flush=True)
+    print(machine(*PACKAGES), flush=True)
     peers = {}
     for name in told.peers:
         try:

@@ -21,7 +21,8 @@ from unittest import mock
 
 from flwr.clientapp import ClientApp
 
-from benchmarks.rounds import loop, machine, ours
+from benchmarks.machine import machine
+from benchmarks.rounds import PACKAGES, loop, ours
 from fl_app import client_app, wire
 from fl_app.federation import federated
 from fl_app.grid import InProcessGrid
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 100, 1000])
     arguments = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    print(machine())
+    print(machine(*PACKAGES))
     for num_clients in arguments.clients:
         profile(num_clients, arguments.rounds, arguments.repeats)
 

@@ -16,7 +16,6 @@ import io
 import json
 import logging
 import os
-import platform
 import re
 import resource
 import statistics
@@ -26,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 from flwr.app import Context
@@ -34,6 +32,7 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from benchmarks.arithmetic import Arrays, metrics, prepared, sgd, zeros
+from benchmarks.machine import machine
 from benchmarks.stock import stock
 from fl_app.aggregation import arrays_digest
 from fl_app.client_app import app as client_app
@@ -52,6 +51,8 @@ LOOP, STOCK, OURS, TRACKED, RAY = (
     "fl_app, MLflow on SQLite",
     "Flower's Ray engine",
 )
+
+PACKAGES = ("flwr", "numpy", "scikit-learn", "mlflow", "hydra-core", "ray")
 
 Seconds = dict[str, list[float]]
 """Seconds a round of each variant, one number a repeat."""
@@ -272,15 +273,6 @@ def measure_memory(few: int, many: int) -> None:
     )
 
 
-def machine() -> str:
-    """Return the machine's size and the versions that matter."""
-    packages = ("flwr", "numpy", "scikit-learn", "mlflow", "hydra-core", "ray")
-    return (
-        f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores; "
-        + ", ".join(f"{name} {version(name)}" for name in packages)
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -295,7 +287,7 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     if arguments.peak:
         return peak(arguments.peak)
-    print(machine(), flush=True)
+    print(machine(*PACKAGES), flush=True)
     found = {
         k: measure(k, arguments.rounds, arguments.repeats, arguments.ray_repeats)
         for k in arguments.clients

@@ -20,7 +20,6 @@ import io
 import json
 import logging
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -28,16 +27,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine
 from fl_app.report.intervals import Interval, mean_difference
 
 Settings = Mapping[str, Any]
+PACKAGES = ("flwr", "numpy", "scikit-learn")
 RATES = (0.5, 1.0, 2.0, 4.0)
 SMALL_RATES = (0.05, 0.1, 0.5, 2.0)
 FEW_RATES = (0.5, 2.0)
@@ -484,12 +484,6 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def machine() -> str:
-    packages = ("flwr", "numpy", "scikit-learn")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{os.cpu_count()} processors, Python {platform.python_version()}, {versions}"
-
-
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -503,7 +497,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args(words)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    say(machine() + ("" if options.table == "speed" else f"; seeds {seeds[0]}–{seeds[-1]}") + "\n")
+    say(
+        machine(*PACKAGES)
+        + ("" if options.table == "speed" else f"; seeds {seeds[0]}–{seeds[-1]}")
+        + "\n"
+    )
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(options.processes, get_context("spawn")) as pool,

@@ -18,13 +18,11 @@ import argparse
 import io
 import logging
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -46,9 +44,11 @@ from fl_app.server_app import Run
 from fl_app.tracking.base import RoundRecord
 from fl_app.tracking.console import ConsoleTracker
 
+from .machine import machine
 from .rounds import Clock
 
 CLIENTS = 8
+PACKAGES = ("flwr", "numpy", "scikit-learn", "joblib")
 BREAK_EVEN = "softmax, {} local epochs"
 
 
@@ -222,22 +222,6 @@ def break_even(points: Sequence[tuple[float, float]]) -> str:
     return f"{side} {(costs[0] if gains[0] >= 1 else costs[-1]) * 1e3:.2g} ms a call"
 
 
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            x.partition(":")[2].strip() for x in info.read_text().splitlines() if "model name" in x
-        ]
-        model = names[0] if names else model
-    packages = ("flwr", "numpy", "scikit-learn", "joblib")
-    return (
-        f"{os.cpu_count()} processors ({model}), load {os.getloadavg()[0]:.1f}; "
-        f"Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in packages)
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -249,7 +233,8 @@ def main() -> None:
     wall, cpu = [], []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FL_APP_HOME"] = folder
-        print(f"{machine()}; {CLIENTS} clients, medians of {arguments.repeats} interleaved runs")
+        print(machine(*PACKAGES))
+        print(f"{CLIENTS} clients, medians of {arguments.repeats} interleaved runs")
         heads = ("a call", "1 worker", "2 workers", "speed-up", "by CPU")
         print(f"\n{'task':30} " + " ".join(f"{head:>10}" for head in heads))
         alone, pooled = (TimedGrid(client_app, CLIENTS, num_workers=n) for n in (1, 2))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from filelock import FileLock, Timeout
@@ -56,18 +56,22 @@ def run(launch: Launch) -> RunResult:
         uri = check_uri(config.tracking.uri or default_uri())
         config = replace(config, tracking=replace(config.tracking, uri=uri))
         launch = replace(launch, config=config)
-    if runtime.ray_address is not None:
-        check_ray(runtime.ray_address)
+    address = runtime.ray_address
+    if address is not None:
+        check_ray(address)
+    env = {} if address is None else {"RAY_ADDRESS": address}
     try:
         with (
             signals_unwind(),
-            _ray(runtime.ray_address) as env,
+            ExitStack() as turn,  # ends after the SuperLink, and so after its actors
             app_dir() as folder,
             PrivateSuperLink(env=env, wait=False) as link,
         ):
 
             def ready() -> None:
                 check_before(launch)
+                if address is not None:
+                    turn.enter_context(_turn(address))
                 print(
                     f"flwr run: {config.num_clients} SuperNodes, "
                     "starting Flower's simulation engine",
@@ -97,12 +101,8 @@ def run(launch: Launch) -> RunResult:
 
 
 @contextmanager
-def _ray(address: str | None) -> Iterator[dict[str, str]]:
-    """Yield the variables that lead to a cluster, as soon as no other run of this user is on it."""
-    if address is None:
-        yield {}
-        return
-    home_dir().mkdir(parents=True, exist_ok=True)
+def _turn(address: str) -> Iterator[None]:
+    """Hold a cluster, as soon as no other run of this user is on it."""
     lock = FileLock(home_dir() / f"ray-{zlib.crc32(address.encode()):08x}.lock")
     try:
         lock.acquire(timeout=0)
@@ -110,7 +110,7 @@ def _ray(address: str | None) -> Iterator[dict[str, str]]:
         print(f"waiting for another run to leave the Ray cluster at {address}", flush=True)
         lock.acquire(poll_interval=0.2)
     try:
-        yield {"RAY_ADDRESS": address}
+        yield
     finally:
         lock.release()
 
