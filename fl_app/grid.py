@@ -538,7 +538,7 @@ def run_in_process(
     left at that.
     """
     with (
-        _short_collections(),
+        _few_collections(num_supernodes),
         InProcessGrid(
             client_app, num_supernodes, run_config, node_configs, shuffle_replies, num_workers
         ) as grid,
@@ -555,14 +555,18 @@ def run_in_process(
 
 
 @contextmanager
-def _short_collections() -> Iterator[None]:
-    """Let collections be fewer, and pass over what is there already."""
+def _few_collections(num_supernodes: int) -> Iterator[None]:
+    """Let collections be fewer, and pass over what is there already.
+
+    What one exchange keeps sets none off, so that they come only where garbage has grown to as
+    much.
+    """
     if gc.get_freeze_count():  # by an outer run, or by somebody who knows better
         yield
         return
     before = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(max(_FEWEST_OBJECTS, before[0]), *before[1:])
+    gc.set_threshold(max(_OBJECTS_A_NODE * num_supernodes, before[0]), *before[1:])
     try:
         yield
     finally:
@@ -571,8 +575,8 @@ def _short_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-_FEWEST_OBJECTS = 10_000
-"""New objects that set off a collection: messages of one round are many, and no garbage."""
+_OBJECTS_A_NODE = 50
+"""Above the number of containers that a node's message, its reply and its Context consist of."""
 
 
 # ----------------------------------------------------------------------------- identity

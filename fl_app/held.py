@@ -17,9 +17,10 @@ NumPy, the npy format: https://numpy.org/doc/stable/reference/generated/numpy.li
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,6 +44,7 @@ __all__ = [
     "HeldArray",
     "Wrapped",
     "answers",
+    "copies_to",
     "dtype_name",
     "expiry",
     "hold",
@@ -147,20 +149,24 @@ class HeldArray(Array):
         return Array.from_numpy_ndarray(self._ndarray).data
 
     @property
-    def decoded(self) -> bool:
-        """Whether the ndarray is there."""
-        return "_ndarray" in self.__dict__
+    def nbytes(self) -> int:
+        """Bytes of the values, without those of the encoding."""
+        known = self.__dict__.get("_ndarray")
+        if known is not None:
+            return int(known.nbytes)
+        size = _itemsize(self.dtype)
+        return len(self.data) if size is None else size * math.prod(self.shape)
 
     def sum_of_squares(self) -> float:
         """Return the sum of the squared values in float64; it is computed once.
 
         For real numbers only. Finite only if all values are; values beyond 1e154 may give infinity
-        too, with NumPy's warning unless ``numpy.errstate`` says otherwise.
+        too.
         """
         known: float | None = self.__dict__.get("_sum_of_squares")
         if known is None:
-            squares = np.square(self._ndarray, dtype=np.float64)
-            known = self.__dict__["_sum_of_squares"] = float(np.add.reduce(squares, axis=None))
+            values = self._ndarray.ravel(order="K").astype(np.float64, copy=False)
+            known = self.__dict__["_sum_of_squares"] = float(values.dot(values))
         return known
 
     def view(self) -> NDArray[Any]:
@@ -212,6 +218,14 @@ class HeldArray(Array):
 
     def __repr__(self) -> str:
         return f"HeldArray(dtype={self.dtype!r}, shape={self.shape!r})"
+
+
+@cache
+def _itemsize(dtype: str) -> int | None:
+    try:
+        return np.dtype(dtype).itemsize
+    except TypeError:  # of another framework
+        return None
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
@@ -376,6 +390,29 @@ def reply(message: Message, content: RecordDict) -> Message:
     return _message(metadata, content, None)
 
 
+def copies_to(message: Message, node_ids: Iterable[int]) -> list[Message]:
+    """Make ``Message(message.content, node_id, ...)`` for each of these nodes, faster.
+
+    Parameters
+    ----------
+    message : Message
+        One that nobody has sent yet; left as it is.
+    node_ids : iterable of int
+        Whom to address.
+
+    Returns
+    -------
+    list of Message
+        With metadata of their own; they share the content, as Flower's strategies have it.
+    """
+    parts, made = message.__dict__, []
+    for node_id in node_ids:
+        metadata = _same(parts["_metadata"])
+        metadata.__dict__["_dst_node_id"] = node_id
+        made.append(_message(metadata, parts["_content"], parts["_error"]))
+    return made
+
+
 def stamp(message: Message, **fields: Any) -> None:
     """Set fields of a message's metadata that have no setter, as Flower's own grids do.
 
@@ -402,17 +439,15 @@ def answers(reply: Message, message: Message) -> bool:
     """Return whether a message's metadata are those of a reply to another one."""
     mine = reply.__dict__["_metadata"].__dict__
     asked = message.__dict__["_metadata"].__dict__
-    names = ("_reply_to_message_id", "_src_node_id", "_dst_node_id", "_run_id")
-    expected = (
-        asked["_message_id"],
-        asked["_dst_node_id"],
-        asked["_src_node_id"],
-        asked["_run_id"],
+    return bool(
+        mine["_reply_to_message_id"] == asked["_message_id"]
+        and mine["_src_node_id"] == asked["_dst_node_id"]
+        and mine["_dst_node_id"] == asked["_src_node_id"]
+        and mine["_run_id"] == asked["_run_id"]
     )
-    return tuple([mine[name] for name in names]) == expected
 
 
-def records_of(message: Message) -> dict[str, Record]:
+def records_of(message: Message) -> dict[str, Any]:
     """Return the records of a message's content, to look at, as :func:`items_of` does.
 
     Raises
@@ -421,7 +456,7 @@ def records_of(message: Message) -> dict[str, Record]:
         If the message has no content.
     """
     content = message.__dict__["_content"]
-    items: dict[str, Record] = (message.content if content is None else content).__dict__["_data"]
+    items: dict[str, Any] = (message.content if content is None else content).__dict__["_data"]
     return items
 
 
@@ -629,26 +664,23 @@ def _private_records(content: RecordDict, wrapped: Wrapped | None) -> dict[str, 
     wrapped = {} if wrapped is None else wrapped
     records: dict[str, Record] = {}
     for name, record in content.__dict__["_data"].items():
-        items = record.__dict__["_data"]
-        if type(record) is ArrayRecord or (
-            type(record) not in _KINDS and isinstance(record, ArrayRecord)
-        ):
-            records[name] = _filled(record, _wrapped(items, wrapped))
-            continue
-        own = items.copy()
-        for key, value in items.items():
-            if isinstance(value, list):
-                own[key] = list(value)
+        items, kind = record.__dict__["_data"], type(record)
+        if kind is ArrayRecord or (kind not in _KINDS and isinstance(record, ArrayRecord)):
+            own = _wrapped(items, wrapped)
+        else:
+            own = items.copy()
+            for key, value in items.items():
+                if isinstance(value, list):
+                    own[key] = list(value)
         records[name] = _filled(record, own)
     return records
 
 
-def _wrapped(arrays: dict[str, Array], wrapped: Wrapped) -> dict[str, HeldArray]:
+def _wrapped(arrays: dict[str, Array], wrapped: Wrapped) -> dict[str, Array]:
     """Wrap arrays, each at most once in the lifetime of `wrapped`."""
-    held = {}
+    held = arrays.copy()
     for name, array in arrays.items():
         if type(array) is HeldArray:
-            held[name] = array
             continue
         if id(array) not in wrapped:  # the original is kept, so that its id stays its own
             wrapped[id(array)] = (array, HeldArray.wrap(array))

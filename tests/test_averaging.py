@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
-from flwr.app import Message, MetricRecord
+from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
@@ -22,8 +23,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from fl_app.federation.averaging import average_evaluate, average_train
-from fl_app.held import read
+from fl_app.federation.averaging import average_evaluate, average_train, messages_to
+from fl_app.grid import InProcessGrid
+from fl_app.held import hold, read
 
 from .messages import NODE_IDS, content_of, reply_of
 
@@ -93,9 +95,62 @@ def test_evaluation_is_flowers(clients: Any) -> None:
     assert same(average_evaluate(strategy, replies), strategy.aggregate_evaluate(1, replies))
 
 
+def own_messages(
+    strategy: Strategy, what: Literal["train", "evaluate"], node_ids: list[int]
+) -> list[Message] | None:
+    config = ConfigRecord({"lr": 0.1})
+    return messages_to(strategy, what, 3, hold({"w": np.ones(2)}), config, node_ids)
+
+
+@pytest.mark.parametrize("what", ["train", "evaluate"])
+@pytest.mark.parametrize("num_nodes", [1, 2, 5])
+def test_messages_are_flowers(what: Literal["train", "evaluate"], num_nodes: int) -> None:
+    """Contents and metadata are those of ``configure_train`` and ``configure_evaluate``."""
+    app = ClientApp()
+    strategy = FedAvg(arrayrecord_key="model", configrecord_key="told", **ALL)
+    with InProcessGrid(app, num_nodes) as grid:
+        node_ids = grid.get_node_ids()
+        found = own_messages(strategy, what, node_ids)
+        configure = getattr(strategy, f"configure_{what}")
+        asked = configure(3, hold({"w": np.ones(2)}), ConfigRecord({"lr": 0.1}), grid)
+        flowers = {m.metadata.dst_node_id: m for m in asked}
+        assert found is not None
+        assert [m.metadata.dst_node_id for m in found] == node_ids
+        assert len({id(m.metadata) for m in found}) == num_nodes
+        for message in found:
+            flower = flowers[message.metadata.dst_node_id]
+            assert message.content == flower.content
+            assert message.content is found[0].content
+            created = {"_created_at": 0.0}
+            assert vars(message.metadata) | created == vars(flower.metadata) | created
+
+
 class Own(FedAvg):
     def aggregate_train(self, *args: Any) -> Any:
         return None, None
+
+
+class Asking(FedAvg):
+    def configure_train(self, *args: Any) -> Any:
+        return []
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Asking(**ALL),
+        FedProx(proximal_mu=0.1, **ALL),
+        FedAvg(fraction_train=0.5, **ALL),
+        FedAvg(fraction_train=0.0, **ALL),
+        FedAvg(min_train_nodes=1, min_available_nodes=3),
+        FedAvg(min_train_nodes=3, min_available_nodes=1),
+    ],
+    ids=["own", "fedprox", "half", "none", "available", "least"],
+)
+def test_other_strategies_ask_themselves(strategy: Strategy) -> None:
+    """Whoever does not ask all nodes, or tells them more, makes the messages."""
+    with InProcessGrid(ClientApp(), 2) as grid:
+        assert own_messages(strategy, "train", grid.get_node_ids()) is None
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,34 @@ def test_the_order_of_arrival_changes_no_bit(name: str, fraction: float) -> None
         assert other.evaluate_metrics_clientapp == first.evaluate_metrics_clientapp
 
 
+class Emptying(FedAvg):
+    """Empties the replies that it gets, as FedMedian does."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        replies = list(replies)
+        averaged = super().aggregate_train(server_round, replies)
+        for reply in replies:
+            reply.content["arrays"].clear()
+            reply.content["metrics"]["mse"] = 99.0
+        return averaged
+
+
+def test_a_strategy_may_empty_its_replies() -> None:
+    """The messages that came stay whole: a strategy around this one may hold them."""
+    came: list[Message] = []
+
+    class Watching(Federated):
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            came.extend(replies := list(replies))
+            return super().aggregate_train(server_round, replies)
+
+    with InProcessGrid(_app(), 3) as grid:
+        federated = Watching(Emptying(**ALL), _roster(grid), Participation(seed=0))
+        federated.start(grid, hold(START), num_rounds=1)
+    assert [set(reply.content["arrays"]) for reply in came] == [set(START)] * 3
+    assert all(reply.content["metrics"]["mse"] < 1 for reply in came)
+
+
 def test_unsorted_sums_would_differ() -> None:
     """The clients here are such that the order of a plain FedAvg's sum shows in the bits."""
     bits = set()

@@ -1,8 +1,9 @@
-"""Flower's weighted average without its coding of arrays, for replies that were checked.
+"""Flower's FedAvg for a cohort that is chosen and for replies that were checked.
 
 ``FedAvg.aggregate_train`` copies each array, walks each reply's records several times and encodes
 the result, which is decoded at once. :func:`average_train` and :func:`average_evaluate` return the
-same records, to the last bit, in a fifth of the time. They stand in only where a strategy has
+same records, to the last bit, in a fifth of the time; :func:`messages_to` makes the same messages
+as its ``configure_train`` and ``configure_evaluate``. They stand in only where a strategy has
 FedAvg's own methods and Flower's own mean of metrics.
 
 References
@@ -13,17 +14,57 @@ Flower, ``FedAvg``: https://flower.ai/docs/framework/ref-api/flwr.serverapp.stra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fl_app import wire
 from fl_app.aggregation import weighted_mean
-from fl_app.held import hold, items_of, metric_record, read
+from fl_app.held import copies_to, hold, items_of, metric_record, read, record_dict, records_of
 
-__all__ = ["average_evaluate", "average_train"]
+__all__ = ["average_evaluate", "average_train", "messages_to"]
+
+
+def messages_to(
+    strategy: Strategy,
+    what: Literal["train", "evaluate"],
+    server_round: int,
+    arrays: ArrayRecord,
+    config: ConfigRecord,
+    node_ids: Sequence[int],
+) -> list[Message] | None:
+    """Do ``strategy.configure_train(...)``, or ``_evaluate``, where it is FedAvg's and asks all.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        Any strategy.
+    what : {"train", "evaluate"}
+        The exchange.
+    server_round, arrays, config
+        As in ``configure_train``; the config gets the round.
+    node_ids : sequence of int
+        The cohort, at least one node.
+
+    Returns
+    -------
+    list of Message or None
+        In the order of the nodes; None where the strategy has to do it itself.
+    """
+    if not _is_fedavgs(strategy, f"configure_{what}", "_construct_messages"):
+        return None
+    own = vars(strategy)
+    least = max(own[f"min_{what}_nodes"], own["min_available_nodes"])
+    if own[f"fraction_{what}"] != 1 or len(node_ids) < least:
+        return None
+    config["server-round"] = server_round
+    records: dict[str, ArrayRecord | ConfigRecord] = {
+        own["arrayrecord_key"]: arrays,
+        own["configrecord_key"]: config,
+    }
+    return copies_to(Message(record_dict(records), node_ids[0], what), node_ids)
 
 
 def average_train(
@@ -48,7 +89,7 @@ def average_train(
     if told is None:
         return None
     key = strategy.weighted_by_key  # type: ignore[attr-defined]
-    clients = [read(items_of(reply.content)[wire.ARRAYS]) for reply in replies]
+    clients = [read(records_of(reply)[wire.ARRAYS]) for reply in replies]
     arrays = weighted_mean(clients, [metrics[key] for metrics in told])
     return hold(arrays, copy=False), _mean(told, key)
 
@@ -74,17 +115,24 @@ def _numbers(
     strategy: Strategy, method: str, aggr_fn: str, replies: Sequence[Message]
 ) -> list[dict[str, Any]] | None:
     """Return the metrics of each reply, None where they or the strategy are not the usual ones."""
-    kind, own = type(strategy), vars(strategy)
-    for name in (method, "_check_and_log_replies"):
-        if getattr(kind, name, None) is not getattr(FedAvg, name) or name in own:
-            return None
+    if not _is_fedavgs(strategy, method, "_check_and_log_replies"):
+        return None
+    own = vars(strategy)
     if own.get(aggr_fn) is not aggregate_metricrecords:
         return None
-    told = [items_of(items_of(reply.content)[wire.METRICS]) for reply in replies]
+    told = [items_of(records_of(reply)[wire.METRICS]) for reply in replies]
     names = told[0].keys()
     if own["weighted_by_key"] not in names or any(one.keys() != names for one in told):
         return None
     return told
+
+
+def _is_fedavgs(strategy: Strategy, *methods: str) -> bool:
+    """Say whether a strategy has these methods from FedAvg."""
+    kind, own = type(strategy), vars(strategy)
+    return all(
+        getattr(kind, name, None) is getattr(FedAvg, name) and name not in own for name in methods
+    )
 
 
 def _mean(told: Sequence[dict[str, Any]], weighted_by_key: str) -> MetricRecord:

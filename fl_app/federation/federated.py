@@ -12,11 +12,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_app.errors import FederationError
-from fl_app.federation.averaging import average_evaluate, average_train
+from fl_app.federation.averaging import average_evaluate, average_train, messages_to
 from fl_app.federation.cohort import GridView, choose_cohort
 from fl_app.federation.replies import ReplySpec, accept, spec_of
 from fl_app.federation.roster import Node, Roster
-from fl_app.held import hold, read
+from fl_app.held import hold, quick_message, read
 
 __all__ = ["Federated", "Participation", "Particular"]
 
@@ -130,9 +130,10 @@ class Federated(Strategy):
                 self._spec = replace(self._spec, metrics=self._metrics["train"])
         else:
             self._spec = ReplySpec(spec_of(arrays), self._metrics["train"])
-        messages = self.strategy.configure_train(
-            server_round, arrays, config.copy(), GridView(grid, [n.node_id for n in cohort])
-        )
+        own, node_ids = config.copy(), [n.node_id for n in cohort]
+        messages = messages_to(
+            self.strategy, "train", server_round, arrays, own, node_ids
+        ) or self.strategy.configure_train(server_round, arrays, own, GridView(grid, node_ids))
         return self._sorted(messages, cohort)
 
     def aggregate_train(
@@ -151,7 +152,9 @@ class Federated(Strategy):
         if len(usable) < self.participation.min_replies:
             raise FederationError(self._shortfall(server_round, len(usable), dropped))
         averaged = average_train(self.strategy, usable)
-        arrays, metrics = averaged or self.strategy.aggregate_train(server_round, usable)
+        arrays, metrics = averaged or self.strategy.aggregate_train(
+            server_round, [quick_message(reply) for reply in usable]
+        )
         return (None if arrays is None else self._checked(server_round, arrays)), metrics
 
     def configure_evaluate(
@@ -171,9 +174,10 @@ class Federated(Strategy):
             server_round,
         )
         self._spec = ReplySpec(None, self._metrics["evaluate"])
-        messages = self.strategy.configure_evaluate(
-            server_round, arrays, config.copy(), GridView(grid, [n.node_id for n in cohort])
-        )
+        own, node_ids = config.copy(), [n.node_id for n in cohort]
+        messages = messages_to(
+            self.strategy, "evaluate", server_round, arrays, own, node_ids
+        ) or self.strategy.configure_evaluate(server_round, arrays, own, GridView(grid, node_ids))
         return self._sorted(messages, cohort)
 
     def aggregate_evaluate(
@@ -186,7 +190,9 @@ class Federated(Strategy):
         if not usable:
             return None
         averaged = average_evaluate(self.strategy, usable)
-        return averaged or self.strategy.aggregate_evaluate(server_round, usable)
+        return averaged or self.strategy.aggregate_evaluate(
+            server_round, [quick_message(reply) for reply in usable]
+        )
 
     def round_metrics(self, server_round: int) -> Mapping[str, float]:
         """Return the wrapped strategy's own metrics of a round."""

@@ -12,17 +12,16 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeGuard
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fl_app import wire
 from fl_app.errors import FlAppError
 from fl_app.federation.roster import Node
-from fl_app.held import HeldArray, dtype_name, items_of, quick_message
+from fl_app.held import HeldArray, dtype_name, items_of, records_of
 
 __all__ = ["ArraySpec", "ReplySpec", "accept", "sender", "spec_of"]
 
@@ -51,11 +50,6 @@ class ReplySpec:
     metrics: frozenset[str] | None = None
     check: Callable[[Message], None] | None = None
 
-    @cached_property
-    def all_metrics(self) -> frozenset[str] | None:
-        """Names of its metrics with the weight; None for any."""
-        return None if self.metrics is None else self.metrics | {wire.NUM_EXAMPLES}
-
 
 def spec_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return names, shapes and dtypes of a record."""
@@ -80,7 +74,6 @@ def sender(reply: Message, sent: Iterable[Message]) -> int:
     return next(ids, node_id)
 
 
-@np.errstate(over="ignore")  # of sums of squares: see _is_finite
 def accept(
     replies: Iterable[Message],
     asked: Mapping[int, Node],
@@ -106,8 +99,8 @@ def accept(
     Returns
     -------
     (usable, dropped)
-        Private copies of the messages in order of partition: a strategy may empty them
-        (FedMedian does). The reason for each partition that was dropped or did not reply.
+        The messages in order of partition, with held arrays. The reason for each partition that
+        was dropped or did not reply.
     """
     usable: dict[int, Message] = {}
     dropped: dict[int, str] = {}
@@ -117,12 +110,11 @@ def accept(
         if node is None:
             log.warning("%s: reply of node %d dropped: it was not asked", where, node_id)
             continue
-        message = quick_message(reply)
         problem = (
-            "a second reply of the same node" if node.partition in usable else fault(message, spec)
+            "a second reply of the same node" if node.partition in usable else fault(reply, spec)
         )
         if problem is None:
-            usable[node.partition] = message
+            usable[node.partition] = reply
             continue
         dropped[node.partition] = problem = problem[:_MAX_REASON]
         log.warning("%s: reply of partition %d dropped: %s", where, node.partition, problem)
@@ -133,12 +125,12 @@ def accept(
 
 
 def fault(message: Message, spec: ReplySpec) -> str | None:
-    """Return what is wrong with a reply, or None."""
+    """Return what is wrong with a reply, or None; its arrays are held ones from then on."""
     if message.has_error():
         return f"the client failed: {' '.join((message.error.reason or 'no reason given').split())}"
     if not message.has_content():
         return "neither content nor an error"
-    records = items_of(message.content)
+    records = records_of(message)
     has_arrays = spec.arrays is not None or spec.check is not None
     problem = _layout_fault(records, has_arrays)
     if problem is None:
@@ -147,11 +139,16 @@ def fault(message: Message, spec: ReplySpec) -> str | None:
         return _check_fault(message, spec.check)
     if problem or spec.arrays is None:
         return problem
-    return _arrays_fault(records[wire.ARRAYS], spec.arrays)
+    return _arrays_fault(items_of(records[wire.ARRAYS]), spec.arrays)
 
 
 def _layout_fault(records: Mapping[str, Any], has_arrays: bool) -> str | None:
-    if has_arrays and {name: type(record) for name, record in records.items()} == _USUAL:
+    if (
+        has_arrays
+        and len(records) == 2
+        and type(records.get(wire.METRICS)) is MetricRecord
+        and type(records.get(wire.ARRAYS)) is ArrayRecord
+    ):
         return None
     # Flower's strategies look a record up by the name that it has in the first reply.
     for kind, record_type, expected in (
@@ -164,20 +161,20 @@ def _layout_fault(records: Mapping[str, Any], has_arrays: bool) -> str | None:
     return None
 
 
-_USUAL = {wire.METRICS: MetricRecord, wire.ARRAYS: ArrayRecord}
-
-
 def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:
     weight = metrics.get(wire.NUM_EXAMPLES)
     if not _is_number(weight) or not 0 < weight <= _MAX_WEIGHT:
         return f"{wire.NUM_EXAMPLES}={weight!r}: expected a positive number"
-    if spec.metrics is not None and frozenset(metrics) != spec.all_metrics:
+    if spec.metrics is not None and metrics.keys() ^ spec.metrics != _WEIGHT:
         names = metrics.keys() - {wire.NUM_EXAMPLES}
         return f"metrics {sorted(names)}: expected {sorted(spec.metrics)}"
     wrong = [name for name, value in metrics.items() if not _is_number(value)]
     if wrong:
         return f"metric {min(wrong)}={metrics[min(wrong)]!r}: expected a finite number"
     return None
+
+
+_WEIGHT = {wire.NUM_EXAMPLES}
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
@@ -199,12 +196,13 @@ def _check_fault(message: Message, check: Callable[[Message], None]) -> str | No
     return None
 
 
-def _arrays_fault(record: ArrayRecord, spec: ArraySpec) -> str | None:
-    names = items_of(record).keys()
-    if names != spec.keys():
-        return f"arrays {sorted(names)}: expected {sorted(spec)}"
+def _arrays_fault(arrays: dict[str, Array], spec: ArraySpec) -> str | None:
+    if arrays.keys() != spec.keys():
+        return f"arrays {sorted(arrays)}: expected {sorted(spec)}"
     for name, (shape, dtype) in spec.items():
-        held = HeldArray.wrap(record[name])
+        held = arrays[name]
+        if type(held) is not HeldArray:
+            held = arrays[name] = HeldArray.wrap(held)
         try:
             array = held.view()
         # Bytes of anybody's making raise anything: MemoryError, TokenError, BadZipFile.
@@ -214,14 +212,9 @@ def _arrays_fault(record: ArrayRecord, spec: ArraySpec) -> str | None:
             return f"array {name} has shape {array.shape}: expected {shape}"
         if dtype_name(array.dtype) != dtype:
             return f"array {name} has dtype {array.dtype}: expected {dtype}"
-        if not _is_finite(held):
+        # The sum is kept: whoever tells of a client's norm has it already.
+        if not (array.dtype.kind == "f" and math.isfinite(held.sum_of_squares())) and (
+            not np.isfinite(array).all()
+        ):
             return f"array {name} holds NaN or infinity: expected finite numbers"
     return None
-
-
-def _is_finite(held: HeldArray) -> bool:
-    array = held.view()
-    # The sum is kept: whoever tells of a client's norm has it already.
-    if array.dtype.kind == "f" and math.isfinite(held.sum_of_squares()):
-        return True
-    return bool(np.isfinite(array).all())

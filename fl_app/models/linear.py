@@ -69,7 +69,8 @@ def zeros(config: ModelConfig, num_features: int, num_outputs: int) -> dict[str,
 
 def affine(arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
     """Return ``x coef' + intercept``."""
-    outputs, intercept = x @ arrays["coef"].T, arrays["intercept"]
+    # `dot` gives the bits of `@`, sooner where rows are few.
+    outputs, intercept = x.dot(arrays["coef"].T), arrays["intercept"]
     if outputs.dtype != intercept.dtype:
         return np.asarray(outputs + intercept)
     outputs += intercept
@@ -80,7 +81,7 @@ def affine_gradient(
     arrays: Arrays, x: NDArray[Any], error: NDArray[Any], l2: float
 ) -> dict[str, NDArray[Any]]:
     """Return the gradient of ``coef`` and ``intercept`` from the gradient of their outputs."""
-    coef = error.T @ x
+    coef = error.T.dot(x)
     if l2:
         coef += coef.dtype.type(l2) * arrays["coef"]
     return {"coef": coef, "intercept": np.add.reduce(error, axis=0)}

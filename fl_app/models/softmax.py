@@ -7,6 +7,7 @@ All C classes have weights on every client, so a client without a class is no sp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,7 @@ class Softmax:
         proximal_mu: float = 0.0,
     ) -> dict[str, NDArray[Any]]:
         """Return the arrays after local training; y holds class numbers."""
-        wanted = np.zeros((len(y), self.num_outputs), x.dtype)
-        wanted[np.arange(len(y)), y] = 1
+        wanted = _one_hot(self.num_outputs, x.dtype).take(y, axis=0)
         return descend(self.config, self._gradient, arrays, x, wanted, rng, proximal_mu)
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
@@ -64,8 +64,16 @@ class Softmax:
     ) -> dict[str, NDArray[Any]]:
         error = _exponential(affine(arrays, x))
         error -= wanted
-        error *= error.dtype.type(1 / len(x))
+        error *= 1 / len(x)
         return affine_gradient(arrays, x, error, self.config.l2)
+
+
+@lru_cache(maxsize=8)
+def _one_hot(num_classes: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the identity matrix, whose rows are the classes."""
+    rows = np.eye(num_classes, dtype=dtype)
+    rows.setflags(write=False)
+    return rows
 
 
 def softmax(scores: NDArray[Any]) -> NDArray[Any]:

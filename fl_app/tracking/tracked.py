@@ -17,7 +17,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -28,7 +27,6 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fl_app.held import HeldArray, items_of, read, records_of
 from fl_app.tracking.base import (
-    Arrays,
     ClientRecord,
     RoundRecord,
     RunEnd,
@@ -211,10 +209,10 @@ class TrackedStrategy(Strategy):
     def _read_replies(self, replies: Sequence[Message], train: bool) -> list[_Reply]:
         weight = _found(self.strategy, "weighted_by_key") or "num-examples"
         read_arrays = train and not self.private
-        usable = [m for m in replies if m.has_content()]
-        self._bytes_up += sum(content_bytes(m.content) for m in usable)
-        self._numbers.learn(m.metadata.src_node_id for m in usable)
-        return [_Reply.of(m, train, read_arrays, weight) for m in usable]
+        seen = [_Reply.of(m, train, read_arrays, weight) for m in replies if m.has_content()]
+        self._bytes_up += sum(reply.num_bytes for reply in seen)
+        self._numbers.learn(reply.node_id for reply in seen)
+        return seen
 
     def _note_replies(
         self, seen: Sequence[_Reply] | None, exchange: _Exchange, metrics: MetricRecord | None
@@ -306,6 +304,7 @@ class _Reply:
     """What is kept of a reply before the strategy gets it."""
 
     node_id: int
+    num_bytes: int
     complete: bool
     num_examples: float
     metrics: Mapping[str, float]
@@ -314,34 +313,40 @@ class _Reply:
     @classmethod
     def of(cls, message: Message, train: bool, read_arrays: bool, weight: str) -> _Reply:
         arrays, metrics = [], []
-        for record in records_of(message).values():
-            if isinstance(record, MetricRecord):
+        records = records_of(message)
+        for record in records.values():
+            kind = type(record)  # first: asking whether it is an instance takes longer
+            if kind is MetricRecord or (
+                kind is not ArrayRecord and isinstance(record, MetricRecord)
+            ):
                 metrics.append(record)
-            elif isinstance(record, ArrayRecord):
+            elif kind is ArrayRecord or isinstance(record, ArrayRecord):
                 arrays.append(record)
         values = items_of(metrics[0]) if metrics else {}
         num_examples = values.get(weight, math.nan)
         return cls(
-            node_id=message.metadata.src_node_id,
-            complete=len(metrics) == 1 and (not train or len(arrays) == 1),
-            num_examples=math.nan if isinstance(num_examples, list) else float(num_examples),
-            metrics=_scalars(values, weight),
-            arrays=dict(items_of(arrays[0])) if read_arrays and len(arrays) == 1 else None,
+            message.metadata.src_node_id,
+            _records_bytes(records),
+            len(metrics) == 1 and (not train or len(arrays) == 1),
+            math.nan if isinstance(num_examples, list) else float(num_examples),
+            _scalars(values, weight),
+            dict(items_of(arrays[0])) if read_arrays and len(arrays) == 1 else None,
         )
 
     def client(self, partition: int) -> ClientRecord:
         if self.arrays is None:
             return ClientRecord(partition, self.num_examples, self.metrics)
-        held = {name: HeldArray.wrap(array) for name, array in self.arrays.items()}
-        arrays = {name: array.view() for name, array in held.items()}
-        if not _numeric(arrays):
-            return ClientRecord(partition, self.num_examples, self.metrics)
-        small = sum(a.size for a in arrays.values()) <= MAX_SHOWN_VALUES
         # The same as flat_norm(arrays); whoever checked the reply has the sums already.
-        norm = math.sqrt(sum(array.sum_of_squares() for array in held.values()))
-        return ClientRecord(
-            partition, self.num_examples, self.metrics, arrays if small else None, norm
-        )
+        squares, size, arrays = 0.0, 0, {}
+        for name, array in self.arrays.items():
+            held = HeldArray.wrap(array)
+            arrays[name] = values = held.view()
+            if values.dtype.kind not in "fiub":
+                return ClientRecord(partition, self.num_examples, self.metrics)
+            squares += held.sum_of_squares()
+            size += values.size
+        shown = arrays if size <= MAX_SHOWN_VALUES else None
+        return ClientRecord(partition, self.num_examples, self.metrics, shown, math.sqrt(squares))
 
 
 class _Numbers:
@@ -385,34 +390,29 @@ def content_bytes(content: RecordDict) -> int:
         and bytes, and the length of every key. Headers of arrays (about 130 bytes each) and the
         framing of messages are not counted.
     """
+    return _records_bytes(items_of(content))
+
+
+def _records_bytes(records: Mapping[str, Any]) -> int:
     total = 0
-    for name, record in items_of(content).items():
+    for name, record in records.items():
         total += len(name)
         for key, value in items_of(record).items():
-            total += len(key) + (8 if type(value) is float else _value_bytes(value))
+            kind = type(value)
+            size = 8 if kind is float else value.nbytes if kind is HeldArray else _size(value)
+            total += len(key) + size
     return total
 
 
-def _value_bytes(value: Any) -> int:
+def _size(value: Any) -> int:
     kind = type(value)
-    if kind is HeldArray and value.decoded:
-        return int(value.view().nbytes)
-    if kind is int:
+    if kind is int or kind is float:
         return 8
     if isinstance(value, Array):
-        size = _itemsize(value.dtype)
-        return len(value.data) if size is None else size * math.prod(value.shape)
+        return HeldArray.wrap(value).nbytes
     if kind is list:
-        return sum(8 if type(v) is float else _value_bytes(v) for v in value)
+        return sum(8 if type(v) is float else _size(v) for v in value)
     return 1 if kind is bool else len(value)
-
-
-@cache
-def _itemsize(dtype: str) -> int | None:
-    try:
-        return np.dtype(dtype).itemsize
-    except TypeError:  # of another framework
-        return None
 
 
 def _traffic(messages: Sequence[Message]) -> int:
@@ -433,15 +433,13 @@ def _scalars(metrics: Mapping[str, Any], leave_out: str | None = None) -> dict[s
     for name, value in metrics.items():
         if name == leave_out:
             continue
-        if not isinstance(value, list):
+        if type(value) is float:
+            values[name] = value
+        elif not isinstance(value, list):
             values[name] = float(value)
         elif len(value) <= MAX_SHOWN_VALUES:
             values |= {f"{name}.{i}": float(v) for i, v in enumerate(value)}
     return values
-
-
-def _numeric(arrays: Arrays) -> bool:
-    return all(a.dtype.kind in "fiub" for a in arrays.values())
 
 
 def _chain(strategy: object) -> Iterator[Strategy]:
