@@ -7,7 +7,9 @@ one's own, so that accuracies need not be equal but near (exit status 1 otherwis
 cannot be installed or run here is skipped with its reason.
 
 fl_app, the plain NumPy loop and the peers are timed in turn, from the end of the first round to the
-end of the last. fl_app also scores each client's rows, which the peers are spared.
+end of the last. As it is, fl_app also scores each client's rows after training, which the peers are
+spared: a second row of fl_app, whose clients only train as the others' do, gives the ratios at
+equal arithmetic.
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ import numpy as np
 
 from benchmarks.arithmetic import Arrays, Rows, metrics, prepared, sgd, zeros
 from benchmarks.machine import machine
-from benchmarks.rounds import LOOP, OURS, PACKAGES, config, loop, ours
+from benchmarks.rounds import LOOP, OURS, PACKAGES, config, loop, ours, unscored
 from fl_app.aggregation import arrays_digest
 from fl_app.schema import Config
 from fl_app.seeding import generator, one_thread
 
 APPS = Path(__file__).parent / "peer_apps"
 TORCH = "torch==2.13.0"
+EQUAL = "fl_app, clients unscored"
 TOLERANCE = 0.015  # of accuracy, between two orders of batches
 MANY, FEWER = 1000, 10  # with that many clients, that many rounds are enough
 MINUTES = 30  # for one command of a peer
@@ -225,18 +228,19 @@ def check(found: Mapping[str, Sequence[Timed]]) -> None:
 
 def table(found: Mapping[str, Sequence[Timed]]) -> str:
     """Return medians, and medians of the ratios of neighbours in time."""
-    lines = [f"  {'':24}{'rounds/s':>10}{'x the loop':>12}{'x fl_app':>10}{'accuracy':>10}"]
+    heads = f"{'rounds/s':>10}{'x the loop':>12}{'x fl_app':>10}{'unscored':>10}{'accuracy':>10}"
+    lines = [f"  {'':26}{heads}"]
     for name, runs in found.items():
         seconds = [run.seconds for run in runs]
-        of_loop, of_ours = (
+        of_loop, of_ours, of_equal = (
             statistics.median(
                 own / base.seconds for own, base in zip(seconds, found[other], strict=True)
             )
-            for other in (LOOP, OURS)
+            for other in (LOOP, OURS, EQUAL)
         )
         lines.append(
-            f"  {f'{name} {runs[-1].version}':24}{1 / statistics.median(seconds):10.2f}"
-            f"{of_loop:12.2f}{of_ours:10.2f}{runs[-1].accuracy:10.4f}"
+            f"  {f'{name} {runs[-1].version}':26}{1 / statistics.median(seconds):10.2f}"
+            f"{of_loop:12.2f}{of_ours:10.2f}{of_equal:10.2f}{runs[-1].accuracy:10.4f}"
         )
     return "\n".join(lines)
 
@@ -251,6 +255,7 @@ def measure(
     expected, accuracy = arrays_digest(arrays), metrics(arrays, test)["accuracy"]
 
     def own(run: Callable[[], tuple[float, str]]) -> Timed:
+        run()  # a peer's process has worked for seconds when its first round ends
         seconds, digest = run()
         if digest != expected:
             raise SystemExit(f"final weights differ: {digest}, expected {expected}")
@@ -262,6 +267,7 @@ def measure(
         words = [num_clients, rounds, cfg.model.batch_size, cfg.model.learning_rate]
         variants = {
             OURS: partial(own, lambda: ours(num_clients, rounds, tracked=False)),
+            EQUAL: partial(own, lambda: unscored(num_clients, rounds)),
             LOOP: partial(own, lambda: loop(num_clients, rounds)),
         }
         take_turns(variants, 1)  # imports and fills caches

@@ -45,7 +45,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_app.errors import ConfigError
-from fl_app.held import Wrapped, answers, expiry, private_context, private_message, stamp
+from fl_app.held import Wrapped, answers, expiry, is_used, private_context, private_message, stamp
 from fl_app.seeding import generator
 from fl_app.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers
 
@@ -440,7 +440,8 @@ class InProcessGrid(Grid):
         reply: after an exception the old one is in force.
         """
         node_id = message.metadata.dst_node_id
-        context = private_context(self._contexts[node_id])
+        before = self._contexts[node_id]
+        context = private_context(before)
         calling = _in_client.set(True)
         try:
             reply = self._client_app(message=own, context=context)
@@ -454,7 +455,7 @@ class InProcessGrid(Grid):
         try:
             _check_reply(reply, message)
             reply = private_message(reply)
-            after = private_context(context)
+            after = private_context(context) if is_used(context, before) else before
             if after.run_config != self._run_config:
                 raise ValueError(
                     "The `run_config` field of the `Context` object cannot be modified"

@@ -48,6 +48,7 @@ __all__ = [
     "dtype_name",
     "expiry",
     "hold",
+    "is_used",
     "items_of",
     "metric_record",
     "private_content",
@@ -544,6 +545,20 @@ def private_context(context: Context) -> Context:
     own.node_config = dict(context.node_config)
     own.run_config = dict(context.run_config)
     return own
+
+
+def is_used(context: Context, before: Context) -> bool:
+    """Return whether a context differs from another one, or either has state.
+
+    Parameters
+    ----------
+    context, before : Context
+        Left as they are. State is not compared: what is there counts as a difference.
+    """
+    mine, known = vars(context), vars(before)
+    if items_of(mine["state"]) or items_of(known["state"]):
+        return True
+    return {**mine, "state": None} != {**known, "state": None}
 
 
 def _fields(array: Array) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from fl_app.held import (
     HeldArray,
     Wrapped,
     hold,
+    is_used,
     metric_record,
     private_content,
     private_context,
@@ -555,6 +556,27 @@ def test_private_contents_share_one_decoding() -> None:
     assert one is first.array_records["b"]["w"] is second.array_records["a"]["w"]
     assert one is not private_content(content).array_records["a"]["w"]
     assert first.array_records["c"]["w"] is content.array_records["c"]["w"]
+
+
+@pytest.mark.parametrize(
+    ("change", "used"),
+    [
+        (lambda context: None, False),
+        (lambda context: context.node_config.update({"partition-id": 3}), True),
+        (lambda context: context.run_config.clear(), True),
+        (lambda context: setattr(context, "node_id", 4), True),
+        (lambda context: setattr(context, "extra", 1), True),
+        (lambda context: context.state.update({"n": MetricRecord({"n": 1})}), True),
+        (lambda context: setattr(context, "state", RecordDict()), False),
+    ],
+)
+def test_a_used_context_is_told(change: Callable[[Context], None], used: bool) -> None:
+    """Whatever a client did to its context shows; what it left as it was does not."""
+    before = Context(1, 2, {"partition-id": 0}, RecordDict(), {"lr": 0.1}, 5)
+    context = private_context(before)
+    change(context)
+    assert is_used(context, before) is used
+    assert is_used(before, context) is used
 
 
 def test_private_context_shares_nothing() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peers
-from benchmarks.peers import LOOP, OURS, MissingPeerError, Recipe, Timed
+from benchmarks.peers import EQUAL, LOOP, OURS, MissingPeerError, Recipe, Timed
 
 TASK = ("--clients", "2", "--rounds", "3", "--repeats", "1")
 
@@ -64,7 +64,7 @@ def test_peers_that_cannot_be_had_are_skipped(
     assert "pfl: skipped: RuntimeError: no such operator" in lines
     assert "fed-playground: skipped: printed 'no result', not its result" in lines
     rows = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
-    assert rows == ["fl_app,", "NumPy", "blazefl"]
+    assert rows == ["fl_app,", "fl_app,", "NumPy", "blazefl"]
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -88,11 +88,13 @@ def test_ratios_are_those_of_neighbours() -> None:
     """The table gives the median rate, and medians of ratios of runs in the same turn."""
     found = {
         OURS: [Timed(1, 0.9), Timed(2, 0.9), Timed(4, 0.9)],
+        EQUAL: [Timed(1, 0.9), Timed(1, 0.9), Timed(2, 0.9)],
         LOOP: [Timed(1, 0.9), Timed(1, 0.9), Timed(1, 0.9)],
         "pfl": [Timed(8, 0.8, "0.6.0"), Timed(4, 0.8, "0.6.0"), Timed(16, 0.8, "0.6.0")],
     }
     (row,) = [line for line in peers.table(found).splitlines() if "pfl" in line]
     of_ours = sorted([8 / 1, 4 / 2, 16 / 4])[1]
+    of_equal = sorted([8 / 1, 4 / 1, 16 / 2])[1]
     of_loop = sorted([8 / 1, 4 / 1, 16 / 1])[1]
     assert row.split() == [
         "pfl",
@@ -100,6 +102,7 @@ def test_ratios_are_those_of_neighbours() -> None:
         f"{1 / 8:.2f}",
         f"{of_loop:.2f}",
         f"{of_ours:.2f}",
+        f"{of_equal:.2f}",
         "0.8000",
     ]
 
