@@ -213,8 +213,8 @@ def superlink():
     server.serve_forever()
 
 
-# What flower-superexec and Ray look like from outside: a helper in a session of its own that does
-# not end on SIGTERM, and a grandchild whose parent has ended.
+# What Flower's and Ray's processes look like from outside: a helper in a session of its own that
+# does not end on SIGTERM, and a grandchild whose parent has ended.
 if sys.argv[1] == "helper":
     start("parent").wait()
     stay("helper")
@@ -227,10 +227,19 @@ else:
 """
 
 
+# An interpreter that is asked for a SuperExec: it waits for a line, and then for its end.
+_PYTHON = """#!{python} -SE
+import sys, time
+if sys.stdin.readline():
+    print("superexec goes", flush=True)
+    time.sleep(60)
+"""
+
+
 def write_fake_superlink(directory: Path) -> Path:
     """Write a ``flower-superlink`` that starts at once; return the interpreter's path beside it."""
     directory.mkdir(parents=True)
-    command = directory / "flower-superlink"
-    command.write_text(_SUPERLINK.format(python=sys.executable))
-    command.chmod(0o755)
+    for name, text in (("flower-superlink", _SUPERLINK), ("python", _PYTHON)):
+        (directory / name).write_text(text.format(python=sys.executable))
+        (directory / name).chmod(0o755)
     return directory / "python"

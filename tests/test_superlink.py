@@ -75,9 +75,10 @@ def test_a_flwr_command_finds_it_while_it_runs() -> None:
 def test_nothing_is_left_of_it() -> None:
     """Stubborn members, orphans in another session and its files are gone after the block."""
     with PrivateSuperLink(grace=0.2) as link:
-        wait_until(lambda: {"helper stays", "orphan stays"} <= set(link.log_tail().splitlines()))
+        said = {"helper stays", "orphan stays", "superexec goes"}
+        wait_until(lambda: said <= set(link.log_tail().splitlines()))
         pids, files = link.pids(), link.flwr_home.parent
-        assert len(pids) == 3
+        assert len(pids) == 4
         assert all(map(is_alive, pids))
     assert not any(map(is_alive, pids))
     assert link.pids() == []
@@ -291,6 +292,14 @@ def test_a_signal_leaves_nothing_behind(
     assert returncode == status
     assert not any(map(is_alive, pids))
     assert not files.exists()
+
+
+def test_a_superexec_does_not_wait_for_the_dead() -> None:
+    """Where its owner was killed before it said go, it leaves."""
+    command = [sys.executable, "-c", superlink._SUPEREXEC, "flower-superexec", "--insecure"]
+    command += ["--runtime-api-address", "127.0.0.1:1"]
+    done = subprocess.run(command, input=b"", capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 @pytest.mark.slow

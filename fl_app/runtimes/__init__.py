@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fl_app.launch import Launch
-from fl_app.runtimes.base import RunResult, check_before
+from fl_app.runtimes.base import RunResult
 
 __all__ = ["RunResult", "run"]
 
@@ -27,11 +27,14 @@ def run(launch: Launch) -> RunResult:
     FlAppError
         If the run did not finish.
     """
-    # One runtime is imported, not all: the simulation's launcher needs none of the apps.
+    # One runtime is imported, not all, and the simulation's with little more: it starts Flower
+    # first, which takes seconds, and imports the rest meanwhile.
     if launch.config.runtime.name == "simulation":
         from fl_app.runtimes import simulation
 
         return simulation.run(launch)  # which checks while its SuperLink starts
+    from fl_app.runtimes.checks import check_before
+
     check_before(launch)
     if launch.config.runtime.name == "deployment":
         from fl_app.runtimes import deployment

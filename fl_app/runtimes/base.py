@@ -1,26 +1,19 @@
-"""What every runtime gives back, and what is checked before any of them starts."""
+"""What every runtime gives back. Imported while nothing runs yet, so it imports little itself."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_app.data.partition import largest_partition, partition_of
 from fl_app.errors import ConfigError, RunError
-from fl_app.federation.privacy import require_accountant
-from fl_app.launch import Launch
-from fl_app.schema import FedStackingConfig, MlflowConfig, ray_head
-from fl_app.strategies import check_rows
-from fl_app.tracking.spool import home_dir
-from fl_app.tracking.store import check_uri, default_uri
+from fl_app.schema import ray_head
 
-__all__ = ["RunResult", "check_before", "check_ray", "read_result", "write_result"]
+__all__ = ["RunResult", "check_ray", "read_result", "write_result"]
 
 _CONNECT_SECONDS = 5.0
 
@@ -86,27 +79,6 @@ def write_result(output_dir: str, result: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def check_before(launch: Launch) -> None:
-    """Find what would fail for certain, before anything starts.
-
-    Raises
-    ------
-    InputError
-        If the data cannot be dealt to the clients, or where output goes cannot be used.
-    """
-    require_accountant(launch.config)
-    if launch.config.runtime.name != "deployment":
-        # There the nodes that are online decide how the rows are dealt, if they are.
-        partition_of(launch.config, 0)
-        if isinstance(launch.config.strategy, FedStackingConfig):
-            check_rows(launch.config.strategy, *largest_partition(launch.config))
-    _check_folder("FL_APP_HOME", home_dir())
-    if launch.config.output_dir is not None:
-        _check_folder("output_dir", Path(launch.config.output_dir))
-    if isinstance(launch.config.tracking, MlflowConfig):
-        check_uri(launch.config.tracking.uri or default_uri())
-
-
 def check_ray(address: str) -> None:
     """Try whether somebody listens where a Ray head shall be.
 
@@ -120,14 +92,3 @@ def check_ray(address: str) -> None:
     except OSError as error:
         allowed = f"HOST:PORT of a Ray head that answers ({error.strerror or error})"
         raise ConfigError("runtime.ray_address", address, allowed) from None
-
-
-def _check_folder(name: str, folder: Path) -> None:
-    """Make a folder and try it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        allowed = f"a folder that can be written to ({error.strerror})"
-        raise ConfigError(name, folder, allowed) from None

@@ -14,21 +14,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 
 from filelock import FileLock, Timeout
 
 from fl_app.errors import InputError, RunError
 from fl_app.launch import Launch
-from fl_app.runtimes.base import RunResult, check_before, check_ray, read_result
+from fl_app.runtimes.base import RunResult, check_ray, read_result
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.submit import Outcome, submit
 from fl_app.runtimes.superlink import PrivateSuperLink, signals_unwind
-from fl_app.schema import MlflowConfig, SimulationConfig
-from fl_app.tracking import replay
-from fl_app.tracking.console import own_text
-from fl_app.tracking.spool import home_dir
-from fl_app.tracking.store import check_uri, default_uri
+from fl_app.schema import SimulationConfig
 
 __all__ = ["run"]
 
@@ -48,14 +43,8 @@ def run(launch: Launch) -> RunResult:
     RunError
         If the run failed or was stopped, with the ServerApp's own message.
     """
-    config = launch.config
-    runtime = config.runtime
+    runtime = launch.config.runtime
     assert isinstance(runtime, SimulationConfig)
-    if isinstance(config.tracking, MlflowConfig):
-        # The ServerApp has another working directory: what is relative here would be lost there.
-        uri = check_uri(config.tracking.uri or default_uri())
-        config = replace(config, tracking=replace(config.tracking, uri=uri))
-        launch = replace(launch, config=config)
     address = runtime.ray_address
     if address is not None:
         check_ray(address)
@@ -67,6 +56,12 @@ def run(launch: Launch) -> RunResult:
             app_dir() as folder,
             PrivateSuperLink(env=env, wait=False) as link,
         ):
+            # Half a second of imports, while the SuperLink does its own.
+            from fl_app.runtimes.checks import check_before, with_whole_uri
+
+            # The ServerApp has another working directory: what is relative would be lost there.
+            launch = with_whole_uri(launch)
+            config = launch.config
 
             def ready() -> None:
                 check_before(launch)
@@ -95,6 +90,8 @@ def run(launch: Launch) -> RunResult:
     except InputError:
         raise
     except BaseException:
+        from fl_app.tracking import replay
+
         # Flower ends a ServerApp without its `finally`: what it left in the spool is sent here.
         replay()
         raise
@@ -103,6 +100,8 @@ def run(launch: Launch) -> RunResult:
 @contextmanager
 def _turn(address: str) -> Iterator[None]:
     """Hold a cluster, as soon as no other run of this user is on it."""
+    from fl_app.tracking.spool import home_dir
+
     lock = FileLock(home_dir() / f"ray-{zlib.crc32(address.encode()):08x}.lock")
     try:
         lock.acquire(timeout=0)
@@ -117,6 +116,8 @@ def _turn(address: str) -> Iterator[None]:
 
 def _show(line: str) -> None:
     """Print our own lines of Flower's log."""
+    from fl_app.tracking.console import own_text
+
     if (text := own_text(line)) is not None:
         print(text, flush=True)
 

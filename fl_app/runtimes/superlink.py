@@ -5,10 +5,14 @@ environment and working directory are those of the shell that happened to start 
 :class:`PrivateSuperLink` is started for its owner, on a port of its own, and leaves nothing
 behind: no process, no temporary file.
 
-What it takes to end one: ``flower-superlink`` starts ``flower-superexec`` in a session of its own,
-which starts ``flwr-simulation``, which starts Ray. Ray's processes outlive their parent and then
-belong to process 1, but they stay in the session of ``flower-superexec``. A family of processes
-is therefore known by its sessions, not by its parents.
+What it takes to end one: ``flower-superexec``, which stands in a session of its own, starts
+``flwr-simulation``, which starts Ray. Ray's processes outlive their parent and then belong to
+process 1, but they stay in the session of ``flower-superexec``. A family of processes is therefore
+known by its sessions, not by its parents.
+
+A SuperLink on its own starts ``flower-superexec`` when it is up itself, and either spends two
+seconds with imports. Here both begin at the same time (``--isolation process``, Flower's mode for
+a SuperExec that somebody else starts).
 
 References
 ----------
@@ -29,7 +33,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -45,6 +49,17 @@ _KILL_SECONDS = 5.0
 # Ray's longest socket path below its temporary directory, and what the kernel accepts (macOS: 103).
 _RAY_SOCKET = len("/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
 _SOCKET_LIMIT = 103
+
+
+# Waits for a line, or leaves with the process that would have sent it.
+_SUPEREXEC = """
+import os, sys
+from flwr.supercore.cli import flower_superexec
+if sys.stdin.buffer.readline():
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv = sys.argv[1:]
+    flower_superexec()
+"""
 
 
 @contextmanager
@@ -194,6 +209,7 @@ class PrivateSuperLink:
         for _ in range(_PORT_ATTEMPTS):
             assert self._family is not None
             if self._answers(self._family, int(self._address.rpartition(":")[2])):
+                self._family.go()
                 return
             self._family.end(self.grace)
             self._leave()
@@ -235,23 +251,37 @@ class PrivateSuperLink:
         self._address = f"127.0.0.1:{port}"
         _add_entry(self.flwr_home / "config.toml", self.name, self._address)
         with _signals_held():
-            self._family = _Family(self._spawn(port))
+            leader = self._spawn(port)
+            self._family = _Family(leader)
+            self._family.add(self._spawn_superexec(port, leader.pid))
 
     def _leave(self) -> None:
         """Take its entry out of ``config.toml``."""
         _remove_entry(self.flwr_home / "config.toml", self.name, self._address)
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
-        command = [str(_executable("flower-superlink")), "--insecure"]
+        command = [str(_executable("flower-superlink")), "--insecure", "--isolation", "process"]
         command += ["--host", "127.0.0.1", "--port", str(port)]
         if self.simulation:
             command.append("--simulation")
         if not self.install_dependencies:
             command.append("--disable-runtime-dependency-installation")
-        with self._log.open("wb") as log:
+        self._log.unlink(missing_ok=True)
+        return self._begin(command, subprocess.DEVNULL)
+
+    def _spawn_superexec(self, port: int, superlink: int) -> subprocess.Popen[bytes]:
+        """Let the SuperExec import what it needs; it then waits for a line, and ends with both."""
+        command = [sys.executable, "-c", _SUPEREXEC, "flower-superexec", "--insecure"]
+        command += ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(superlink)]
+        if self.install_dependencies:
+            command.append("--allow-runtime-dependency-installation")
+        return self._begin(command, subprocess.PIPE)
+
+    def _begin(self, command: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
             return subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # Ray puts this directory first on the workers' sys.path: a package in it that is
@@ -283,12 +313,12 @@ class PrivateSuperLink:
             if not family.is_alive():
                 if "address already in use" in _read(self._log).lower():
                     return False
-                raise RunError(f"flower-superlink did not start: {self._last_words()}")
+                raise RunError(f"Flower's SuperLink did not start: {self._last_words()}")
             # An answer alone could come from somebody else's SuperLink on the same port.
             if f"Uvicorn running on http://127.0.0.1:{port}" in _read(self._log) and _healthy(port):
                 return True
             time.sleep(_POLL_SECONDS)
-        waited = f"flower-superlink did not answer within {self.startup_timeout:g} s"
+        waited = f"Flower's SuperLink did not answer within {self.startup_timeout:g} s"
         raise RunError(f"{waited}: {self._last_words()}")
 
     def _last_words(self) -> str:
@@ -305,15 +335,28 @@ class _Process(NamedTuple):
 
 
 class _Family:
-    """A session leader, its descendants, and whoever shares a session with one of them."""
+    """Session leaders, their descendants, and whoever shares a session with one of them."""
 
     def __init__(self, leader: subprocess.Popen[bytes]) -> None:
-        self._leader = leader
+        self._leaders = [leader]
         self._sessions = {leader.pid}
 
+    def add(self, leader: subprocess.Popen[bytes]) -> None:
+        """Take in another session's leader."""
+        self._leaders.append(leader)
+        self._sessions.add(leader.pid)
+
     def is_alive(self) -> bool:
-        """Tell whether the leader lives; reaps it if it does not."""
-        return self._leader.poll() is None
+        """Tell whether all leaders live; reaps those that do not."""
+        return all(leader.poll() is None for leader in self._leaders)
+
+    def go(self) -> None:
+        """Tell the leaders that wait for a line to go on."""
+        for leader in self._leaders:
+            if leader.stdin is not None:
+                with suppress(BrokenPipeError):  # its last words are in the log
+                    leader.stdin.write(b"\n")
+                    leader.stdin.flush()
 
     def pids(self) -> list[int]:
         """List the members that are alive, and remember the sessions that they are in."""
@@ -339,7 +382,11 @@ class _Family:
                     break
                 time.sleep(_POLL_SECONDS)
             else:
-                self._leader.wait(_KILL_SECONDS)
+                for leader in self._leaders:
+                    leader.wait(_KILL_SECONDS)
+                    if leader.stdin is not None:
+                        with suppress(BrokenPipeError):
+                            leader.stdin.close()
                 return
         warnings.warn(f"processes {alive} survived SIGKILL", RuntimeWarning, stacklevel=2)
 

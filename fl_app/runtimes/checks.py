@@ -1,0 +1,65 @@
+"""What is looked for before a run starts: whatever would fail for certain."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from fl_app.data.partition import largest_partition, partition_of
+from fl_app.errors import ConfigError
+from fl_app.federation.privacy import require_accountant
+from fl_app.launch import Launch
+from fl_app.schema import FedStackingConfig, MlflowConfig
+from fl_app.strategies import check_rows
+from fl_app.tracking.spool import home_dir
+from fl_app.tracking.store import check_uri, default_uri
+
+__all__ = ["check_before", "with_whole_uri"]
+
+
+def check_before(launch: Launch) -> None:
+    """Find what would fail for certain, before anything starts.
+
+    Raises
+    ------
+    InputError
+        If the data cannot be dealt to the clients, or where output goes cannot be used.
+    """
+    require_accountant(launch.config)
+    if launch.config.runtime.name != "deployment":
+        # There the nodes that are online decide how the rows are dealt, if they are.
+        partition_of(launch.config, 0)
+        if isinstance(launch.config.strategy, FedStackingConfig):
+            check_rows(launch.config.strategy, *largest_partition(launch.config))
+    _check_folder("FL_APP_HOME", home_dir())
+    if launch.config.output_dir is not None:
+        _check_folder("output_dir", Path(launch.config.output_dir))
+    if isinstance(launch.config.tracking, MlflowConfig):
+        check_uri(launch.config.tracking.uri or default_uri())
+
+
+def with_whole_uri(launch: Launch) -> Launch:
+    """Return a launch whose tracking URI means the same from any working directory.
+
+    Raises
+    ------
+    ConfigError
+        If the URI cannot be used.
+    """
+    tracking = launch.config.tracking
+    if not isinstance(tracking, MlflowConfig):
+        return launch
+    uri = check_uri(tracking.uri or default_uri())
+    return replace(launch, config=replace(launch.config, tracking=replace(tracking, uri=uri)))
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Make a folder and try it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        allowed = f"a folder that can be written to ({error.strerror})"
+        raise ConfigError(name, folder, allowed) from None
