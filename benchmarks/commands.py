@@ -163,10 +163,10 @@ def simulation(repeats: int) -> None:
     print(f"  the app over a minimal one: {found[bare] - found[minimal]:+.2f} s", flush=True)
 
 
-def sweep(jobs: int, singles: int) -> None:
+def sweep(jobs: int, singles: int, figures: bool) -> None:
     """Compare one sweep, with its record, with as many ``flwr run``."""
-    print(f"\n{jobs} runs on digits, 10 clients, 20 rounds, MLflow on SQLite")
-    overrides = "num_server_rounds=20 tracking.figures=false"
+    print(f"\n{jobs} runs on digits, 10 clients, 20 rounds, MLflow on SQLite, figures={figures}")
+    overrides = f"num_server_rounds=20 tracking.figures={str(figures).lower()}"
     with tempfile.TemporaryDirectory() as folder, PrivateSuperLink() as link, app_dir() as app:
         one = f"one sweep of {jobs}"
         sweeps, runs = [], []
@@ -196,7 +196,8 @@ def main() -> None:
     if arguments.only in (None, "simulation"):
         simulation(3)
     if arguments.only in (None, "sweep"):
-        sweep(20, 3)
+        sweep(20, 3, figures=True)
+        sweep(20, 3, figures=False)
 
 
 if __name__ == "__main__":

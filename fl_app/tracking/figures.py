@@ -17,6 +17,8 @@ __all__ = ["MAX_BARS", "draw_clients", "draw_curves", "draw_data"]
 _COLOURS = {"server": "#1b6ca8", "eval": "#d1495b", "train": "#7a7a7a"}
 MAX_BARS = 60
 """Clients that are drawn one by one."""
+MAX_LABELS = 12
+"""Classes up to which a legend names them."""
 
 
 def draw_curves(rounds: Sequence[RoundRecord]) -> bytes | None:
@@ -109,7 +111,9 @@ def draw_data(targets: Mapping[int, NDArray[Any]], labels: Sequence[Any], total:
     """
     shown = dict(sorted(targets.items())[:MAX_BARS])
     names = [f"{p:03d}" for p in shown]
-    figure, (axis,) = _panels(1, width=max(4.0, min(12.0, 0.25 * len(shown) + 2)))
+    texts = [str(label) for label in labels] if len(labels) <= MAX_LABELS else []
+    right = min(2.5, 0.5 + 0.06 * max(map(len, texts))) if texts else 0.0
+    figure, (axis,) = _panels(1, max(4.0, min(12.0, 0.25 * len(shown) + 2)), right)
     if labels:
         bottom = np.zeros(len(shown))
         for position, label in enumerate(labels):
@@ -117,8 +121,9 @@ def draw_data(targets: Mapping[int, NDArray[Any]], labels: Sequence[Any], total:
             colour = _shade(position, len(labels))
             axis.bar(names, counts, bottom=bottom, label=str(label), color=colour)
             bottom += counts
-        if len(labels) <= 12:
-            figure.legend(loc="outside right upper", frameon=False, fontsize=7, title="class")
+        if texts:
+            beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+            axis.legend(**beside, frameon=False, fontsize=7, title="class", title_fontsize=8)
         axis.set_ylabel("training rows")
     else:
         axis.boxplot([np.ravel(y[:, 0]) for y in shown.values()], tick_labels=names)
@@ -135,12 +140,26 @@ def _names(rounds: Sequence[RoundRecord]) -> list[str]:
     return list(dict.fromkeys(metrics))
 
 
-def _panels(count: int, width: float = 4.0) -> tuple[Any, list[Any]]:
-    """Return a figure with a row of panels; no pyplot, so no global state and no window."""
+def _panels(count: int, width: float = 4.0, right: float = 0.0) -> tuple[Any, list[Any]]:
+    """Return a figure with a row of panels and `right` inches beside them.
+
+    There is no pyplot, so no global state and no window. Margins are fixed: to fit them to the
+    texts (matplotlib's constrained layout) takes as long as to draw.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count, 3.2), layout="constrained")
-    return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
+    whole = width * count + right
+    figure = Figure(figsize=(whole, _HEIGHT))
+    bottom, height = _BOTTOM / _HEIGHT, (_HEIGHT - _BOTTOM - _TOP) / _HEIGHT
+    return figure, [
+        figure.add_axes(
+            ((width * i + _LEFT) / whole, bottom, (width - _LEFT - _RIGHT) / whole, height)
+        )
+        for i in range(count)
+    ]
+
+
+_HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 3.2, 0.75, 0.15, 0.6, 0.35  # inches
 
 
 def _shade(position: int, count: int) -> Any:
