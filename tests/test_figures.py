@@ -72,10 +72,15 @@ def test_bars_stack_to_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> No
     drawn = Drawn(monkeypatch)
     targets = {0: np.array(["a", "b", "b"]), 1: np.array(["c"])}
     size_of(figures.draw_data(targets, ["a", "b", "c"], 2))
-    heights = np.zeros(2)
-    for bars in drawn.figure.axes[0].containers:
-        heights += [bar.get_height() for bar in bars]
-    assert heights.tolist() == [3, 1]
+    tops, rows = np.zeros(2), []
+    for bars in drawn.figure.axes[0].collections:
+        extents = [bar.get_extents() for bar in bars.get_paths()]
+        assert [round(extent.x0 + 0.4) for extent in extents] == [0, 1]
+        assert [extent.y0 for extent in extents] == tops.tolist(), "on top of the class before"
+        tops = np.array([extent.y1 for extent in extents])
+        rows.append([extent.height for extent in extents])
+    assert rows == [[1, 0], [2, 0], [0, 1]]
+    assert tops.tolist() == [3, 1]
 
 
 def test_many_clients_fit_one_page() -> None:
