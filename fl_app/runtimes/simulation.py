@@ -86,6 +86,8 @@ def run(launch: Launch) -> RunResult:
                 patience=0.0,
                 ready=ready,
             )
+            if outcome.status == "completed":
+                link.grace = 0.0  # Ray has ended; what is left has nothing to save
         return _end(outcome, config.output_dir or "")
     except InputError:
         raise
