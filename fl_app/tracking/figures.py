@@ -150,15 +150,16 @@ def _panels(count: int, width: float = 4.0, right: float = 0.0) -> tuple[Any, li
     """
     from matplotlib.figure import Figure
 
-    whole = width * count + right
+    whole, own = width * count + right, width - _LEFT - _RIGHT
     figure = Figure(figsize=(whole, _HEIGHT))
-    bottom, height = _BOTTOM / _HEIGHT, (_HEIGHT - _BOTTOM - _TOP) / _HEIGHT
-    return figure, [
-        figure.add_axes(
-            ((width * i + _LEFT) / whole, bottom, (width - _LEFT - _RIGHT) / whole, height)
-        )
-        for i in range(count)
-    ]
+    height = _HEIGHT - _BOTTOM - _TOP
+    panels = []
+    for i in range(count):
+        place = ((width * i + _LEFT) / whole, _BOTTOM / _HEIGHT, own / whole, height / _HEIGHT)
+        panels.append(figure.add_axes(place))
+        panels[-1].xaxis.set_label_coords(0.5, -0.42 / height)
+        panels[-1].yaxis.set_label_coords(-0.6 / own, 0.5)
+    return figure, panels
 
 
 _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 3.2, 0.75, 0.15, 0.6, 0.35  # inches
