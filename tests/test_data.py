@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fl_app.aggregation import merge_moments, moments
+from fl_app.data import toy_sets
 from fl_app.data.catalogue import load
 from fl_app.data.encoding import Encoding, labels_of, scaler
 from fl_app.data.frames import features_from_frame
@@ -60,6 +61,14 @@ def test_a_toy_set_is_scikit_learns(name: str) -> None:
     assert np.array_equal(table.numeric, bunch.data)
     assert np.array_equal(table.target.ravel(), bunch.target)
     assert len(table.target_names) == 1
+
+
+def test_digits_need_no_file_of_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its file is not found, scikit-learn itself gives the same table."""
+    read = toy_sets.digits()
+    monkeypatch.setattr(toy_sets, "find_spec", lambda name: None)
+    loaded = toy_sets.digits()
+    assert (loaded.sha256, loaded.columns) == (read.sha256, read.columns)
 
 
 def test_two_lines_are_two_lines() -> None:

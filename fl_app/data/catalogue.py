@@ -98,13 +98,6 @@ def _known(dataset: DatasetConfig, seed: int) -> Table:
     return _LOADERS[dataset.name](dataset, seed)
 
 
-def _digits(dataset: DatasetConfig, seed: int) -> Table:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return numeric_table("classification", bunch.data, bunch.feature_names, bunch.target, ["digit"])
-
-
 def _diabetes(dataset: DatasetConfig, seed: int) -> Table:
     from sklearn.datasets import load_diabetes
 
@@ -137,7 +130,7 @@ def _synthetic_classification(dataset: DatasetConfig, seed: int) -> Table:
 
 
 _LOADERS: Mapping[str, Callable[[DatasetConfig, int], Table]] = {
-    "digits": _digits,
+    "digits": lambda dataset, seed: toy_sets.digits(),
     "diabetes": _diabetes,
     "two_lines": _two_lines,
     "iris": lambda dataset, seed: toy_sets.iris(),

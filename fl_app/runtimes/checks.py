@@ -8,10 +8,8 @@ from pathlib import Path
 
 from fl_app.data.partition import largest_partition, partition_of
 from fl_app.errors import ConfigError
-from fl_app.federation.privacy import require_accountant
 from fl_app.launch import Launch
 from fl_app.schema import FedStackingConfig, MlflowConfig
-from fl_app.strategies import check_rows
 from fl_app.tracking.spool import home_dir
 from fl_app.tracking.store import check_uri, default_uri
 
@@ -26,11 +24,17 @@ def check_before(launch: Launch) -> None:
     InputError
         If the data cannot be dealt to the clients, or where output goes cannot be used.
     """
-    require_accountant(launch.config)
+    # What imports Flower is imported where it is needed: a launcher can do without.
+    if launch.config.privacy.name != "none":
+        from fl_app.federation.privacy import require_accountant
+
+        require_accountant(launch.config)
     if launch.config.runtime.name != "deployment":
         # There the nodes that are online decide how the rows are dealt, if they are.
         partition_of(launch.config, 0)
         if isinstance(launch.config.strategy, FedStackingConfig):
+            from fl_app.strategies import check_rows
+
             check_rows(launch.config.strategy, *largest_partition(launch.config))
     _check_folder("FL_APP_HOME", home_dir())
     if launch.config.output_dir is not None:

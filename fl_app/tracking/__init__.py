@@ -4,20 +4,24 @@
 round of any Flower strategy. Importing this package does not import MLflow.
 """
 
-from fl_app.tracking.base import (
-    ClientRecord,
-    LoggedModel,
-    NullTracker,
-    RoundRecord,
-    RunEnd,
-    RunStart,
-    Tracker,
-)
-from fl_app.tracking.mlflow import MlflowTracker, replay
-from fl_app.tracking.sender import Replay
-from fl_app.tracking.store import check_uri
-from fl_app.tracking.tracked import TrackedStrategy
-from fl_app.tracking.trackers import Trackers
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl_app.tracking.base import (
+        ClientRecord,
+        LoggedModel,
+        NullTracker,
+        RoundRecord,
+        RunEnd,
+        RunStart,
+        Tracker,
+    )
+    from fl_app.tracking.mlflow import MlflowTracker, replay
+    from fl_app.tracking.sender import Replay
+    from fl_app.tracking.store import check_uri
+    from fl_app.tracking.tracked import TrackedStrategy
+    from fl_app.tracking.trackers import Trackers
 
 __all__ = [
     "ClientRecord",
@@ -34,3 +38,20 @@ __all__ = [
     "check_uri",
     "replay",
 ]
+
+# Whoever needs the paths of this package alone, as a launcher does, need not import Flower too.
+_HOMES = {
+    "MlflowTracker": "mlflow",
+    "replay": "mlflow",
+    "Replay": "sender",
+    "check_uri": "store",
+    "TrackedStrategy": "tracked",
+    "Trackers": "trackers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'base')}"), name)

@@ -74,6 +74,18 @@ def test_start_up_imports_little(words: list[str], tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "set() True", done.stderr
 
 
+def test_the_checks_import_neither_flower_nor_scikit_learn(tmp_path: Path) -> None:
+    """A simulation is checked while Flower's processes start, which need the processors."""
+    code = (
+        "import sys; from fl_app.launch import Launch; from fl_app.runtimes.checks import *\n"
+        "from fl_app.schema import from_dict\n"
+        "check_before(Launch(with_whole_uri(Launch(from_dict({}))).config))\n"
+        "print({'mlflow', 'sklearn', 'ray', 'flwr', 'pandas'} & {*sys.modules})"
+    )
+    done = command("python", "-c", code, cwd=tmp_path, FL_APP_HOME=str(tmp_path / "home"))
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_second_job_of_a_sweep_imports_nothing(tmp_path: Path) -> None:
     """All modules of a job are there when the second one of the same kind starts."""
     code = (
