@@ -146,7 +146,7 @@ def _check_first() -> None:
     # Whoever asks for help or names another config folder gets Hydra's own answer.
     looks = any(flag not in ("-m", "--multirun") for flag in flags)
     overrides = [w for w in words if not w.startswith("-")]
-    if looks or not (multirun or any(o.startswith("experiment=") for o in overrides)):
+    if looks or not (multirun or any(o.startswith(("experiment=", "sweep=")) for o in overrides)):
         return
     try:
         keys = check_sweep(overrides, multirun)

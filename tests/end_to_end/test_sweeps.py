@@ -143,6 +143,10 @@ def test_experiments_that_are_sweeps_say_so() -> None:
         assert set(check_sweep([f"experiment={name}"], False)) == {"strategy", "seed"}
         assert check_sweep([f"experiment={name}", "seed=3"], False) == ("strategy",)
     assert check_sweep(["experiment=two_lines"], False) == ()
+    drawn = {"model.learning_rate", "model.local_epochs"}
+    assert set(check_sweep(["sweep=learning_rate"], False)) == drawn
+    with pytest.raises(ConfigError, match="objective=eval/mse: one of eval/log_loss"):
+        check_sweep(["sweep=learning_rate_regression"], False)
     with pytest.raises(ConfigError, match="num_server_rounds=2"):
         check_sweep(["experiment=stacking_vs_averaging", "num_server_rounds=2"], False)
 
