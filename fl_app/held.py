@@ -48,6 +48,7 @@ __all__ = [
     "dtype_name",
     "expiry",
     "hold",
+    "is_kind",
     "is_used",
     "items_of",
     "metric_record",
@@ -310,6 +311,12 @@ def items_of(record: TypedDict[str, Any]) -> dict[str, Any]:
     """
     items: dict[str, Any] = record.__dict__["_data"]
     return items
+
+
+def is_kind(record: object, kind: type) -> bool:
+    """Say ``isinstance(record, kind)`` of a kind of record, which Flower makes slow to ask."""
+    exact = type(record)
+    return exact is kind or (exact not in _KINDS and isinstance(record, kind))
 
 
 def metric_record(metrics: Mapping[str, Any]) -> MetricRecord:
@@ -630,8 +637,7 @@ def _listed(content: RecordDict, kind: type[_K]) -> TypedDict[str, _K]:
     items = content.__dict__["_data"].items()
     records = {}
     for name, record in items:
-        exact = type(record)
-        if exact is kind or (exact not in _KINDS and isinstance(record, kind)):
+        if is_kind(record, kind):
             records[name] = record
     new: _SyncedDict[_K] = object.__new__(_SyncedDict)
     # With it the check of another one, so that only a collection is spared: Flower's own holds a
@@ -679,8 +685,8 @@ def _private_records(content: RecordDict, wrapped: Wrapped | None) -> dict[str, 
     wrapped = {} if wrapped is None else wrapped
     records: dict[str, Record] = {}
     for name, record in content.__dict__["_data"].items():
-        items, kind = record.__dict__["_data"], type(record)
-        if kind is ArrayRecord or (kind not in _KINDS and isinstance(record, ArrayRecord)):
+        items = record.__dict__["_data"]
+        if is_kind(record, ArrayRecord):
             own = _wrapped(items, wrapped)
         else:
             own = items.copy()

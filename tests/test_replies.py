@@ -283,11 +283,14 @@ def test_usable_replies_come_by_partition(order: list[int]) -> None:
     assert dropped == {}
 
 
-def test_arrays_are_decoded_once() -> None:
+@pytest.mark.parametrize(
+    "spec", [SPEC, ReplySpec(None, frozenset({"mse"}), check=lambda message: None)]
+)
+def test_arrays_are_decoded_once(spec: ReplySpec) -> None:
     """What the check has decoded is there for whoever reads the arrays next."""
     reply = _good(NODE_IDS[0])
     assert not any(isinstance(array, HeldArray) for array in reply.content["arrays"].values())
-    [usable], _ = accept([reply], asked_of(roster_of(1)), SPEC, "x")
+    [usable], _ = accept([reply], asked_of(roster_of(1)), spec, "x")
     first, second = (read(usable.content["arrays"]) for _ in range(2))
     assert first["coef"] is second["coef"]
     assert first["coef"].tolist() == ARRAYS["coef"].tolist()

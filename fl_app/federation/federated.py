@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -130,11 +130,7 @@ class Federated(Strategy):
                 self._spec = replace(self._spec, metrics=self._metrics["train"])
         else:
             self._spec = ReplySpec(spec_of(arrays), self._metrics["train"])
-        own, node_ids = config.copy(), [n.node_id for n in cohort]
-        messages = messages_to(
-            self.strategy, "train", server_round, arrays, own, node_ids
-        ) or self.strategy.configure_train(server_round, arrays, own, GridView(grid, node_ids))
-        return self._sorted(messages, cohort)
+        return self._messages("train", server_round, arrays, config.copy(), grid, cohort)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -174,11 +170,7 @@ class Federated(Strategy):
             server_round,
         )
         self._spec = ReplySpec(None, self._metrics["evaluate"])
-        own, node_ids = config.copy(), [n.node_id for n in cohort]
-        messages = messages_to(
-            self.strategy, "evaluate", server_round, arrays, own, node_ids
-        ) or self.strategy.configure_evaluate(server_round, arrays, own, GridView(grid, node_ids))
-        return self._sorted(messages, cohort)
+        return self._messages("evaluate", server_round, arrays, config.copy(), grid, cohort)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -225,8 +217,23 @@ class Federated(Strategy):
         online = set(grid.get_node_ids())
         return [node for node in self.roster if node.node_id in online]
 
-    def _sorted(self, messages: Iterable[Message], cohort: list[Node]) -> list[Message]:
+    def _messages(
+        self,
+        what: Literal["train", "evaluate"],
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+        cohort: list[Node],
+    ) -> list[Message]:
+        """Let the strategy make the messages of an exchange; note them in order of partition."""
         members = {node.node_id: node for node in cohort}
+        messages: Iterable[Message] | None = messages_to(
+            self.strategy, what, server_round, arrays, config, list(members)
+        )
+        if messages is None:
+            configure = getattr(self.strategy, f"configure_{what}")
+            messages = configure(server_round, arrays, config, GridView(grid, list(members)))
         asked = [(members[m.metadata.dst_node_id], m) for m in messages]
         asked.sort(key=lambda pair: pair[0].partition)
         self._asked = {node.node_id: node for node, _ in asked}

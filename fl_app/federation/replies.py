@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fl_app import wire
@@ -135,11 +135,14 @@ def fault(message: Message, spec: ReplySpec) -> str | None:
     problem = _layout_fault(records, has_arrays)
     if problem is None:
         problem = _metrics_fault(items_of(records[wire.METRICS]), spec)
-    if problem is None and spec.check is not None:
-        return _check_fault(message, spec.check)
-    if problem or spec.arrays is None:
+    if problem or not has_arrays:
         return problem
-    return _arrays_fault(items_of(records[wire.ARRAYS]), spec.arrays)
+    arrays = items_of(records[wire.ARRAYS])
+    for name, array in arrays.items():  # or whoever comes next would decode them again
+        arrays[name] = HeldArray.wrap(array)
+    if spec.check is not None:
+        return _check_fault(message, spec.check)
+    return _arrays_fault(arrays, spec.arrays or {})
 
 
 def _layout_fault(records: Mapping[str, Any], has_arrays: bool) -> str | None:
@@ -196,13 +199,11 @@ def _check_fault(message: Message, check: Callable[[Message], None]) -> str | No
     return None
 
 
-def _arrays_fault(arrays: dict[str, Array], spec: ArraySpec) -> str | None:
+def _arrays_fault(arrays: Mapping[str, HeldArray], spec: ArraySpec) -> str | None:
     if arrays.keys() != spec.keys():
         return f"arrays {sorted(arrays)}: expected {sorted(spec)}"
     for name, (shape, dtype) in spec.items():
         held = arrays[name]
-        if type(held) is not HeldArray:
-            held = arrays[name] = HeldArray.wrap(held)
         try:
             array = held.view()
         # Bytes of anybody's making raise anything: MemoryError, TokenError, BadZipFile.

@@ -25,7 +25,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fl_app.held import HeldArray, items_of, read, records_of
+from fl_app.held import HeldArray, is_kind, items_of, read, records_of
 from fl_app.tracking.base import (
     ClientRecord,
     RoundRecord,
@@ -315,12 +315,9 @@ class _Reply:
         arrays, metrics = [], []
         records = records_of(message)
         for record in records.values():
-            kind = type(record)  # first: asking whether it is an instance takes longer
-            if kind is MetricRecord or (
-                kind is not ArrayRecord and isinstance(record, MetricRecord)
-            ):
+            if is_kind(record, MetricRecord):
                 metrics.append(record)
-            elif kind is ArrayRecord or isinstance(record, ArrayRecord):
+            elif is_kind(record, ArrayRecord):
                 arrays.append(record)
         values = items_of(metrics[0]) if metrics else {}
         num_examples = values.get(weight, math.nan)
