@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
 from fl_app.data.encoding import Encoding
-from fl_app.held import hold, items_of, metric_record, read, record_dict, records_of
+from fl_app.held import Record, hold, items_of, metric_record, read, record_dict, records_of
 from fl_app.held import reply as make_reply
 from fl_app.schema import Config, from_json
 
@@ -26,11 +26,14 @@ __all__ = [
     "ARRAYS",
     "CONFIG",
     "DESCRIBE",
+    "LEFT_OUT",
+    "MEASURES",
     "METRICS",
     "NUM_EXAMPLES",
     "TRAIN_LOSS",
     "StackRequest",
     "code_digest",
+    "measures",
     "read_arrays",
     "read_config",
     "read_encoding",
@@ -45,6 +48,10 @@ __all__ = [
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records in a message (Flower's defaults)."""
+MEASURES = "measures"
+"""Sums and counts in a reply, for the server to add up: a ConfigRecord, no strategy reads it."""
+LEFT_OUT = "left-out"
+"""Rows that a client left out of its work, in its measures; 0 where it says nothing."""
 NUM_EXAMPLES = "num-examples"
 """The weight of a reply, in its metrics (Flower's default)."""
 TRAIN_LOSS = "train_loss"
@@ -196,6 +203,7 @@ def reply(
     metrics: Mapping[str, float],
     num_examples: int,
     arrays: Mapping[str, NDArray[Any]] | None = None,
+    measures: Mapping[str, Any] | None = None,
 ) -> Message:
     """Answer a train or evaluate message.
 
@@ -209,11 +217,21 @@ def reply(
         Rows behind them, the reply's weight.
     arrays : mapping of str to ndarray, optional
         The client's arrays, given up by the caller.
+    measures : mapping of str to number, text, bytes or list of one of them, optional
+        Sums and counts that the server adds up over clients.
     """
-    told = metric_record({**metrics, NUM_EXAMPLES: num_examples})
-    if arrays is None:
-        return make_reply(message, record_dict({METRICS: told}))
-    return make_reply(message, record_dict({METRICS: told, ARRAYS: hold(arrays, copy=False)}))
+    records: dict[str, Record] = {METRICS: metric_record({**metrics, NUM_EXAMPLES: num_examples})}
+    if arrays is not None:
+        records[ARRAYS] = hold(arrays, copy=False)
+    if measures:
+        records[MEASURES] = ConfigRecord(dict(measures))
+    return make_reply(message, record_dict(records))
+
+
+def measures(message: Message) -> dict[str, Any]:
+    """Return the sums and counts of a reply; nothing of it is checked."""
+    record = records_of(message).get(MEASURES)
+    return items_of(record) if isinstance(record, ConfigRecord) else {}
 
 
 @cache
