@@ -203,7 +203,6 @@ class FedAdagradConfig(StrategyConfig):
     """FedAdagrad: adaptive steps on the server."""
 
     eta: float = opt(0.1, "Server learning rate.", gt=0)
-    eta_l: float = opt(0.1, "Client learning rate of Flower's formula.", gt=0)
     tau: float = opt(1e-3, "Degree of adaptivity.", gt=0)
 
 
@@ -240,7 +239,6 @@ class FedAdamConfig(StrategyConfig):
     """FedAdam: adaptive steps on the server."""
 
     eta: float = opt(0.1, "Server learning rate.", gt=0)
-    eta_l: float = opt(0.1, "Client learning rate of Flower's formula.", gt=0)
     beta_1: float = opt(0.9, "Decay of the first moment.", ge=0, lt=1)
     beta_2: float = opt(0.99, "Decay of the second moment.", ge=0, lt=1)
     tau: float = opt(1e-3, "Degree of adaptivity.", gt=0)
@@ -326,7 +324,9 @@ class PrivacyConfig:
 class DpFixedConfig(PrivacyConfig):
     """Client-level differential privacy on the server: clip at a fixed norm, add noise."""
 
-    noise_multiplier: float = opt(1.0, "Noise's deviation over the clipping norm.", gt=0)
+    noise_multiplier: float = opt(
+        1.0, "Deviation of the noise on the summed updates, over the clipping norm (z).", gt=0
+    )
     clipping_norm: float = opt(1.0, "Largest norm of a client's update.", gt=0)
     delta: float = opt(1e-5, "The delta at which epsilon is logged.", gt=0, lt=1)
 
@@ -335,9 +335,13 @@ class DpFixedConfig(PrivacyConfig):
 class DpAdaptiveConfig(PrivacyConfig):
     """Client-level differential privacy on the server: the clipping norm follows a quantile."""
 
-    noise_multiplier: float = opt(1.0, "Noise's deviation over the clipping norm.", gt=0)
+    noise_multiplier: float = opt(
+        1.0, "Noise of a round, as of `dp_fixed`: on the updates and on the count together.", gt=0
+    )
     initial_clipping_norm: float = opt(0.1, "Norm in the first round.", gt=0)
-    target_clipped_quantile: float = opt(0.5, "Share of updates to leave unclipped.", gt=0, lt=1)
+    target_clipped_quantile: float = opt(
+        0.5, "Share of updates to leave *un*clipped, whatever Flower's name says.", gt=0, lt=1
+    )
     clip_norm_lr: float = opt(0.2, "Learning rate of the norm.", gt=0)
     delta: float = opt(1e-5, "The delta at which epsilon is logged.", gt=0, lt=1)
 

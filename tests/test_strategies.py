@@ -108,7 +108,7 @@ def test_a_name_stands_for_a_strategy(config: StrategyConfig, kind: type) -> Non
 
 def test_every_parameter_reaches_the_strategy() -> None:
     """No key of the config is decoration."""
-    values = {"eta": 0.5, "eta_l": 0.25, "beta_1": 0.75, "beta_2": 0.125, "tau": 0.0625}
+    values = {"eta": 0.5, "beta_1": 0.75, "beta_2": 0.125, "tau": 0.0625}
     strategy = build_strategy(FedAdamConfig("fedadam", **values), roster_of(2))
     assert {name: getattr(strategy, name) for name in values} == values
 
