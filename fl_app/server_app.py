@@ -29,7 +29,7 @@ from fl_app.data.table import Table
 from fl_app.errors import FederationError, FlAppError
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
-from fl_app.federation.privacy import with_privacy
+from fl_app.federation.privacy import Private, with_privacy
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
@@ -199,6 +199,7 @@ class Run:
             members.append(self.mlflow)
         self.trackers = Trackers(*members)
         self.predictor: Predictor | None = None
+        self.private: Private | None = None
         runtime = config.runtime
         self.reply_timeout = (
             runtime.round_timeout if isinstance(runtime, DeploymentConfig) else _REPLY_TIMEOUT
@@ -258,8 +259,10 @@ class Run:
         metrics = frozenset(METRICS[task_of(config.dataset)])
         strategy = strategy_of(config, roster, predictor)
         fewest = max(config.min_replies, fewest_replies(config.strategy)[0])
+        strategy = with_privacy(strategy, config, len(roster))
+        self.private = strategy if isinstance(strategy, Private) else None
         return Federated(
-            with_privacy(strategy, config, len(roster)),
+            strategy,
             roster,
             Participation(config.seed, config.fraction_train, config.fraction_evaluate, fewest),
             train_metrics=metrics,
@@ -326,9 +329,13 @@ class Run:
         last = self.best.last
         if last is not None and status == "FINISHED":
             tags["weights.sha256"] = arrays_digest(last.arrays)
+        if self.private is not None:  # also of a round that failed and so has no record
+            tags["privacy.epsilon"] = f"{self.private.epsilon:.6g}"
         models = self._models() if status == "FINISHED" else []
         self.trackers.finish(RunEnd(status, tags, models, {}, error, self._figures(status)))
         self._write_result(status, seconds, tags.get("weights.sha256"), error)
+        if self.private is not None and not self.console.brief:
+            self.console.say(self.private.statement())
         self._say_where()
 
     def _figures(self, status: Status) -> dict[str, bytes]:
@@ -353,7 +360,8 @@ class Run:
             "figures/learning_curves.png": figures.draw_curves(self.best.rounds),
             f"figures/clients_{metric}.png": figures.draw_clients(last, metric),
         }
-        if self.runtime != "deployment" and self.config.strategy.name != "pooled":
+        known = self.runtime != "deployment" and self.config.strategy.name != "pooled"
+        if known and self.private is None:
             parts = range(min(self.config.num_clients, figures.MAX_BARS))
             targets = {k: partition_of(self.config, k).train.target for k in parts}
             total = self.config.num_clients
@@ -361,11 +369,15 @@ class Run:
         return {path: picture for path, picture in drawn.items() if picture is not None}
 
     def _models(self) -> list[LoggedModel]:
-        """Return the final round's model, and the best one where there are validation rows."""
+        """Return the final round's model, and the best one where there are validation rows.
+
+        Under differential privacy there is none: rows without noise would choose it.
+        """
         if self.predictor is None:
             return []
         spec = self.predictor.to_spec()
-        rounds = {"final": self.best.last, "best": self.best.best}
+        best = None if self.private is not None else self.best.best
+        rounds = {"final": self.best.last, "best": best}
         return [
             LoggedModel(name, r.server_round, r.arrays, spec)
             for name, r in rounds.items()

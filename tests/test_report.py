@@ -714,6 +714,20 @@ def test_references_are_not_the_best() -> None:
     assert sorted(row.best for row in summary_table(alone).rows) == [False, True]
 
 
+def test_private_runs_are_not_the_best() -> None:
+    """Under differential privacy no validation row chooses; the others compete among themselves."""
+    scores = {"none": 0.7, "dp_fixed": 0.8, "dp_adaptive": 0.9}
+    runs = [
+        replace(run(privacy__name=name), metrics={"eval/accuracy": value})
+        for name, value in scores.items()
+    ]
+    assert [row.best for row in summary_table(runs).rows] == [False] * 3
+    better = replace(run("fedadam", privacy__name="none"), metrics={"eval/accuracy": 0.75})
+    best = [row.label for row in summary_table([*runs, better]).rows if row.best]
+    assert best == ["strategy=fedadam, privacy=none"]
+    assert [row.best for row in summary_table(runs[1:]).rows] == [False, False]
+
+
 def test_select_names_what_there_is() -> None:
     """A condition that no run meets, in whole or in part, is refused."""
     assert {r.seed for r in select(grid(), ["seed=0,2", "partitioner.alpha=.1"])} == {"0", "2"}

@@ -30,7 +30,7 @@ from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.tracking import RoundRecord, RunEnd, RunStart, TrackedStrategy, Trackers
 from fl_app.tracking.base import flat_norm
-from fl_app.tracking.keys import aggregation_text
+from fl_app.tracking.keys import aggregation_text, round_metrics
 from fl_app.tracking.tracked import content_bytes
 
 NUM_CLIENTS, NUM_ROUNDS = 4, 3
@@ -248,13 +248,20 @@ def test_large_arrays_leave_a_norm(grid: InProcessGrid) -> None:
         assert client.norm is not None
 
 
-def test_private_clients_leave_no_trace_of_their_arrays(grid: InProcessGrid) -> None:
-    """Under differential privacy neither arrays nor norms of a client reach a tracker."""
+def test_private_clients_leave_no_trace(grid: InProcessGrid) -> None:
+    """Under differential privacy no client reaches a tracker, only how many replied."""
     for r in tracked(dp(), grid, private=True)[1:]:
-        assert len(r.train_clients) == NUM_CLIENTS
-        assert all(c.arrays is None and c.norm is None for c in r.train_clients)
+        assert r.train_clients == r.evaluate_clients == ()
+        assert r.train
+        assert r.evaluate
+        assert r.cost["clients_replied"] == NUM_CLIENTS
         told = json.loads(aggregation_text(r))
-        assert [c["arrays"] for c in told["clients"]] == [None] * NUM_CLIENTS
+        assert (told["clients"], told["num_examples"]) == ([], None)
+        assert told["aggregate"]
+        keys = round_metrics(r)
+        assert not any(
+            key.startswith(("train_client_", "eval_client_", "fairness/")) for key in keys
+        )
 
 
 @pytest.mark.parametrize("failing", [0, 3])

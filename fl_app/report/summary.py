@@ -51,7 +51,8 @@ class SummaryRow:
         As ``mean`` and ``sd``. For information: nothing is chosen by it.
     best : bool
         Whether no other configuration with this objective on this data set is better; the
-        references ``local`` and ``pooled`` count only among themselves.
+        references ``local`` and ``pooled`` count only among themselves, and configurations with
+        differential privacy not at all: rows without noise would choose.
     """
 
     label: str
@@ -105,12 +106,12 @@ def summary_table(runs: Sequence[RunSummary], keys: Collection[str] = ()) -> Sum
     labels = tell_apart([dict(params) for params in groups], keys)
     found: list[tuple[str | None, SummaryRow]] = [
         (
-            None if _is_reference(dict(params)) else dict(params).get("dataset.name", ""),
+            None if _is_apart(dict(params)) else dict(params).get("dataset.name", ""),
             _row(label, seeds),
         )
         for label, (params, seeds) in zip(labels, groups.items(), strict=True)
     ]
-    if all(dataset is None for dataset, _ in found):
+    if all(_is_reference(dict(params)) for params in groups):
         found = [("", row) for _, row in found]
     rows = tuple(replace(row, best=_is_best(row, dataset, found)) for dataset, row in found)
     unfinished = sorted((r for r in runs if not r.finished), key=lambda r: (r.title, r.run_id))
@@ -152,6 +153,11 @@ def _over_seeds(seeds: dict[str, RunSummary], metric: str) -> tuple[float | None
 def _is_reference(params: Mapping[str, str]) -> bool:
     """Return whether a configuration federates nothing: it is there to be compared with."""
     return params.get("strategy.name") in ("local", "pooled")
+
+
+def _is_apart(params: Mapping[str, str]) -> bool:
+    """Return whether a configuration competes with none: a reference, or one that is private."""
+    return _is_reference(params) or params.get("privacy.name", "none") != "none"
 
 
 def _is_best(

@@ -298,8 +298,9 @@ def aggregation_text(record: RoundRecord) -> str:
     str
         ``{"server_round", "rule", "num_examples", "clients": [{"partition", "num_examples",
         "weight", "arrays"}], "aggregate"}``. ``weight`` is n_k/N. ``arrays`` and ``aggregate`` are
-        nested lists up to 32 values in all, ``{"norm": ...}`` beyond, null where they may not be
-        shown or where the strategy returned none. A number that is not finite is null.
+        nested lists up to 32 values in all, ``{"norm": ...}`` beyond, null where there are none.
+        Where no client may be shown, ``clients`` is empty and ``num_examples`` null. A number that
+        is not finite is null.
     """
     total = sum(client.num_examples for client in record.train_clients)
     clients = [
@@ -318,7 +319,7 @@ def aggregation_text(record: RoundRecord) -> str:
     head = {
         "server_round": record.server_round,
         "rule": record.rule,
-        "num_examples": _whole(total),
+        "num_examples": _whole(total) if clients else None,
     }
     lines = ",\n  ".join(_line(client) for client in clients)
     shown = _line(_shown(aggregate if small else None, norm))

@@ -67,8 +67,8 @@ class TrackedStrategy(Strategy):
         Names of the arrays' values, as in :class:`~fl_app.tracking.base.RoundRecord`. Read when
         needed.
     private : bool, default False
-        Whether clients' arrays are protected (differential privacy): then neither they nor their
-        norms are recorded.
+        Whether clients are protected (differential privacy): then no client is recorded, neither
+        its arrays and their norm nor its metrics, only how many replied.
     rule : str, optional
         Name of the aggregation; by default the class name of the innermost strategy.
 
@@ -221,11 +221,12 @@ class TrackedStrategy(Strategy):
         used = [r for r in seen or () if accepted is None or r.node_id in accepted]
         clients = [r for r in used if r.complete or accepted is not None]
         exchange.replied = len(used)
-        with np.errstate(over="ignore"):
-            exchange.clients = sorted(
-                [r.client(self._numbers.of(r.node_id)) for r in clients],
-                key=attrgetter("partition"),
-            )
+        if not self.private:
+            with np.errstate(over="ignore"):
+                exchange.clients = sorted(
+                    [r.client(self._numbers.of(r.node_id)) for r in clients],
+                    key=attrgetter("partition"),
+                )
         weight = _found(self.strategy, "weighted_by_key") or "num-examples"
         exchange.metrics = _scalars(metrics or {}, weight)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
+from mlflow import MlflowClient
 
 from fl_app.aggregation import arrays_digest
 from fl_app.config import compose_config
+from fl_app.errors import FederationError
+from fl_app.federation.federated import Federated
 from fl_app.launch import Launch
 from fl_app.runtimes import RunResult, run
 
@@ -66,8 +70,6 @@ class Recorded:
 
 
 def recorded(home: Path, *overrides: str) -> Recorded:
-    from mlflow import MlflowClient
-
     uri = f"sqlite:///{home}/mlflow.db"
     output = home / "out"
     config = compose_config([*overrides, f"tracking.uri={uri}", f"output_dir={output}"])
@@ -311,3 +313,61 @@ def test_data_is_an_input_of_the_run(own_table: tuple[Recorded, Path]) -> None:
         "figures/data.png",
         "figures/learning_curves.png",
     ]
+
+
+@pytest.fixture(scope="module")
+def private(home: Path) -> Recorded:
+    overrides = ["num_clients=4", "num_server_rounds=3", "strategy=fedadam", "privacy=dp_adaptive"]
+    return recorded(home, *overrides, "tracking.register_as=private")
+
+
+def test_under_privacy_no_client_is_in_the_record(private: Recorded) -> None:
+    """No metric, table, figure, term or model tells of one client or was chosen by its rows."""
+    run, client = private.run, private.client
+    own = ("train_client_", "eval_client_", "fairness/")
+    assert [key for key in run.data.metrics if key.startswith(own)] == []
+    assert {"train/accuracy", "eval/accuracy", "server/accuracy"} <= run.data.metrics.keys()
+    assert private.paths("figures") == ["figures/learning_curves.png"]
+    assert "clients" not in {f.path for f in client.list_artifacts(private.result.run_id)}
+    for server_round in (1, 2, 3):
+        told = private.aggregation(server_round)
+        assert (told["clients"], told["num_examples"]) == ([], None)
+    models = client.search_logged_models([run.info.experiment_id])
+    (final,) = [m for m in models if m.source_run_id == private.result.run_id]
+    assert final.name == "final"
+    champion = client.get_model_version_by_alias("private", "champion")
+    assert champion.source == final.artifact_location
+
+
+def test_epsilon_is_in_the_record(private: Recorded) -> None:
+    """It grows from round to round, and the run's tag has the last."""
+    first, second, third = private.values("privacy/epsilon")
+    assert 0 < first < second < third
+    assert private.values("privacy/delta") == [1e-5] * 3
+    assert private.values("privacy/clipping_norm")[0] == 0.1  # the default
+    assert float(private.run.data.tags["privacy.epsilon"]) == pytest.approx(third, rel=1e-5)
+
+
+def test_a_failed_private_run_says_what_it_spent(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A round that fails has no record, but it was asked: the last line and the tag count it."""
+    aggregate = Federated.aggregate_train
+
+    def fail(self: Federated, server_round: int, replies: Iterable[Message]) -> Any:
+        if server_round == 2:
+            raise FederationError("nobody replied")
+        return aggregate(self, server_round, replies)
+
+    monkeypatch.setattr(Federated, "aggregate_train", fail)
+    name = "tracking.experiment_name=spent"
+    with pytest.raises(FederationError, match="nobody replied"):
+        recorded(home, "dataset=iris", "num_clients=3", "privacy=dp_fixed", name)
+    said = [line for line in capsys.readouterr().out.splitlines() if "epsilon" in line]
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("spent").experiment_id])
+    assert run.info.status == "FAILED"
+    spent = float(run.data.tags["privacy.epsilon"])
+    assert spent > run.data.metrics["privacy/epsilon"]
+    (line,) = said
+    assert line.startswith(f"privacy: epsilon {spent:.4g} at delta 1e-05 after 2 rounds, for one")
