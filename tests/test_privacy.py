@@ -217,6 +217,19 @@ def test_an_average_returns_the_noised_mean(name: str) -> None:
     assert all((result[key] != sent[key]).all() for key in sent)
 
 
+def test_the_mean_weighs_all_alike_and_clips() -> None:
+    """Without noise: the sum of updates, each at most C long, over the clients that were asked."""
+    sent = {"w": np.array([0.5, -1.0, 2.0])}
+    world = World(DpFixedConfig("dp_fixed", clipping_norm=1.0), 3, noise=nothing)
+    one, two, _ = world.roster
+    replies = [
+        answer(one, {"w": sent["w"] + np.array([3.0, 4.0, 0.0])}, 1),  # 5 long, cut to 1
+        answer(two, {"w": sent["w"] + np.array([0.0, 0.3, 0.4])}, 99),  # .5 long: it stays
+    ]
+    expected = sent["w"] + (np.array([0.6, 0.8, 0.0]) + np.array([0.0, 0.3, 0.4])) / 3
+    np.testing.assert_allclose(world.round(1, sent, replies)["w"], expected, rtol=1e-12)
+
+
 def test_noise_has_the_deviation_that_is_accounted() -> None:
     """Z C over the clients that were asked, whoever replied: here 2 * 0.5 / 4 = 0.25."""
     size, privacy = 4000, DpFixedConfig("dp_fixed", noise_multiplier=2.0, clipping_norm=0.5)
@@ -264,6 +277,19 @@ def test_a_round_that_was_asked_has_been_paid() -> None:
         told.append(world.private.epsilon)
         assert f"epsilon {told[-1]:.4g} at delta 1e-05 after 1 round," in world.private.statement()
     assert told[0] == told[1] > 0
+
+
+def test_epsilon_grows_with_rounds_and_shrinks_with_noise() -> None:
+    """More releases spend more, more noise spends less; delta is what was asked for."""
+    spent = {}
+    for noise in (1.0, 4.0):
+        world = World(DpFixedConfig("dp_fixed", noise_multiplier=noise), 3)
+        for server_round in (1, 2):
+            world.round(server_round, START, [answer(node, START) for node in world.roster])
+            told = world.private.round_metrics(server_round)
+            spent[noise, server_round] = told["privacy/epsilon"]
+            assert told["privacy/delta"] == 1e-5
+    assert spent[1.0, 2] > spent[1.0, 1] > spent[4.0, 1] > 0
 
 
 def test_epsilon_is_that_of_the_noise() -> None:

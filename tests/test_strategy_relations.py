@@ -16,11 +16,11 @@ from fl_app.aggregation import weighted_mean
 from fl_app.client_app import app as client_app
 from fl_app.federation.cohort import GridView
 from fl_app.federation.federated import Federated, Participation
-from fl_app.federation.privacy import Private, with_privacy
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.softmax import Softmax
 from fl_app.schema import (
+    GROUPS,
     FedAdagradConfig,
     FedAdamConfig,
     FedAvgMConfig,
@@ -220,50 +220,41 @@ def test_fedprox_without_mu_is_fedavg(tmp_path: Any) -> None:
     assert _digest(tmp_path, {"name": "fedprox", "proximal_mu": 0.1}) != plain
 
 
-# ---------------------------------------------------------------------------- privacy
-def private(noise: float, norm: float, k: int) -> Private:
-    config = from_dict(
-        {
-            "num_clients": k,
-            "privacy": {"name": "dp_fixed", "noise_multiplier": noise, "clipping_norm": norm},
-        }
-    )
-    wrapped = with_privacy(built(StrategyConfig("fedavg"), k), config, k)
-    assert isinstance(wrapped, Private)
-    return wrapped
+# --------------------------------------------------- what Flower does otherwise than the papers
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+def test_the_clients_rate_of_flowers_formula_does_nothing(name: str) -> None:
+    """FedOpt takes an ``eta_l`` and never uses it, which is why we have no such key."""
+    clients, kind = [START + 1.0, START - 3.0], GROUPS["strategy"][name]
+    results = []
+    for rate in (0.1, 100.0):
+        strategy: Any = built(kind(name), 2)
+        strategy.eta_l = rate
+        results.append(aggregate(strategy, clients).tobytes())
+    assert results[0] == results[1]
 
 
-def test_private_average_weighs_all_alike_and_clips() -> None:
-    """Next to no noise: the plain mean of updates, each at most ``clipping_norm`` long."""
-    clients = [START + np.array([3.0, 4.0, 0.0]), START + np.array([0.0, 0.3, 0.4])]
-    # The first update has norm 5 and is cut to 1; the second has 0.5 and stays.
-    expected = START + (np.array([0.6, 0.8, 0.0]) + np.array([0.0, 0.3, 0.4])) / 2
-    result = aggregate(private(1e-9, 1.0, 2), clients, [1, 99])
-    np.testing.assert_allclose(result, expected, atol=1e-6)
+def test_multikrum_weighs_by_the_rows_that_clients_claim() -> None:
+    """Of three chosen of six, the one that claims 8 of 10 rows has 8/10 of the mean."""
+    near = [np.full(3, v) for v in (1.0, 1.1, 1.2)]
+    values = [*near, np.full(3, 50.0), np.full(3, -90.0), np.full(3, 400.0)]
+    config = MultiKrumConfig("multikrum", num_malicious_nodes=1, num_nodes_to_select=3)
+    result = aggregate(built(config, 6), values, [8, 1, 1, 1, 1, 1])
+    np.testing.assert_allclose(result, np.full(3, (8 * 1.0 + 1.1 + 1.2) / 10), rtol=1e-12)
 
 
-def test_noise_has_the_deviation_that_is_accounted() -> None:
-    """The noise on each value has deviation z C / K: here 2 * 1 / 4 = 0.5."""
-    size = 4000
-    start = np.zeros(size)
-    result = aggregate(private(2.0, 1.0, 4), [start.copy() for _ in range(4)], start=start)
-    # The deviation of a sample deviation is s / sqrt(2 n): five of them are 0.028.
-    assert abs(result.std() - 0.5) < 5 * 0.5 / np.sqrt(2 * size)
+def test_bulyan_chooses_once() -> None:
+    """All n - 2f candidates come of one scoring; the paper scores anew after each choice."""
+    calls: list[int] = []
+    strategy: Any = built(KrumConfig("bulyan"), 7)
+    choose = strategy.selection_rule
 
+    def counted(contents: Any, malicious: int, select: int) -> Any:
+        calls.append(select)
+        return choose(contents, malicious, select)
 
-def test_epsilon_grows_with_rounds_and_shrinks_with_noise() -> None:
-    """More releases spend more, more noise spends less; delta is what was asked for."""
-    spent = {}
-    for noise in (1.0, 4.0):
-        strategy = private(noise, 1.0, 3)
-        for server_round in (1, 2):
-            aggregate(strategy, [START.copy() for _ in range(3)])
-            spent[noise, server_round] = strategy.round_metrics(server_round)["privacy/epsilon"]
-        assert strategy.round_metrics(2)["privacy/delta"] == 1e-5
-    assert spent[1.0, 2] > spent[1.0, 1] > spent[4.0, 1] > 0
-    # One Gaussian release with z = 4: rho = 1/(2 z^2) and epsilon <= rho + 2 sqrt(rho ln(1/delta)).
-    rho = 1 / (2 * 4.0**2)
-    assert spent[4.0, 1] <= rho + 2 * np.sqrt(rho * np.log(1e5))
+    strategy.selection_rule = counted
+    aggregate(strategy, [np.full(3, float(v)) for v in range(7)])
+    assert calls == [7 - 2 * 1]
 
 
 def test_weighted_mean_is_what_fedavg_returns() -> None:
