@@ -81,7 +81,7 @@ Noise = Callable[[tuple[int, ...]], NDArray[np.float64]]
 """Gives independent standard normal values of a shape."""
 
 LEFT_OUT = (
-    "the handshake's moments and label counts, train/ and eval/ metrics, which clients replied"
+    "what the handshake tells (moments, label counts), train/ and eval/ metrics, who replied"
 )
 """What is told un-noised, as the line with epsilon says it."""
 
