@@ -80,9 +80,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Noise = Callable[[tuple[int, ...]], NDArray[np.float64]]
 """Gives independent standard normal values of a shape."""
 
-LEFT_OUT = (
-    "what the handshake tells (moments, label counts), train/ and eval/ metrics, who replied"
-)
+LEFT_OUT = "what the handshake tells (moments, label counts), train/ and eval/ metrics, who replied"
 """What is told un-noised, as the line with epsilon says it."""
 
 
