@@ -368,7 +368,7 @@ def test_an_aggregate_that_overflows_ends_the_run(dtype: str, step: float) -> No
         _run(Leap(**ALL), start=start)
     assert str(caught.value) == (
         "round 1: the aggregate of array w holds NaN or infinity: training "
-            "diverged; lower model.learning_rate"
+        "diverged; lower model.learning_rate"
     )
 
 
