@@ -15,6 +15,7 @@ from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of, test_table
+from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Roster
@@ -183,8 +184,10 @@ def run(
         part = Participation(
             config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
         )
-        stepping = Stepping.of(config, len(encoding.feature_names))
-        federated = Federated(own, roster, part, names, names, stepping=stepping)
+        ending = Ending.of(config, roster, len(encoding.labels))
+        limits = ending.limit, ending.constant
+        stepping = Stepping.of(config, len(encoding.feature_names), *limits)
+        federated = Federated(own, roster, part, names, names, ending, stepping)
         tracked = TrackedStrategy(federated, kept, partitions=roster.partitions)
         record = wire.run_record(to_json(config), encoding)
 

@@ -18,6 +18,7 @@ from fl_app.config import compose_config
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of
 from fl_app.errors import FederationError
+from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.stepping import Stepping
@@ -71,6 +72,7 @@ def _federate(
             ),
             names,
             names,
+            ending=Ending.of(config, roster, len(encoding.labels)),
             stepping=Stepping.of(config, len(encoding.feature_names)),
         )
         record = wire.run_record(to_json(config), encoding)

@@ -82,7 +82,7 @@ class Federated(Strategy):
     train_metrics, evaluate_metrics : frozenset of str, optional
         The metrics that replies must hold; None for any.
     ending : Ending, optional
-        Watches the training loss; by default only for numbers that are not finite.
+        Watches the training loss, which it names; by default arrays alone are watched.
     stepping : Stepping, optional
         Decides on the clients' step, and on rounds to be thrown away; None where the config does.
 
@@ -244,9 +244,8 @@ class Federated(Strategy):
         losses = dict.fromkeys(lost, (1.0, math.inf))
         for reply in usable:
             metrics = items_of(records_of(reply)[wire.METRICS])
-            if (loss := metrics.get(self.ending.loss)) is not None:
-                node = self._asked[reply.metadata.src_node_id]
-                losses[node.partition] = metrics[wire.NUM_EXAMPLES], loss
+            node = self._asked[reply.metadata.src_node_id]
+            losses[node.partition] = metrics[wire.NUM_EXAMPLES], metrics[self.ending.loss]
         try:
             return self.stepping.counts(losses)
         except OverflowError as error:
