@@ -90,14 +90,10 @@ class Ending:
     @classmethod
     def of(cls, config: Config, roster: Roster, num_classes: int) -> Ending:
         """Make the watch of a run with this config, these nodes and C classes."""
-        rates = [f"model.learning_rate ({config.model.learning_rate})"]
-        for name in ("eta", "server_learning_rate"):
-            if hasattr(config.strategy, name):
-                rates.append(f"strategy.{name} ({getattr(config.strategy, name):g})")
         return cls(
             METRICS[task_of(config.dataset)][0],
             constant_loss(roster, num_classes),
-            f"lower {' or '.join(rates)}",
+            _remedy(config),
             lenient=config.strategy.name == "local" or config.privacy.name != "none",
         )
 
@@ -151,3 +147,16 @@ class Ending:
 
     def _beside_constant(self, loss: float) -> str:
         return f"train/{self.loss} is {loss:.4g}, a constant model's {self.constant:.4g}"
+
+
+def _remedy(config: Config) -> str:
+    """Say what to lower, as it is typed."""
+    rate = config.model.learning_rate
+    rates = [] if rate == "auto" else [f"model.learning_rate ({rate:g})"]
+    for name in ("eta", "server_learning_rate"):
+        if hasattr(config.strategy, name):
+            rates.append(f"strategy.{name} ({getattr(config.strategy, name):g})")
+    parts = [f"lower {' or '.join(rates)}"] if rates else []
+    if rate == "auto":
+        parts.append("set a small model.learning_rate (it is auto)")
+    return ", or ".join(parts)
