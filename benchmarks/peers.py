@@ -178,7 +178,7 @@ def timed(command: Sequence[str], folder: Path) -> Timed:
 
 def final_arrays(cfg: Config, clients: Sequence[Rows], test: Rows) -> Arrays:
     """Return the arrays that fl_app ends with; it tells but their digest."""
-    rate, arrays = float(cfg.model.learning_rate or 0), zeros(test)
+    rate, arrays = float(cfg.model.learning_rate), zeros(test)
     total = sum(len(x) for x, _ in clients)
     with one_thread():
         for server_round in range(1, cfg.num_server_rounds + 1):

@@ -95,6 +95,8 @@ def config(
             "num_clients": num_clients,
             "num_server_rounds": rounds,
             "fraction_evaluate": 0.0,
+            # A number, and not the server's own step: the loops below know no more.
+            "model": {"name": "softmax", "learning_rate": 0.5},
             "output_dir": folder,
             "tracking": tracking or {"name": "none"},
         }
@@ -136,7 +138,7 @@ def loop(num_clients: int, rounds: int) -> tuple[float, str]:
     """Time the same arithmetic as a plain loop over NumPy arrays."""
     cfg = config(num_clients, rounds)
     clients, test = prepared(cfg)
-    rate, times = float(cfg.model.learning_rate or 0), []
+    rate, times = float(cfg.model.learning_rate), []
     arrays = zeros(test)
     total = sum(len(rows[0]) for rows in clients)
     with one_thread():

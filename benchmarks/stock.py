@@ -110,7 +110,7 @@ def stock(cfg: Config) -> tuple[float, str]:
         times.append(time.perf_counter())
         return told
 
-    app = client(rows, float(cfg.model.learning_rate or 0), cfg.model.batch_size, cfg.seed)
+    app = client(rows, float(cfg.model.learning_rate), cfg.model.batch_size, cfg.seed)
     with as_a_task(), one_thread():
         result = FedAvg(fraction_evaluate=0.0).start(
             LeastGrid(app, cfg.num_clients),

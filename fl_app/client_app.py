@@ -73,7 +73,7 @@ def train(message: Message, context: Context) -> Message:
     mu = wire.setting(message, "proximal-mu", 0.0)
     with one_thread(), _no_warnings():
         start = wire.read_arrays(message)
-        arrays = model.fit(start, rows.x, rows.y, rng, mu)
+        arrays = model.fit(start, rows.x, rows.y, rng, mu, wire.learning_rate(message))
         metrics = federation.score(arrays, rows.x, rows.truth)
         if config.strategy.name == "qfedavg":
             loss = METRICS[federation.encoding.task][0]

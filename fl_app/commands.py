@@ -106,8 +106,11 @@ def report(
 
     name, sweep_id = mlflow_experiment or None, sweep or None
     runs = reporting.read_runs(uri or None, experiment=name, sweep=sweep_id, metric=metric)
+    runs = reporting.select(runs, where or ())
+    if strict:
+        reporting.check_sound(runs)
     comparison = reporting.compare(
-        reporting.select(runs, where or ()),
+        runs,
         baseline=baseline,
         metric=metric,
         ignore=ignore or (),

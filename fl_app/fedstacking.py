@@ -277,6 +277,18 @@ class FedStacking(FedAvg):
         """All nodes take part in the choice, whatever the fraction."""
         return self.phase(server_round) == "select"
 
+    def trains(self, server_round: int) -> bool:
+        """Return whether a round's metrics are those of a global member that is trained."""
+        return self.global_member == "fedavg" and self.phase(server_round) == "collect"
+
+    def stay(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Take the base models of a round that is thrown away; the global member stays."""
+        received = {self._key(message): self._read(message) for message in replies}
+        self._take_bases({key: received[key] for key in sorted(received)})
+        phase = float(PHASES.index(self.phase(server_round)))
+        bases = float(len(self._bases))
+        self._metrics, self._texts = {"stack/phase": phase, "stack/base_models": bases}, {}
+
     def reply_spec(self, server_round: int, arrays: ArrayRecord) -> ReplySpec:
         """Return what a usable reply of this round looks like."""
         return ReplySpec(None, check=lambda message: self._note(server_round, message))
@@ -361,12 +373,7 @@ class FedStacking(FedAvg):
     def _collect(self, replies: Mapping[int, Message]) -> dict[str, NDArray[Any]]:
         """Average the global member and its copies, and keep what is new of base models."""
         received = {key: self._read(message) for key, message in replies.items()}
-        for key, arrays in received.items():
-            base = Member.from_arrays("base", arrays)
-            if base is not None and key not in self._bases:
-                self._bases[key], self._counts[key] = base, arrays["counts"]
-                if linear := unpack("linear", arrays):
-                    self._linear[key] = stacking.Sums.from_arrays(linear)
+        self._take_bases(received)
         self._metrics["stack/base_models"] = float(len(self._bases))
         if self.global_member == "fedavg":
             return self._average(replies, received)
@@ -376,6 +383,15 @@ class FedStacking(FedAvg):
             # This round's clients had too few rows; another round's may have enough.
             return dict(self._sent)
         return Stack(self._members(), None, self._n_average(), self.low, self.high).to_arrays()
+
+    def _take_bases(self, received: Mapping[int, Arrays]) -> None:
+        """Keep the base models that are new."""
+        for key, arrays in received.items():
+            base = Member.from_arrays("base", arrays)
+            if base is not None and key not in self._bases:
+                self._bases[key], self._counts[key] = base, arrays["counts"]
+                if linear := unpack("linear", arrays):
+                    self._linear[key] = stacking.Sums.from_arrays(linear)
 
     def _average(
         self, replies: Mapping[int, Message], received: Mapping[int, Arrays]

@@ -161,8 +161,11 @@ class ModelConfig:
     name: str = opt("auto", "Name of the model; `auto` is `linear` or `softmax` by the task.")
     local_epochs: int = opt(1, "Passes over a client's rows in one round.", ge=1)
     batch_size: int = opt(32, "Rows of one step; 0 takes all rows.", ge=0)
-    learning_rate: float | None = opt(
-        None, "Step size of local gradient descent; null: 0.5 for softmax, 0.1 for linear.", gt=0
+    learning_rate: float | Literal["auto"] = opt(
+        "auto",
+        "Step size of local gradient descent; `auto`: the server decides on it and sends it with "
+        "each round (docs/strategies.md).",
+        gt=0,
     )
     l2: float = opt(0.0, "Weight of the penalty l2/2 * |coef|^2 in the loss.", ge=0)
     dtype: str = opt("float64", "Type of the arrays.", choices=("float32", "float64"))
@@ -608,6 +611,8 @@ def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
             ),
             (False, None),
         )
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(hint), value
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return False, None
@@ -637,6 +642,8 @@ def _within(value: Any, meta: Mapping[str, Any]) -> bool:
         return False
     if "choices" in meta and value not in meta["choices"]:
         return False
+    if isinstance(value, str):  # a word beside numbers, which alone have limits
+        return True
     return all(test(value, meta[k]) for k, (test, _) in _LIMITS.items() if k in meta)
 
 
@@ -646,10 +653,12 @@ def _describe(hint: Any, meta: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(map(str, meta["choices"]))
     bounds = " and ".join(f"{sign} {meta[k]}" for k, (_, sign) in _LIMITS.items() if k in meta)
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    text = " or ".join(_words(kind) for kind in kinds if kind is not type(None))
-    text = f"{text} {bounds}".rstrip()
+    others = [*(word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind))]
+    others += ["null"] if type(None) in kinds else []
+    plain = [kind for kind in kinds if kind is not type(None) and get_origin(kind) is not Literal]
+    text = f"{' or '.join(map(_words, plain))} {bounds}".rstrip()
     text += f" ({meta['length']} of them)" if "length" in meta else ""
-    return f"{text}, or null" if type(None) in kinds else text
+    return ", or ".join([text, *others])
 
 
 def allowed(kind: Any, key: str) -> str:
@@ -674,7 +683,7 @@ def _words(hint: Any) -> str:
 
 # ---------------------------------------------------------------------------- keys at odds
 def check(config: Config) -> Config:
-    """Check what no key can say alone, and resolve ``model=auto`` and its learning rate.
+    """Check what no key can say alone, and resolve ``model=auto``.
 
     Raises
     ------
@@ -725,16 +734,10 @@ def ray_head(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-_LEARNING_RATES = {"linear": 0.1, "softmax": 0.5}
-_MLP_RATES: Mapping[Task, float] = {"regression": 0.03, "classification": 0.3}
-
-
 def _resolve_model(model: ModelConfig, dataset: DatasetConfig, task: Task) -> ModelConfig:
     by_task = {"linear": "regression", "softmax": "classification"}
     if model.name == "auto":
         model = replace(model, name="linear" if task == "regression" else "softmax")
-    if model.learning_rate is None:
-        model = replace(model, learning_rate=_LEARNING_RATES.get(model.name) or _MLP_RATES[task])
     if by_task.get(model.name, task) != task:
         fitting = [n for n in GROUPS["model"] if by_task.get(n, task) == task]
         allowed = f"dataset={dataset.name} is a {task} task; allowed are {', '.join(fitting)}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
@@ -27,10 +28,12 @@ from fl_app.aggregation import arrays_digest
 from fl_app.data.partition import partition_of, test_table, whole_table
 from fl_app.data.table import Table
 from fl_app.errors import FederationError, FlAppError
+from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.privacy import Private, with_privacy
 from fl_app.federation.roster import Roster
+from fl_app.federation.stepping import Stepping
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.launch import Launch, read_launch, read_runtime
@@ -200,6 +203,7 @@ class Run:
         self.trackers = Trackers(*members)
         self.predictor: Predictor | None = None
         self.private: Private | None = None
+        self.ending = Ending()
         runtime = config.runtime
         self.reply_timeout = (
             runtime.round_timeout if isinstance(runtime, DeploymentConfig) else _REPLY_TIMEOUT
@@ -211,11 +215,13 @@ class Run:
         self.trackers.start(self._start())
         try:
             self._federate(node_ids)
+            worse = self.ending.close()
         except BaseException as error:
             status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
             self._finish(status, time.monotonic() - begin, _one_line(error))
             raise
-        self._finish("FINISHED", time.monotonic() - begin, "")
+        tags = {"worse_than_constant": "true"} if worse else {}
+        self._finish("FINISHED", time.monotonic() - begin, "", tags)
 
     def _federate(self, node_ids: list[int]) -> None:
         """Shake hands and let the strategy do all rounds."""
@@ -234,6 +240,7 @@ class Run:
             many=config.strategy.name == "local",
             stacked=isinstance(config.strategy, BaseModelsConfig),
         )
+        self.ending = Ending.of(config, roster, len(encoding.labels))
         features, outputs = encoding.feature_names, encoding.output_names
         start = start_arrays(config, roster, self.predictor)
         strategy = TrackedStrategy(
@@ -257,7 +264,10 @@ class Run:
     def _federated(self, roster: Roster, predictor: Predictor) -> Federated:
         config = self.config
         metrics = frozenset(METRICS[task_of(config.dataset)])
-        strategy = strategy_of(config, roster, predictor)
+        features = len(predictor.encoding.feature_names)
+        stepping = Stepping.of(config, features, self.ending.limit, self.ending.constant)
+        step = None if stepping is None else stepping.step
+        strategy = strategy_of(config, roster, predictor, step)
         fewest = max(config.min_replies, fewest_replies(config.strategy)[0])
         strategy = with_privacy(strategy, config, len(roster))
         self.private = strategy if isinstance(strategy, Private) else None
@@ -267,6 +277,8 @@ class Run:
             Participation(config.seed, config.fraction_train, config.fraction_evaluate, fewest),
             train_metrics=metrics,
             evaluate_metrics=metrics,
+            ending=self.ending,
+            stepping=stepping,
         )
 
     def _evaluate_fn(self, test: Table | None) -> Callable[[int, ArrayRecord], MetricRecord | None]:
@@ -282,7 +294,12 @@ class Run:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             # Before the first round all clients have the same arrays, under their plain names.
             use = predictor if server_round else before
-            return MetricRecord(dict(use.score(read(arrays), x, y)))
+            with np.errstate(over="ignore", invalid="ignore"):
+                scores = use.score(read(arrays), x, y)
+            wrong = [f"server/{m} is {v}" for m, v in scores.items() if not math.isfinite(v)]
+            if wrong:
+                raise self.ending.diverged(f"round {server_round}: {wrong[0]}")
+            return MetricRecord(dict(scores))
 
         return evaluate
 
@@ -324,8 +341,10 @@ class Run:
         digest_ = whole_table(config).sha256
         return {"name": name, "digest": digest_, "source": source or dataset.name}
 
-    def _finish(self, status: Status, seconds: float, error: str) -> None:
-        tags: dict[str, str] = {}
+    def _finish(
+        self, status: Status, seconds: float, error: str, tags: Mapping[str, str] | None = None
+    ) -> None:
+        tags = dict(tags or {})
         last = self.best.last
         if last is not None and status == "FINISHED":
             tags["weights.sha256"] = arrays_digest(last.arrays)

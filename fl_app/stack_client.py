@@ -20,12 +20,13 @@ from fl_app import stacking
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded
 from fl_app.errors import DataError
+from fl_app.federation.stepping import Stepping, first_step
 from fl_app.held import hold, read
 from fl_app.models import estimators
 from fl_app.models.base import Arrays
 from fl_app.models.metrics import score
 from fl_app.models.stack import LS, MODEL, Kinds, Member, pack, unpack, unpack_members, unpack_range
-from fl_app.schema import BaseModelsConfig, Config, FedStackingConfig
+from fl_app.schema import METRICS, BaseModelsConfig, Config, FedStackingConfig
 from fl_app.seeding import generator
 from fl_app.wire import StackRequest
 
@@ -123,7 +124,7 @@ class StackClient:
         x, y = self.rows.x, self.rows.y
         if not kept.all():
             x, y = x[kept], y[kept]
-        return self.kinds.model.fit(start, x, y, rng)
+        return self.kinds.model.fit(start, x, y, rng, learning_rate=request.learning_rate)
 
     def _base(self, request: StackRequest) -> Member:
         """Return the base model fitted on all training rows."""
@@ -153,9 +154,28 @@ class StackClient:
             return estimators.fit(
                 kind, x[kept], y[kept], task=task, num_outputs=outputs, rng=rng, params=params
             )
-        arrays = self.kinds.model.start(generator(self.config.seed, "model"))
+        return self._descend(x[kept], y[kept], self.rows.truth[kept], rng)
+
+    def _descend(
+        self, x: NDArray[Any], y: NDArray[Any], truth: NDArray[Any], rng: np.random.Generator
+    ) -> dict[str, NDArray[Any]]:
+        """Train the run's model on rows of one's own for as many rounds as the run has.
+
+        With ``model.learning_rate=auto`` the step follows these rows' loss, as it follows the
+        federation's in its rounds: which step the server is at does not matter.
+        """
+        own, task, rate = self.kinds.model, self.encoding.task, self.config.model.learning_rate
+        arrays = own.start(generator(self.config.seed, "model"))
+        stepping = Stepping(
+            first_step(task, self.kinds.num_features) if rate == "auto" else rate,
+            adapts=rate == "auto",
+        )
         for _ in range(self.config.num_server_rounds):
-            arrays = self.kinds.model.fit(arrays, x[kept], y[kept], rng)
+            moved = own.fit(arrays, x, y, rng, learning_rate=stepping.step)
+            outputs = self.encoding.in_units(own.predict(moved, x))
+            loss = score(task, outputs, truth)[METRICS[task][0]]
+            if stepping.counts({0: (1.0, loss)}):
+                arrays = moved
         return arrays
 
     # ------------------------------------------------------------------------- stack

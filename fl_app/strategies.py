@@ -116,7 +116,9 @@ def build_strategy(
     return _FLOWER[config.name](**own, **_ALL)
 
 
-def strategy_of(config: Config, roster: Roster, predictor: Predictor) -> Strategy:
+def strategy_of(
+    config: Config, roster: Roster, predictor: Predictor, learning_rate: float | None = None
+) -> Strategy:
     """Build the strategy of a run.
 
     Parameters
@@ -127,6 +129,8 @@ def strategy_of(config: Config, roster: Roster, predictor: Predictor) -> Strateg
         The nodes of the run.
     predictor : Predictor
         Gives FedStacking the shape of the models.
+    learning_rate : float, optional
+        The clients' first step, where the config says ``auto``.
 
     Raises
     ------
@@ -135,7 +139,8 @@ def strategy_of(config: Config, roster: Roster, predictor: Predictor) -> Strateg
     """
     own = config.strategy
     if not isinstance(own, BaseModelsConfig):
-        return build_strategy(own, roster, config.model.learning_rate)
+        rate = config.model.learning_rate
+        return build_strategy(own, roster, learning_rate if rate == "auto" else rate)
     kinds = predictor.kinds()
     shape: dict[str, Any] = {
         "num_outputs": kinds.num_outputs,

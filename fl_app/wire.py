@@ -26,6 +26,7 @@ __all__ = [
     "ARRAYS",
     "CONFIG",
     "DESCRIBE",
+    "LEARNING_RATE",
     "LEFT_OUT",
     "MEASURES",
     "METRICS",
@@ -33,6 +34,7 @@ __all__ = [
     "TRAIN_LOSS",
     "StackRequest",
     "code_digest",
+    "learning_rate",
     "measures",
     "read_arrays",
     "read_config",
@@ -52,6 +54,8 @@ MEASURES = "measures"
 """Sums and counts in a reply, for the server to add up: a ConfigRecord, no strategy reads it."""
 LEFT_OUT = "left-out"
 """Rows that a client left out of its work, in its measures; 0 where it says nothing."""
+LEARNING_RATE = "learning-rate"
+"""The round's step where the config says ``auto``, in the config of a training message."""
 NUM_EXAMPLES = "num-examples"
 """The weight of a reply, in its metrics (Flower's default)."""
 TRAIN_LOSS = "train_loss"
@@ -105,6 +109,11 @@ def setting(message: Message, key: str, default: float) -> float:
     return value
 
 
+def learning_rate(message: Message) -> float | None:
+    """Return the step that the server decided on; None where the config has it."""
+    return setting(message, LEARNING_RATE, 0.0) or None
+
+
 @dataclass(frozen=True)
 class StackRequest:
     """The settings of a training message of FedStacking.
@@ -129,6 +138,8 @@ class StackRequest:
         Number of the candidate that is the global model so far (*select*).
     gate : bool
         Whether to try the personal gate (*select*).
+    learning_rate : float, optional
+        The global member's step where the config says ``auto`` (*collect*).
     """
 
     phase: str
@@ -140,6 +151,7 @@ class StackRequest:
     is_new: bool = False
     provisional: int = 0
     gate: bool = False
+    learning_rate: float | None = None
 
 
 def stack_request(message: Message) -> StackRequest:
@@ -167,6 +179,7 @@ def stack_request(message: Message) -> StackRequest:
         is_new=bool(record.get("stack-is-new")),
         provisional=provisional,
         gate=bool(record.get("stack-gate")),
+        learning_rate=learning_rate(message),
     )
 
 

@@ -15,9 +15,11 @@ from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of, test_table
+from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Roster
+from fl_app.federation.stepping import Stepping
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.serving import Predictor
@@ -34,9 +36,14 @@ Tamper = Callable[[str, int, Arrays, dict[str, Any]], None]
 
 
 def config_of(dataset: Any = "wine", strategy: Any = None, **options: Any) -> Config:
-    """Make a small stacking config: wine, 4 clients, 4 rounds; a floor of 2, as rows are few."""
+    """Make a small stacking config: wine, 4 clients, 4 rounds; a floor of 2, as rows are few.
+
+    The step is a number, so that what a test works out by hand needs no server.
+    """
     named = dataset if isinstance(dataset, Mapping) else {"name": dataset}
-    base = {"num_clients": 4, "num_server_rounds": 4, "dataset": named}
+    classes = named["name"] not in ("diabetes", "synthetic_regression", "two_lines")
+    model = {"name": "auto", "learning_rate": 0.5 if classes else 0.1}
+    base = {"num_clients": 4, "num_server_rounds": 4, "dataset": named, "model": model}
     own = {"name": "fedstacking"} | (strategy or {})
     if own["name"] == "fedstacking":
         own = {"min_rows_per_sum": 2} | own
@@ -177,7 +184,10 @@ def run(
         part = Participation(
             config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
         )
-        federated = Federated(own, roster, part, names, names)
+        ending = Ending.of(config, roster, len(encoding.labels))
+        limits = ending.limit, ending.constant
+        stepping = Stepping.of(config, len(encoding.feature_names), *limits)
+        federated = Federated(own, roster, part, names, names, ending, stepping)
         tracked = TrackedStrategy(federated, kept, partitions=roster.partitions)
         record = wire.run_record(to_json(config), encoding)
 

@@ -135,7 +135,7 @@ def test_threads_may_compose_at_a_time() -> None:
 
 
 # ---------------------------------------------------------------------------- mistakes
-RATE = "expected a finite number > 0, or null"
+RATE = "expected a finite number > 0, or auto"
 SHARE = "expected a finite number > 0 and <= 1"
 MISTAKES = [
     # names of options and keys

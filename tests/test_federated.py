@@ -367,7 +367,8 @@ def test_an_aggregate_that_overflows_ends_the_run(dtype: str, step: float) -> No
     with pytest.raises(FederationError) as caught:
         _run(Leap(**ALL), start=start)
     assert str(caught.value) == (
-        "round 1: the aggregate of array w holds NaN or infinity; smaller learning rates may help"
+        "round 1: the aggregate of array w holds NaN or infinity: training "
+        "diverged; lower model.learning_rate"
     )
 
 

@@ -185,10 +185,10 @@ def test_each_epoch_has_an_order_of_its_own_and_a_full_batch_none() -> None:
         assert _visits(40, batch_size, 2) == [list(range(40))] * 2
 
 
-def test_an_unresolved_learning_rate_is_refused() -> None:
-    """The schema resolves null; a model never guesses a rate."""
-    model = _linear(replace(FULL, learning_rate=None))
-    with pytest.raises(ValueError, match="learning_rate is None: resolve the config"):
+def test_a_step_that_nobody_decided_on_is_refused() -> None:
+    """With ``auto`` the step comes with the round; a model never guesses one."""
+    model = _linear(replace(FULL, learning_rate="auto"))
+    with pytest.raises(ValueError, match="learning_rate=auto: the server's step"):
         model.fit(model.start(_rng()), *_rows(model), _rng())
 
 

@@ -29,6 +29,7 @@ from fl_app.report import (
     Interval,
     RunSummary,
     TextTable,
+    check_sound,
     compare,
     comparison_blocks,
     expect,
@@ -1093,3 +1094,29 @@ def test_the_command(
     assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>krum", "--strict") == 2
     error = capsys.readouterr().err
     assert error == "fl-kit: --expect=krum: one that was run: fedadam; fedavg\n"
+
+
+def test_strict_refuses_runs_that_did_not_learn(
+    uri: str,
+    experiment: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A tagged run is shown, but nothing is claimed of it; one that failed is not refused twice."""
+    good, bad = ending("fedavg", [0.5, 0.6, 0.7]), ending("fedadam", [0.1, 0.2, 0.3])
+    for one in (
+        *good,
+        *bad[:2],
+        replace(bad[2], tags=bad[2].tags | {"worse_than_constant": "true"}),
+    ):
+        log(uri, experiment, one)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    where = ("--mlflow-experiment", experiment, "--expect", "fedavg>fedadam")
+    assert fl_kit(monkeypatch, *where) == 0
+    capsys.readouterr()
+    assert fl_kit(monkeypatch, *where, "--strict") == 2
+    assert capsys.readouterr().err == (
+        "fl-kit: worse_than_constant=true: no claim stands on runs that did not learn: fedadam s2; "
+        "run them with a smaller step, or leave them out with --where\n"
+    )
+    check_sound([replace(bad[2], status="FAILED", tags={"worse_than_constant": "true"})])

@@ -42,7 +42,7 @@ def test_nothing_given_is_the_checked_default() -> None:
     """An empty mapping is ``Config()`` with the model resolved, and every group typed."""
     assert from_dict({}) == check(Config())
     assert from_dict({}).model.name != "auto"
-    assert from_dict({}).model.learning_rate is not None
+    assert from_dict({}).model.learning_rate == "auto"
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
@@ -106,7 +106,7 @@ configs = st.builds(
     st.integers(1, 10**6),
     st.floats(0, 1, exclude_min=True),
     any_float,
-    st.one_of(st.none(), any_float),
+    st.one_of(st.just("auto"), any_float),
     any_float,
     st.floats(0, 1, exclude_max=True),
 )
@@ -175,7 +175,7 @@ def test_a_digest_sees_every_key_but_where_a_run_runs_and_writes() -> None:
 
 def test_a_digest_does_not_see_how_the_model_was_named() -> None:
     """``auto`` is what it resolves to: the same run has the same digest."""
-    named = from_dict({"model": {"name": "softmax", "learning_rate": 0.5}})
+    named = from_dict({"model": {"name": "softmax"}})
     assert digest(named) == digest(from_dict({}))
 
 
@@ -220,7 +220,7 @@ def test_flat_parameters_are_dotted_texts_without_folders() -> None:
         ),
         (
             {"model": {"name": "auto", "learning_rate": float("nan")}},
-            "model.learning_rate=nan: expected a finite number > 0, or null",
+            "model.learning_rate=nan: expected a finite number > 0, or auto",
         ),
         (
             {"model": {"name": "auto", "learning_rate": 10**400}},

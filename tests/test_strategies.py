@@ -18,8 +18,10 @@ from fl_app.config import compose_config
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of
 from fl_app.errors import FederationError
+from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
+from fl_app.federation.stepping import Stepping
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.metrics import score
@@ -44,7 +46,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def _config(**options: Any) -> Config:
-    base = {"num_clients": 4, "num_server_rounds": 3, "dataset": {"name": "diabetes"}}
+    base = {
+        "num_clients": 4,
+        "num_server_rounds": 3,
+        "dataset": {"name": "diabetes"},
+        "model": {"name": "auto", "learning_rate": 0.1},
+    }
     return from_dict(base | options)
 
 
@@ -65,6 +72,8 @@ def _federate(
             ),
             names,
             names,
+            ending=Ending.of(config, roster, len(encoding.labels)),
+            stepping=Stepping.of(config, len(encoding.feature_names)),
         )
         record = wire.run_record(to_json(config), encoding)
         result = federated.start(

@@ -24,7 +24,7 @@ from fl_app import wire
 from fl_app.aggregation import weighted_mean
 from fl_app.held import copies_to, hold, items_of, metric_record, read, record_dict, records_of
 
-__all__ = ["average_evaluate", "average_train", "messages_to"]
+__all__ = ["average_evaluate", "average_metrics", "average_train", "messages_to"]
 
 
 def messages_to(
@@ -109,6 +109,12 @@ def average_evaluate(strategy: Strategy, replies: Sequence[Message]) -> MetricRe
     """
     told = _numbers(strategy, "aggregate_evaluate", "evaluate_metrics_aggr_fn", replies)
     return None if told is None else _mean(told, strategy.weighted_by_key)  # type: ignore[attr-defined]
+
+
+def average_metrics(replies: Sequence[Message]) -> MetricRecord:
+    """Return the mean metrics of checked replies, weighted by their rows."""
+    told = [items_of(records_of(reply)[wire.METRICS]) for reply in replies]
+    return _mean(told, wire.NUM_EXAMPLES)
 
 
 def _numbers(

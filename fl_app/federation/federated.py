@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
@@ -11,12 +12,20 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_app import wire
 from fl_app.errors import FederationError
-from fl_app.federation.averaging import average_evaluate, average_train, messages_to
+from fl_app.federation.averaging import (
+    average_evaluate,
+    average_metrics,
+    average_train,
+    messages_to,
+)
 from fl_app.federation.cohort import GridView, choose_cohort
-from fl_app.federation.replies import ReplySpec, accept, spec_of
+from fl_app.federation.ending import Ending
+from fl_app.federation.replies import ReplySpec, accept, overflowed, sender, spec_of
 from fl_app.federation.roster import Node, Roster
-from fl_app.held import hold, quick_message, read
+from fl_app.federation.stepping import Stepping
+from fl_app.held import hold, items_of, quick_message, read, records_of
 
 __all__ = ["Federated", "Participation", "Particular"]
 
@@ -72,6 +81,10 @@ class Federated(Strategy):
         Who takes part.
     train_metrics, evaluate_metrics : frozenset of str, optional
         The metrics that replies must hold; None for any.
+    ending : Ending, optional
+        Watches the training loss, which it names; by default arrays alone are watched.
+    stepping : Stepping, optional
+        Decides on the clients' step, and on rounds to be thrown away; None where the config does.
 
     Attributes
     ----------
@@ -86,7 +99,10 @@ class Federated(Strategy):
         participation: Participation,
         train_metrics: frozenset[str] | None = None,
         evaluate_metrics: frozenset[str] | None = None,
+        ending: Ending | None = None,
+        stepping: Stepping | None = None,
     ) -> None:
+        self.ending, self.stepping = ending or Ending(), stepping
         self.strategy, self.roster, self.participation = strategy, roster, participation
         self.accepted: frozenset[int] = frozenset()
         self._particular = strategy if isinstance(strategy, Particular) else None
@@ -98,6 +114,7 @@ class Federated(Strategy):
         self._asked: dict[int, Node] = {}
         self._sent: list[Message] = []
         self._spec = ReplySpec(None)
+        self._start = ArrayRecord()
 
     def summary(self) -> None:
         """Log the wrapped strategy's summary."""
@@ -130,27 +147,41 @@ class Federated(Strategy):
                 self._spec = replace(self._spec, metrics=self._metrics["train"])
         else:
             self._spec = ReplySpec(spec_of(arrays), self._metrics["train"])
-        return self._messages("train", server_round, arrays, config.copy(), grid, cohort)
+        config, self._start = config.copy(), arrays
+        if self.stepping is not None:
+            config[wire.LEARNING_RATE] = step = self.stepping.step
+            if hasattr(self.strategy, "client_learning_rate"):  # Flower's QFedAvg
+                self.strategy.client_learning_rate = step
+        return self._messages("train", server_round, arrays, config, grid, cohort)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Hand over the usable replies.
+        """Hand over the usable replies; where the round is thrown away, return what was sent.
 
         Raises
         ------
         FederationError
-            If there are fewer than ``min_replies``, or their aggregate is not finite.
+            If there are fewer than ``min_replies``, or training diverged.
         """
-        where = f"round {server_round}, train"
+        where, replies = f"round {server_round}, train", list(replies)
         usable, dropped = accept(replies, self._asked, self._spec, where, self._sent)
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
-        if len(usable) < self.participation.min_replies:
+        lost = self._overflowed(replies) & dropped.keys() if dropped else set()
+        if len(usable) + len(lost) < self.participation.min_replies:
             raise FederationError(self._shortfall(server_round, len(usable), dropped))
+        judged = self._is_judged(server_round)
+        if judged and not self._counts(server_round, usable, lost):
+            return self._stay(server_round, usable)
+        if len(usable) < self.participation.min_replies:
+            error = self.ending.diverged if 2 * len(lost) >= len(self._asked) else FederationError
+            raise error(self._shortfall(server_round, len(usable), dropped))
         averaged = average_train(self.strategy, usable)
         arrays, metrics = averaged or self.strategy.aggregate_train(
             server_round, [quick_message(reply) for reply in usable]
         )
+        if judged and metrics is not None:
+            self.ending.watch(server_round, items_of(metrics).get(self.ending.loss))
         return (None if arrays is None else self._checked(server_round, arrays)), metrics
 
     def configure_evaluate(
@@ -189,12 +220,57 @@ class Federated(Strategy):
     def round_metrics(self, server_round: int) -> Mapping[str, float]:
         """Return the wrapped strategy's own metrics of a round."""
         own = getattr(self.strategy, "round_metrics", None)
-        return own(server_round) if own else {}
+        return {**self._step_metrics(), **(own(server_round) if own else {})}
 
     def round_texts(self, server_round: int) -> Mapping[str, str]:
         """Return the wrapped strategy's own text artifacts of a round."""
         own = getattr(self.strategy, "round_texts", None)
         return own(server_round) if own else {}
+
+    def _is_judged(self, server_round: int) -> bool:
+        """Return whether the round's metrics are those of the model that is trained."""
+        trains = getattr(self.strategy, "trains", None)
+        return trains is None or bool(trains(server_round))
+
+    def _overflowed(self, replies: Iterable[Message]) -> set[int]:
+        """Return the partitions whose replies are not finite."""
+        nodes = (self._asked.get(sender(m, self._sent)) for m in replies if overflowed(m))
+        return {node.partition for node in nodes if node is not None}
+
+    def _counts(self, server_round: int, usable: Iterable[Message], lost: Iterable[int]) -> bool:
+        """Ask the step whether the round counts."""
+        if self.stepping is None or not self.stepping.adapts:
+            return True
+        losses = dict.fromkeys(lost, (1.0, math.inf))
+        for reply in usable:
+            metrics = items_of(records_of(reply)[wire.METRICS])
+            node = self._asked[reply.metadata.src_node_id]
+            losses[node.partition] = metrics[wire.NUM_EXAMPLES], metrics[self.ending.loss]
+        try:
+            return self.stepping.counts(losses)
+        except OverflowError as error:
+            raise self.ending.diverged(f"round {server_round}: {error}") from None
+
+    def _stay(
+        self, server_round: int, usable: list[Message]
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        """Return what was sent; the strategy, whose state stays too, sees no model."""
+        keep = getattr(self.strategy, "stay", None)
+        if keep is not None and usable:
+            keep(server_round, usable)
+        return self._start, average_metrics(usable) if usable else None
+
+    def _step_metrics(self) -> dict[str, float]:
+        """Return the round's step and the loss of the last round that counted."""
+        stepping = self.stepping
+        if stepping is None:
+            return {}
+        told = {
+            "model/learning_rate": stepping.used,
+            "model/last_loss": stepping.last_loss,
+            "model/went_back": float(stepping.went_back),
+        }
+        return {name: value for name, value in told.items() if math.isfinite(value)}
 
     def _checked(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Refuse what no client could train on, and bring arrays back to the dtype that was sent.
@@ -207,9 +283,8 @@ class Federated(Strategy):
             with np.errstate(over="ignore"):
                 typed[name] = values.astype(wanted.get(name, values.dtype), copy=False)
             if values.dtype.kind == "f" and not np.isfinite(typed[name]).all():
-                raise FederationError(
-                    f"round {server_round}: the aggregate of array {name} holds NaN or infinity; "
-                    "smaller learning rates may help"
+                raise self.ending.diverged(
+                    f"round {server_round}: the aggregate of array {name} holds NaN or infinity"
                 )
         return hold(typed, copy=False)
 

@@ -21,14 +21,15 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from fl_app import wire
 from fl_app.errors import FlAppError
 from fl_app.federation.roster import Node
-from fl_app.held import HeldArray, dtype_name, items_of, records_of
+from fl_app.held import HeldArray, dtype_name, items_of, read, records_of
 
-__all__ = ["ArraySpec", "ReplySpec", "accept", "sender", "spec_of"]
+__all__ = ["ArraySpec", "ReplySpec", "accept", "overflowed", "sender", "spec_of"]
 
 log = logging.getLogger("fl_app")
 
 ArraySpec = Mapping[str, tuple[tuple[int, ...], str]]
 _MAX_REASON = 300
+_MAX_NUMBER = 1e30  # FedStacking, which squares numbers, takes none beyond it
 _MAX_WEIGHT = 2**53  # beyond it float64 has no integers left, and sums of weights no meaning
 
 
@@ -122,6 +123,21 @@ def accept(
         dropped[silent] = "no reply in time"
         log.warning("%s: no reply of partition %d in time", where, silent)
     return [usable[p] for p in sorted(usable)], dropped
+
+
+def overflowed(message: Message) -> bool:
+    """Return whether a reply, usable or not, holds numbers that only diverging training makes."""
+    if message.has_error() or not message.has_content():
+        return False
+    records = records_of(message)
+    try:
+        metrics, arrays = items_of(records[wire.METRICS]), read(records[wire.ARRAYS])
+        values = [np.asarray(v) for v in (*metrics.values(), *arrays.values())]
+        numbers = [v for v in values if v.dtype.kind == "f"]
+        return not all((np.abs(v) <= _MAX_NUMBER).all() for v in numbers)
+    # Bytes of anybody's making raise anything: MemoryError, TokenError, BadZipFile.
+    except Exception:
+        return False
 
 
 def fault(message: Message, spec: ReplySpec) -> str | None:

@@ -34,10 +34,12 @@ class Model(Protocol):
         y: NDArray[Any],
         rng: np.random.Generator,
         proximal_mu: float = 0.0,
+        learning_rate: float | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the arrays after ``local_epochs`` passes over x of shape (n, D) and y.
 
-        ``proximal_mu`` adds ``mu/2 |w - w_start|^2`` to the loss (FedProx).
+        ``proximal_mu`` adds ``mu/2 |w - w_start|^2`` to the loss (FedProx). ``learning_rate`` is
+        the round's step where the config says ``auto``; None: the config's.
         """
         ...
 
@@ -54,6 +56,7 @@ def descend(
     y: NDArray[Any],
     rng: np.random.Generator,
     proximal_mu: float = 0.0,
+    learning_rate: float | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Run mini-batch gradient descent.
 
@@ -71,15 +74,18 @@ def descend(
         Draws the order of rows in each pass.
     proximal_mu : float, default 0
         Weight of FedProx's proximal term; at 0 it is not computed at all.
+    learning_rate : float, optional
+        The step; by default the config's, which must be a number then.
 
     Returns
     -------
     dict of str to ndarray
     """
-    if config.learning_rate is None:
-        raise ValueError("learning_rate is None: resolve the config with fl_app.schema.check first")
+    step_size = config.learning_rate if learning_rate is None else learning_rate
+    if step_size == "auto":
+        raise ValueError("learning_rate=auto: the server's step of this round must be given")
     arrays = {name: array.copy() for name, array in start.items()}
-    rate = next(iter(arrays.values())).dtype.type(config.learning_rate)
+    rate = next(iter(arrays.values())).dtype.type(step_size)
     n = len(x)
     size = config.batch_size if 0 < config.batch_size < n else n
     for _ in range(config.local_epochs):

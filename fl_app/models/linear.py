@@ -44,9 +44,10 @@ class Linear:
         y: NDArray[Any],
         rng: np.random.Generator,
         proximal_mu: float = 0.0,
+        learning_rate: float | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the arrays after local training."""
-        return descend(self.config, self._gradient, arrays, x, y, rng, proximal_mu)
+        return descend(self.config, self._gradient, arrays, x, y, rng, proximal_mu, learning_rate)
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return targets of shape (n, T)."""

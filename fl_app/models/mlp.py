@@ -61,9 +61,10 @@ class Mlp:
         y: NDArray[Any],
         rng: np.random.Generator,
         proximal_mu: float = 0.0,
+        learning_rate: float | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the arrays after local training; y holds class numbers or targets."""
-        return descend(self.config, self._gradient, arrays, x, y, rng, proximal_mu)
+        return descend(self.config, self._gradient, arrays, x, y, rng, proximal_mu, learning_rate)
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C) or targets of shape (n, T)."""

@@ -50,10 +50,13 @@ class Softmax:
         y: NDArray[Any],
         rng: np.random.Generator,
         proximal_mu: float = 0.0,
+        learning_rate: float | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the arrays after local training; y holds class numbers."""
         wanted = _one_hot(self.num_outputs, x.dtype).take(y, axis=0)
-        return descend(self.config, self._gradient, arrays, x, wanted, rng, proximal_mu)
+        return descend(
+            self.config, self._gradient, arrays, x, wanted, rng, proximal_mu, learning_rate
+        )
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C)."""

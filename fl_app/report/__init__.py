@@ -14,6 +14,7 @@ Examples
 """
 
 from fl_app.report.budgets import Pair, Point
+from fl_app.report.checks import check_sound
 from fl_app.report.comparing import Comparison, Outcome, Row, Table, compare, expect
 from fl_app.report.intervals import Interval
 from fl_app.report.reading import find_finished, read_runs, read_these
@@ -48,6 +49,7 @@ __all__ = [
     "SummaryRow",
     "Table",
     "TextTable",
+    "check_sound",
     "compare",
     "comparison_blocks",
     "expect",

@@ -9,9 +9,27 @@ from fl_app.errors import InputError
 from fl_app.report.places import SPLIT, Identity, Placed, Places
 from fl_app.report.runs import RunSummary, listed, natural, tell_apart
 
-__all__ = ["check_complete", "check_data"]
+__all__ = ["check_complete", "check_data", "check_sound"]
 
 Place = tuple[Identity, Identity]
+
+
+def check_sound(runs: Iterable[RunSummary]) -> None:
+    """Refuse finished runs that a model which ignores its features would beat.
+
+    Raises
+    ------
+    InputError
+        Naming them.
+    """
+    worse = [r.title for r in runs if r.finished and r.tags.get("worse_than_constant") == "true"]
+    if worse:
+        raise InputError(
+            "worse_than_constant",
+            "true",
+            f"no claim stands on runs that did not learn: {listed(worse, 3)}; run them with a "
+            "smaller step, or leave them out with --where",
+        )
 
 
 def check_complete(placed: Placed, places: Places, unfinished: Iterable[RunSummary]) -> None:
