@@ -739,6 +739,187 @@ def test_mistaken_expectations(text: str, message: str) -> None:
         expect(gains([0.1, 0.2]), text)
 
 
+# ---------------------------------------------------------------------------- grounds
+SYNTHETIC = {**SEED_DRAWS_TEST, "data.seed_draws": "table"}
+DEAL = {**SEED_DRAWS_TEST, "data.seed_draws": "deal"}
+FIXED = {**SEED_DRAWS_TEST, "data.seed_draws": "nothing"}
+GROUNDS: list[tuple[dict[str, str], str, str, float, str]] = [
+    (SEED_DRAWS_TEST, "server/accuracy", "corrected t", 20 / 80, ""),
+    (SEED_DRAWS_TEST, "eval/accuracy", "corrected t", 8 / 72, ""),
+    (SEED_DRAWS_TEST, "eval_client_mse/worst", "corrected t", 8 / 72, ""),
+    (SEED_DRAWS_TEST, "fairness/accuracy_worst", "corrected t", 8 / 72, ""),
+    (SEED_DRAWS_TEST, "train/accuracy", "t over seeds", 0, "train/accuracy is no score on rows"),
+    (SYNTHETIC, "server/accuracy", "t", 0, ""),
+    (DEAL, "server/accuracy", "t over seeds", 0, "all seeds share their test rows"),
+    (DEAL, "eval/accuracy", "corrected t", 8 / 72, ""),
+    (FIXED, "server/mse", "t over seeds", 0, "all seeds share their test rows"),
+    (FIXED, "eval/mse", "t over seeds", 0, "all seeds share their validation rows"),
+    ({"data.sha256": "d"}, "server/mse", "uncorrected t", 0, "the record does not say what the se"),
+    ({**FIXED, "data.seed_draws": "x"}, "eval/mse", "uncorrected t", 0, "the record does not say"),
+    (
+        SEED_DRAWS_TEST | {"data.rows": "20"},
+        "server/mse",
+        "uncorrected t",
+        0,
+        "the record does not",
+    ),
+    (SEED_DRAWS_TEST | {"data.rows": "?"}, "server/mse", "uncorrected t", 0, "the record does not"),
+    (SEED_DRAWS_TEST | {"data.train_rows": "0"}, "eval/mse", "uncorrected t", 0, "the record does"),
+]
+
+
+@pytest.mark.parametrize(("tags", "metric", "kind", "ratio", "lack"), GROUNDS)
+def test_what_an_interval_rests_on(
+    tags: dict[str, str], metric: str, kind: str, ratio: float, lack: str
+) -> None:
+    """The kind follows who draws the rows that are scored; if nobody says it, nothing is strict."""
+    told = [
+        run(name, seed, (0, end), metric, tags=tags)
+        for name, ends in (("fedavg", [0.5] * 5), ("x", [0.61, 0.62, 0.63, 0.64, 0.65]))
+        for seed, end in enumerate(ends)
+    ]
+    comparison = compare(told, metric=metric)
+    found = difference(comparison, "x")
+    spread = np.std([1, 2, 3, 4, 5], ddof=1) / 100
+    half = stats.t.ppf(0.975, 4) * spread * math.sqrt(1 / 5 + ratio)
+    assert ends(found) == pytest.approx((0.13 - half, 0.13 + half))
+    assert (found.kind, found.lack.startswith(lack), not found.lack) == (kind, True, not lack)
+    better = "x>fedavg" if is_better_when_higher(metric) else "fedavg>x"
+    outcome = expect(comparison, better)
+    assert (outcome.holds, outcome.holds_strictly) == (True, not lack)
+    text = to_text(comparison_blocks(comparison, [outcome]))
+    assert f"\n{kind}: " in text
+    assert f", {kind}" in text
+    assert (f"no strict claim: {lack}" in text) is bool(lack)
+
+
+def test_the_weakest_cell_counts() -> None:
+    """Each cell has a ratio of its own; one without a ground leaves no strict claim over all."""
+    wine = [*ending("fedavg", [0.5] * 5), *ending("x", [0.61, 0.62, 0.63, 0.64, 0.65])]
+    iris = [
+        replace(r, params={**r.params, "dataset.name": "iris"}, tags={**SEED_DRAWS_TEST, **more})
+        for r in wine
+        for more in [{"data.sha256": "i", "data.rows": "40"}]
+    ]
+    comparison = compare([*wine, *iris])
+    assert {label: g.ratio for label, g in comparison.grounds.items()} == {
+        "dataset=iris": 20 / 20,
+        "dataset=wine": 20 / 80,
+    }
+    # Both have the differences' variance; each data set is half of the mean.
+    spread = np.var([1, 2, 3, 4, 5], ddof=1) / 100**2
+    one, two = spread * (1 / 5 + 1) / 4, spread * (1 / 5 + 0.25) / 4
+    freedom = (one + two) ** 2 / (one**2 / 4 + two**2 / 4)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(one + two)
+    found = difference(comparison, "x")
+    assert ends(found) == pytest.approx((0.13 - half, 0.13 + half))
+    assert (found.kind, found.lack) == ("corrected t", "")
+    old = [replace(r, tags={"data.sha256": "i"}) for r in iris]
+    assert difference(compare([*wine, *old]), "x").kind == "uncorrected t"
+    assert not expect(compare([*wine, *old]), "x>fedavg").holds_strictly
+
+
+# ---------------------------------------------------------------------------- shared test rows
+def on_rows(name: str, losses: Sequence[Sequence[float]], **params: Any) -> list[RunSummary]:
+    """Make runs whose seeds share their test rows, each with its losses on them."""
+    return [
+        replace(
+            run(name, seed, (0, float(np.mean(own))), tags=FIXED, **params),
+            losses=np.array(own, float),
+        )
+        for seed, own in enumerate(losses)
+    ]
+
+
+def right(rows: int, seeds: int, share: float, rng: np.random.Generator) -> list[list[float]]:
+    return (rng.random((seeds, rows)) < share).astype(float).tolist()
+
+
+def test_shared_rows_are_drawn_again() -> None:
+    """Seeds are averaged for each row first; the interval is scipy's BCa of these means."""
+    rng = np.random.default_rng(0)
+    ours, theirs = right(200, 5, 0.9, rng), right(200, 5, 0.8, rng)
+    comparison = compare([*on_rows("x", ours), *on_rows("fedavg", theirs)])
+    outcome = expect(comparison, "x>fedavg")
+    rows = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
+    scipys = stats.bootstrap((rows,), np.mean, n_resamples=10_000, rng=1).confidence_interval
+    low, high = ends(outcome.difference)
+    assert outcome.difference.mean == pytest.approx(rows.mean())
+    assert (low, high) == pytest.approx((scipys.low, scipys.high), abs=0.02 * (high - low))
+    assert (outcome.difference.kind, outcome.holds_strictly) == ("bootstrap", low > 0)
+    assert expect(comparison, "x>fedavg") == outcome
+    shown = difference(comparison, "x")
+    assert (shown.kind, shown.lack) == ("t over seeds", "all seeds share their test rows")
+    text = to_text(comparison_blocks(comparison, [outcome]))
+    assert "bootstrap: over the test rows" in text
+    few = compare([*on_rows("x", ours[:4]), *on_rows("fedavg", theirs[:4])])
+    assert expect(few, "x>fedavg").difference.lack == "4 of the 5 pairs that it needs"
+
+
+def test_cells_that_share_rows_are_one_sample() -> None:
+    """Two cells on the same rows: the interval of each row's mean over cells and seeds."""
+    rng = np.random.default_rng(1)
+    told, rows = [], []
+    for clients in ("2", "4"):
+        ours, theirs = right(100, 5, 0.9, rng), right(100, 5, 0.8, rng)
+        told += [*on_rows("x", ours, num_clients=clients)]
+        told += [*on_rows("fedavg", theirs, num_clients=clients)]
+        rows.append(np.mean(ours, axis=0) - np.mean(theirs, axis=0))
+    found = expect(compare(told), "x>fedavg").difference
+    scipys = stats.bootstrap((np.mean(rows, axis=0),), np.mean, rng=1).confidence_interval
+    low, high = ends(found)
+    assert found.mean == pytest.approx(float(np.mean(rows)))
+    assert (low, high) == pytest.approx((scipys.low, scipys.high), abs=0.05 * (high - low))
+    assert found.num_pairs == 10
+
+
+def test_equal_seeds_leave_the_rows() -> None:
+    """Where the seed changes nothing the rows still differ; where they do not, no interval."""
+    losses = [[0.0, 1.0, 1.0, 1.0] * 10] * 5
+    base = [[0.0, 0.0, 1.0, 1.0] * 10] * 5
+    found = expect(compare([*on_rows("x", losses), *on_rows("fedavg", base)]), "x>fedavg")
+    assert (found.difference.kind, found.holds_strictly) == ("bootstrap", True)
+    same = expect(compare([*on_rows("x", base), *on_rows("fedavg", base)]), "x>fedavg-0.1")
+    assert (same.difference.kind, same.holds) == ("undecided", False)
+    all_rows = [[1.0] * 40] * 5, [[0.0] * 40] * 5
+    one = expect(compare([*on_rows("x", all_rows[0]), *on_rows("fedavg", all_rows[1])]), "x>fedavg")
+    assert (one.difference.kind, one.holds) == ("none", False)
+
+
+@pytest.mark.parametrize("broken", ["none", "other round", "other rows", "other metric"])
+def test_without_losses_there_is_no_strict_claim(broken: str) -> None:
+    """A run without losses, or with those of something else: the plain interval, and why."""
+    rng = np.random.default_rng(2)
+    told = [*on_rows("x", right(50, 5, 0.95, rng)), *on_rows("fedavg", right(50, 5, 0.6, rng))]
+    assert expect(compare(told), "x>fedavg").holds_strictly
+    if broken == "none":
+        told[0] = replace(told[0], losses=None)
+    elif broken == "other round":
+        told[0] = replace(told[0], curves={ACCURACY: {**told[0].curves[ACCURACY], 2: 0.9}})
+    elif broken == "other rows":
+        told[0] = replace(told[0], losses=np.repeat(told[0].losses, 2))
+    else:
+        told[0] = replace(told[0], losses=told[0].losses + 0.01)
+    outcome = expect(compare(told), "x>fedavg")
+    assert (outcome.holds, outcome.holds_strictly) == (True, False)
+    why = "all seeds share their test rows, and "
+    assert outcome.difference.lack.startswith(why)
+    assert outcome.difference.lack.endswith(" s0 has no losses/final.npz for server/accuracy there")
+
+
+def test_seeds_that_share_rows_in_one_cell_only() -> None:
+    """Cells of both kinds have no interval that speaks of other rows."""
+    rng = np.random.default_rng(3)
+    told = [*on_rows("x", right(50, 5, 0.95, rng)), *on_rows("fedavg", right(50, 5, 0.6, rng))]
+    other = [
+        replace(r, run_id=f"{r.run_id}9", params={**r.params, "num_clients": "9"}, tags=SYNTHETIC)
+        for r in told
+    ]
+    outcome = expect(compare([*told, *other]), "x>fedavg")
+    assert not outcome.holds_strictly
+    assert outcome.difference.lack == "only in some of the cells the seeds share their test rows"
+
+
 # ---------------------------------------------------------------------------- words and tables
 @given(
     st.lists(

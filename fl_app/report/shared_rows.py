@@ -53,18 +53,19 @@ def rather_over_rows(
     if not all(shared):
         return replace(interval, lack="only in some of the cells the seeds share their test rows")
     sums: dict[str, NDArray[np.float64]] = {}
+    rows: dict[str, int] = {}
     for pair in pairs:
-        losses = []
+        table = runs[pair.level.run_id].tags.get("data.sha256", "")
+        both = []
         for point in (pair.level, pair.baseline):
-            run = runs[point.run_id]
-            own = _losses(run, point, metric)
-            table = run.tags.get("data.sha256", "")
-            if own is None or len(own) != len(sums.get(table, own)):
-                lack = f"and {run.title} has no {FINAL_LOSSES} for {metric} of that round"
-                return replace(interval, lack=f"all seeds share their test rows, {lack}")
-            losses.append(own)
+            own = _losses(runs[point.run_id], point, metric)
+            if own is None or len(own) != rows.setdefault(table, len(own)):
+                title = runs[point.run_id].title
+                lack = f"all seeds share their test rows, and {title} has no {FINAL_LOSSES}"
+                return replace(interval, lack=f"{lack} for {metric} there")
+            both.append(own)
         # Cells count alike, and the seeds of a cell; cells of one table have the same test rows.
-        difference = (losses[0] - losses[1]) / (len(sizes) * sizes[pair.cell])
+        difference = (both[0] - both[1]) / (len(sizes) * sizes[pair.cell])
         sums[table] = sums[table] + difference if table in sums else difference
     found = over_rows([sums[table] for table in sorted(sums)], len(pairs))
     return with_ground(found, [Ground(found.kind)], fewest)
