@@ -75,7 +75,9 @@ def ground_of(runs: Iterable[RunSummary], metric: str) -> Ground:
     """
     source = _source(metric)
     if source is None:
-        return Ground("t over seeds", lack=f"{metric} is no score on rows that were held out")
+        return Ground(
+            "t over seeds", lack="strict claims are of server/, eval and fairness/ metrics"
+        )
     runs = tuple(runs)
     draws = {run.tags.get("data.seed_draws", "") for run in runs}
     ratios = [_ratio(run, source) for run in runs]

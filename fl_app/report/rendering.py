@@ -132,7 +132,7 @@ def _table(c: Comparison, table: Table, title: str) -> TextTable:
     digits = decimals_for(value for row in shown for value in (row.mean, row.baseline_mean))
     heads = [c.design.key.name, "runs" if several else "seeds", "mean ± sd"]
     heads += [c.baseline] if with_bytes else []
-    heads += ["difference [95 %]", "interval", "w/t/l", "round", *(["bytes"] if with_bytes else [])]
+    heads += ["difference [95 %]", "w/t/l", "round", *(["bytes"] if with_bytes else [])]
     rows = [_cells(row, digits, with_bytes) for row in shown]
     if not several:
         return TextTable(title, tuple(heads), tuple(rows))
@@ -147,8 +147,7 @@ def _cells(row: Row, digits: int, with_bytes: bool) -> tuple[str, ...]:
     cells = [row.level, str(row.num_runs), plus_minus(row.mean, row.sd, digits)]
     if with_bytes:
         cells.append("" if own else f"{row.baseline_mean:.{digits}f}")
-    cells.append("" if row.difference is None else interval_text(row.difference, digits))
-    cells.append("" if row.difference is None else row.difference.kind)
+    cells.append("" if row.difference is None else _named(row.difference, digits))
     cells.append("" if own else f"{row.wins}/{row.ties}/{row.losses}")
     cells.append(f"{row.server_round:.4g}")
     if with_bytes:
@@ -171,9 +170,7 @@ def outcome_line(outcome: Outcome, comparison: Comparison) -> str:
     digits = decimals_for(row.mean for row in c.at_rounds.rows)
     found = outcome.difference
     verdict = "holds" if outcome.holds else "does not hold"
-    told = [f"difference {interval_text(found, digits)}"]
-    if found.low is not None:
-        told[0] += f", {found.kind}"
+    told = [f"difference {_named(found, digits)}"]
     if not c.higher_is_better:
         told.append("lower is better")
     if found.lack:
@@ -188,6 +185,12 @@ def interval_text(interval: Interval, digits: int) -> str:
         return f"{interval.mean:+.{digits}f} [{what}]"
     low, high = (f"{end:+.{digits}f}" for end in (interval.low, interval.high))
     return f"{interval.mean:+.{digits}f} [{low}, {high}]"
+
+
+def _named(interval: Interval, digits: int) -> str:
+    """Return an interval and its kind."""
+    kind = "" if interval.low is None else f" {interval.kind}"
+    return f"{interval_text(interval, digits)}{kind}"
 
 
 def plus_minus(mean: float, sd: float | None, digits: int) -> str:
