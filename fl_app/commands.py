@@ -89,7 +89,10 @@ def report(
         list[str] | None, typer.Option(help="'a>b', 'a>b+0.01' or 'a>b-0.01', to be checked.")
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit status 1 if an expectation does not hold.")
+        bool,
+        typer.Option(
+            "--strict", help="Exit status 1 if an expectation does not hold, or on too little."
+        ),
     ] = False,
     ignore: Annotated[
         list[str] | None, typer.Option(help="Param that may differ between paired runs; * allowed.")
@@ -122,7 +125,7 @@ def report(
         command = shlex.join(["fl-kit", *sys.argv[1:]])
         for path in reporting.write_report(out, comparison, outcomes, command):
             print(path)
-    if strict and not all(outcome.holds for outcome in outcomes):
+    if strict and not all(outcome.holds_strictly for outcome in outcomes):
         raise typer.Exit(1)
 
 

@@ -22,10 +22,11 @@ import yaml
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
+from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.aggregation import arrays_digest
-from fl_app.data.partition import partition_of, test_table, whole_table
+from fl_app.data.partition import partition_of, seed_draws, test_table, whole_table
 from fl_app.data.table import Table
 from fl_app.errors import FederationError, FlAppError
 from fl_app.federation.ending import Ending
@@ -62,13 +63,15 @@ from fl_app.tracking import MlflowTracker, TrackedStrategy, Trackers
 from fl_app.tracking.base import LoggedModel, RunEnd, RunStart, Status, Tracker
 from fl_app.tracking.best import BestRound
 from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK, ConsoleTracker
-from fl_app.tracking.spool import home_dir
+from fl_app.tracking.keys import FINAL_LOSSES
+from fl_app.tracking.spool import home_dir, npz_bytes
 
 __all__ = ["Run", "app"]
 
 _NODES_TIMEOUT, _NODES_STABLE, _POLL = 20.0, 0.2, 0.02
 _ONLINE_TIMEOUT, _REMOTE_POLL = 60.0, 0.5
 _REPLY_TIMEOUT = 3600.0
+_MAX_LOSS_ROWS = 50_000  # 600 kB
 
 app = ServerApp()
 log = logging.getLogger("fl_app")
@@ -204,6 +207,7 @@ class Run:
         self.predictor: Predictor | None = None
         self.private: Private | None = None
         self.ending = Ending()
+        self.test_rows: tuple[NDArray[Any], NDArray[Any]] | None = None
         runtime = config.runtime
         self.reply_timeout = (
             runtime.round_timeout if isinstance(runtime, DeploymentConfig) else _REPLY_TIMEOUT
@@ -234,6 +238,7 @@ class Run:
         nowhere = TrackingConfig(name="none")
         shipped = replace(config, tracking=nowhere, output_dir=None, skip_finished=False)
         roster, encoding = shake_hands(self.grid, node_ids, shipped, test, self.reply_timeout)
+        self.trackers.annotate(self._row_tags(roster, test), {})
         self.predictor = Predictor(
             encoding,
             config.model,
@@ -289,6 +294,7 @@ class Run:
             return lambda server_round, arrays: None
         x = predictor.encoding.features(test).astype(self.config.model.dtype)
         y = predictor.encoding.truth(test)
+        self.test_rows = x, y
         before = replace(predictor, many=False)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -302,6 +308,19 @@ class Run:
             return MetricRecord(dict(scores))
 
         return evaluate
+
+    def _row_tags(self, roster: Roster, test: Table | None) -> dict[str, str]:
+        """Say how many rows are for what, and which of them the seed draws."""
+        config = self.config
+        own_files = self.runtime == "deployment" and isinstance(config.dataset, TabularConfig)
+        counts = {
+            "data.train_rows": sum(node.num_examples for node in roster),
+            "data.validation_rows": sum(node.num_validation for node in roster),
+        }
+        if test is not None:
+            counts |= {"data.rows": len(whole_table(config)), "data.test_rows": len(test)}
+        drawn = "nothing" if own_files else seed_draws(config)
+        return {"data.seed_draws": drawn} | {name: str(count) for name, count in counts.items()}
 
     def _start(self) -> RunStart:
         config = self.config
@@ -351,11 +370,22 @@ class Run:
         if self.private is not None:  # also of a round that failed and so has no record
             tags["privacy.epsilon"] = f"{self.private.epsilon:.6g}"
         models = self._models() if status == "FINISHED" else []
-        self.trackers.finish(RunEnd(status, tags, models, {}, error, self._figures(status)))
+        files = {**self._figures(status), **self._losses(status)}
+        self.trackers.finish(RunEnd(status, tags, models, {}, error, files))
         self._write_result(status, seconds, tags.get("weights.sha256"), error)
         if self.private is not None and not self.console.brief:
             self.console.say(self.private.statement())
         self._say_where()
+
+    def _losses(self, status: Status) -> dict[str, bytes]:
+        """Return the final model's loss on each test row; none under differential privacy."""
+        last, predictor, rows = self.best.last, self.predictor, self.test_rows
+        if status != "FINISHED" or last is None or predictor is None or rows is None:
+            return {}
+        if self.config.privacy.name != "none" or len(rows[1]) > _MAX_LOSS_ROWS:
+            return {}
+        losses = predictor.row_losses(last.arrays, *rows)
+        return {FINAL_LOSSES: bytes(npz_bytes(losses))}
 
     def _figures(self, status: Status) -> dict[str, bytes]:
         """Draw the run; a picture that cannot be drawn costs a warning only."""

@@ -20,7 +20,7 @@ from fl_app.data import toy_sets
 from fl_app.data.catalogue import load
 from fl_app.data.encoding import Encoding, labels_of, scaler
 from fl_app.data.frames import features_from_frame
-from fl_app.data.partition import encode, partition_of, test_table, whole_table
+from fl_app.data.partition import encode, partition_of, seed_draws, test_table, whole_table
 from fl_app.data.partitioners import deal
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table, numeric_table
@@ -364,6 +364,45 @@ def test_a_test_share_of_natural_clients_never_mixes_them() -> None:
         else:
             assert [set(part.tolist()) for part in owners if part is not None] == [{0}, {1}]
     assert 0 < refused < 20
+
+
+NATURAL: dict[str, Any] = {"partitioner": {"name": "natural"}}
+FLAMBY = {"name": "heart_disease", "split": "flamby"}
+DRAWN: list[tuple[dict[str, Any], str]] = [
+    ({"dataset": {"name": "wine"}}, "test"),
+    ({"dataset": {"name": "penguins"}, "num_clients": 3, **NATURAL}, "test"),
+    ({"dataset": {"name": "synthetic_regression", "num_examples": 40}}, "table"),
+    ({"dataset": {"name": "synthetic_classification", "num_examples": 40}}, "table"),
+    ({"dataset": {"name": "wine", "test_fraction": 0.0}}, "deal"),
+    ({"dataset": FLAMBY, "num_clients": 4}, "deal"),
+    ({"dataset": {"name": "heart_disease"}, "num_clients": 4, **NATURAL}, "test"),
+    ({"dataset": FLAMBY, "num_clients": 4, **NATURAL}, "nothing"),
+    ({"dataset": {"name": "two_lines", "rows": [4, 4]}, "num_clients": 2, **NATURAL}, "nothing"),
+]
+
+
+@pytest.mark.parametrize(("settings", "drawn"), DRAWN)
+def test_what_the_seed_draws(settings: dict[str, Any], drawn: str) -> None:
+    """Whether two seeds have other tables, test rows, clients' rows is what ``seed_draws`` says."""
+
+    def rows(table: Table) -> list[Any]:
+        return sorted(map(repr, zip(table.numeric.tolist(), table.target.tolist(), strict=True)))
+
+    def client(config: Config) -> list[Any]:
+        own = partition_of(config, 0)
+        return sorted(rows(own.train) + rows(own.validation))
+
+    configs = [from_dict({"num_clients": 5, **settings, "seed": seed}) for seed in (0, 1)]
+    table, test, deal = (
+        rows_of[0] != rows_of[1]
+        for rows_of in (
+            [rows(whole_table(config)) for config in configs],
+            [rows(test_table(config)) for config in configs],
+            [client(config) for config in configs],
+        )
+    )
+    found = "table" if table else "test" if test else "deal" if deal else "nothing"
+    assert [seed_draws(config) for config in configs] == [found, found] == [drawn, drawn]
 
 
 # ---------------------------------------------------------------------------- encoding

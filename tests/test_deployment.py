@@ -375,4 +375,22 @@ def test_the_record_tells_a_deployment(tmp_path: Path) -> None:
     assert found.data.tags["runtime"] == found.data.params["runtime.name"] == "deployment"
     assert found.data.params["runtime.round_timeout"] == "17.0"
     assert "data.sha256" not in found.data.tags
+    assert found.data.tags["data.seed_draws"] == "test"  # the nodes deal iris by it
+    assert not {"data.rows", "data.test_rows"} & found.data.tags.keys()
     assert not any(key.startswith("server/") for key in found.data.metrics)
+
+
+def test_a_nodes_own_file_has_rows_that_no_seed_draws(tmp_path: Path) -> None:
+    """With tables of the nodes' own every seed has the same rows, and the tag says it."""
+    from mlflow import MlflowClient
+
+    rows = [f"{x},{x % 2}" for x in range(40)]
+    (tmp_path / "own.csv").write_text("\n".join(["x,y", *rows]))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    words = ["dataset=tabular", f"dataset.path={tmp_path}/own.csv", "dataset.target=y"]
+    words += ["dataset.task=classification", "num_server_rounds=1", "tracking.figures=false"]
+    deployed(*words, "runtime=deployment", f"tracking.uri={uri}", clients=2)
+    client = MlflowClient(uri)
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert found.data.tags["data.seed_draws"] == "nothing"
+    assert int(found.data.tags["data.train_rows"]) > 0

@@ -20,7 +20,7 @@ from fl_app.data.encoding import Encoding
 from fl_app.errors import DataError
 from fl_app.models.base import Model, descend
 from fl_app.models.linear import Linear
-from fl_app.models.metrics import HIGHER_IS_BETTER, score
+from fl_app.models.metrics import HIGHER_IS_BETTER, row_losses, score
 from fl_app.models.registry import build
 from fl_app.models.serving import Predictor, predictor, split_members
 from fl_app.models.softmax import Softmax, softmax
@@ -272,6 +272,10 @@ def test_classification_metrics_are_scikit_learns(classes: int, n: int, seed: in
     given_p = p[:, 1] if classes == 2 else p
     brier = reference.brier_score_loss(y, given_p, labels=every)
     assert found["brier"] == pytest.approx(brier, abs=1e-12)
+    one_by_one = [score("classification", p[i : i + 1], y[i : i + 1]) for i in range(n)]
+    for name, losses in row_losses("classification", p, y).items():
+        assert losses.tolist() == pytest.approx([own[name] for own in one_by_one], abs=1e-12)
+        assert losses.mean() == pytest.approx(found[name], abs=1e-12)
 
 
 @given(targets=st.integers(1, 3), n=st.integers(2, 9), seed=st.integers(0, 999))
@@ -283,6 +287,11 @@ def test_regression_metrics_are_scikit_learns(targets: int, n: int, seed: int) -
     assert found["mse"] == pytest.approx(reference.mean_squared_error(y, outputs))
     assert found["mae"] == pytest.approx(reference.mean_absolute_error(y, outputs))
     assert found["r2"] == pytest.approx(reference.r2_score(y, outputs))
+    losses = row_losses("regression", outputs, y)
+    assert {name: pytest.approx(own.mean()) for name, own in losses.items()} == {
+        name: found[name] for name in ("mse", "mae")
+    }
+    assert losses["mse"].shape == (n,)
 
 
 @pytest.mark.parametrize(
@@ -458,5 +467,10 @@ def test_many_models_score_and_predict_by_their_mean() -> None:
     assert many.score(arrays, x, y) == {
         name: pytest.approx(np.mean([s[name] for s in scores])) for name in scores[0]
     }
+    losses = many.row_losses(arrays, x, y)
+    assert set(losses) == {"mse", "mae"}
+    for name, own in losses.items():
+        assert own.dtype == np.float32
+        assert own.mean() == pytest.approx(many.score(arrays, x, y)[name], rel=1e-6)
     # At x = 6 the feature is 1 and the outputs are 0, 2 and 10: their mean 4, in units 4 * 3 + 10.
     assert predictor(many.to_spec(), arrays)(pd.DataFrame({"x": [6]})).tolist() == [22.0]

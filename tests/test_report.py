@@ -51,6 +51,15 @@ from fl_app.schema import Config, flatten, from_dict
 from fl_app.tracking.mlflow_store import MlflowStore
 
 ACCURACY = "server/accuracy"
+SEED_DRAWS_TEST = {
+    "data.sha256": "d" * 64,
+    "data.seed_draws": "test",
+    "data.rows": "100",
+    "data.test_rows": "20",
+    "data.train_rows": "72",
+    "data.validation_rows": "8",
+}
+"""Tags of runs whose seed draws 20 of 100 rows for the test: n_test / n_train is 20 / 80."""
 VALUES = st.floats(-100, 100, allow_nan=False).map(lambda v: round(v, 3))
 
 
@@ -73,7 +82,7 @@ def run(
     return RunSummary(
         run_id=f"{strategy}-{seed}-{'-'.join(params.values())}",
         params=base | {name.replace("__", "."): value for name, value in params.items()},
-        tags={"data.sha256": "d" * 64} if tags is None else tags,
+        tags=SEED_DRAWS_TEST if tags is None else tags,
         curves=curves,
         metrics={name: values[max(values)] for name, values in curves.items() if values},
         name=f"{strategy} s{seed}",
@@ -101,22 +110,56 @@ def ends(interval: Interval) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------------------- statistics
-pairs_of_values = st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=8)
+pairs_of_values = st.lists(
+    st.tuples(VALUES, VALUES), min_size=3, max_size=8, unique_by=lambda p: round(p[0] - p[1], 3)
+)
 
 
 @given(pairs_of_values)
 def test_one_cell_is_the_paired_t_test(values: list[tuple[float, float]]) -> None:
-    """In one cell the interval is that of scipy's paired t-test."""
+    """In one cell the plain interval is that of scipy's paired t-test."""
     ours, theirs = (np.array(column) for column in zip(*values, strict=True))
     found = mean_difference({"": {str(i): a - b for i, (a, b) in enumerate(values)}})
     assert found.mean == pytest.approx(float(np.mean(ours - theirs)), abs=1e-9)
-    if np.ptp(ours - theirs) > 1e-6:
-        expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-        assert ends(found) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-9)
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert ends(found) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-9)
+    assert found.kind == "t"
+
+
+@given(pairs_of_values, st.floats(0.01, 3))
+def test_one_cell_is_nadeaus_and_bengios_t(values: list[tuple[float, float]], ratio: float) -> None:
+    """Corrected, the variance of the mean is s^2 (1/J + n_test/n_train), with J - 1 degrees."""
+    d = np.array([a - b for a, b in values])
+    found = mean_difference({"": {str(i): v for i, v in enumerate(d)}}, None, {"": ratio})
+    half = stats.t.ppf(0.975, len(d) - 1) * math.sqrt(d.var(ddof=1) * (1 / len(d) + ratio))
+    assert ends(found) == pytest.approx((d.mean() - half, d.mean() + half), rel=1e-6, abs=1e-9)
+    assert found.kind == "corrected t"
+
+
+@given(st.lists(st.lists(VALUES, min_size=4, max_size=4), min_size=1, max_size=4))
+def test_correction_of_cells_with_the_same_seeds(cells: list[list[float]]) -> None:
+    """Cells of one data set: the corrected t on each seed's mean over the cells."""
+    made = {str(c): {str(s): v for s, v in enumerate(row)} for c, row in enumerate(cells)}
+    means = np.mean(cells, axis=0)
+    one = mean_difference({"": {str(s): v for s, v in enumerate(means)}}, None, {"": 0.25})
+    if np.ptp(means) > 1e-6:
+        found = mean_difference(made, None, dict.fromkeys(made, 0.25))
+        assert ends(found) == pytest.approx(ends(one), rel=1e-5, abs=1e-7)
+
+
+def test_correction_of_two_data_sets_is_each_ones_own() -> None:
+    """Variances of data sets add up, each with its ratio; degrees of freedom by their shares."""
+    x, y = np.array([0.0, 1.0, 2.0]), np.array([0.0, 3.0, 1.0, 5.0])
+    cells = {n: {str(s): float(v) for s, v in enumerate(c)} for n, c in (("x", x), ("y", y))}
+    found = mean_difference(cells, {"x": "wine", "y": "iris"}, {"x": 0.25, "y": 1.0})
+    one, two = x.var(ddof=1) * (1 / 3 + 0.25) / 4, y.var(ddof=1) * (1 / 4 + 1.0) / 4
+    freedom = (one + two) ** 2 / (one**2 / 2 + two**2 / 3)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(one + two)
+    assert ends(found) == pytest.approx((found.mean - half, found.mean + half))
 
 
 @given(
-    st.integers(2, 5).flatmap(
+    st.integers(3, 5).flatmap(
         lambda n: st.lists(st.lists(VALUES, min_size=n, max_size=n), min_size=1, max_size=4)
     )
 )
@@ -132,8 +175,8 @@ def test_cells_of_one_data_set_are_one_value_a_seed(cells: list[list[float]]) ->
 
 
 @given(
-    st.lists(VALUES, min_size=2, max_size=6, unique=True),
-    st.lists(VALUES, min_size=2, max_size=6, unique=True),
+    st.lists(VALUES, min_size=3, max_size=6, unique=True),
+    st.lists(VALUES, min_size=3, max_size=6, unique=True),
 )
 def test_cells_of_two_data_sets_are_welchs(one: list[float], other: list[float]) -> None:
     """Two data sets have nothing in common: half of Welch's interval for a - (-b)."""
@@ -148,17 +191,35 @@ def test_cells_of_two_data_sets_are_welchs(one: list[float], other: list[float])
 
 def test_a_cell_counts_once_whatever_its_seeds() -> None:
     """The estimate is the mean of the cells' means, not of the pairs."""
-    cells = {"x": {"0": 1.0, "1": 1.0, "2": 1.0, "3": 1.0}, "y": {"0": 0.0, "1": 0.0}}
-    assert mean_difference(cells) == Interval((1.0 + 0.0) / 2, 0.5, 0.5, 6)
+    cells = {"x": dict.fromkeys("0123", 1.0), "y": {"0": -1.0, "1": 0.0, "2": 1.0}}
+    found = mean_difference(cells)
+    assert (found.mean, found.num_pairs) == ((1.0 + 0.0) / 2, 7)
     mean, sd = mean_and_sd({"x": {"0": 1.0, "1": 3.0}, "y": {"0": 0.0, "1": 0.0}})
     assert mean == 1.0
     assert sd == pytest.approx(math.sqrt((2.0 + 0.0) / 2))
 
 
-def test_a_single_pair_has_no_interval() -> None:
-    """One pair in a cell says nothing of the spread."""
-    assert mean_difference({"": {"0": 0.5}}) == Interval(0.5, None, None, 1)
-    assert mean_difference({"x": {"0": 0.5, "1": 0.25}, "y": {"0": 0.0}}).low is None
+def test_too_few_or_equal_differences_have_no_interval() -> None:
+    """Two pairs that differ by one row, or any number that all do, tell nothing of the spread."""
+    row = 2.0**-5
+    for pairs, kind, lack in (
+        ([row], "none", "1 of the 3 pairs that an interval needs"),
+        ([row, row], "none", "2 of the 3 pairs that an interval needs"),
+        ([row] * 6, "none", "all differences are equal, which tells nothing of the spread"),
+        ([0.0] * 6, "undecided", "all differences are 0"),
+    ):
+        found = mean_difference({"": {str(s): v for s, v in enumerate(pairs)}}, None, {"": 0.25})
+        assert found == Interval(pairs[0], None, None, len(pairs), kind, lack)
+    assert mean_difference({"x": dict.fromkeys("0123", 0.5), "y": {"0": 0.0, "1": 1.0}}).low is None
+
+
+def test_rounding_is_no_difference() -> None:
+    """0.7 - 0.6 and 0.8 - 0.7 are equal though their floats are not; so are 0.1 + 0.2 and 0.3."""
+    assert 0.7 - 0.6 != 0.8 - 0.7
+    equal = compare([*ending("fedavg", [0.6, 0.7, 0.5]), *ending("x", [0.7, 0.8, 0.6])])
+    assert difference(equal, "x").kind == "none"
+    same = compare([*ending("fedavg", [0.3, 0.3, 0.3]), *ending("x", [0.1 + 0.2, 0.3, 0.3])])
+    assert difference(same, "x").kind == "undecided"
 
 
 @given(pairs_of_values, VALUES)
@@ -359,7 +420,8 @@ def test_unfinished_runs_are_told() -> None:
     """Runs that did not finish are counted, with why they failed."""
     failed = replace(run("krum", 3), status="FAILED", error="DataError: no rows")
     running = replace(run("krum", 4), status="RUNNING", curves={})
-    comparison = compare([*ending("fedavg", [1, 2]), *ending("fedadam", [1, 2]), failed, running])
+    finished = [*ending("fedavg", [1, 2, 3]), *ending("fedadam", [1, 2, 4])]
+    comparison = compare([*finished, failed, running])
     assert comparison.levels == ("fedavg", "fedadam")
     assert comparison.notes == ("left out: 1 FAILED (krum s3: DataError: no rows), 1 RUNNING",)
 
@@ -604,7 +666,7 @@ def gains(values: Sequence[float], metric: str = ACCURACY) -> Comparison:
 
 def test_an_expectation_holds_beyond_the_intervals_end() -> None:
     """It holds exactly if the margin is below the interval's lower end."""
-    comparison = gains([0.02, 0.03, 0.04])
+    comparison = gains([0.025, 0.03, 0.035])
     low, high = ends(difference(comparison, "a"))
     assert 0 < low < 0.03 < high
     for text, holds in {
@@ -623,23 +685,31 @@ def test_an_expectation_holds_beyond_the_intervals_end() -> None:
 def test_an_expectation_follows_the_direction() -> None:
     """For a loss a>b says that a is lower."""
     comparison = gains([-0.02, -0.03, -0.04], "server/mse")
+    half = stats.t.ppf(0.975, 2) * math.sqrt(0.01**2 * (1 / 3 + 20 / 80))
+    assert half > 0.03
+    assert not expect(comparison, "a>b").holds
+    comparison = gains([-0.025, -0.03, -0.035], "server/mse")
     assert expect(comparison, "a>b").holds
     assert expect(comparison, "a>b+0.001").holds
     assert not expect(comparison, "a>b+0.03").holds
     assert not expect(comparison, "b>a").holds
     line = to_text(comparison_blocks(comparison, [expect(comparison, "a>b")]))
-    assert "expected a>b: holds (difference -0.0300 [-0.0548, -0.0052]; lower is better)" in line
+    half /= 2
+    text = f"expected a>b: holds (difference -0.0300 [{-0.03 - half:.4f}, {-0.03 + half:+.4f}] "
+    why = "3 of the 5 pairs that it needs"
+    assert f"{text}corrected t; lower is better; no strict claim: {why})" in line
 
 
 def test_an_expectation_may_be_of_any_two_levels() -> None:
     """Neither need be the baseline; labels with spaces and margins that look like numbers."""
     comparison = compare(grid())
-    outcome = expect(comparison, "fedprox proximal_mu=0.1>fedprox proximal_mu=0.01+0.1")
+    outcome = expect(comparison, "fedprox proximal_mu=0.1>fedadam-1.0")
     assert outcome.holds
-    assert outcome.difference.mean == pytest.approx(0.3 - 0.1)
-    tiny = [*ending("a", [1, 2], strategy__mu="1e-3"), *ending("a", [0, 1], strategy__mu="1e-4")]
+    assert outcome.difference.mean == pytest.approx(0.3 - 0.2 * (1 + 1 / 2 + 1 / 3) / 3)
+    mu: dict[str, Any] = {"strategy__mu": "1e-3"}
+    tiny = [*ending("a", [1, 2, 3.1], **mu), *ending("a", [0, 1, 2], strategy__mu="1e-4")]
     small = compare(tiny, baseline="strategy=a mu=1e-4")
-    assert expect(small, "a mu=1e-3>a mu=1e-4").difference.mean == 1
+    assert expect(small, "a mu=1e-3>a mu=1e-4").difference.mean == pytest.approx((1 + 1 + 1.1) / 3)
     assert expect(small, "a mu=1e-3>a mu=1e-4+1e-3").holds
 
 
@@ -649,8 +719,9 @@ def test_one_pair_holds_no_expectation() -> None:
     outcome = expect(comparison, "a>b")
     assert not outcome.holds
     text = to_text(comparison_blocks(comparison, [outcome]))
-    assert "does not hold (difference +0.5000 [no interval])" in text
-    assert "note: a single pair in a cell says nothing of the spread: no interval" in text
+    why = "1 of the 3 pairs that an interval needs"
+    assert f"does not hold (difference +0.5000 [no interval]; {why})" in text
+    assert f"note: no interval for strategy=a: {why}" in text
 
 
 @pytest.mark.parametrize(
@@ -667,6 +738,187 @@ def test_mistaken_expectations(text: str, message: str) -> None:
     """An expectation that cannot be checked is refused."""
     with pytest.raises(InputError, match=message):
         expect(gains([0.1, 0.2]), text)
+
+
+# ---------------------------------------------------------------------------- grounds
+SYNTHETIC = {**SEED_DRAWS_TEST, "data.seed_draws": "table"}
+DEAL = {**SEED_DRAWS_TEST, "data.seed_draws": "deal"}
+FIXED = {**SEED_DRAWS_TEST, "data.seed_draws": "nothing"}
+GROUNDS: list[tuple[dict[str, str], str, str, float, str]] = [
+    (SEED_DRAWS_TEST, "server/accuracy", "corrected t", 20 / 80, ""),
+    (SEED_DRAWS_TEST, "eval/accuracy", "corrected t", 8 / 72, ""),
+    (SEED_DRAWS_TEST, "eval_client_mse/worst", "corrected t", 8 / 72, ""),
+    (SEED_DRAWS_TEST, "fairness/accuracy_worst", "corrected t", 8 / 72, ""),
+    (SEED_DRAWS_TEST, "train/accuracy", "t over seeds", 0, "strict claims are of server/, eva"),
+    (SYNTHETIC, "server/accuracy", "t", 0, ""),
+    (DEAL, "server/accuracy", "t over seeds", 0, "all seeds share their test rows"),
+    (DEAL, "eval/accuracy", "corrected t", 8 / 72, ""),
+    (FIXED, "server/mse", "t over seeds", 0, "all seeds share their test rows"),
+    (FIXED, "eval/mse", "t over seeds", 0, "all seeds share their validation rows"),
+    ({"data.sha256": "d"}, "server/mse", "uncorrected t", 0, "the record does not say what the se"),
+    ({**FIXED, "data.seed_draws": "x"}, "eval/mse", "uncorrected t", 0, "the record does not say"),
+    (
+        SEED_DRAWS_TEST | {"data.rows": "20"},
+        "server/mse",
+        "uncorrected t",
+        0,
+        "the record does not",
+    ),
+    (SEED_DRAWS_TEST | {"data.rows": "?"}, "server/mse", "uncorrected t", 0, "the record does not"),
+    (SEED_DRAWS_TEST | {"data.train_rows": "0"}, "eval/mse", "uncorrected t", 0, "the record does"),
+]
+
+
+@pytest.mark.parametrize(("tags", "metric", "kind", "ratio", "lack"), GROUNDS)
+def test_what_an_interval_rests_on(
+    tags: dict[str, str], metric: str, kind: str, ratio: float, lack: str
+) -> None:
+    """The kind follows who draws the rows that are scored; if nobody says it, nothing is strict."""
+    told = [
+        run(name, seed, (0, end), metric, tags=tags)
+        for name, ends in (("fedavg", [0.5] * 5), ("x", [0.61, 0.62, 0.63, 0.64, 0.65]))
+        for seed, end in enumerate(ends)
+    ]
+    comparison = compare(told, metric=metric)
+    found = difference(comparison, "x")
+    spread = np.std([1, 2, 3, 4, 5], ddof=1) / 100
+    half = stats.t.ppf(0.975, 4) * spread * math.sqrt(1 / 5 + ratio)
+    assert ends(found) == pytest.approx((0.13 - half, 0.13 + half))
+    assert (found.kind, found.lack.startswith(lack), not found.lack) == (kind, True, not lack)
+    better = "x>fedavg" if is_better_when_higher(metric) else "fedavg>x"
+    outcome = expect(comparison, better)
+    assert (outcome.holds, outcome.holds_strictly) == (True, not lack)
+    text = to_text(comparison_blocks(comparison, [outcome]))
+    assert f"\n{kind}: " in text
+    assert f"] {kind}" in text
+    assert (f"no strict claim: {lack}" in text) is bool(lack)
+
+
+def test_the_weakest_cell_counts() -> None:
+    """Each cell has a ratio of its own; one without a ground leaves no strict claim over all."""
+    wine = [*ending("fedavg", [0.5] * 5), *ending("x", [0.61, 0.62, 0.63, 0.64, 0.65])]
+    iris = [
+        replace(r, params={**r.params, "dataset.name": "iris"}, tags={**SEED_DRAWS_TEST, **more})
+        for r in wine
+        for more in [{"data.sha256": "i", "data.rows": "40"}]
+    ]
+    comparison = compare([*wine, *iris])
+    assert {label: g.ratio for label, g in comparison.grounds.items()} == {
+        "dataset=iris": 20 / 20,
+        "dataset=wine": 20 / 80,
+    }
+    # Both have the differences' variance; each data set is half of the mean.
+    spread = np.var([1, 2, 3, 4, 5], ddof=1) / 100**2
+    one, two = spread * (1 / 5 + 1) / 4, spread * (1 / 5 + 0.25) / 4
+    freedom = (one + two) ** 2 / (one**2 / 4 + two**2 / 4)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(one + two)
+    found = difference(comparison, "x")
+    assert ends(found) == pytest.approx((0.13 - half, 0.13 + half))
+    assert (found.kind, found.lack) == ("corrected t", "")
+    old = [replace(r, tags={"data.sha256": "i"}) for r in iris]
+    assert difference(compare([*wine, *old]), "x").kind == "uncorrected t"
+    assert not expect(compare([*wine, *old]), "x>fedavg").holds_strictly
+
+
+# ---------------------------------------------------------------------------- shared test rows
+def on_rows(name: str, losses: Sequence[Sequence[float]], **params: Any) -> list[RunSummary]:
+    """Make runs whose seeds share their test rows, each with its losses on them."""
+    return [
+        replace(
+            run(name, seed, (0, float(np.mean(own))), tags=FIXED, **params),
+            losses=np.array(own, float),
+        )
+        for seed, own in enumerate(losses)
+    ]
+
+
+def right(rows: int, seeds: int, share: float, rng: np.random.Generator) -> list[list[float]]:
+    return (rng.random((seeds, rows)) < share).astype(float).tolist()
+
+
+def test_shared_rows_are_drawn_again() -> None:
+    """Seeds are averaged for each row first; the interval is scipy's BCa of these means."""
+    rng = np.random.default_rng(0)
+    ours, theirs = right(200, 5, 0.9, rng), right(200, 5, 0.8, rng)
+    comparison = compare([*on_rows("x", ours), *on_rows("fedavg", theirs)])
+    outcome = expect(comparison, "x>fedavg")
+    rows = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
+    scipys = stats.bootstrap((rows,), np.mean, n_resamples=10_000, rng=1).confidence_interval
+    low, high = ends(outcome.difference)
+    assert outcome.difference.mean == pytest.approx(rows.mean())
+    assert (low, high) == pytest.approx((scipys.low, scipys.high), abs=0.02 * (high - low))
+    assert (outcome.difference.kind, outcome.holds_strictly) == ("bootstrap", low > 0)
+    assert expect(comparison, "x>fedavg") == outcome
+    shown = difference(comparison, "x")
+    assert (shown.kind, shown.lack) == ("t over seeds", "all seeds share their test rows")
+    text = to_text(comparison_blocks(comparison, [outcome]))
+    assert "bootstrap: over the test rows" in text
+    few = compare([*on_rows("x", ours[:4]), *on_rows("fedavg", theirs[:4])])
+    assert expect(few, "x>fedavg").difference.lack == "4 of the 5 pairs that it needs"
+
+
+def test_cells_that_share_rows_are_one_sample() -> None:
+    """Two cells on the same rows: the interval of each row's mean over cells and seeds."""
+    rng = np.random.default_rng(1)
+    told, rows = [], []
+    for clients in ("2", "4"):
+        ours, theirs = right(100, 5, 0.9, rng), right(100, 5, 0.8, rng)
+        told += [*on_rows("x", ours, num_clients=clients)]
+        told += [*on_rows("fedavg", theirs, num_clients=clients)]
+        rows.append(np.mean(ours, axis=0) - np.mean(theirs, axis=0))
+    found = expect(compare(told), "x>fedavg").difference
+    scipys = stats.bootstrap((np.mean(rows, axis=0),), np.mean, rng=1).confidence_interval
+    low, high = ends(found)
+    assert found.mean == pytest.approx(float(np.mean(rows)))
+    assert (low, high) == pytest.approx((scipys.low, scipys.high), abs=0.05 * (high - low))
+    assert found.num_pairs == 10
+
+
+def test_equal_seeds_leave_the_rows() -> None:
+    """Where the seed changes nothing the rows still differ; where they do not, no interval."""
+    losses = [[0.0, 1.0, 1.0, 1.0] * 10] * 5
+    base = [[0.0, 0.0, 1.0, 1.0] * 10] * 5
+    found = expect(compare([*on_rows("x", losses), *on_rows("fedavg", base)]), "x>fedavg")
+    assert (found.difference.kind, found.holds_strictly) == ("bootstrap", True)
+    same = expect(compare([*on_rows("x", base), *on_rows("fedavg", base)]), "x>fedavg-0.1")
+    assert (same.difference.kind, same.holds) == ("undecided", False)
+    all_rows = [[1.0] * 40] * 5, [[0.0] * 40] * 5
+    one = expect(compare([*on_rows("x", all_rows[0]), *on_rows("fedavg", all_rows[1])]), "x>fedavg")
+    assert (one.difference.kind, one.holds) == ("none", False)
+
+
+@pytest.mark.parametrize("broken", ["none", "other round", "other rows", "other metric"])
+def test_without_losses_there_is_no_strict_claim(broken: str) -> None:
+    """A run without losses, or with those of something else: the plain interval, and why."""
+    rng = np.random.default_rng(2)
+    told = [*on_rows("x", right(50, 5, 0.95, rng)), *on_rows("fedavg", right(50, 5, 0.6, rng))]
+    assert expect(compare(told), "x>fedavg").holds_strictly
+    if broken == "none":
+        told[0] = replace(told[0], losses=None)
+    elif broken == "other round":
+        told[0] = replace(told[0], curves={ACCURACY: {**told[0].curves[ACCURACY], 2: 0.9}})
+    elif broken == "other rows":
+        told[0] = replace(told[0], losses=np.repeat(told[0].losses, 2))
+    else:
+        told[0] = replace(told[0], losses=told[0].losses + 0.01)
+    outcome = expect(compare(told), "x>fedavg")
+    assert (outcome.holds, outcome.holds_strictly) == (True, False)
+    why = "all seeds share their test rows, and "
+    assert outcome.difference.lack.startswith(why)
+    assert outcome.difference.lack.endswith(" s0 has no losses/final.npz for server/accuracy there")
+
+
+def test_seeds_that_share_rows_in_one_cell_only() -> None:
+    """Cells of both kinds have no interval that speaks of other rows."""
+    rng = np.random.default_rng(3)
+    told = [*on_rows("x", right(50, 5, 0.95, rng)), *on_rows("fedavg", right(50, 5, 0.6, rng))]
+    other = [
+        replace(r, run_id=f"{r.run_id}9", params={**r.params, "num_clients": "9"}, tags=SYNTHETIC)
+        for r in told
+    ]
+    outcome = expect(compare([*told, *other]), "x>fedavg")
+    assert not outcome.holds_strictly
+    assert outcome.difference.lack == "only in some of the cells the seeds share their test rows"
 
 
 # ---------------------------------------------------------------------------- words and tables
@@ -751,14 +1003,18 @@ def table_of(comparison: Comparison) -> TextTable:
 
 
 def test_a_table_says_what_the_rows_say() -> None:
-    """One cell: level, seeds, mean and deviation, difference, wins, round."""
-    comparison = compare([*ending("fedavg", [0.5, 0.7]), *ending("fedadam", [0.6, 0.8])])
+    """One cell: level, seeds, mean and deviation, difference and its kind, wins, round."""
+    comparison = compare([*ending("fedavg", [0.5, 0.7, 0.6]), *ending("fedadam", [0.6, 0.8, 0.8])])
+    half = stats.t.ppf(0.975, 2) * math.sqrt(0.02 / 6 * (1 / 3 + 20 / 80))
+    mean = 0.4 / 3
+    interval = f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+    sds = [np.std(values, ddof=1) for values in ([0.5, 0.7, 0.6], [0.6, 0.8, 0.8])]
     assert table_of(comparison) == TextTable(
         "at equal rounds",
         ("strategy", "seeds", "mean ± sd", "difference [95 %]", "w/t/l", "round"),
         (
-            ("fedavg", "2", f"0.6000 ± {math.sqrt(0.02):.4f}", "", "", "1"),
-            ("fedadam", "2", "0.7000 ± 0.1414", "+0.1000 [+0.1000, +0.1000]", "2/0/0", "1"),
+            ("fedavg", "3", f"0.6000 ± {sds[0]:.4f}", "", "", "1"),
+            ("fedadam", "3", f"0.7333 ± {sds[1]:.4f}", f"{interval} corrected t", "3/0/0", "1"),
         ),
     )
 
@@ -796,7 +1052,7 @@ def test_plain_terminal_and_markdown_say_the_same() -> None:
     assert isinstance(terminal.file, io.StringIO)
     for text in (plain, terminal.file.getvalue()):
         assert "[red]a|b<i>" in text
-        assert "+0.1000 [+0.1000, +0.1000]" in text
+        assert "+0.1000 [no interval]" in text
     assert r"[red]a\|b\<i>" in markdown
     piped = Console(file=io.StringIO(), width=20)
     show(blocks, piped)
@@ -834,6 +1090,9 @@ def test_the_csv_holds_the_differences() -> None:
         assert row.difference is not None
         assert row.difference.mean == pytest.approx(float(found))
     assert all(float(x["bytes"]) == 20.0 for x in lines)
+    kinds = {x["level"]: (x["interval"], x["n_test_to_n_train"]) for x in lines}
+    assert kinds["fedavg"] == ("", "")
+    assert kinds["fedadam"] == ("corrected t", "0.25")
 
 
 def test_the_json_is_everything(tmp_path: Path) -> None:
@@ -844,8 +1103,12 @@ def test_the_json_is_everything(tmp_path: Path) -> None:
     data = json.loads(path.read_text())
     assert data["command"] == "x --uri mysql://me:***@host/db"
     assert data["levels"] == ["fedavg", "fedadam"]
-    assert data["notes"] == ["left out: 1 KILLED"]
+    why = "2 of the 3 pairs that an interval needs"
+    assert data["notes"] == ["left out: 1 KILLED", f"no interval for strategy=fedadam: {why}"]
     assert data["expectations"][0]["holds"] is False
+    assert data["expectations"][0]["holds_strictly"] is False
+    assert data["expectations"][0]["difference"]["lack"] == why
+    assert data["grounds"] == {"": {"kind": "corrected t", "ratio": 20 / 80, "lack": ""}}
     assert len(data["tables"]["equal_bytes"]["pairs"]["fedadam"]) == 2
     assert data["tables"]["equal_rounds"]["rows"][1]["difference"]["mean"] == pytest.approx(0.1)
 
@@ -1005,7 +1268,7 @@ def test_keys_that_mlflow_refuses_are_found(uri: str, experiment: str) -> None:
     comparison = compare(
         read_runs(uri, experiment=experiment, metric=metric), baseline="own.w[0]=1", metric=metric
     )
-    assert difference(comparison, "2") == Interval(1.0, 1.0, 1.0, 2)
+    assert difference(comparison, "2").mean == 1.0
 
 
 def test_reading_makes_nothing(uri: str, experiment: str, tmp_path: Path) -> None:
@@ -1036,15 +1299,17 @@ def test_reading_makes_nothing(uri: str, experiment: str, tmp_path: Path) -> Non
 
 def test_a_sweeps_end(uri: str, experiment: str) -> None:
     """Of a sweep only its runs are told: the summary, the comparison or why there is none."""
-    told = [*ending("fedavg", [0.5, 0.6]), *ending("fedadam", [0.7, 0.8])]
+    told = [*ending("fedavg", [0.5, 0.6, 0.4]), *ending("fedadam", [0.7, 0.8, 0.61])]
     for one in told:
         metrics = {**one.curves, "eval/accuracy": one.curves[ACCURACY]}
         tags = {**one.tags, "sweep.id": "mine"}
         log(uri, experiment, replace(one, tags=tags, curves=metrics))
     log(uri, experiment, replace(run("krum"), tags={"sweep.id": "another"}))
     text = sweep_report("mine", uri, baseline="strategy=fedavg", expectations=["fedadam>fedavg"])
-    assert "strategy=fedadam      2  0.7500 ± 0.0707  0.7500 ± 0.0707  best" in text
-    assert "expected fedadam>fedavg: holds (difference +0.2000 [+0.2000, +0.2000])" in text
+    mean, sd = np.mean([0.7, 0.8, 0.61]), np.std([0.7, 0.8, 0.61], ddof=1)
+    end = f"{mean:.4f} ± {sd:.4f}"
+    assert f"strategy=fedadam      3  {end}  {end}  best" in text
+    assert "expected fedadam>fedavg: holds (difference +0.2033 [+" in text
     assert "krum" not in text
     failed = RunSummary("", {}, status="FAILED", error="never began", name="job 4")
     text = sweep_report("mine", uri, baseline="strategy=krum", failures=[failed])
@@ -1075,14 +1340,17 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Tables on stdout, files in the folder; strict makes a failed expectation exit status 1."""
-    for one in [*ending("fedavg", [0.5, 0.6]), *ending("fedadam", [0.7, 0.8])]:
+    better = [0.7, 0.8, 0.71, 0.8, 0.7]
+    for one in [*ending("fedavg", [0.5, 0.6, 0.5, 0.6, 0.5]), *ending("fedadam", better)]:
         log(uri, experiment, one)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     where = ("--mlflow-experiment", experiment, "--expect", "fedavg>fedadam")
     assert fl_kit(monkeypatch, *where, "--out", str(tmp_path / "out")) == 0
     out = capsys.readouterr().out
-    assert "+0.2000 [+0.2000, +0.2000]  2/0/0" in out
-    assert "expected fedavg>fedadam: does not hold (difference -0.2000 [" in out
+    assert "] corrected t  5/0/0" in out
+    assert "expected fedavg>fedadam: does not hold (difference -0.2020 [" in out
+    assert "corrected t: corrected resampled t over seeds, which draw" in out
+    assert "n_test/n_train = 0.25" in out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "report.csv",
         "report.json",
@@ -1090,6 +1358,10 @@ def test_the_command(
     ]
     assert fl_kit(monkeypatch, *where, "--strict") == 1
     assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>fedavg", "--strict") == 0
+    four = ("--where", "seed=0,1,2,3", "--expect", "fedadam>fedavg")
+    assert fl_kit(monkeypatch, *where[:2], *four) == 0
+    assert "4 of the 5 pairs that it needs" in capsys.readouterr().out
+    assert fl_kit(monkeypatch, *where[:2], *four, "--strict") == 1
     capsys.readouterr()
     assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>krum", "--strict") == 2
     error = capsys.readouterr().err

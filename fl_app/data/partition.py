@@ -20,7 +20,13 @@ from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table
 from fl_app.data.vendored_sets import flamby_split
 from fl_app.errors import ConfigError
-from fl_app.schema import Config, HeartDiseaseConfig, NaturalConfig, PartitionerConfig
+from fl_app.schema import (
+    Config,
+    HeartDiseaseConfig,
+    NaturalConfig,
+    PartitionerConfig,
+    SyntheticConfig,
+)
 
 __all__ = [
     "Encoded",
@@ -29,6 +35,7 @@ __all__ = [
     "largest_partition",
     "own_partition",
     "partition_of",
+    "seed_draws",
     "test_table",
 ]
 
@@ -127,6 +134,24 @@ def own_partition(config: Config, partition: int, path: str) -> Partition:
 def test_table(config: Config) -> Table:
     """Return the server's test rows; empty where ``dataset.test_fraction`` is 0."""
     return whole_table(config).take(_test_split(config)[1])
+
+
+def seed_draws(config: Config) -> str:
+    """Return which rows depend on the seed, where rows are dealt to clients.
+
+    Returns
+    -------
+    {"table", "test", "deal", "nothing"}
+        All of them, anew; which are the test rows, and so all others; which client has which;
+        none: every seed has the same rows everywhere.
+    """
+    dataset = config.dataset
+    if isinstance(dataset, SyntheticConfig):
+        return "table"
+    fixed = isinstance(dataset, HeartDiseaseConfig) and dataset.split == "flamby"
+    if dataset.test_fraction and not fixed:
+        return "test"
+    return "nothing" if isinstance(config.partitioner, NaturalConfig) else "deal"
 
 
 def whole_table(config: Config) -> Table:

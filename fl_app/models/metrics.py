@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fl_app.schema import Task
 
-__all__ = ["HIGHER_IS_BETTER", "score"]
+__all__ = ["HIGHER_IS_BETTER", "row_losses", "score"]
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -44,6 +44,33 @@ def score(task: Task, outputs: NDArray[Any], target: NDArray[Any]) -> dict[str, 
     if task == "regression":
         target = target.astype(np.float64, copy=False)
     return _SCORES[task](outputs.astype(np.float64, copy=False), target)
+
+
+def row_losses(task: Task, outputs: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return the metrics that are means over rows as they are on each row.
+
+    Parameters
+    ----------
+    task, outputs, target
+        As for :func:`score`.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (n,), float64
+        ``log_loss``, ``accuracy``, ``brier`` or ``mse``, ``mae`` (each row's mean over targets).
+    """
+    outputs = outputs.astype(np.float64, copy=False)
+    if task == "regression":
+        error = (outputs - target).reshape(len(target), -1)
+        return {"mse": np.square(error).mean(axis=1), "mae": np.abs(error).mean(axis=1)}
+    error, at = outputs.copy(), (np.arange(len(target)), target)
+    error[at] -= 1
+    half = 0.5 if outputs.shape[1] == 2 else 1.0
+    return {
+        "log_loss": -np.log(np.maximum(outputs[at], _EPS)),
+        "accuracy": (outputs.argmax(axis=1) == target).astype(np.float64),
+        "brier": half * np.square(error).sum(axis=1),
+    }
 
 
 def _classification(p: NDArray[np.float64], y: NDArray[Any]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fl_app.data.encoding import Encoding
 from fl_app.data.frames import features_from_frame
 from fl_app.models.base import Arrays, Model
-from fl_app.models.metrics import score
+from fl_app.models.metrics import row_losses, score
 from fl_app.models.registry import build
 from fl_app.models.stack import Kinds, StackModel
 from fl_app.schema import GROUPS, ModelConfig, to_dict
@@ -63,6 +63,18 @@ class Predictor:
             return score(task, self._one(arrays, x), y)
         scores = [score(task, self._one(own, x), y) for own in split_members(arrays).values()]
         return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
+
+    def row_losses(
+        self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return each row's share in :meth:`score`, of the metrics that are means over rows."""
+        members = list(split_members(arrays).values()) if self.many else [arrays]
+        totals: dict[str, NDArray[Any]] = {}
+        for own in members:
+            for name, losses in row_losses(self.encoding.task, self._one(own, x), y).items():
+                totals[name] = totals.get(name, 0.0) + losses / len(members)
+        with np.errstate(over="ignore"):
+            return {name: losses.astype(np.float32) for name, losses in totals.items()}
 
     def _one(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         return self.encoding.in_units(self._model.predict(arrays, x))

@@ -1,7 +1,7 @@
 """Compares the levels of one param with a baseline, in pairs.
 
 Differences are level minus baseline, whatever the metric; wins follow its direction. Each interval
-is a 95 % interval by itself (:mod:`fl_app.report.intervals` says of what): with many levels some
+is a 95 % interval by itself (:mod:`fl_app.report.grounds` says of what): with many levels some
 will miss by chance.
 """
 
@@ -21,10 +21,12 @@ from fl_app.report.budgets import (
     equal_rounds,
     pair_up,
 )
+from fl_app.report.grounds import Ground, ground_of, with_ground
 from fl_app.report.intervals import Interval, mean_and_sd, mean_difference
 from fl_app.report.pairing import Cell, Design, arrange
 from fl_app.report.places import Key
 from fl_app.report.runs import RunSummary, is_better_when_higher, listed
+from fl_app.report.shared_rows import rather_over_rows
 
 __all__ = ["Comparison", "Outcome", "Row", "Table", "compare", "expect"]
 
@@ -113,6 +115,8 @@ class Comparison:
         At equal rounds.
     at_bytes : Table or None
         At equal bytes; None where nobody counted them.
+    grounds : mapping of str to Ground
+        Cell's label -> what an interval over its seeds rests on.
     notes : tuple of str
         What a reader should know.
     """
@@ -123,6 +127,7 @@ class Comparison:
     design: Design
     at_rounds: Table
     at_bytes: Table | None
+    grounds: Mapping[str, Ground]
     notes: tuple[str, ...] = ()
 
     @property
@@ -180,7 +185,8 @@ def compare(
     base = design.level(f"{key.name}={value.strip()}", "--baseline")
     _check_metric(design, metric)
     higher = is_better_when_higher(metric)
-    maker = _Maker(design, metric, higher, base, tolerance)
+    grounds = _grounds(design, metric)
+    maker = _Maker(design, metric, higher, base, tolerance, grounds)
     at_rounds = maker.table(equal_rounds)
     notes = [*design.notes, *_short_of(design, at_rounds)]
     at_bytes = None
@@ -188,7 +194,14 @@ def compare(
         at_bytes = maker.table(equal_bytes)
     except UncountedError:
         notes.append("no table at equal bytes: not every run says its bytes, with a value in reach")
-    return Comparison(metric, higher, base, design, at_rounds, at_bytes, tuple(notes))
+    return Comparison(metric, higher, base, design, at_rounds, at_bytes, grounds, tuple(notes))
+
+
+def _grounds(design: Design, metric: str) -> dict[str, Ground]:
+    cells: dict[str, list[RunSummary]] = {}
+    for (cell, _), seeds in design.runs.items():
+        cells.setdefault(cell, []).extend(seeds.values())
+    return {cell.label: ground_of(cells[cell.label], metric) for cell in design.cells}
 
 
 def _check_metric(design: Design, metric: str) -> None:
@@ -215,6 +228,7 @@ class _Maker:
     higher: bool
     baseline: str
     tolerance: float
+    grounds: Mapping[str, Ground]
 
     def table(self, budget: Budget) -> Table:
         """Compare all levels with the baseline."""
@@ -250,7 +264,7 @@ class _Maker:
         results = [self._result(pair) for pair in pairs]
         return replace(
             row,
-            difference=_difference(self.design, pairs),
+            difference=_difference(self.design, pairs, self.grounds),
             wins=results.count(1),
             ties=results.count(0),
             losses=results.count(-1),
@@ -274,9 +288,14 @@ class _Maker:
         return min(means.items(), key=lambda item: (not math.isnan(item[1]), sign * item[1]))
 
 
-def _difference(design: Design, pairs: Sequence[Pair]) -> Interval:
+def _difference(design: Design, pairs: Sequence[Pair], grounds: Mapping[str, Ground]) -> Interval:
+    cells = _by_cell(pairs, lambda pair: pair.difference)
     blocks = {cell.label: cell.dataset for cell in design.cells}
-    return mean_difference(_by_cell(pairs, lambda pair: pair.difference), blocks)
+    ratios = {label: ground.ratio for label, ground in grounds.items()}
+    values = (abs(point.value) for pair in pairs for point in (pair.level, pair.baseline))
+    scale = max(filter(math.isfinite, values), default=0.0)
+    found = mean_difference(cells, blocks, ratios, scale)
+    return with_ground(found, [grounds[cell] for cell in cells], min(map(len, cells.values())))
 
 
 def _by_cell(pairs: Sequence[Pair], value: Callable[[Pair], float]) -> dict[str, dict[str, float]]:
@@ -291,8 +310,12 @@ def _short_of(design: Design, table: Table) -> list[str]:
     notes = []
     if len(design.levels) == 1:
         notes.append(f"nothing to compare with: every run has {design.key.name}={design.levels[0]}")
-    elif any(len(seeds) == 1 for seeds in design.runs.values()):
-        notes.append("a single pair in a cell says nothing of the spread: no interval")
+    without: dict[str, list[str]] = {}
+    for row in table.overall:
+        if row.difference is not None and row.difference.low is None:
+            name = f"{design.key.name}={row.level}"
+            without.setdefault(row.difference.lack, []).append(name)
+    notes += [f"no interval for {listed(names, 4)}: {why}" for why, names in without.items()]
     for level, pairs in table.pairs.items():
         broken = [pair.seed for pair in pairs if not math.isfinite(pair.level.value)]
         if broken:
@@ -313,12 +336,18 @@ class Outcome:
     holds : bool
         Whether the whole interval is beyond the margin, in the better direction.
     difference : Interval
-        First level minus second, at equal rounds.
+        First level minus second, at equal rounds; over the test rows where all seeds share them
+        and runs tell their losses.
     """
 
     text: str
     holds: bool
     difference: Interval
+
+    @property
+    def holds_strictly(self) -> bool:
+        """Whether it holds, and its interval lacks nothing that a strict claim needs."""
+        return self.holds and not self.difference.lack
 
 
 _MARGIN = re.compile(r"(?P<level>.+?)\s*(?P<margin>[+-]\s*(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")
@@ -356,7 +385,8 @@ def expect(comparison: Comparison, text: str) -> Outcome:
     if one == other:
         raise InputError("--expect", text, "two different levels")
     pairs = pair_up(design, one, other, comparison.metric, equal_rounds)
-    difference = _difference(design, pairs)
+    over_seeds = _difference(design, pairs, comparison.grounds)
+    difference = rather_over_rows(over_seeds, design, pairs, comparison.metric)
     if difference.low is None or difference.high is None:
         return Outcome(text, False, difference)
     gain = difference.low if comparison.higher_is_better else -difference.high

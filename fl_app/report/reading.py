@@ -16,19 +16,29 @@ import contextlib
 import os
 import re
 import sqlite3
+import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl_app.errors import InputError
+from fl_app.report.grounds import shares_test_rows
 from fl_app.report.runs import BYTES, FINISHED, RunSummary, listed, one_line
-from fl_app.tracking.keys import sanitise
-from fl_app.tracking.mlflow_store import load_mlflow, quiet
+from fl_app.tracking.keys import FINAL_LOSSES, sanitise
+from fl_app.tracking.mlflow_store import load_mlflow, no_progress_bars, quiet
+from fl_app.tracking.spool import read_npz
 from fl_app.tracking.store import check_uri, default_uri, is_http, masked, sqlite_path
 
 __all__ = ["find_finished", "read_runs", "read_these"]
 
 _THREADS = 8
+_UNREADABLE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile)
 _PAGE = {True: 100, False: 1000}  # a server's page must arrive within MLflow's time limit
 
 
@@ -40,6 +50,8 @@ def read_runs(
     metric: str = "server/accuracy",
 ) -> tuple[RunSummary, ...]:
     """Read runs with their params, tags and the curves of one metric and of the bytes.
+
+    Where all seeds share the test rows, the final model's losses on these rows are read too.
 
     Parameters
     ----------
@@ -208,16 +220,16 @@ def _with_curves(
         for key in [name if name in run.data.metrics else sanitise(name)]
         if key in run.data.metrics
     ]
-    asked = [(run_id, key) for run_id, _, key in wanted]
-    if is_http(store):
-        with ThreadPoolExecutor(_THREADS) as pool:
-            curves = list(pool.map(lambda pair: _curve(client, *pair), asked))
-    else:
-        curves = [_curve(client, *pair) for pair in asked]
     by_run: dict[str, dict[str, dict[int, float]]] = {}
-    for (run_id, name, _), curve in zip(wanted, curves, strict=True):
-        by_run.setdefault(run_id, {})[name] = curve
-    return tuple(_summary(run, by_run.get(run.info.run_id, {})) for run in found)
+    with ThreadPoolExecutor(_THREADS) as pool, no_progress_bars():
+        do = pool.map if is_http(store) else map
+        curves = do(lambda one: _curve(client, one[0], one[2]), wanted)
+        for (run_id, name, _), curve in zip(wanted, curves, strict=True):
+            by_run.setdefault(run_id, {})[name] = curve
+        runs = [_summary(run, by_run.get(run.info.run_id, {})) for run in found]
+        needed = [run.run_id for run in runs if run.finished and shares_test_rows(run, metric)]
+        losses = dict(zip(needed, do(lambda r: _losses(client, r, metric), needed), strict=True))
+    return tuple(replace(run, losses=losses.get(run.run_id)) for run in runs)
 
 
 def _curve(client: Any, run_id: str, key: str) -> dict[int, float]:
@@ -226,6 +238,17 @@ def _curve(client: Any, run_id: str, key: str) -> dict[int, float]:
         history = client.get_metric_history(run_id, key)
     ordered = sorted(history, key=lambda m: (m.step, m.timestamp))
     return {int(m.step): float(m.value) for m in ordered}
+
+
+def _losses(client: Any, run_id: str, metric: str) -> NDArray[np.float64] | None:
+    """Return the final model's losses by test row; None where the run has none for the metric."""
+    try:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(run_id, FINAL_LOSSES, folder)
+            losses = read_npz(Path(path))[metric.partition("/")[2]].astype(np.float64)
+    except (*_UNREADABLE, load_mlflow().exceptions.MlflowException):
+        return None
+    return losses if losses.ndim == 1 and len(losses) and np.isfinite(losses).all() else None
 
 
 def _summary(run: Any, curves: dict[str, dict[int, float]]) -> RunSummary:

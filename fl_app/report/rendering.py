@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fl_app.report.budgets import SLACK
 from fl_app.report.comparing import Comparison, Outcome, Row, Table
+from fl_app.report.grounds import KINDS
 from fl_app.report.intervals import Interval
 from fl_app.report.runs import listed, natural, short
 
@@ -79,7 +80,7 @@ def comparison_blocks(
     -------
     tuple of Block
         What is compared, a table at equal rounds, one at equal bytes, the worst cells, the
-        expectations, the notes.
+        expectations, what each kind of interval speaks of, the notes.
     """
     c = comparison
     direction = "higher" if c.higher_is_better else "lower"
@@ -95,8 +96,24 @@ def comparison_blocks(
     if c.at_bytes is not None:
         blocks.append(_table(c, c.at_bytes, f"at equal bytes (within {SLACK:.0%})"))
         blocks += _worst_lines(c, c.at_bytes, "at equal bytes")
+    outcomes = tuple(outcomes)
     blocks += [outcome_line(outcome, c) for outcome in outcomes]
+    blocks += _kind_lines(c, outcomes)
     return (*blocks, *(f"note: {note}" for note in c.notes))
+
+
+def _kind_lines(c: Comparison, outcomes: Iterable[Outcome]) -> list[str]:
+    """Say of each kind of interval what it speaks of."""
+    tables = [table for table in (c.at_rounds, c.at_bytes) if table is not None]
+    shown = [row.difference for table in tables for row in table.rows if row.difference]
+    kinds = {interval.kind for interval in (*shown, *(o.difference for o in outcomes))}
+    ratios = sorted({f"{ground.ratio:.3g}" for ground in c.grounds.values() if ground.ratio})
+    told = f"; n_test/n_train = {listed(ratios, 4)}"
+    return [
+        f"{kind}: {meaning}{told if kind == 'corrected t' else ''}"
+        for kind, meaning in KINDS.items()
+        if kind in kinds
+    ]
 
 
 def _frame(c: Comparison) -> str:
@@ -130,7 +147,7 @@ def _cells(row: Row, digits: int, with_bytes: bool) -> tuple[str, ...]:
     cells = [row.level, str(row.num_runs), plus_minus(row.mean, row.sd, digits)]
     if with_bytes:
         cells.append("" if own else f"{row.baseline_mean:.{digits}f}")
-    cells.append("" if row.difference is None else interval_text(row.difference, digits))
+    cells.append("" if row.difference is None else _named(row.difference, digits))
     cells.append("" if own else f"{row.wins}/{row.ties}/{row.losses}")
     cells.append(f"{row.server_round:.4g}")
     if with_bytes:
@@ -151,18 +168,29 @@ def outcome_line(outcome: Outcome, comparison: Comparison) -> str:
     """Return an expectation's result in one line."""
     c = comparison
     digits = decimals_for(row.mean for row in c.at_rounds.rows)
+    found = outcome.difference
     verdict = "holds" if outcome.holds else "does not hold"
-    lower = "" if c.higher_is_better else "; lower is better"
-    text = interval_text(outcome.difference, digits)
-    return f"expected {outcome.text}: {verdict} (difference {text}{lower})"
+    told = [f"difference {_named(found, digits)}"]
+    if not c.higher_is_better:
+        told.append("lower is better")
+    if found.lack:
+        told.append(found.lack if found.low is None else f"no strict claim: {found.lack}")
+    return f"expected {outcome.text}: {verdict} ({'; '.join(told)})"
 
 
 def interval_text(interval: Interval, digits: int) -> str:
     """Return ``+0.0123 [-0.0045, +0.0291]``."""
     if interval.low is None or interval.high is None:
-        return f"{interval.mean:+.{digits}f} [no interval]"
+        what = "undecided" if interval.kind == "undecided" else "no interval"
+        return f"{interval.mean:+.{digits}f} [{what}]"
     low, high = (f"{end:+.{digits}f}" for end in (interval.low, interval.high))
     return f"{interval.mean:+.{digits}f} [{low}, {high}]"
+
+
+def _named(interval: Interval, digits: int) -> str:
+    """Return an interval and its kind."""
+    kind = "" if interval.low is None else f" {interval.kind}"
+    return f"{interval_text(interval, digits)}{kind}"
 
 
 def plus_minus(mean: float, sd: float | None, digits: int) -> str:

@@ -7,6 +7,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl_app.errors import InputError
 from fl_app.tracking.keys import higher_is_better, sanitise
 
@@ -52,6 +55,9 @@ class RunSummary:
         Its name in the UI.
     start_ms : int
         When it started, Unix time in milliseconds.
+    losses : ndarray of shape (n,) or None
+        The final model's loss on each test row, whose mean is the metric that was asked for; None
+        where nobody needs them or the run does not tell.
     """
 
     run_id: str
@@ -63,6 +69,7 @@ class RunSummary:
     error: str = ""
     name: str = ""
     start_ms: int = 0
+    losses: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
     @property
     def finished(self) -> bool:

@@ -112,6 +112,7 @@ _COLUMNS = (
     *("value_at_equal_bytes", "round_at_equal_bytes", "bytes_at_equal_bytes"),
     *("bytes", "run_id"),
     *("baseline_at_equal_rounds", "baseline_at_equal_bytes", "baseline_run_id"),
+    *("interval", "n_test_to_n_train"),
 )
 
 
@@ -119,18 +120,26 @@ def as_csv(comparison: Comparison) -> str:
     """Return one line for each run: where it stands, its values at both budgets, its id.
 
     The values of a level are those of its pairs with the baseline, whose values in that pair stand
-    beside them; those of the baseline itself are its own end.
+    beside them; those of the baseline itself are its own end. ``interval`` is the kind of the
+    interval that the level has in that cell at equal rounds, ``n_test_to_n_train`` its ratio.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_COLUMNS)
+    several = len(comparison.cells) > 1
+    kinds = {
+        (r.cell, r.level): r.difference.kind for r in comparison.at_rounds.rows if r.difference
+    }
     for level, pairs in comparison.at_rounds.pairs.items():
         others = _by_place(comparison.at_bytes, level)
         for pair in pairs:
             run = comparison.design.runs[pair.cell, level][pair.seed]
             other = others.get((pair.cell, pair.seed))
             base = level == comparison.baseline
-            writer.writerow([pair.cell, level, pair.seed, *_values(pair, other, run, base)])
+            kind = kinds.get((pair.cell if several else None, level), "")
+            ratio = comparison.grounds[pair.cell].ratio if kind == "corrected t" else ""
+            values = _values(pair, other, run, base)
+            writer.writerow([pair.cell, level, pair.seed, *values, kind, ratio])
     return file.getvalue()
 
 
@@ -181,7 +190,11 @@ def as_dict(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> dict[st
                 }
                 for name, table in tables.items()
             },
-            "expectations": [asdict(outcome) for outcome in outcomes],
+            "grounds": {cell: asdict(ground) for cell, ground in c.grounds.items()},
+            "expectations": [
+                {**asdict(outcome), "holds_strictly": outcome.holds_strictly}
+                for outcome in outcomes
+            ],
             "notes": list(c.notes),
         }
     )

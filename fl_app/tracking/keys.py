@@ -23,6 +23,7 @@ from fl_app.models.metrics import HIGHER_IS_BETTER
 from fl_app.tracking.base import Arrays, ClientRecord, RoundRecord, flat_norm
 
 __all__ = [
+    "FINAL_LOSSES",
     "MAX_SHOWN_CLIENTS",
     "MAX_SHOWN_VALUES",
     "KeyBook",
@@ -42,6 +43,8 @@ MAX_SHOWN_CLIENTS = 20
 MAX_SHOWN_VALUES = 32
 """Values in all arrays up to which they are shown one by one."""
 MAX_KEY_LENGTH = 250
+FINAL_LOSSES = "losses/final.npz"
+"""Artifact with the final model's losses, one a test row, by the metric whose mean they are."""
 
 _REFUSED = re.compile(r"[^/\w.\- :]")
 _BETTER_WORDS = frozenset(

@@ -34,7 +34,7 @@ from fl_app.tracking.carrier import Metric, Run
 from fl_app.tracking.spool import Process
 from fl_app.tracking.store import is_http, sqlite_path
 
-__all__ = ["MlflowStore", "load_mlflow", "quiet"]
+__all__ = ["MlflowStore", "load_mlflow", "no_progress_bars", "quiet"]
 
 _LOG = logging.getLogger("fl_app")
 _SPOOL_TAG, _PROCESS_TAG = "fl_app.spool", "fl_app.process"
@@ -198,7 +198,7 @@ class MlflowStore:
             if str(old.status) == "READY":
                 return str(old.model_id)
             client.delete_logged_model(old.model_id)
-        with tempfile.TemporaryDirectory() as folder, _no_progress_bars():
+        with tempfile.TemporaryDirectory() as folder, no_progress_bars():
             model = client.create_logged_model(run.experiment_id, name, run.run_id)
             _save_model(Path(folder, "model"), files, model, run)
             client.log_outputs(run.run_id, [entities.LoggedModelOutput(model.model_id, step)])
@@ -353,7 +353,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Switch off the bars that MLflow draws for every copy of a file."""
     name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
     before = os.environ.get(name)

@@ -380,6 +380,17 @@ def write_npz(path: Path, arrays: Arrays) -> None:
     ValueError
         For an array of Python objects.
     """
+    _write(path, npz_bytes(arrays))
+
+
+def npz_bytes(arrays: Arrays) -> memoryview:
+    """Return named arrays as the content of an ``.npz``: equal arrays, equal bytes.
+
+    Raises
+    ------
+    ValueError
+        For an array of Python objects.
+    """
     buffer = io.BytesIO()
     # numpy.savez stores the time of day and cannot take an array that is named "file".
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -388,7 +399,7 @@ def write_npz(path: Path, arrays: Arrays) -> None:
             info.external_attr = 0o600 << 16
             with archive.open(info, "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
-    _write(path, buffer.getbuffer())
+    return buffer.getbuffer()
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:

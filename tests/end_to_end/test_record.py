@@ -18,6 +18,7 @@ from fl_app.config import compose_config
 from fl_app.errors import FederationError
 from fl_app.federation.federated import Federated
 from fl_app.launch import Launch
+from fl_app.report import read_these
 from fl_app.runtimes import RunResult, run
 
 
@@ -132,6 +133,60 @@ def test_tags_and_params_tell_the_run(digits: Recorded) -> None:
     assert params["num_clients"] == "4"
     assert "output_dir" not in params
     assert all(len(tags[k]) == 64 for k in ("config.sha256", "data.sha256", "weights.sha256"))
+
+
+def test_tags_count_the_rows(digits: Recorded) -> None:
+    """The seed draws a fifth of 1797 rows for the test, and each client a tenth of its own."""
+    tags = digits.run.data.tags
+    assert tags["data.seed_draws"] == "test"
+    rows, test, train, held = (
+        int(tags[f"data.{what}"]) for what in ("rows", "test_rows", "train_rows", "validation_rows")
+    )
+    assert (rows, test) == (1797, round(1797 * 0.2))
+    assert train + held == rows - test
+    assert held == pytest.approx((rows - test) / 10, abs=4 / 2)
+
+
+def losses_of(told: Recorded) -> dict[str, Any]:
+    """Return the losses of a run's final model."""
+    with np.load(told.artifact("losses/final.npz"), allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def test_final_losses_are_those_of_the_test_rows(digits: Recorded, diabetes: Recorded) -> None:
+    """A loss for each test row, whose mean is the last round's metric, in few bytes."""
+    for told, names in ((digits, ["accuracy", "brier", "log_loss"]), (diabetes, ["mae", "mse"])):
+        losses = losses_of(told)
+        assert sorted(losses) == names
+        for name, own in losses.items():
+            assert own.shape == (int(told.run.data.tags["data.test_rows"]),)
+            assert own.dtype == np.float32
+            assert own.mean() == pytest.approx(told.values(f"server/{name}")[-1], rel=1e-5)
+
+
+def test_no_test_rows_or_privacy_means_no_losses(home: Path, lines: Recorded) -> None:
+    """Without test rows there are none, and a private run's record holds nothing a row."""
+    words = ("num_clients=4", "num_server_rounds=1", "privacy=dp_fixed", "tracking.figures=false")
+    for told in (lines, recorded(home, *words)):
+        assert told.run.info.status == "FINISHED"
+        assert told.paths("losses") == []
+    assert lines.run.data.tags["data.seed_draws"] == "nothing"
+    assert lines.run.data.tags["data.test_rows"] == "0"
+
+
+def test_a_report_reads_losses_where_seeds_share_the_test_rows(home: Path) -> None:
+    """FLamby's 254 rows are the same for each seed: their losses come with the run."""
+    words = ("dataset=heart_disease", "dataset.split=flamby", "partitioner=natural")
+    told = recorded(home, *words, "num_clients=4", "num_server_rounds=2", "tracking.figures=false")
+    for metric in ("server/accuracy", "eval/accuracy"):
+        uri = told.client.tracking_uri
+        (found,) = read_these(uri, [told.result.run_id], metric)
+        if metric.startswith("eval"):
+            assert found.losses is None
+        else:
+            assert found.losses is not None
+            assert found.losses.shape == (254,)
+            assert found.losses.mean() == pytest.approx(found.curves[metric][2], rel=1e-5)
 
 
 def test_final_weights_are_the_last_rounds(digits: Recorded) -> None:
