@@ -114,7 +114,9 @@ class FedStacking(FedAvg):
         In: with ``fedavg``, ``global/<array>`` and ``fold_<v>/<array>``. Out: the same after local
         training, copy v without the rows of the client's fold v, and ``fold_examples`` (V,), int64,
         the rows behind each copy. Take the folds of :func:`fl_app.stacking.sum_folds`: two copies
-        differ by the gradient of the rows between them, and that of a single row is the row. If it
+        differ by the gradient of the rows between them, and that of a single row is the row. Deal
+        folds alike in every run, by the partition alone: with folds that change with the seed, each
+        run of a sweep tells sums over other rows, and enough of them solve for every row. If it
         is wanted and can be given, ``base/<kind>/<array>`` and ``counts``, int64, training rows of
         each class (C,) or of all (1,); with ``ls`` also ``linear/`` + the arrays of
         :class:`fl_app.stacking.Sums` from :func:`fl_app.stacking.linear_sums`, if the client has

@@ -232,7 +232,7 @@ def test_the_order_of_replies_changes_no_bit(global_member: str) -> None:
 
 @pytest.mark.parametrize("global_member", GLOBAL)
 def test_a_node_that_forgets_says_the_same(global_member: str) -> None:
-    """Folds and fits are made again from the seed where a node's state is lost."""
+    """Folds and fits are made again, the same, where a node's state is lost."""
     config = config_of("iris", {"global_member": global_member, "personal_gate": True})
     kept, lost = calm(config), run(config, Clients(forget=True))
     for a, b in zip(kept.clients.diary, lost.clients.diary, strict=True):
