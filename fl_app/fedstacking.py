@@ -118,7 +118,8 @@ class FedStacking(FedAvg):
         folds alike in every run, by the partition alone: with folds that change with the seed, each
         run of a sweep tells sums over other rows, and enough of them solve for every row. If it
         is wanted and can be given, ``base/<kind>/<array>`` and ``counts``, int64, training rows of
-        each class (C,) or of all (1,); with ``ls`` also ``linear/`` + the arrays of
+        each class (C,), where few rows may count 0, or of all (1,); with ``ls`` also ``linear/`` +
+        the arrays of
         :class:`fl_app.stacking.Sums` from :func:`fl_app.stacking.linear_sums`, if the client has
         enough rows.
     ``stack``
@@ -192,6 +193,7 @@ class FedStacking(FedAvg):
     def _forget(self) -> None:
         """Begin a run: nothing of another one is known."""
         self._bases: dict[int, Member] = {}
+        self._rows: dict[int, int] = {}
         self._counts: dict[int, NDArray[Any]] = {}
         self._linear: dict[int, stacking.Sums] = {}
         self._global: Member | None = None
@@ -364,6 +366,7 @@ class FedStacking(FedAvg):
         """Average the global member and its copies, and keep what is new of base models."""
         received = {key: self._read(message) for key, message in replies.items()}
         for key, arrays in received.items():
+            self._rows.setdefault(key, self._num_examples(replies[key]))
             base = Member.from_arrays("base", arrays)
             if base is not None and key not in self._bases:
                 self._bases[key], self._counts[key] = base, arrays["counts"]
@@ -415,13 +418,18 @@ class FedStacking(FedAvg):
         if self._chosen is not None:
             return {key: self._bases[key] for key in self._chosen}
         keys = sorted(self._bases)
-        counts = np.stack([self._counts[key] for key in keys])
-        chosen = stacking.choose_members(counts, self.max_members)
+        chosen = stacking.choose_members(*self._told(keys), self.max_members)
         return {keys[k]: self._bases[keys[k]] for k in chosen}
+
+    def _told(self, keys: Iterable[int]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the rows (m,) of clients, and their rows of each class (m, C) or (m, 1)."""
+        keys = list(keys)
+        rows = np.array([self._rows[key] for key in keys], dtype=np.float64)
+        return rows, np.stack([self._counts[key] for key in keys])
 
     def _n_average(self) -> NDArray[np.float32]:
         """Return the weights of the members' average by their rows, (m, C)."""
-        rows = np.array([self._counts[key].sum() for key in self._members()], dtype=np.float64)
+        rows, _ = self._told(self._members())
         shares = (rows / rows.sum())[:, None]
         return np.broadcast_to(shares, (len(rows), self.num_outputs)).astype(np.float32)
 
@@ -441,8 +449,7 @@ class FedStacking(FedAvg):
         self._stackers = {key: tuple(part.fold.tolist()) for key, part in parts.items()}
         members = self._members()
         pooled = stacking.pool(parts, self.num_folds)
-        counts = np.stack([self._counts[key] for key in members])
-        self._table = stacking.candidates(self._layout(), pooled, counts)
+        self._table = stacking.candidates(self._layout(), pooled, *self._told(members))
         chosen = stacking.provisional(self._table)
         self._provisional = self._table.index(chosen)
         self._metrics |= {
@@ -522,7 +529,7 @@ class FedStacking(FedAvg):
             {
                 "member": f"{key:03d}",
                 "kind": member.kind,
-                "num_examples": int(self._counts[key].sum()),
+                "num_examples": self._rows[key],
                 "influence": share[position],
             }
             for position, (key, member) in enumerate(members.items())
@@ -589,8 +596,8 @@ class FedStacking(FedAvg):
             return left
         self._check_member(base)
         counts = _take_array(arrays, "counts", np.int64, (1 if self.low else self.num_outputs,))
-        if (counts < 0).any() or counts.sum() != rows:
-            raise DataError("counts", counts, f"{rows} rows over all classes")
+        if (counts < 0).any() or counts.sum() > rows:
+            raise DataError("counts", counts, f"at most {rows} rows over all classes")
         if linear := unpack("linear", arrays):
             self._check_linear(stacking.Sums.from_arrays(linear), rows)
         return {n for n in left if not n.startswith(("base/", "linear/"))} - {"counts"}

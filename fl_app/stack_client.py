@@ -27,7 +27,7 @@ from fl_app.models import estimators
 from fl_app.models.base import Arrays
 from fl_app.models.metrics import score
 from fl_app.models.stack import LS, MODEL, Kinds, Member, pack, unpack, unpack_members, unpack_range
-from fl_app.schema import BaseModelsConfig, Config, FedStackingConfig
+from fl_app.schema import MIN_LEVEL_ROWS, BaseModelsConfig, Config, FedStackingConfig
 from fl_app.seeding import generator
 from fl_app.wire import StackRequest
 
@@ -323,10 +323,11 @@ class StackClient:
 
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
-        """Training rows of each class, (C,); of all, (1,), for regression."""
+        """Training rows of each class, (C,), 0 for a few; of all, (1,), for regression."""
         if self.encoding.task == "regression":
             return np.array([self._num_rows])
-        return np.bincount(self.rows.y, minlength=self._width)
+        counts = np.bincount(self.rows.y, minlength=self._width)
+        return np.where(counts < MIN_LEVEL_ROWS, 0, counts)
 
     def _outputs(self, member: Member) -> NDArray[np.float64]:
         return self.kinds.outputs(member, self.rows.x, self._no_layout)

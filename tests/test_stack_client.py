@@ -16,6 +16,7 @@ from fl_app.errors import DataError
 from fl_app.models import estimators
 from fl_app.models.metrics import score
 from fl_app.models.stack import Member, Stack, unpack, unpack_members
+from fl_app.schema import MIN_LEVEL_ROWS
 from fl_app.seeding import generator, one_thread
 from fl_app.stack_client import StackClient
 from fl_app.wire import StackRequest
@@ -382,7 +383,7 @@ def test_any_rows_give_an_answer(kind: str, num_rows: int, one_class: bool) -> N
         assert (base is not None) == (phase == "collect" and num_rows >= 2)
         if base is not None:
             client.kinds.check(base)
-            assert arrays["counts"].sum() == num_rows
+            assert (arrays["counts"] == 0).all()  # three rows are too few to be counted
         if phase == "stack":
             part = stacking.Sums.from_arrays(unpack("sums", arrays))
             whole = one_class and num_rows >= 2
@@ -539,11 +540,23 @@ def test_the_bayes_model_tells_no_class_of_two_rows() -> None:
     for reply in source.clients.diary:
         if reply.phase == "collect" and "counts" in reply.arrays:
             present = reply.arrays["base/gaussian_nb/present"]
-            counts = reply.arrays["counts"]
+            counts = np.bincount(source.rows(reply.partition).y, minlength=3)
             pairs += int((counts == 2).sum())
             if (counts >= 3).any():
                 np.testing.assert_array_equal(present, counts >= 3)
     assert pairs > 0
+
+
+def test_a_class_of_few_rows_is_not_counted() -> None:
+    """Counts below the floor of the handshake's label counts come as 0; the others are exact."""
+    source, few = ran("wine", "logistic", alpha=0.3, num_clients=8, gate=False), 0
+    for reply in source.clients.diary:
+        if "counts" in reply.arrays:
+            counts = np.bincount(source.rows(reply.partition).y, minlength=3)
+            few += int(((counts > 0) & (counts < MIN_LEVEL_ROWS)).sum())
+            wanted = [n if n >= MIN_LEVEL_ROWS else 0 for n in counts]
+            np.testing.assert_array_equal(reply.arrays["counts"], wanted)
+    assert few > 0
 
 
 def test_no_leaf_of_a_forest_tells_a_target() -> None:
