@@ -96,6 +96,10 @@ class FedStacking(FedAvg):
     check_member : callable (Member) -> None, optional
         Raises :class:`~fl_app.errors.FlAppError` for a base model that is not usable. By default
         its arrays must be finite numbers.
+    num_features : int, optional
+        Columns of the clients' tables. With it a warning before the sums are made says how many of
+        them can be solved for their rows (:func:`fl_app.stacking.can_be_solved_for`), and
+        ``stack/open_sums`` counts them among those that came; without it nobody is warned.
     **kwargs
         As for Flower's FedAvg.
 
@@ -163,6 +167,7 @@ class FedStacking(FedAvg):
         personal_gate: bool = False,
         partitions: Mapping[int, int] | None = None,
         check_member: Callable[[Member], None] | None = None,
+        num_features: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -188,6 +193,7 @@ class FedStacking(FedAvg):
         self.personal_gate = personal_gate
         self.partitions: Mapping[int, int] = {} if partitions is None else partitions
         self._check_member = check_member or _check_finite
+        self.num_features = num_features
         self._forget()
 
     def _forget(self) -> None:
@@ -239,6 +245,8 @@ class FedStacking(FedAvg):
                     f"{LS}; fedavg and none need fewer"
                 )
             self._chosen = list(self._members())
+        if phase == "stack":
+            self._warn_of_open_sums(nodes)
         settings: dict[str, Any] = {
             "server-round": server_round,
             "stack-phase": phase,
@@ -361,6 +369,31 @@ class FedStacking(FedAvg):
                     arrays[f"candidate/{number:02d}/{fold}"] = candidate.fold_weights[fold]
         return arrays
 
+    def _warn_of_open_sums(self, nodes: Iterable[int]) -> None:
+        """Say before the sums are made how many of them can be solved for their rows."""
+        known = [self._rows[key] for key in map(self._key_of, nodes) if key in self._rows]
+        floor, folds = self.min_rows_per_sum, 1 if self.client_folds else self.num_folds
+        # Rows spread evenly over the folds, unless classes are too small for that.
+        sizes = [max(floor, rows // folds) for rows in known if rows >= floor]
+        found = sorted(size for size in sizes if self._is_open(size))
+        if found:
+            log.warning(
+                "strategy=fedstacking: whoever knows the members may solve the sums of %d of %d "
+                "clients for their rows: r = %d to %d rows of p = %d features in a sum, which is "
+                "up to 2 E equations, E = %d (docs/stacking.md, What it reveals)",
+                len(found),
+                len(sizes),
+                found[0],
+                found[-1],
+                self.num_features,
+                stacking.equations(self._layout()),
+            )
+
+    def _is_open(self, num_examples: int) -> bool:
+        """Return whether a sum over so many rows can be solved for them; False if unknown."""
+        features, layout = self.num_features, self._layout()
+        return features is not None and stacking.can_be_solved_for(layout, num_examples, features)
+
     # ------------------------------------------------------------------------- collect
     def _collect(self, replies: Mapping[int, Message]) -> dict[str, NDArray[Any]]:
         """Average the global member and its copies, and keep what is new of base models."""
@@ -456,6 +489,10 @@ class FedStacking(FedAvg):
             "stack/members": float(len(members)),
             "stack/rows": pooled.num_examples,
         } | self._losses()
+        if self.num_features is not None:
+            sizes = np.concatenate([part.gram[:, -1] for part in parts.values()])
+            open_sums = sum(self._is_open(int(size)) for size in sizes)
+            self._metrics["stack/open_sums"] = float(open_sums)
         return self._take(chosen, None)
 
     def _losses(self) -> dict[str, float]:

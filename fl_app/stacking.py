@@ -23,6 +23,9 @@ its rows anyway. A meta-feature is the square root of a probability. A model the
 vector (the inner product of two is their Bhattacharyya coefficient), and a linear map sees how
 sure it is, which plain probabilities hide by always summing to 1.
 
+**Sums are no hiding place.** Whoever knows the members can solve a client's sums for its rows:
+:func:`equations` counts where that is possible, and a test does it.
+
 References
 ----------
 Wolpert 1992, "Stacked generalization", https://doi.org/10.1016/S0893-6080(05)80023-1.
@@ -57,12 +60,14 @@ __all__ = [
     "Sums",
     "bounds",
     "by_fold",
+    "can_be_solved_for",
     "candidates",
     "check_scores",
     "check_sums",
     "choose",
     "choose_members",
     "combine",
+    "equations",
     "features",
     "gate",
     "influence",
@@ -630,6 +635,80 @@ def pool(parts: Mapping[int, Sums], num_folds: int) -> Pooled:
     return Pooled(gram, cross, squares)
 
 
+# ---------------------------------------------------------------------------- what sums give away
+def equations(layout: Layout) -> int:
+    """Count the equations that one sum states about its rows.
+
+    Parameters
+    ----------
+    layout : Layout
+        The columns of the meta-features.
+
+    Returns
+    -------
+    int
+        ``E = d (d + 1) / 2 + d c`` with ``d = B (C - 1) + 1`` and ``c = C - 1`` for classes,
+        ``d = B T + 1`` and ``c = T`` for targets; or half of the independent ones, if that is more,
+        so that there are never more than 2 E. Roots of C probabilities multiply to more functions
+        than C - 1 probabilities: of the ``D (D + 1) / 2 + D C`` numbers in F'F and F'Y follow from
+        the others only the count of rows, a square in each block (it is a unit vector) and one
+        column of F'Y, whose last row counts classes. For two or three classes and many members
+        the rest is more than 2 E.
+
+    Examples
+    --------
+    Nine members and a global one, 3 classes; ten and a global one, 2 classes:
+
+    >>> equations(Layout(9, 3, True)), equations(Layout(10, 2, True))
+    (273, 143)
+    """
+    d, free = _free(layout)
+    counted = d * (d + 1) // 2 + d * free
+    if not layout.classes:
+        return counted
+    width = layout.width
+    independent = width * (width + 1) // 2 - layout.num_blocks - 1 + (width - 1) * free
+    return max(counted, -(-independent // 2))
+
+
+def can_be_solved_for(layout: Layout, num_examples: int, num_features: int) -> bool:
+    """Return whether somebody who knows the members may find the rows of a sum.
+
+    Necessary, not sufficient: with more unknowns than equations, many rows have the same sum. It
+    counts one sum alone; base models, updates of the global member and other sums over the same
+    rows tell more.
+
+    Parameters
+    ----------
+    layout : Layout
+        The columns of the meta-features.
+    num_examples : int
+        r, the rows of the sum.
+    num_features : int
+        p, what is unknown of a row: the columns of its table.
+
+    Returns
+    -------
+    bool
+        Whether ``r p < 2 E`` (:func:`equations`) or ``r < d``.
+
+    Examples
+    --------
+    Wine, 13 features and 3 classes; with 10 members, and with 2:
+
+    >>> can_be_solved_for(Layout(10, 3, True), 4, 13), can_be_solved_for(Layout(2, 3, True), 16, 13)
+    (True, False)
+    """
+    few = num_examples < _free(layout)[0]
+    return few or num_examples * num_features < 2 * equations(layout)
+
+
+def _free(layout: Layout) -> tuple[int, int]:
+    """Return d and c of :func:`equations`: probabilities sum to 1, so that one of C is not free."""
+    free = layout.num_outputs - layout.classes
+    return layout.num_blocks * free + 1, free
+
+
 # ---------------------------------------------------------------------------- candidates
 @dataclass(frozen=True)
 class Candidate:
@@ -674,7 +753,7 @@ class _Problem:
     counts: Floats
 
     def shares(self) -> Floats:
-        """Return each member's share of the rows of a class; equal where none has any, (m, C)."""
+        """Return each member's share of the rows of a class, (m, C); of all rows if none told."""
         total = self.counts.sum(axis=0)
         whole = (self.rows / self.rows.sum())[:, None]
         shares = np.where(total > 0, self.counts / np.where(total > 0, total, 1.0), whole)

@@ -154,6 +154,7 @@ def strategy_of(config: Config, roster: Roster, predictor: Predictor) -> Strateg
         min_rows_per_sum=own.min_rows_per_sum,
         max_members=own.max_members,
         personal_gate=own.personal_gate,
+        num_features=len(predictor.encoding.columns),
         **shape,
         **_ALL,
     )
