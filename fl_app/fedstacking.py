@@ -96,6 +96,10 @@ class FedStacking(FedAvg):
     check_member : callable (Member) -> None, optional
         Raises :class:`~fl_app.errors.FlAppError` for a base model that is not usable. By default
         its arrays must be finite numbers.
+    num_features : int, optional
+        Columns of the clients' tables. With it a warning before the sums are made says how many of
+        them can be solved for their rows (:func:`fl_app.stacking.can_be_solved_for`), and
+        ``stack/open_sums`` counts them among those that came; without it nobody is warned.
     **kwargs
         As for Flower's FedAvg.
 
@@ -114,9 +118,12 @@ class FedStacking(FedAvg):
         In: with ``fedavg``, ``global/<array>`` and ``fold_<v>/<array>``. Out: the same after local
         training, copy v without the rows of the client's fold v, and ``fold_examples`` (V,), int64,
         the rows behind each copy. Take the folds of :func:`fl_app.stacking.sum_folds`: two copies
-        differ by the gradient of the rows between them, and that of a single row is the row. If it
+        differ by the gradient of the rows between them, and that of a single row is the row. Deal
+        folds alike in every run, by the partition alone: with folds that change with the seed, each
+        run of a sweep tells sums over other rows, and enough of them solve for every row. If it
         is wanted and can be given, ``base/<kind>/<array>`` and ``counts``, int64, training rows of
-        each class (C,) or of all (1,); with ``ls`` also ``linear/`` + the arrays of
+        each class (C,), where few rows may count 0, or of all (1,); with ``ls`` also ``linear/`` +
+        the arrays of
         :class:`fl_app.stacking.Sums` from :func:`fl_app.stacking.linear_sums`, if the client has
         enough rows.
     ``stack``
@@ -160,6 +167,7 @@ class FedStacking(FedAvg):
         personal_gate: bool = False,
         partitions: Mapping[int, int] | None = None,
         check_member: Callable[[Member], None] | None = None,
+        num_features: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -185,11 +193,13 @@ class FedStacking(FedAvg):
         self.personal_gate = personal_gate
         self.partitions: Mapping[int, int] = {} if partitions is None else partitions
         self._check_member = check_member or _check_finite
+        self.num_features = num_features
         self._forget()
 
     def _forget(self) -> None:
         """Begin a run: nothing of another one is known."""
         self._bases: dict[int, Member] = {}
+        self._rows: dict[int, int] = {}
         self._counts: dict[int, NDArray[Any]] = {}
         self._linear: dict[int, stacking.Sums] = {}
         self._global: Member | None = None
@@ -235,6 +245,8 @@ class FedStacking(FedAvg):
                     f"{LS}; fedavg and none need fewer"
                 )
             self._chosen = list(self._members())
+        if phase == "stack":
+            self._warn_of_open_sums(nodes)
         settings: dict[str, Any] = {
             "server-round": server_round,
             "stack-phase": phase,
@@ -283,8 +295,8 @@ class FedStacking(FedAvg):
 
     def stay(self, server_round: int, replies: Iterable[Message]) -> None:
         """Take the base models of a round that is thrown away; the global member stays."""
-        received = {self._key(message): self._read(message) for message in replies}
-        self._take_bases({key: received[key] for key in sorted(received)})
+        by_key = {self._key(message): message for message in replies}
+        self._take_bases({key: by_key[key] for key in sorted(by_key)})
         phase = float(PHASES.index(self.phase(server_round)))
         bases = float(len(self._bases))
         self._metrics, self._texts = {"stack/phase": phase, "stack/base_models": bases}, {}
@@ -369,11 +381,35 @@ class FedStacking(FedAvg):
                     arrays[f"candidate/{number:02d}/{fold}"] = candidate.fold_weights[fold]
         return arrays
 
+    def _warn_of_open_sums(self, nodes: Iterable[int]) -> None:
+        """Say before the sums are made how many of them can be solved for their rows."""
+        known = [self._rows[key] for key in map(self._key_of, nodes) if key in self._rows]
+        floor, folds = self.min_rows_per_sum, 1 if self.client_folds else self.num_folds
+        # Rows spread evenly over the folds, unless classes are too small for that.
+        sizes = [max(floor, rows // folds) for rows in known if rows >= floor]
+        found = sorted(size for size in sizes if self._is_open(size))
+        if found:
+            log.warning(
+                "strategy=fedstacking: whoever knows the members may solve the sums of %d of %d "
+                "clients for their rows: r = %d to %d rows of p = %d features in a sum, which is "
+                "up to 2 E equations, E = %d (docs/stacking.md, What it reveals)",
+                len(found),
+                len(sizes),
+                found[0],
+                found[-1],
+                self.num_features,
+                stacking.equations(self._layout()),
+            )
+
+    def _is_open(self, num_examples: int) -> bool:
+        """Return whether a sum over so many rows can be solved for them; False if unknown."""
+        features, layout = self.num_features, self._layout()
+        return features is not None and stacking.can_be_solved_for(layout, num_examples, features)
+
     # ------------------------------------------------------------------------- collect
     def _collect(self, replies: Mapping[int, Message]) -> dict[str, NDArray[Any]]:
         """Average the global member and its copies, and keep what is new of base models."""
-        received = {key: self._read(message) for key, message in replies.items()}
-        self._take_bases(received)
+        received = self._take_bases(replies)
         self._metrics["stack/base_models"] = float(len(self._bases))
         if self.global_member == "fedavg":
             return self._average(replies, received)
@@ -384,14 +420,18 @@ class FedStacking(FedAvg):
             return dict(self._sent)
         return Stack(self._members(), None, self._n_average(), self.low, self.high).to_arrays()
 
-    def _take_bases(self, received: Mapping[int, Arrays]) -> None:
-        """Keep the base models that are new."""
-        for key, arrays in received.items():
+    def _take_bases(self, replies: Mapping[int, Message]) -> dict[int, Arrays]:
+        """Keep the base models and numbers of rows that are new; return each reply's arrays."""
+        received: dict[int, Arrays] = {}
+        for key, message in replies.items():
+            received[key] = arrays = self._read(message)
+            self._rows.setdefault(key, self._num_examples(message))
             base = Member.from_arrays("base", arrays)
             if base is not None and key not in self._bases:
                 self._bases[key], self._counts[key] = base, arrays["counts"]
                 if linear := unpack("linear", arrays):
                     self._linear[key] = stacking.Sums.from_arrays(linear)
+        return received
 
     def _average(
         self, replies: Mapping[int, Message], received: Mapping[int, Arrays]
@@ -429,13 +469,18 @@ class FedStacking(FedAvg):
         if self._chosen is not None:
             return {key: self._bases[key] for key in self._chosen}
         keys = sorted(self._bases)
-        counts = np.stack([self._counts[key] for key in keys])
-        chosen = stacking.choose_members(counts, self.max_members)
+        chosen = stacking.choose_members(*self._told(keys), self.max_members)
         return {keys[k]: self._bases[keys[k]] for k in chosen}
+
+    def _told(self, keys: Iterable[int]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the rows (m,) of clients, and their rows of each class (m, C) or (m, 1)."""
+        keys = list(keys)
+        rows = np.array([self._rows[key] for key in keys], dtype=np.float64)
+        return rows, np.stack([self._counts[key] for key in keys])
 
     def _n_average(self) -> NDArray[np.float32]:
         """Return the weights of the members' average by their rows, (m, C)."""
-        rows = np.array([self._counts[key].sum() for key in self._members()], dtype=np.float64)
+        rows, _ = self._told(self._members())
         shares = (rows / rows.sum())[:, None]
         return np.broadcast_to(shares, (len(rows), self.num_outputs)).astype(np.float32)
 
@@ -455,14 +500,17 @@ class FedStacking(FedAvg):
         self._stackers = {key: tuple(part.fold.tolist()) for key, part in parts.items()}
         members = self._members()
         pooled = stacking.pool(parts, self.num_folds)
-        counts = np.stack([self._counts[key] for key in members])
-        self._table = stacking.candidates(self._layout(), pooled, counts)
+        self._table = stacking.candidates(self._layout(), pooled, *self._told(members))
         chosen = stacking.provisional(self._table)
         self._provisional = self._table.index(chosen)
         self._metrics |= {
             "stack/members": float(len(members)),
             "stack/rows": pooled.num_examples,
         } | self._losses()
+        if self.num_features is not None:
+            sizes = np.concatenate([part.gram[:, -1] for part in parts.values()])
+            open_sums = sum(self._is_open(int(size)) for size in sizes)
+            self._metrics["stack/open_sums"] = float(open_sums)
         return self._take(chosen, None)
 
     def _losses(self) -> dict[str, float]:
@@ -536,7 +584,7 @@ class FedStacking(FedAvg):
             {
                 "member": f"{key:03d}",
                 "kind": member.kind,
-                "num_examples": int(self._counts[key].sum()),
+                "num_examples": self._rows[key],
                 "influence": share[position],
             }
             for position, (key, member) in enumerate(members.items())
@@ -603,8 +651,8 @@ class FedStacking(FedAvg):
             return left
         self._check_member(base)
         counts = _take_array(arrays, "counts", np.int64, (1 if self.low else self.num_outputs,))
-        if (counts < 0).any() or counts.sum() != rows:
-            raise DataError("counts", counts, f"{rows} rows over all classes")
+        if (counts < 0).any() or counts.sum() > rows:
+            raise DataError("counts", counts, f"at most {rows} rows over all classes")
         if linear := unpack("linear", arrays):
             self._check_linear(stacking.Sums.from_arrays(linear), rows)
         return {n for n in left if not n.startswith(("base/", "linear/"))} - {"counts"}

@@ -24,6 +24,7 @@ from fl_app.errors import ConfigError
 
 __all__ = [
     "GROUPS",
+    "MIN_LEVEL_ROWS",
     "Config",
     "Task",
     "check",
@@ -39,6 +40,9 @@ __all__ = [
 
 Task = Literal["regression", "classification"]
 T = TypeVar("T")
+
+MIN_LEVEL_ROWS = 5
+"""Rows of a node that a level or a class needs before the node names or counts it."""
 
 
 def opt(default: T, text: str, **limits: object) -> T:

@@ -1,8 +1,10 @@
 """What a client does in each phase of FedStacking: fit, add up, count.
 
 The message contract stands in :class:`fl_app.fedstacking.FedStacking`. Nothing here keeps state
-that could not be made again: folds and fits are functions of the run's seed and the partition, and
+that could not be made again: folds are functions of the partition, fits of the run's seed too, and
 a node's memory of them (Flower's ``context.state``, which stays on the node) only saves time.
+Were folds drawn by the seed, each run of a sweep would tell sums over other rows, and enough of
+them solve for every row.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ from fl_app.models import estimators
 from fl_app.models.base import Arrays
 from fl_app.models.metrics import score
 from fl_app.models.stack import LS, MODEL, Kinds, Member, pack, unpack, unpack_members, unpack_range
-from fl_app.schema import METRICS, BaseModelsConfig, Config, FedStackingConfig
+from fl_app.schema import (
+    METRICS,
+    MIN_LEVEL_ROWS,
+    BaseModelsConfig,
+    Config,
+    FedStackingConfig,
+)
 from fl_app.seeding import generator
 from fl_app.wire import StackRequest
 
@@ -341,10 +349,11 @@ class StackClient:
 
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
-        """Training rows of each class, (C,); of all, (1,), for regression."""
+        """Training rows of each class, (C,), 0 for a few; of all, (1,), for regression."""
         if self.encoding.task == "regression":
             return np.array([self._num_rows])
-        return np.bincount(self.rows.y, minlength=self._width)
+        counts = np.bincount(self.rows.y, minlength=self._width)
+        return np.where(counts < MIN_LEVEL_ROWS, 0, counts)
 
     def _outputs(self, member: Member) -> NDArray[np.float64]:
         return self.kinds.outputs(member, self.rows.x, self._no_layout)
@@ -353,9 +362,13 @@ class StackClient:
         """Score outputs for the training rows, in raw units."""
         return score(self.encoding.task, self.encoding.in_units(outputs), self.rows.truth)
 
+    def _dealer(self, purpose: str) -> np.random.Generator:
+        """Return what deals the rows: the same in every run, whatever its seed."""
+        return generator(0, purpose, 0, self.partition)
+
     def _row_folds(self, request: StackRequest) -> NDArray[np.int64]:
         classes = self.encoding.task == "classification"
-        rng = generator(self.config.seed, "folds", 0, self.partition)
+        rng = self._dealer("folds")
         return stacking.row_folds(self.rows.y, request.num_folds, rng, classes)
 
     def _split(self, request: StackRequest) -> stacking.SumFolds:
@@ -363,7 +376,7 @@ class StackClient:
             self.rows.y,
             request.num_folds,
             request.min_rows,
-            generator(self.config.seed, "stack", 0, self.partition),
+            self._dealer("stack"),
             classes=self.encoding.task == "classification",
             by_client=request.client_folds,
         )
@@ -385,7 +398,7 @@ class StackClient:
                 self.rows.y,
                 request.num_folds,
                 request.min_rows,
-                generator(self.config.seed, "linear", 0, self.partition),
+                self._dealer("linear"),
                 own.ls_rows_per_feature,
             )
         except DataError:

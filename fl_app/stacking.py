@@ -23,6 +23,9 @@ its rows anyway. A meta-feature is the square root of a probability. A model the
 vector (the inner product of two is their Bhattacharyya coefficient), and a linear map sees how
 sure it is, which plain probabilities hide by always summing to 1.
 
+**Sums are no hiding place.** Whoever knows the members can solve a client's sums for its rows:
+:func:`equations` counts where that is possible, and a test does it.
+
 References
 ----------
 Wolpert 1992, "Stacked generalization", https://doi.org/10.1016/S0893-6080(05)80023-1.
@@ -57,12 +60,14 @@ __all__ = [
     "Sums",
     "bounds",
     "by_fold",
+    "can_be_solved_for",
     "candidates",
     "check_scores",
     "check_sums",
     "choose",
     "choose_members",
     "combine",
+    "equations",
     "features",
     "gate",
     "influence",
@@ -188,13 +193,15 @@ def max_members(num_outputs: int) -> int:
     return max(1, min(32, 420 // num_outputs))
 
 
-def choose_members(num_examples: NDArray[Any], limit: int) -> list[int]:
+def choose_members(num_examples: NDArray[Any], counts: NDArray[Any], limit: int) -> list[int]:
     """Choose whose base models are stacked.
 
     Parameters
     ----------
-    num_examples : ndarray of shape (K, C) or (K, 1)
-        Rows of each class on each client, or all its rows for regression; in partition order.
+    num_examples : ndarray of shape (K,)
+        Rows of each client, in partition order.
+    counts : ndarray of shape (K, C) or (K, 1)
+        Its rows of each class as it tells them, or all its rows for regression.
     limit : int
         Members at most.
 
@@ -203,16 +210,25 @@ def choose_members(num_examples: NDArray[Any], limit: int) -> list[int]:
     list of int
         Sorted positions. One after the other: for regression the client with most rows, for
         classification the one that brings most new classes, then the one that raises
-        ``sum_c log(1 + rows of class c)`` most. Ties go to the first.
+        ``sum_c log(1 + rows of class c)`` most. Ties, and so all choices where no client tells of
+        any class, go to the one with more rows, then to the first.
+
+    Examples
+    --------
+    >>> choose_members(np.array([5, 9, 7]), np.array([[5, 0], [9, 0], [0, 7]]), 2)
+    [1, 2]
+    >>> choose_members(np.array([5, 9, 7]), np.zeros((3, 2)), 2)
+    [1, 2]
     """
-    counts = np.asarray(num_examples, dtype=np.float64)
+    counts = np.asarray(counts, dtype=np.float64)
     covered = np.zeros(counts.shape[1])
     left = list(range(len(counts)))
     chosen: list[int] = []
     while left and len(chosen) < limit:
         new = ((counts[left] > 0) & (covered == 0)).sum(axis=1)
-        gain = np.where(new == new.max(), np.log1p(covered + counts[left]).sum(axis=1), -1.0)
-        best = left.pop(int(np.argmax(gain)))
+        gain = np.log1p(covered + counts[left]).sum(axis=1)
+        ranks = zip(new.tolist(), gain.tolist(), num_examples[left].tolist(), strict=True)
+        best = left.pop(max(enumerate(ranks), key=lambda pair: pair[1])[0])
         chosen.append(best)
         if counts.shape[1] > 1:
             covered += counts[best]
@@ -619,6 +635,80 @@ def pool(parts: Mapping[int, Sums], num_folds: int) -> Pooled:
     return Pooled(gram, cross, squares)
 
 
+# ---------------------------------------------------------------------------- what sums give away
+def equations(layout: Layout) -> int:
+    """Count the equations that one sum states about its rows.
+
+    Parameters
+    ----------
+    layout : Layout
+        The columns of the meta-features.
+
+    Returns
+    -------
+    int
+        ``E = d (d + 1) / 2 + d c`` with ``d = B (C - 1) + 1`` and ``c = C - 1`` for classes,
+        ``d = B T + 1`` and ``c = T`` for targets; or half of the independent ones, if that is more,
+        so that there are never more than 2 E. Roots of C probabilities multiply to more functions
+        than C - 1 probabilities: of the ``D (D + 1) / 2 + D C`` numbers in F'F and F'Y follow from
+        the others only the count of rows, a square in each block (it is a unit vector) and one
+        column of F'Y, whose last row counts classes. For two or three classes and many members
+        the rest is more than 2 E.
+
+    Examples
+    --------
+    Nine members and a global one, 3 classes; ten and a global one, 2 classes:
+
+    >>> equations(Layout(9, 3, True)), equations(Layout(10, 2, True))
+    (273, 143)
+    """
+    d, free = _free(layout)
+    counted = d * (d + 1) // 2 + d * free
+    if not layout.classes:
+        return counted
+    width = layout.width
+    independent = width * (width + 1) // 2 - layout.num_blocks - 1 + (width - 1) * free
+    return max(counted, -(-independent // 2))
+
+
+def can_be_solved_for(layout: Layout, num_examples: int, num_features: int) -> bool:
+    """Return whether somebody who knows the members may find the rows of a sum.
+
+    Necessary, not sufficient: with more unknowns than equations, many rows have the same sum. It
+    counts one sum alone; base models, updates of the global member and other sums over the same
+    rows tell more.
+
+    Parameters
+    ----------
+    layout : Layout
+        The columns of the meta-features.
+    num_examples : int
+        r, the rows of the sum.
+    num_features : int
+        p, what is unknown of a row: the columns of its table.
+
+    Returns
+    -------
+    bool
+        Whether ``r p < 2 E`` (:func:`equations`) or ``r < d``.
+
+    Examples
+    --------
+    Wine, 13 features and 3 classes; with 10 members, and with 2:
+
+    >>> can_be_solved_for(Layout(10, 3, True), 4, 13), can_be_solved_for(Layout(2, 3, True), 16, 13)
+    (True, False)
+    """
+    few = num_examples < _free(layout)[0]
+    return few or num_examples * num_features < 2 * equations(layout)
+
+
+def _free(layout: Layout) -> tuple[int, int]:
+    """Return d and c of :func:`equations`: probabilities sum to 1, so that one of C is not free."""
+    free = layout.num_outputs - layout.classes
+    return layout.num_blocks * free + 1, free
+
+
 # ---------------------------------------------------------------------------- candidates
 @dataclass(frozen=True)
 class Candidate:
@@ -653,28 +743,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Sums to solve, (D, D), (D, C) and a number, beside the members' rows of each class."""
+    """Sums to solve, (D, D), (D, C) and a number, beside the members' rows, (m,) and by class."""
 
     layout: Layout
     gram: Floats
     cross: Floats
     squares: float
+    rows: Floats
     counts: Floats
 
     def shares(self) -> Floats:
-        """Return each member's share of the rows of a class; equal where none has any, (m, C)."""
+        """Return each member's share of the rows of a class, (m, C); of all rows if none told."""
         total = self.counts.sum(axis=0)
-        shares = np.where(
-            total > 0, self.counts / np.where(total > 0, total, 1.0), 1 / len(self.counts)
-        )
+        whole = (self.rows / self.rows.sum())[:, None]
+        shares = np.where(total > 0, self.counts / np.where(total > 0, total, 1.0), whole)
         return np.broadcast_to(shares, (len(shares), self.layout.num_outputs))
 
     def start(self) -> Floats:
-        """Return W0, (B, C): half shares, half global member (all of it where none has rows)."""
+        """Return W0, (B, C): half shares, half global member."""
         if not self.layout.has_global:
             return self.shares()
-        half = np.where(self.counts.sum(axis=0) > 0, 0.5, 0.0)
-        return np.concatenate([self.shares() * half, np.ones((1, self.layout.num_outputs)) - half])
+        half = np.full((1, self.layout.num_outputs), 0.5)
+        return np.concatenate([self.shares() * half, half])
 
     def by_output(self) -> tuple[Floats, Floats]:
         """Return the sums of each output's own columns, (C, B, B) and (C, B)."""
@@ -688,6 +778,7 @@ def candidates(
     layout: Layout,
     pooled: Pooled,
     num_examples: NDArray[Any],
+    counts: NDArray[Any],
     penalties: Sequence[float] = PENALTIES,
 ) -> tuple[Candidate, ...]:
     """Solve every family on all folds and without each fold.
@@ -698,8 +789,11 @@ def candidates(
         What is stacked.
     pooled : Pooled
         The federation's sums.
-    num_examples : ndarray of shape (m, C) or (m, 1)
-        Rows of each class (regression: all rows) on the members' clients.
+    num_examples : ndarray of shape (m,)
+        Rows of the members' clients.
+    counts : ndarray of shape (m, C) or (m, 1)
+        Their rows of each class (regression: all rows) as they tell them; a class of which none
+        tells goes by ``num_examples``.
     penalties : sequence of float
         Tried for the full ridge family; the largest of equally good ones is taken.
 
@@ -710,7 +804,8 @@ def candidates(
         the penalty of least cross-validated error and the next two smaller ones: squared error
         likes larger penalties than the number of right answers does.
     """
-    problems = _problems(layout, pooled, np.asarray(num_examples, dtype=np.float64))
+    rows, told = (np.asarray(a, dtype=np.float64) for a in (num_examples, counts))
+    problems = _problems(layout, pooled, rows, told)
     averages = {name: solve for name, solve in AVERAGES.items() if layout.has(name)}
     solved = {name: [solve(p) for p in problems] for name, solve in averages.items()} | {
         name: [_expand(layout, solve(p)) for p in problems] for name, solve in FAMILIES.items()
@@ -729,17 +824,17 @@ def provisional(table: Sequence[Candidate]) -> Candidate:
     return min(table, key=lambda candidate: np.nan_to_num(candidate.loss, nan=np.inf))
 
 
-def _problems(layout: Layout, pooled: Pooled, counts: Floats) -> list[_Problem]:
+def _problems(layout: Layout, pooled: Pooled, rows: Floats, counts: Floats) -> list[_Problem]:
     """Return the problem without each fold, then that of all folds."""
-    if len(counts) != layout.num_members or not counts.sum() > 0:
-        raise DataError("num_examples", counts.shape, f"rows of {layout.num_members} members")
+    if not len(rows) == len(counts) == layout.num_members or not rows.sum() > 0:
+        raise DataError("num_examples", rows, f"rows of {layout.num_members} members")
     squares = pooled.squares.sum(axis=1)
     everything = (pooled.gram.sum(axis=0), pooled.cross.sum(axis=0), float(squares.sum()))
     problems = [
         tuple(total - part for total, part in zip(everything, parts, strict=True))
         for parts in zip(pooled.gram, pooled.cross, squares, strict=True)
     ]
-    return [_Problem(layout, g, q, float(s), counts) for g, q, s in [*problems, everything]]
+    return [_Problem(layout, g, q, float(s), rows, counts) for g, q, s in [*problems, everything]]
 
 
 def _candidate(
@@ -770,7 +865,7 @@ def _members(problem: _Problem, weights: Floats) -> Floats:
 
 def _n_average(problem: _Problem) -> Floats:
     """Weigh the members by their rows."""
-    return _members(problem, problem.counts.sum(axis=1, keepdims=True) / problem.counts.sum())
+    return _members(problem, problem.rows[:, None] / problem.rows.sum())
 
 
 def _class_average(problem: _Problem) -> Floats:

@@ -159,6 +159,7 @@ def strategy_of(
         min_rows_per_sum=own.min_rows_per_sum,
         max_members=own.max_members,
         personal_gate=own.personal_gate,
+        num_features=len(predictor.encoding.columns),
         **shape,
         **_ALL,
     )

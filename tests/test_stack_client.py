@@ -16,6 +16,7 @@ from fl_app.errors import DataError
 from fl_app.models import estimators
 from fl_app.models.metrics import score
 from fl_app.models.stack import Member, Stack, unpack, unpack_members
+from fl_app.schema import MIN_LEVEL_ROWS
 from fl_app.seeding import generator, one_thread
 from fl_app.stack_client import StackClient
 from fl_app.wire import StackRequest
@@ -107,6 +108,88 @@ def test_a_memory_saves_fits_only(partition: int, monkeypatch: pytest.MonkeyPatc
     assert set(memory) == {"stack-base", "stack-own"}
 
 
+# ---------------------------------------------------------------------------- folds of all seeds
+SEEDS = 1000
+
+
+def solved_rows(draws: NDArray[Any], sums: NDArray[Any], rows: NDArray[Any]) -> int:
+    """Solve sums over known choices of rows for the rows, and count those that come out right.
+
+    Parameters
+    ----------
+    draws : ndarray of bool, shape (s, n)
+        Which rows the server takes each sum to hold.
+    sums : ndarray of shape (s, k)
+        The sums that it was told.
+    rows : ndarray of shape (n, k)
+        The truth.
+    """
+    found = np.linalg.lstsq(draws.astype(np.float64), sums, rcond=None)[0]
+    return int((np.abs(found - rows).max(axis=1) < 1e-3).sum())
+
+
+def told_under_seeds(source: Ran, num_seeds: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Let one client say its sums for least squares under many seeds, over the same rows.
+
+    Return which rows each sum would hold if the seed dealt them, and what was told of those of
+    each fold: the sums of all features and of the target.
+    """
+    client, reply = client_of(source, 0), reply_of(source, "collect", 0)
+    draws, sums = [], []
+    for seed in range(num_seeds):
+        own = replace(client, config=replace(client.config, seed=seed))
+        part, _ = own._linear(request_of(reply), reply.sent)
+        # Targets fall into no classes: whoever knows the seed would know the folds.
+        layout = stacking.Layout(1, 1, False, (-1.0,), (1.0,))
+        draw = generator(seed, "linear", 0, 0)
+        x, y, least = client.rows.x, client.rows.y, source.config.strategy.ls_rows_per_feature
+        _, split = stacking.linear_sums(layout, x, y, V, 2, draw, least)
+        for number, fold in enumerate(part["fold"].tolist()):
+            draws.append(split.kept & (split.fold == fold))
+            sums.append(
+                np.append(whole_gram(part["gram"])[number, :-1, -1], part["cross"][number, -1])
+            )
+    return np.array(draws), np.array(sums)
+
+
+@pytest.mark.parametrize("dataset", ["wine", "synthetic_regression"])
+def test_no_seed_deals_other_rows(dataset: str) -> None:
+    """Row folds, sums and sums for least squares hold the same rows under every seed."""
+    source = ran(dataset, "ridge" if "regression" in dataset else "logistic", "ls", gate=False)
+    client, reply = client_of(source, 1), reply_of(source, "collect", 1)
+    request, told = request_of(reply), set()
+    for seed in range(SEEDS):
+        own = replace(client, config=replace(client.config, seed=seed))
+        sums, linear = own._split(request), own._linear(request, reply.sent)[1]
+        rows = own._row_folds(request)
+        told.add(b"".join(a.tobytes() for a in (rows, sums.fold, sums.kept, linear)))
+    assert len(told) == 1
+
+
+def test_exact_sums_of_many_seeds_solve_for_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the seed dealt the rows, 60 seeds would tell 240 sums over known choices of 54 rows.
+
+    All features and the target of every row come out then, by linear algebra alone; as they are
+    dealt, 60 seeds tell what one does.
+    """
+    source = ran("synthetic_regression", "ridge", "ls", gate=False)
+    rows = source.rows(0)
+    low, high = (np.array(side) for side in (source.stack.low, source.stack.high))
+    scaled = (rows.y - (low + high) / 2) / ((high - low) / 2)
+    truth = np.column_stack([rows.x, scaled])
+    draws, sums = told_under_seeds(source, 60)
+    assert np.linalg.matrix_rank(draws.astype(float)) == len(truth)  # it would suffice
+    assert solved_rows(draws, sums, truth) == 0
+    assert len(np.unique(sums, axis=0)) == V
+
+    def by_seed(client: StackClient, purpose: str) -> np.random.Generator:
+        return generator(client.config.seed, purpose, 0, client.partition)
+
+    monkeypatch.setattr(StackClient, "_dealer", by_seed)
+    draws, sums = told_under_seeds(source, 60)
+    assert solved_rows(draws, sums, truth) == len(truth)
+
+
 # ---------------------------------------------------------------------------- out-of-fold
 def blocks_of(source: Ran, partition: int) -> tuple[NDArray[Any], list[Member], StackClient]:
     """Return the meta-features of a client's rows as (n, B, C) probabilities, and the members."""
@@ -126,7 +209,7 @@ def test_the_own_block_is_out_of_fold_and_no_other(kind: str) -> None:
     blocks, members, client = blocks_of(source, own)
     x, y = client.rows.x, client.rows.y
     seed = source.config.seed
-    folds = stacking.row_folds(y, V, generator(seed, "folds", 0, own), True)
+    folds = stacking.row_folds(y, V, generator(0, "folds", 0, own), True)
     floor = {"min_samples_leaf": 2} if kind == "random_forest" else {}
     for fold in range(V):
         seen, new = folds != fold, folds == fold
@@ -169,7 +252,7 @@ def sum_folds_of(source: Ran, partition: int) -> stacking.SumFolds:
     """Deal a client's rows to sums as it does."""
     rows = source.rows(partition)
     classes = source.encoding.task == "classification"
-    rng = generator(source.config.seed, "stack", 0, partition)
+    rng = generator(0, "stack", 0, partition)
     return stacking.sum_folds(rows.y, V, 2, rng, classes=classes)
 
 
@@ -300,7 +383,7 @@ def test_any_rows_give_an_answer(kind: str, num_rows: int, one_class: bool) -> N
         assert (base is not None) == (phase == "collect" and num_rows >= 2)
         if base is not None:
             client.kinds.check(base)
-            assert arrays["counts"].sum() == num_rows
+            assert (arrays["counts"] == 0).all()  # three rows are too few to be counted
         if phase == "stack":
             part = stacking.Sums.from_arrays(unpack("sums", arrays))
             whole = one_class and num_rows >= 2
@@ -457,11 +540,23 @@ def test_the_bayes_model_tells_no_class_of_two_rows() -> None:
     for reply in source.clients.diary:
         if reply.phase == "collect" and "counts" in reply.arrays:
             present = reply.arrays["base/gaussian_nb/present"]
-            counts = reply.arrays["counts"]
+            counts = np.bincount(source.rows(reply.partition).y, minlength=3)
             pairs += int((counts == 2).sum())
             if (counts >= 3).any():
                 np.testing.assert_array_equal(present, counts >= 3)
     assert pairs > 0
+
+
+def test_a_class_of_few_rows_is_not_counted() -> None:
+    """Counts below the floor of the handshake's label counts come as 0; the others are exact."""
+    source, few = ran("wine", "logistic", alpha=0.3, num_clients=8, gate=False), 0
+    for reply in source.clients.diary:
+        if "counts" in reply.arrays:
+            counts = np.bincount(source.rows(reply.partition).y, minlength=3)
+            few += int(((counts > 0) & (counts < MIN_LEVEL_ROWS)).sum())
+            wanted = [n if n >= MIN_LEVEL_ROWS else 0 for n in counts]
+            np.testing.assert_array_equal(reply.arrays["counts"], wanted)
+    assert few > 0
 
 
 def test_no_leaf_of_a_forest_tells_a_target() -> None:

@@ -65,9 +65,14 @@ def counts(layout: Layout) -> NDArray[Any]:
     return 1.0 + np.arange(layout.num_members * columns).reshape(-1, columns)
 
 
+def told(layout: Layout) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give the members' rows, and those of each class."""
+    return counts(layout).sum(axis=1), counts(layout)
+
+
 def solved(layout: Layout, clients: list[Client]) -> tuple[stacking.Candidate, ...]:
     pooled = stacking.pool({k: c.sums for k, c in enumerate(clients)}, V)
-    return stacking.candidates(layout, pooled, counts(layout))
+    return stacking.candidates(layout, pooled, *told(layout))
 
 
 def named(table: tuple[stacking.Candidate, ...], family: str) -> stacking.Candidate:
@@ -81,19 +86,29 @@ EVERY = pytest.mark.parametrize("layout", [CLASSES, TWO, TARGETS], ids=["3", "2"
 def test_members_cover_every_class() -> None:
     """The only client with a class is a member, however few rows it has."""
     rows = np.array([[50, 50, 0], [60, 40, 0], [40, 60, 0], [0, 0, 1]])
-    assert stacking.choose_members(rows, 2) == [0, 3]
+    assert stacking.choose_members(rows.sum(axis=1), rows, 2) == [0, 3]
 
 
 def test_regression_takes_the_clients_with_most_rows() -> None:
     """Members come back in partition order; a tie goes to the first."""
-    assert stacking.choose_members(np.array([[5], [9], [9], [1], [9]]), 3) == [1, 2, 4]
-    assert stacking.choose_members(np.array([[5], [5], [5]]), 2) == [0, 1]
+    for rows, limit, chosen in (([5, 9, 9, 1, 9], 3, [1, 2, 4]), ([5, 5, 5], 2, [0, 1])):
+        n = np.array(rows)
+        assert stacking.choose_members(n, n[:, None], limit) == chosen
+
+
+def test_where_no_class_is_told_members_go_by_rows() -> None:
+    """Counts below the floor come as 0: with nothing else told, the largest clients are members."""
+    n = np.array([6, 9, 4, 12, 9])
+    for told in (np.zeros((5, 3)), np.tile([7, 0, 0], (5, 1))):
+        assert stacking.choose_members(n, told, 2) == [1, 3]
+        assert stacking.choose_members(n, told, 3) == [1, 3, 4]
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000))
 def test_members_are_distinct_and_no_more_than_allowed(k: int, limit: int, seed: int) -> None:
     """As many members as allowed or as there are clients."""
-    chosen = stacking.choose_members(rng(seed).integers(0, 9, size=(k, 3)), limit)
+    counts = rng(seed).integers(0, 9, size=(k, 3))
+    chosen = stacking.choose_members(counts.sum(axis=1), counts, limit)
     assert chosen == sorted(set(chosen))
     assert len(chosen) == min(k, limit)
     assert set(chosen) <= set(range(k))
@@ -373,7 +388,7 @@ def test_ridge_solves_the_normal_equations_of_the_rows(layout: Layout) -> None:
 def solved_with(layout: Layout, clients: list[Client], penalty: float) -> NDArray[Any]:
     """Give the full matrix of one penalty."""
     pooled = stacking.pool({k: c.sums for k, c in enumerate(clients)}, V)
-    return stacking.candidates(layout, pooled, counts(layout), [penalty])[-1].weights
+    return stacking.candidates(layout, pooled, *told(layout), [penalty])[-1].weights
 
 
 @EVERY
@@ -388,13 +403,21 @@ def test_an_infinite_penalty_leaves_half_shares_and_half_the_global_member(layou
     assert np.isclose(np.abs(weights).sum(), layout.num_outputs, atol=1e-3)
 
 
-def test_a_class_without_members_starts_at_the_global_member() -> None:
-    """Where no member has rows of a class, W0 takes the global member's word for it."""
-    pooled = stacking.pool({0: client(CLASSES).sums}, V)
-    rows = counts(CLASSES) * [1, 0, 1]
-    weights = stacking.candidates(CLASSES, pooled, rows, [1e12])[-1].weights
-    assert np.isclose(weights[9 + 1, 1], 1, atol=1e-6)
-    assert np.allclose(weights[[1, 4, 7], 1], 0, atol=1e-6)
+@pytest.mark.parametrize("known", [[1, 0, 1], [0, 0, 0]])
+@pytest.mark.parametrize("has_global", [True, False])
+def test_a_class_that_nobody_tells_of_starts_at_the_shares_of_all_rows(
+    known: list[int], has_global: bool
+) -> None:
+    """Counts below the floor come as 0: W0 then takes n_k / N, beside half the global member."""
+    layout, n = replace(CLASSES, has_global=has_global), np.array([10.0, 30.0, 60.0])
+    pooled = stacking.pool({0: client(layout).sums}, V)
+    table = stacking.candidates(layout, pooled, n, counts(layout) * known, [1e12])
+    weights, whole = table[-1].weights, 0.5 if has_global else 1.0
+    assert np.allclose(weights[[1, 4, 7], 1], whole * n / 100, atol=1e-6)
+    if has_global:
+        assert np.isclose(weights[9 + 1, 1], 0.5, atol=1e-6)
+    assert np.allclose(named(table, "class_average").weights[:3, 1], n / 100)
+    assert np.allclose(named(table, "n_average").weights[:3], n[:, None] / 100)
 
 
 def test_without_a_global_member_the_shares_are_whole() -> None:
@@ -651,7 +674,7 @@ def test_ridges_fall_from_the_best_penalty(layout: Layout) -> None:
     c = client(layout)
     pooled = stacking.pool({0: c.sums}, V)
     each = {
-        p: stacking.candidates(layout, pooled, counts(layout), [p])[-1].loss
+        p: stacking.candidates(layout, pooled, *told(layout), [p])[-1].loss
         for p in stacking.PENALTIES
     }
     best = min(each, key=lambda p: each[p])
@@ -811,7 +834,7 @@ class Federation:
     def ridge(self, clients: list[Client]) -> stacking.Candidate:
         pooled = stacking.pool({k: c.sums for k, c in enumerate(clients)}, V)
         rows = np.array([np.bincount(y, minlength=self.layout.num_outputs) for _, y in self.parts])
-        return stacking.candidates(self.layout, pooled, rows, [1e-3])[-1]
+        return stacking.candidates(self.layout, pooled, rows.sum(axis=1), rows, [1e-3])[-1]
 
     def predict(
         self, members: list[dict[str, NDArray[Any]]], weights: NDArray[Any], x: NDArray[Any]
@@ -871,8 +894,8 @@ def test_a_class_seen_by_one_client_only_is_predicted() -> None:
 def test_no_choice_is_given_test_rows() -> None:
     """What decides takes sums and counts of clients: no rows, no model, no test set."""
     deciders = {
-        stacking.choose_members: {"num_examples", "limit"},
-        stacking.candidates: {"layout", "pooled", "num_examples", "penalties"},
+        stacking.choose_members: {"num_examples", "counts", "limit"},
+        stacking.candidates: {"layout", "pooled", "num_examples", "counts", "penalties"},
         stacking.provisional: {"table"},
         stacking.choose: {"layout", "table", "pooled_scores"},
     }
