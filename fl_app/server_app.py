@@ -26,7 +26,7 @@ from fl_app import wire
 from fl_app.aggregation import arrays_digest
 from fl_app.data.partition import partition_of, test_table, whole_table
 from fl_app.data.table import Table
-from fl_app.errors import FederationError, FlAppError
+from fl_app.errors import FederationError, one_line
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.privacy import with_privacy
@@ -212,7 +212,7 @@ class Run:
             self._federate(node_ids)
         except BaseException as error:
             status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            self._finish(status, time.monotonic() - begin, _one_line(error))
+            self._finish(status, time.monotonic() - begin, one_line(error))
             raise
         self._finish("FINISHED", time.monotonic() - begin, "")
 
@@ -339,7 +339,7 @@ class Run:
         try:
             return self._draw()
         except Exception as error:
-            log.warning("the figures were not drawn: %s", _one_line(error))
+            log.warning("the figures were not drawn: %s", one_line(error))
             return {}
 
     def _draw(self) -> dict[str, bytes]:
@@ -452,13 +452,6 @@ def _value_names(
     }
     own = {f"{n.partition:03d}/{key}": value for n in roster for key, value in names.items()}
     return names | own
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, FlAppError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class _warnings_on:  # noqa: N801

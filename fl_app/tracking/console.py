@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fl_app.errors import printable
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 
 __all__ = ["LINE_PREFIX", "RESULT_MARK", "ConsoleTracker", "own_text"]
@@ -130,6 +131,8 @@ class ConsoleTracker:
         return " | ".join(parts)
 
     def _print(self, what: str | Table) -> None:
+        if isinstance(what, str):
+            what = printable(what)
         if not self.prefix:
             self.console.print(what, markup=False, soft_wrap=isinstance(what, str))
             return
@@ -159,7 +162,7 @@ def _is_lesson(record: RoundRecord) -> bool:
 def _lesson(record: RoundRecord) -> Table:
     """Show the weighted average W(t+1) = sum_k n_k/N W_k with its terms."""
     names = [
-        f"{array}.{value}".rstrip(".")
+        printable(f"{array}.{value}".rstrip("."))
         for array, values in record.arrays.items()
         for value in record.value_names.get(array, [str(i) for i in range(np.size(values))])
     ]

@@ -25,6 +25,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fl_app.errors import one_line
 from fl_app.held import HeldArray, is_kind, items_of, read, records_of
 from fl_app.tracking.base import (
     ClientRecord,
@@ -454,4 +455,4 @@ def _found(strategy: Strategy, attribute: str) -> Any:
 
 def _end_of(error: BaseException) -> RunEnd:
     status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-    return RunEnd(status, error=f"{type(error).__name__}: {error}".rstrip(": "))
+    return RunEnd(status, error=one_line(error))
