@@ -87,7 +87,7 @@ def test_no_path_leaves_in_an_error(files: tuple[Path, Path], tmp_path: Path) ->
 def test_no_text_of_a_library_leaves_a_node_with_a_file(
     kind: str, own: bool, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pandas and NumPy repeat cells: of their errors the server gets the class, wherever raised.
+    """Libraries repeat cells: of their errors the server gets the class, wherever raised.
 
     Where rows are dealt, whoever reads the error has them: the text is told.
     """

@@ -132,7 +132,7 @@ def test_a_finished_run(runtime: str, server: str, tmp_path: Path) -> None:
     uri = f"http://me:{SECRET}@{server}"
     env = {} if runtime == "inprocess" else {"MLFLOW_TRACKING_URI": uri}
     words = [f"tracking.uri={uri}"] * (runtime == "inprocess")
-    done = run(tmp_path, *SMALL, f"runtime={runtime}", "-m", "seed=0,1", *words, **env)
+    done = run(tmp_path, "-m", *SMALL, f"runtime={runtime}", "seed=0,1", *words, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     report = ["fl-kit", "report", "--uri", uri, "--mlflow-experiment", "iris", "--out", "r"]
     compared = command(*report, "--baseline", "strategy=fedavg", cwd=tmp_path)
