@@ -62,7 +62,7 @@ class ConsoleTracker:
             no_color=self._plain,
         )
         self._total = 0
-        self._rounds: list[RoundRecord] = []
+        self._last: RoundRecord | None = None
         self._progress: Progress | None = None
 
     def start(self, run: RunStart) -> None:
@@ -88,7 +88,7 @@ class ConsoleTracker:
 
     def record(self, record: RoundRecord) -> None:
         """Print a round."""
-        self._rounds.append(record)
+        self._last = record
         if self.brief:
             return
         self._print(self._line(record))
@@ -102,13 +102,13 @@ class ConsoleTracker:
         if self._progress is not None:
             self._progress.stop()
         if self.brief:
-            if end.status == "FINISHED" and self._rounds:
-                self._print(f"{self._name} | {self._line(self._rounds[-1])}")
+            if end.status == "FINISHED" and self._last is not None:
+                self._print(f"{self._name} | {self._line(self._last)}")
             return
         if end.status != "FINISHED":
             self._print(f"{end.status}: {end.error}")
-        if self._rounds:
-            self._print(_closing(self._rounds))
+        if self._last is not None:
+            self._print(_closing(self._last))
 
     def say(self, text: str) -> None:
         """Print a line of text."""
@@ -191,9 +191,8 @@ def _numbers(values: Sequence[float] | np.ndarray) -> list[str]:
     return [f"{float(v):.6f}" for v in values]
 
 
-def _closing(rounds: Sequence[RoundRecord]) -> Table:
+def _closing(last: RoundRecord) -> Table:
     """Show the last round's metrics: one row each, a column for train, eval and server."""
-    last = rounds[-1]
     table = Table(title=f"after round {last.server_round}", title_justify="left")
     table.add_column("metric")
     sources = {"train": last.train, "eval": last.evaluate, "server": last.server}
