@@ -189,7 +189,7 @@ def _show(value: object) -> str:
 
 def _clean(record: logging.LogRecord) -> bool:
     """Make what is logged printable, whichever handler there is."""
-    record.msg, record.args = printable(record.getMessage()), ()
+    record.msg, record.args = printable(record.getMessage(), _LONGEST // 2), ()
     return True
 
 
