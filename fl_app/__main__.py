@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the run failed, 2 bad input (one line, no traceback), 130
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -141,7 +142,7 @@ def _run(config: Config) -> RunResult:
 def main() -> None:
     """Run the command line."""
     # Hydra writes and prints what was typed.
-    sys.argv[1:] = [keep_secrets(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [_without_secrets(word) for word in sys.argv[1:]]
     with job_log() as path:
         try:
             _check_first()
@@ -152,6 +153,12 @@ def main() -> None:
                 print(summarise(jobs))
     if any(one.failed for one in jobs):
         sys.exit(1)
+
+
+def _without_secrets(word: str) -> str:
+    if re.search(r"""://[^@]*[\s"'<>][^@]*@""", word):
+        _fail("a URI holds no blanks and quotation marks (%20, %22 stand for them)", 2)
+    return keep_secrets(word)
 
 
 def _check_first() -> None:

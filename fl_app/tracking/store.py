@@ -241,7 +241,8 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     -------
     str
     """
-    base = masked(uri) if is_http(uri) else _UI
+    # Without the user: a browser would take "***" for the password.
+    base = re.sub(r"://[^/]*@", "://", uri) if is_http(uri) else _UI
     # Without the last part MLflow 3 opens the page in its mode for language models.
     page = f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
     return f"{page}?workflowType=machine_learning"

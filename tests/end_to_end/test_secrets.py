@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
 
+from fl_app import commands
+from fl_app.report.reading import _summary
+from fl_app.runtimes.bundle import app_dir
 from fl_app.tracking import replay
+from fl_app.tracking.store import run_url
 
-from .support import command, free_port
+from .support import ROOT, command, free_port
 
 SECRET = "sekret-word"
 SMALL = ("dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking.figures=false")
@@ -52,6 +58,16 @@ def test_a_server_that_is_down(words: tuple[str, ...], tmp_path: Path, nobody: s
     assert found(tmp_path, done.stdout, done.stderr) == []
     kept = [path for path in tmp_path.rglob("*.yaml") if "me:***@" in path.read_text()]
     assert ("num_clients=0" in words) or len(kept) >= 3  # .hydra holds it, masked
+
+
+@pytest.mark.parametrize("sign", [" ", "'", "/", "#", "?"])
+def test_a_password_that_no_uri_holds(sign: str, tmp_path: Path) -> None:
+    """What has to be percent-encoded is refused, and not repeated by anybody."""
+    word = f'tracking.uri="http://me:{SECRET}{sign}{SECRET}@127.0.0.1:1"'
+    done = run(tmp_path, *SMALL, word)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert found(tmp_path, done.stdout, done.stderr) == []
 
 
 @pytest.mark.slow
@@ -95,6 +111,48 @@ def test_the_run_config_of_flwr_run_holds_no_password(tmp_path: Path) -> None:
     first, second = done.stdout.splitlines()
     assert first.startswith("tracking-uri=http://me:***@h: no password: Flower hands it to every")
     assert second.startswith("overrides=tracking.uri=http://me:***@h: no password")
+
+
+def test_a_bundle_holds_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes to every SuperNode, with the config folder and whatever a site has put into it."""
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    site = conf / "tracking" / "mlflow.yaml"
+    site.write_text(f"name: mlflow\nuri: http://me:{SECRET}@h\nfigures: true\n")
+    monkeypatch.setattr("fl_app.runtimes.bundle.config_dir", lambda: conf)
+    with app_dir() as folder:
+        assert found(folder) == []
+        assert "uri: http://me:***@h\n" in (folder / "conf/tracking/mlflow.yaml").read_text()
+        assert (folder / "conf/config.yaml").read_bytes() == (conf / "config.yaml").read_bytes()
+
+
+def test_no_process_of_ours_has_the_store_in_its_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every user of a machine sees them: ``fl-kit ui`` tells MLflow by its own variable."""
+    called: list[list[str]] = []
+    monkeypatch.setattr(commands.os, "execv", lambda program, words: called.append(words))
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "")
+    store = f"sqlite:///{tmp_path}/{SECRET}.db"
+    commands.ui(free_port(), store)
+    assert len(called) == 1
+    assert not any(SECRET in word for word in called[0])
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == store
+
+
+def test_records_of_old_are_masked_in_a_report() -> None:
+    """A run that an older version recorded has the URI in clear in its params."""
+    uri = f"http://me:{SECRET}@h"
+    data = SimpleNamespace(tags={"error": uri}, params={"tracking.uri": uri}, metrics={})
+    info = SimpleNamespace(run_id="a", status="FAILED", run_name="", start_time=0)
+    assert SECRET not in repr(_summary(SimpleNamespace(data=data, info=info), {}))
+
+
+def test_the_link_to_a_run_has_no_user() -> None:
+    """A browser would log in with what stands there."""
+    assert run_url(f"http://me:{SECRET}@h:1/x", "0", "a").startswith("http://h:1/x/#/experiments")
+    assert run_url(f"https://{SECRET}@h", "0", "a").startswith("https://h/#/experiments")
 
 
 @pytest.fixture(scope="module")
