@@ -48,6 +48,7 @@ def nobody() -> str:
     [
         pytest.param(SMALL, id="run"),
         pytest.param(("-m", *SMALL, "seed=0,1"), id="sweep", marks=pytest.mark.slow),
+        pytest.param((*SMALL, "runtime=simulation"), id="simulation", marks=pytest.mark.slow),
         pytest.param((*SMALL, "num_clients=0"), id="mistake"),
     ],
 )
