@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the run failed, 2 bad input (one line, no traceback), 130
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fl_app.config import HydraErrors, check_sweep, config_dir, explain, typed
-from fl_app.errors import FlAppError
+from fl_app.errors import FlAppError, masked, one_line, printable
+from fl_app.launch import without_secrets
 from fl_app.pipes import reader_may_leave
 from fl_app.schema import Config, TabularConfig, objective_of
 from fl_app.sweep import (
@@ -35,6 +37,7 @@ from fl_app.sweep import (
     tell_swept,
     with_config,
 )
+from fl_app.tracking.store import keep_secrets
 
 if TYPE_CHECKING:
     from fl_app.runtimes import RunResult
@@ -86,7 +89,7 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
         return None
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        note(replace(told, status=status, error=f"{type(error).__name__}: {error}"))
+        note(replace(told, status=status, error=one_line(error)))
         raise
     metrics = {name: value for name, value in result.metrics.items() if value is not None}
     run_id = result.run_id or ""
@@ -101,8 +104,9 @@ def _sweep_id(state: HydraConf) -> str:
 
 def _config(composed: DictConfig) -> Config:
     """Return a job's config, with its own folder and with paths that any process can read."""
-    config = typed(composed)
     state = HydraConfig.get()
+    _mask_files(state)
+    config = without_secrets(typed(composed))
     folder = config.output_dir or state.runtime.output_dir
     config = replace(config, output_dir=str(Path(folder).absolute()))
     if isinstance(config.dataset, TabularConfig) and config.dataset.path is not None:
@@ -110,6 +114,17 @@ def _config(composed: DictConfig) -> Config:
         path = str(Path(config.dataset.path).expanduser().absolute())
         config = replace(config, dataset=replace(config.dataset, path=path))
     return config
+
+
+def _mask_files(state: HydraConf) -> None:
+    """Mask passwords that stood in a YAML file, in the copies that Hydra has written."""
+    folder = Path(state.runtime.output_dir)
+    for file in [
+        *folder.glob(f"{state.output_subdir}/*.yaml"),
+        Path(state.sweep.dir, "multirun.yaml"),
+    ]:
+        if file.is_file() and (shown := masked(text := file.read_text())) != text:
+            file.write_text(shown)
 
 
 def _run(config: Config) -> RunResult:
@@ -126,6 +141,8 @@ def _run(config: Config) -> RunResult:
 @reader_may_leave()
 def main() -> None:
     """Run the command line."""
+    # Hydra writes and prints what was typed.
+    sys.argv[1:] = [_without_secrets(word) for word in sys.argv[1:]]
     with job_log() as path:
         try:
             _check_first()
@@ -136,6 +153,12 @@ def main() -> None:
                 print(summarise(jobs))
     if any(one.failed for one in jobs):
         sys.exit(1)
+
+
+def _without_secrets(word: str) -> str:
+    if re.search(r"""://[^@]*[\s"'<>][^@]*@""", word):
+        _fail("a URI holds no blanks and quotation marks (%20, %22 stand for them)", 2)
+    return keep_secrets(word)
 
 
 def _check_first() -> None:
@@ -175,7 +198,7 @@ def _hydra() -> None:
 
 
 def _fail(text: str, status: int) -> None:
-    print(f"fl-app: {text}", file=sys.stderr)
+    print(f"fl-app: {printable(text)}", file=sys.stderr)
     sys.exit(status)
 
 

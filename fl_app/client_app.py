@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +17,13 @@ from typing import Any
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, Partition, encode, own_partition, partition_of
-from fl_app.errors import DataError, InputError
+from fl_app.errors import FlAppError, InputError
 from fl_app.federation import handshake
 from fl_app.grid import in_process
 from fl_app.models.base import Arrays, Model
@@ -41,7 +40,26 @@ if Path(sys.argv[0]).name == "flwr-simulation":
     # was started in another project, workers would import that project's fl_app.
     os.chdir(Path(__file__).parents[1])
 
-app = ClientApp()
+
+def _discreet(message: Message, context: Context, answer: ClientAppCallable) -> Message:
+    """Keep what stands in a node's own file out of its errors: Flower sends their text.
+
+    What pandas or NumPy say may hold a cell, so of an exception that is not ours only the class is
+    told. The node's own log has all of it. Where rows are dealt, all is one user's and told.
+    """
+    try:
+        return answer(message, context)
+    except Exception as error:
+        if context.node_config.get("data") is None:
+            raise
+        if not isinstance(error, InputError):
+            told = f"{type(error).__name__}; the node's own log says more"
+            raise FlAppError(told) from error
+        field = "node-config data" if error.field == "dataset.path" else error.field
+        raise InputError(field, "not told", error.allowed) from error
+
+
+app = ClientApp(mods=[_discreet])
 
 
 @app.query("describe")
@@ -54,7 +72,7 @@ def describe(message: Message, context: Context) -> Message:
         return Message(handshake.to_record(foreign), reply_to=message)
     config = wire.read_config(wire.texts(message)[0])
     path = _own_file(config, context)
-    with one_thread(), _discreet(path):
+    with one_thread():
         rows = _raw_rows(config, partition, path)
         description = handshake.describe(rows, partition, num_partitions, config.min_rows)
     return Message(handshake.to_record(description), reply_to=message)
@@ -154,21 +172,6 @@ def _raw_rows(config: Config, partition: int, path: str | None) -> Partition:
     )
 
 
-@contextmanager
-def _discreet(path: str | None) -> Iterator[None]:
-    """Keep what stands in a node's own file out of its errors: Flower sends them to the server.
-
-    The node's own log has them as they were.
-    """
-    try:
-        yield
-    except DataError as error:
-        if path is None:
-            raise
-        field = "node-config data" if error.field == "dataset.path" else error.field
-        raise InputError(field, "not told", error.allowed) from error
-
-
 @dataclass(frozen=True)
 class _Federation:
     """A run as its clients see it; their encoded rows are kept while the run is in use."""
@@ -186,9 +189,8 @@ class _Federation:
     def rows(self, partition: int, path: str | None) -> Encoded:
         found = self._rows.get((partition, path))
         if found is None:
-            with _discreet(path):
-                raw = _raw_rows(self.config, partition, path)
-                found = encode(raw, self.encoding, self.config.model.dtype)
+            raw = _raw_rows(self.config, partition, path)
+            found = encode(raw, self.encoding, self.config.model.dtype)
             self._rows[partition, path] = found
         return found
 

@@ -14,7 +14,7 @@ from typing import Annotated, cast
 import click
 import typer
 
-from fl_app.errors import FlAppError, InputError
+from fl_app.errors import FlAppError, InputError, printable
 from fl_app.pipes import reader_may_leave
 from fl_app.schema import Task
 
@@ -50,7 +50,9 @@ def ui(
             raise InputError("--port", port, f"a free port ({error.strerror})") from None
     # By default MLflow would start 15 processes with 2.5 GB for this.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+    # Every user of the machine sees a process's arguments, and a URI may hold a password.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store
+    words = [sys.executable, "-m", "mlflow", "server"]
     words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
     os.execv(words[0], words)
@@ -145,7 +147,7 @@ def main() -> None:
 
 
 def _fail(text: str, status: int) -> None:
-    print(f"fl-kit: {text}", file=sys.stderr)
+    print(f"fl-kit: {printable(text)}", file=sys.stderr)
     sys.exit(status)
 
 

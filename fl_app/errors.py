@@ -1,4 +1,9 @@
-"""Exceptions of fl_app, in one tree.
+"""Exceptions of fl_app, in one tree, and how a text becomes fit to be shown.
+
+Texts of nodes, trackers and files reach a terminal, and texts of the tracker's libraries repeat
+its address with the password. So whatever is shown or logged passes through :func:`printable`: our
+exceptions when they become text, the records of the log ``fl_app`` before any handler sees them,
+and the console.
 
 ::
 
@@ -8,17 +13,131 @@
     │   └── DataError             a table or a file: its name, its problem, what is allowed
     ├── FederationError           nodes and replies: too few, none usable         exit status 1
     └── RunError                  a run that a runtime reports as failed          exit status 1
+
+References
+----------
+Unicode, bidirectional controls: https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
 """
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "FederationError", "FlAppError", "InputError", "RunError"]
+import logging
+import re
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "FederationError",
+    "FlAppError",
+    "InputError",
+    "RunError",
+    "masked",
+    "one_line",
+    "printable",
+]
+
+_LONGEST = 4000
+_HIDDEN = "***"
+
+# What a terminal obeys or hides: C0 and C1 controls, line separators, marks that turn the direction
+# of text or have no width; and halves of characters, which no encoding can write.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+# One URI each: a comma before the next one separates them, as in a sweep.
+_ADDRESS = re.compile(r"""://(?:(?!,\w+://)[^\s"'<>])*""")
+_SECRET = re.compile(
+    r"([?&;][\w.%-]*(?:pass|pwd|secret|token|credential|api_?key)[\w.%-]*=)[^&;#]*", re.IGNORECASE
+)
+
+
+def masked(text: str) -> str:
+    """Return a text whose URIs may be shown: without passwords, tokens and secret options.
+
+    Parameters
+    ----------
+    text : str
+        Any text. A URI in it ends at a blank or a quotation mark.
+
+    Returns
+    -------
+    str
+        ``***`` stands for the password in ``user:password@``, for all before the ``@`` of a web
+        address that has no colon there (a token), and for the values of ``?password=``, ``token=``
+        and their like.
+
+    Examples
+    --------
+    >>> masked("at http://me:secret@host/a and postgresql://me@host/db?sslpassword=x")
+    'at http://me:***@host/a and postgresql://me@host/db?sslpassword=***'
+    """
+    return _ADDRESS.sub(_mask, text) if "://" in text else text
+
+
+def _mask(found: re.Match[str]) -> str:
+    text, begin = found[0], found.start()
+    web = found.string[max(0, begin - 5) : begin].lower().endswith(("http", "https"))
+    authority = re.split(r"[/?#]", text[3:], maxsplit=1)[0]
+    if "@" in authority:
+        owner = authority.rpartition("@")[0]
+    elif ":" in authority and not (web and authority.rpartition(":")[2].isdigit()):
+        owner = text[3:].rpartition("@")[0]  # a password that holds a slash, as SQLAlchemy takes it
+    else:
+        owner = ""
+    user, colon, _ = owner.partition(":")
+    if colon:
+        text = f"://{user}:{_HIDDEN}{text[3 + len(owner) :]}"
+    elif owner and web:
+        text = f"://{_HIDDEN}{text[3 + len(owner) :]}"
+    return _SECRET.sub(rf"\1{_HIDDEN}", text)
+
+
+def printable(text: object, most: int = _LONGEST) -> str:
+    r"""Return a text as one line that can be shown to a person, whoever wrote it.
+
+    Parameters
+    ----------
+    text : object
+        What to show; ``str`` is taken of it.
+    most : int, default 4000
+        Characters that are kept.
+
+    Returns
+    -------
+    str
+        Passwords are masked; line ends and tabs are blanks; other control characters, marks that
+        turn the direction of text, and halves of characters are ``?``.
+
+    Examples
+    --------
+    >>> printable("a\x1b[2Jb\nc")
+    'a?[2Jb c'
+    """
+    whole = str(text)
+    # Masked before it is cut: half a URI would not be known as one. So its end is left out too.
+    shown = masked(whole[: most + _LONGEST])
+    shown = _CONTROL.sub(lambda found: " " if found[0].isspace() else "?", shown)
+    if len(whole) > most + _LONGEST:
+        return f"{shown[:-_LONGEST][: most - 3]}..."
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def one_line(error: BaseException, most: int = _LONGEST) -> str:
+    """Return an exception as one printable line: its class where it is not ours, and its text."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, FlAppError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return printable(text, most)
 
 
 class FlAppError(Exception):
-    """Base class of every exception that fl_app raises on purpose."""
+    """Base class of every exception that fl_app raises on purpose; its text is printable."""
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        """Return the text as it may be shown."""
+        return printable(super().__str__())
 
 
 class InputError(FlAppError):
@@ -65,5 +184,13 @@ def _show(value: object) -> str:
     """Show a value as a config would, on one line of at most 80 characters."""
     if value is None or isinstance(value, bool):
         value = {None: "null", True: "true", False: "false"}[value]
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+    return printable(" ".join(str(value).split()), 80)
+
+
+def _clean(record: logging.LogRecord) -> bool:
+    """Make what is logged printable, whichever handler there is."""
+    record.msg, record.args = printable(record.getMessage(), _LONGEST // 2), ()
+    return True
+
+
+logging.getLogger("fl_app").addFilter(_clean)

@@ -9,16 +9,27 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fl_app.errors import ConfigError
+from fl_app.errors import ConfigError, masked
 from fl_app.schema import Config, MlflowConfig, RuntimeConfig, check, from_dict, to_dict
+from fl_app.tracking.store import keep_secrets, whole
 
-__all__ = ["Launch", "git_commit", "read_launch", "read_runtime"]
+__all__ = [
+    "NO_PASSWORD",
+    "Launch",
+    "git_commit",
+    "handed_over",
+    "read_launch",
+    "read_runtime",
+    "without_secrets",
+]
 
 _HABITS = {
     "experiment": "experiment",
@@ -31,6 +42,12 @@ _HABITS = {
 }
 """Run-config keys that stand for one override each."""
 _KEYS = ("overrides", *_HABITS, "tracking-uri", "output-dir", "config-json")
+
+NO_PASSWORD = (
+    "no password: Flower hands it to every SuperNode; set MLFLOW_TRACKING_URI, or "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, where the SuperLink runs"
+)
+"""What is allowed in a run-config that leaves this machine, or that Flower alone handles."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,11 @@ class Launch:
         Git commit of fl_app's source, or "" where it is no git tree.
     swept : tuple of str
         Those of the overrides that differ from job to job of the sweep.
+
+    Notes
+    -----
+    A password in the tracking URI is masked in all of it, and kept for this process and those that
+    it starts (:func:`fl_app.tracking.store.keep_secrets`).
     """
 
     config: Config
@@ -57,10 +79,23 @@ class Launch:
     commit: str = ""
     swept: tuple[str, ...] = ()
 
-    def to_json(self) -> str:
-        """Return the text for the run-config key ``config-json``."""
+    def __post_init__(self) -> None:
+        """Mask what may be a password."""
+        object.__setattr__(self, "config", without_secrets(self.config))
+        object.__setattr__(self, "overrides", tuple(map(masked, self.overrides)))
+        object.__setattr__(self, "swept", tuple(map(masked, self.swept)))
+
+    def to_json(self, uri_file: str = "") -> str:
+        """Return the text for the run-config key ``config-json``.
+
+        Parameters
+        ----------
+        uri_file : str, optional
+            File on the ServerApp's machine from which :meth:`from_json` takes the tracking URI.
+        """
         return json.dumps(
             {
+                "uri_file": uri_file,
                 "config": to_dict(self.config),
                 "overrides": list(self.overrides),
                 "sweep_id": self.sweep_id,
@@ -83,10 +118,54 @@ class Launch:
             config, overrides = data["config"], tuple(map(str, data["overrides"]))
             sweep_id, commit = str(data["sweep_id"]), str(data["commit"])
             swept = tuple(map(str, data.get("swept", ())))
+            uri_file = str(data.get("uri_file", ""))
         except (ValueError, KeyError, TypeError) as error:
             allowed = f"the launcher's own JSON, not to be typed ({error!r})"
             raise ConfigError("config-json", text, allowed) from None
-        return cls(from_dict(config), overrides, sweep_id, commit, swept)
+        launch = cls(from_dict(config), overrides, sweep_id, commit, swept)
+        return replace(launch, config=_with_uri(launch.config, uri_file)) if uri_file else launch
+
+
+def without_secrets(config: Config) -> Config:
+    """Return a config whose tracking URI is masked; the whole one is kept for whoever uses it."""
+    tracking = config.tracking
+    if not isinstance(tracking, MlflowConfig) or tracking.uri is None:
+        return config
+    return replace(config, tracking=replace(tracking, uri=keep_secrets(tracking.uri)))
+
+
+@contextmanager
+def handed_over(launch: Launch) -> Iterator[str]:
+    """Yield :meth:`Launch.to_json` for a ServerApp of this machine, without the tracking URI.
+
+    Flower hands the run-config to every SuperNode and writes it to the SuperLink's database. So
+    the URI stands in a file that only this user can read, and that is gone with the block.
+    """
+    tracking = launch.config.tracking
+    if not isinstance(tracking, MlflowConfig) or tracking.uri is None:
+        yield launch.to_json()
+        return
+    config = replace(launch.config, tracking=replace(tracking, uri=None))
+    with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
+        file = Path(folder, "uri")
+        file.touch(mode=0o600)
+        file.write_text(whole(tracking.uri))
+        yield replace(launch, config=config).to_json(str(file))
+
+
+def _with_uri(config: Config, file: str) -> Config:
+    if not isinstance(config.tracking, MlflowConfig):
+        return config
+    try:
+        uri = Path(file).read_text()
+    except OSError as error:
+        allowed = (
+            f"a file of this machine's user that starts the run ({error.strerror}); where the "
+            "SuperLink is another user's or behind a tunnel, name a tracking server without a "
+            "password"
+        )
+        raise ConfigError("tracking.uri", file, allowed) from None
+    return replace(config, tracking=replace(config.tracking, uri=uri))
 
 
 def read_launch(run_config: Mapping[str, Any], num_clients: int) -> Launch:
@@ -106,6 +185,9 @@ def read_launch(run_config: Mapping[str, Any], num_clients: int) -> Launch:
         overrides.
     """
     given = {key: value for key, value in run_config.items() if value != ""}
+    for key in ("tracking-uri", "overrides"):
+        if masked(str(given.get(key, ""))) != str(given.get(key, "")):
+            raise ConfigError(key, given[key], NO_PASSWORD)
     for key in given.keys() - set(_KEYS):
         raise ConfigError(key, given[key], f"no such key; allowed are {', '.join(_KEYS)}")
     if "config-json" in given:

@@ -28,7 +28,7 @@ from fl_app import wire
 from fl_app.aggregation import arrays_digest
 from fl_app.data.partition import partition_of, seed_draws, test_table, whole_table
 from fl_app.data.table import Table
-from fl_app.errors import FederationError, FlAppError
+from fl_app.errors import FederationError, one_line
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
@@ -222,7 +222,7 @@ class Run:
             worse = self.ending.close()
         except BaseException as error:
             status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            self._finish(status, time.monotonic() - begin, _one_line(error))
+            self._finish(status, time.monotonic() - begin, one_line(error))
             raise
         tags = {"worse_than_constant": "true"} if worse else {}
         self._finish("FINISHED", time.monotonic() - begin, "", tags)
@@ -395,7 +395,7 @@ class Run:
         try:
             return self._draw()
         except Exception as error:
-            log.warning("the figures were not drawn: %s", _one_line(error))
+            log.warning("the figures were not drawn: %s", one_line(error))
             return {}
 
     def _draw(self) -> dict[str, bytes]:
@@ -513,13 +513,6 @@ def _value_names(
     }
     own = {f"{n.partition:03d}/{key}": value for n in roster for key, value in names.items()}
     return names | own
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, FlAppError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class _warnings_on:  # noqa: N801

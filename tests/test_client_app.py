@@ -82,6 +82,34 @@ def test_no_path_leaves_in_an_error(files: tuple[Path, Path], tmp_path: Path) ->
     assert "gone.csv" not in str(error.value)
 
 
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("kind", ["train", "evaluate", wire.DESCRIBE])
+def test_no_text_of_a_library_leaves_a_node_with_a_file(
+    kind: str, own: bool, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries repeat cells: of their errors the server gets the class, wherever raised.
+
+    Where rows are dealt, whoever reads the error has them: the text is told.
+    """
+
+    def fails(*_: Any) -> None:
+        raise ValueError("could not convert string to float: 'Jane Doe'")
+
+    for name in ("_federation", "_raw_rows"):
+        monkeypatch.setattr(f"fl_app.client_app.{name}", fails)
+    node_config = {"partition-id": 0} | ({"data": str(files[1])} if own else {})
+    monkeypatch.setattr("fl_app.client_app.in_process", lambda: True)  # a shipped path counts
+    with InProcessGrid(app, num_supernodes=1):
+        message = Message(asked(files[0]), 7, kind)
+        with pytest.raises(Exception, match="ValueError" if own else "Jane Doe") as error:
+            app(message, Context(1, 7, node_config, RecordDict(), {}))
+    # What Flower sends of an exception: flwr/supernode/runtime/run_clientapp.py.
+    reason = f"{type(error.value)}:<'{error.value}'>"
+    assert ("Jane Doe" in reason) == (not own)
+    assert own == ("FlAppError'>:<'ValueError; the node's own log" in reason)
+    assert not own or "Jane Doe" in str(error.value.__cause__)
+
+
 def test_a_shipped_path_counts_in_process(files: tuple[Path, Path]) -> None:
     """In an in-process grid the whole federation is one user's: rows are dealt from the file."""
     with InProcessGrid(app, num_supernodes=2) as grid:

@@ -18,10 +18,12 @@ from fl_app.federation.cohort import GridView
 from fl_app.grid import InProcessGrid
 from fl_app.launch import Launch, read_runtime
 from fl_app.runtimes import RunResult, deployment, run
+from fl_app.runtimes.submit import submit
 from fl_app.schema import Config, DeploymentConfig
 from fl_app.server_app import app as server_app
 from fl_app.server_app import wait_for_online
 from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK
+from fl_app.tracking.store import whole
 from tests.end_to_end.support import free_port, server_context
 from tests.flower_apps import FakeFlwr
 
@@ -52,6 +54,7 @@ class Far:
     def __init__(self, folder: Path, address: str) -> None:
         self.address, self.output = address, folder / "out"
         self.fake = FakeFlwr(folder / "fake", NOTES, ends("completed"))
+        self.arrived: list[Config] = []
         self.connect(f'address = "{address}"\ninsecure = true')
 
     def script(self, printed: list[str], end: list[dict[str, Any]]) -> None:
@@ -76,8 +79,16 @@ class Far:
 
     def shipped(self) -> Config:
         """Return the config that arrived at the ServerApp."""
-        arrived = json.loads((self.fake.directory / "run-config.json").read_text())
-        return Launch.from_json(arrived["config-json"]).config
+        return self.arrived[-1]
+
+    def handed_on(self) -> str:
+        """Return the run-config as Flower hands it to every SuperNode."""
+        return (self.fake.directory / "run-config.json").read_text()
+
+    def submit(self, *words: Any, **named: Any) -> Any:
+        """Submit, and read the run-config as the ServerApp does: while the launcher waits."""
+        self.arrived.append(Launch.from_json(named["run_config"]["config-json"]).config)
+        return submit(*words, **named)
 
 
 class _Health(BaseHTTPRequestHandler):
@@ -95,6 +106,7 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Far]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     far = Far(tmp_path, f"127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(deployment, "submit", far.submit)
     for key, value in far.fake.env.items():
         monkeypatch.setenv(key, value)
     try:
@@ -169,6 +181,32 @@ def test_only_what_both_ends_understand_is_sent(far: Far) -> None:
     assert getattr(config.dataset, "path", "") is None
     assert getattr(config.tracking, "uri", "") == f"sqlite:///{Path.cwd()}/here.db"
     assert config.runtime == DeploymentConfig("deployment", "far", 2, 9.0)
+    assert not any(name in far.handed_on() for name in ("here.db", "mine.csv", "/out"))
+
+
+def test_no_node_is_handed_a_password(far: Far) -> None:
+    """Flower gives the run-config to every SuperNode: the URI goes to the ServerApp by a file."""
+    uri = "http://me:sekret@127.0.0.1:9/x"
+    words = [f"tracking.uri={uri}", "dataset.path=/home/me/mine.csv", "seed=1"]
+    run(Launch(far.config("seed=1", f"tracking.uri={uri}"), tuple(words)))
+    assert getattr(far.shipped().tracking, "uri", "") == "http://me:***@127.0.0.1:9/x"
+    assert whole("http://me:***@127.0.0.1:9/x") == uri
+    text = far.handed_on()
+    assert not any(word in text for word in ("sekret", "me:", "127.0.0.1:9/x", "mine.csv"))
+    assert "seed=1" in text
+    handed = Path(json.loads(json.loads(text)["config-json"])["uri_file"])
+    assert not handed.exists()
+
+
+def test_a_far_superlink_gets_no_password(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no way to its ServerApp alone, so it is refused, wherever the URI comes from."""
+    monkeypatch.setattr(deployment, "_is_here", lambda host: False)
+    with pytest.raises(ConfigError, match=r"^tracking\.uri=http://me:\*\*\*@h: no password"):
+        far.run("tracking.uri=http://me:sekret@h")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://sekret@h")
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI=https://\*\*\*@h: no password"):
+        far.run()
+    assert far.fake.calls("run") == []
 
 
 def test_rows_are_not_dealt_here(far: Far) -> None:

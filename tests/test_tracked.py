@@ -558,3 +558,49 @@ def test_importing_the_package_does_not_import_mlflow() -> None:
     """A process that tracks nothing does not pay for MLflow."""
     code = "import sys, fl_app.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Clock:
+    """A clock that moves only where somebody lets time pass."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_seconds_are_those_of_the_clock_on_the_wall(
+    grid: InProcessGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second between start and the end of round T is in one round's ``cost/seconds``.
+
+    Evaluating on the server takes 3 s, a tracker 5 s, configuring 7 s, the closing of a round
+    nothing else. Round 1 has the evaluation before training too, and what the tracker did with it;
+    what it does with round T is after the end.
+    """
+    clock = Clock()
+    monkeypatch.setattr("fl_app.tracking.tracked.time.perf_counter", clock.perf_counter)
+
+    class Slow(Recorder):
+        def record(self, record: RoundRecord) -> None:
+            clock.now += 5
+            super().record(record)
+
+    class Thinking(FedAvg):
+        def configure_train(self, *words: Any) -> Any:
+            clock.now += 7
+            return super().configure_train(*words)
+
+    def evaluated(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        clock.now += 3
+        return measure(server_round, arrays)
+
+    recorder = Slow()
+    for began in (clock.now, None):  # used again, it counts anew
+        began = clock.now if began is None else began
+        recorder.rounds.clear()
+        run(TrackedStrategy(Thinking(), recorder), grid, evaluate_fn=evaluated)
+        seconds = [r.cost["seconds"] for r in recorder.rounds[1:]]
+        assert seconds == [3 + 5 + 7 + 3] + [5 + 7 + 3] * (NUM_ROUNDS - 1)
+        assert sum(seconds) == clock.now - began - 5

@@ -1,7 +1,7 @@
 """What a node would say of its file: columns, types, missing values, classes, rows, problems.
 
 The functions that load a table judge it here too; all problems are collected instead of the first
-one being raised. A report shows cells: it is for the node's own terminal.
+one being raised. A report shows cells: it is for the node's own terminal, which no cell commands.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from fl_app.data.tabular import (
     target_of,
     text_columns,
 )
-from fl_app.errors import DataError, InputError
+from fl_app.errors import DataError, InputError, printable
 from fl_app.schema import Task
 
 __all__ = ["CheckReport", "ColumnReport", "report"]
 
+_LONGEST_LINE = 100_000
 _FEW = 20
 """Different whole numbers up to which a target whose task nobody told is taken for classes."""
 
@@ -121,7 +122,8 @@ class CheckReport:
         lines.append(f"usable: {'yes' if self.usable else 'no'}")
         if self.usable and self.roles is not None and self.roles.targets:
             lines.append(f"try: {self._command(self.roles)}")
-        return "\n".join(lines)
+        # The command may be long: it names all columns that are texts.
+        return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
 
     def _table(self) -> list[str]:
         """Return the columns in a table whose cells stand below each other."""
@@ -129,8 +131,9 @@ class CheckReport:
         cells = [head, *((c.name, c.kind, c.role, str(c.missing), c.values) for c in self.columns)]
         if len(cells) == 1:
             return []
-        widths = [max(len(row[j]) for row in cells) for j in range(len(head) - 1)]
-        return ["  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in cells]
+        shown = [[printable(cell) for cell in row] for row in cells]
+        widths = [max(len(row[j]) for row in shown) for j in range(len(head) - 1)]
+        return ["  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in shown]
 
     def _command(self, roles: Roles) -> str:
         """Return a command that runs on the file, all of its rows if possible."""

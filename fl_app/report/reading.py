@@ -252,10 +252,10 @@ def _losses(client: Any, run_id: str, metric: str) -> NDArray[np.float64] | None
 
 
 def _summary(run: Any, curves: dict[str, dict[int, float]]) -> RunSummary:
-    tags = dict(run.data.tags)
+    tags = {name: masked(value) for name, value in run.data.tags.items()}
     return RunSummary(
         run_id=str(run.info.run_id),
-        params=dict(run.data.params),
+        params={name: masked(value) for name, value in run.data.params.items()},
         tags=tags,
         curves=curves,
         metrics={key: float(value) for key, value in run.data.metrics.items()},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from fl_app.errors import printable
 from fl_app.report.budgets import SLACK
 from fl_app.report.comparing import Comparison, Outcome, Row, Table
 from fl_app.report.grounds import KINDS
@@ -220,13 +221,22 @@ def to_text(blocks: Iterable[Block]) -> str:
     """Return blocks as plain lines, columns aligned by spaces; blank lines around tables."""
     lines: list[str] = []
     after_table = False
-    for block in blocks:
+    for block in map(_clean, blocks):
         is_table = isinstance(block, TextTable)
         if lines and (is_table or after_table):
             lines.append("")
         lines += [block] if isinstance(block, str) else _plain(block)
         after_table = is_table
     return "\n".join([*lines, ""])
+
+
+def _clean(block: Block) -> Block:
+    """Make a block printable: names, params and errors come from a tracking server."""
+    if isinstance(block, str):
+        return printable(block)
+    rows = tuple(tuple(map(printable, row)) for row in block.rows)
+    columns = tuple(map(printable, block.columns))
+    return replace(block, title=printable(block.title), columns=columns, rows=rows)
 
 
 def _plain(table: TextTable) -> list[str]:
@@ -246,7 +256,7 @@ def to_markdown(blocks: Iterable[Block]) -> str:
     """Return blocks as Markdown: each line a list item, each table a section."""
     parts: list[str] = []
     after_table = False
-    for block in blocks:
+    for block in map(_clean, blocks):
         is_table = isinstance(block, TextTable)
         if parts and (is_table or after_table):
             parts.append("")
@@ -281,7 +291,7 @@ def show(blocks: Sequence[Block], console: Console | None = None) -> None:
     if not console.is_terminal:
         console.file.write(to_text(blocks))
         return
-    for block in blocks:
+    for block in map(_clean, blocks):
         if isinstance(block, str):
             console.print(Text(block), soft_wrap=True)
         else:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.errors import InputError
+from fl_app.errors import InputError, printable
 from fl_app.tracking.keys import higher_is_better, sanitise
 
 __all__ = ["BYTES", "RunSummary", "is_better_when_higher", "select", "tell_apart"]
@@ -251,5 +250,4 @@ def listed(texts: Sequence[str], most: int = 12) -> str:
 
 def one_line(text: str, most: int = 160) -> str:
     """Return a text in one line of limited length."""
-    flat = re.sub(r"\s+", " ", text).strip()
-    return flat if len(flat) <= most else f"{flat[: most - 3]}..."
+    return printable(" ".join(text.split()), most)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fl_app
 from fl_app.config import config_dir
+from fl_app.errors import masked
 
 __all__ = ["app_dir"]
 
@@ -25,4 +26,8 @@ def app_dir() -> Iterator[Path]:
         ignored = shutil.ignore_patterns("__pycache__", "conf", "pyproject.toml")
         shutil.copytree(package, root / "fl_app", ignore=ignored)
         shutil.copytree(config_dir(), root / "conf")
+        for file in (root / "pyproject.toml", *root.glob("conf/**/*.yaml")):
+            # The bundle goes to every SuperNode, and a site's own defaults may hold a password.
+            if (shown := masked(text := file.read_text(encoding="utf-8"))) != text:
+                file.write_text(shown, encoding="utf-8")
         yield root

@@ -18,6 +18,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from fl_app.errors import ConfigError, InputError, RunError
-from fl_app.launch import Launch
+from fl_app.errors import ConfigError, InputError, RunError, masked, one_line, printable
+from fl_app.launch import NO_PASSWORD, Launch, handed_over
 from fl_app.runtimes.base import RunResult, write_result
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.submit import Outcome, read_connection, submit
@@ -34,7 +35,7 @@ from fl_app.runtimes.superlink import signals_unwind
 from fl_app.schema import Config, DeploymentConfig, MlflowConfig, TabularConfig
 from fl_app.tracking import replay
 from fl_app.tracking.console import RESULT_MARK, own_text
-from fl_app.tracking.store import check_uri, default_uri, masked, sqlite_path
+from fl_app.tracking.store import check_uri, default_uri, is_http, sqlite_path, whole
 
 __all__ = ["run"]
 
@@ -67,11 +68,16 @@ def run(launch: Launch) -> RunResult:
     runtime = config.runtime
     assert isinstance(runtime, DeploymentConfig)
     link = _Link.of(runtime.superlink)
-    shipped = replace(launch, config=_shipped(config, link))
+    shipped = replace(
+        launch,
+        config=_shipped(config, link),
+        overrides=_of_both_ends(launch.overrides),
+        swept=_of_both_ends(launch.swept),
+    )
     print(f"flwr run: SuperLink {runtime.superlink} at {link.address}", flush=True)
     log, output_dir = _Log(), config.output_dir or ""
     try:
-        outcome = _follow(shipped, str(runtime.superlink), log, output_dir)
+        outcome = _follow(shipped, link, str(runtime.superlink), log, output_dir)
         return _end(outcome, log, output_dir)
     except BaseException:
         cut_short = log.begun and not log.reported
@@ -80,15 +86,15 @@ def run(launch: Launch) -> RunResult:
         raise
 
 
-def _follow(launch: Launch, superlink: str, log: _Log, output_dir: str) -> Outcome:
+def _follow(launch: Launch, link: _Link, superlink: str, log: _Log, output_dir: str) -> Outcome:
     """Submit the run and wait for its end; where that fails, write down why."""
+    handed = handed_over(launch) if _stays_here(launch, link) else nullcontext(launch.to_json())
     try:
-        with signals_unwind(), app_dir() as folder:
-            run_config = {"config-json": launch.to_json()}
-            return submit(folder, superlink, run_config=run_config, on_line=log)
+        with signals_unwind(), app_dir() as folder, handed as text:
+            return submit(folder, superlink, run_config={"config-json": text}, on_line=log)
     except BaseException as error:
         failed = isinstance(error, Exception)
-        reason = " ".join(str(error).split()) if failed else "interrupted"
+        reason = one_line(error) if failed else "interrupted"
         write_result(output_dir, log.result("FAILED" if failed else "KILLED", reason))
         raise
 
@@ -96,7 +102,7 @@ def _follow(launch: Launch, superlink: str, log: _Log, output_dir: str) -> Outco
 def _end(outcome: Outcome, log: _Log, output_dir: str) -> RunResult:
     """Write down how the run ended, and raise unless it finished."""
     status = _ENDS[outcome.status]
-    details = " ".join(outcome.details.split())
+    details = printable(" ".join(outcome.details.split()))
     data = log.result(status, "" if status == "FINISHED" else details)
     write_result(output_dir, data)
     if status != "FINISHED":
@@ -178,6 +184,25 @@ def _shipped(config: Config, link: _Link) -> Config:
     return config
 
 
+_OF_THIS_END = ("tracking.uri=", "dataset.path=", "output_dir=")
+
+
+def _of_both_ends(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out what names places of this machine: every SuperNode is handed the run-config."""
+    return tuple(o for o in overrides if not o.lstrip("+").startswith(_OF_THIS_END))
+
+
+def _stays_here(launch: Launch, link: _Link) -> bool:
+    """Tell whether the tracking URI is for this machine's ServerApp only.
+
+    A server's address without a password may travel: the SuperLink may be behind a tunnel.
+    """
+    tracking = launch.config.tracking
+    if not link.is_here or not isinstance(tracking, MlflowConfig) or tracking.uri is None:
+        return False
+    return not is_http(tracking.uri) or masked(whole(tracking.uri)) != whole(tracking.uri)
+
+
 def _tracking_uri(given: str | None, link: _Link) -> str | None:
     """Return the store that the ServerApp writes to; None for the one of its own machine."""
     if link.is_here:
@@ -187,8 +212,10 @@ def _tracking_uri(given: str | None, link: _Link) -> str | None:
     if uri is None:
         print("the record goes to MLflow on the SuperLink's machine (tracking.uri=null)")
         return None
+    field = "tracking.uri" if given else "MLFLOW_TRACKING_URI"
+    if masked(whole(uri)) != whole(uri):
+        raise ConfigError(field, masked(uri), NO_PASSWORD)
     if sqlite_path(uri) is not None:
-        field = "tracking.uri" if given else "MLFLOW_TRACKING_URI"
         allowed = f"a server that {link.address} reaches; a file of this machine it does not"
         raise ConfigError(field, masked(uri), allowed)
     return check_uri(uri)
@@ -219,7 +246,7 @@ class _Log:
         if text.startswith(RESULT_MARK) and (found := _read(text.removeprefix(RESULT_MARK))):
             self.reported = found
         else:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def result(self, status: str, error: str) -> dict[str, Any]:
         """Return what is known of the run; its end at the SuperLink wins over what it said."""

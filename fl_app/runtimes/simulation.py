@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager
 
 from filelock import FileLock, Timeout
 
-from fl_app.errors import InputError, RunError
-from fl_app.launch import Launch
+from fl_app.errors import InputError, RunError, printable
+from fl_app.launch import Launch, handed_over
 from fl_app.runtimes.base import RunResult, check_ray, read_result
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.submit import Outcome, submit
@@ -74,18 +74,19 @@ def run(launch: Launch) -> RunResult:
                 )
                 link.wait()
 
-            outcome = submit(
-                folder,
-                link.name,
-                run_config={"config-json": launch.to_json()},
-                num_supernodes=config.num_clients,
-                client_num_cpus=runtime.num_cpus,
-                env=link.client_env,
-                flwr_home=link.flwr_home,
-                on_line=_show,
-                patience=0.0,
-                ready=ready,
-            )
+            with handed_over(launch) as text:
+                outcome = submit(
+                    folder,
+                    link.name,
+                    run_config={"config-json": text},
+                    num_supernodes=config.num_clients,
+                    client_num_cpus=runtime.num_cpus,
+                    env=link.client_env,
+                    flwr_home=link.flwr_home,
+                    on_line=_show,
+                    patience=0.0,
+                    ready=ready,
+                )
             if outcome.status == "completed":
                 link.grace = 0.0  # Ray has ended; what is left has nothing to save
         return _end(outcome, config.output_dir or "")
@@ -121,7 +122,7 @@ def _show(line: str) -> None:
     from fl_app.tracking.console import own_text
 
     if (text := own_text(line)) is not None:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def _end(outcome: Outcome, output_dir: str) -> RunResult:

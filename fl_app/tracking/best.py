@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class BestRound:
     best, last : RoundRecord or None
         The best round, None where no round has the metric; the last round.
     rounds : list of RoundRecord
-        All rounds, for the figures; of their arrays only the best's and the last's are kept.
+        The metrics of all rounds, for the figures, and nothing else of them: memory is flat.
     """
 
     def __init__(self, objective: str) -> None:
@@ -51,7 +50,8 @@ class BestRound:
     def record(self, record: RoundRecord) -> None:
         """Compare a round with the best so far."""
         self.last = record
-        self.rounds.append(replace(record, arrays={}, train_clients=(), evaluate_clients=()))
+        metrics = {name: getattr(record, name) for name in ("train", "evaluate", "server")}
+        self.rounds.append(RoundRecord(record.server_round, {}, **metrics))
         value = self.value(record)
         if value is None or not np.isfinite(value):
             return

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from fl_app.errors import FlAppError
+from fl_app.errors import FlAppError, one_line
 from fl_app.tracking.keys import KeyBook, artifact_path, client_table
 from fl_app.tracking.spool import Spool
 
 __all__ = [
+    "MAX_REASON",
     "Carrier",
     "Metric",
     "Pace",
@@ -31,7 +32,6 @@ __all__ = [
     "RunDeletedError",
     "StoppedError",
     "Store",
-    "one_line",
 ]
 
 _LOG = logging.getLogger("fl_app")
@@ -39,6 +39,8 @@ _TABLE = "clients/evaluate.json"
 _MAX_PARAM, _MAX_TAG = 6000, 8000
 _BATCH = 1000
 _MODEL_TRIES = 5
+MAX_REASON = 300
+"""Characters of what a tracking server or its client says that are shown."""
 
 
 class Run(NamedTuple):
@@ -253,7 +255,9 @@ class Carrier:
             self._mark(model_failures=failures)
             if failures < _MODEL_TRIES:
                 raise
-            _LOG.warning("the models of run %s were not logged: %s", run.run_id, one_line(error))
+            _LOG.warning(
+                "the models of run %s were not logged: %s", run.run_id, one_line(error, MAX_REASON)
+            )
 
     # ------------------------------------------------------------ parts
 
@@ -430,12 +434,6 @@ def _put_file(folder: Path, file: Path) -> None:
         os.link(file, folder / file.name)
     except OSError:  # a file system without hard links
         shutil.copyfile(file, folder / file.name)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error as one line of at most 300 characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _is_table(text: str) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fl_app.errors import printable
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 
 __all__ = ["LINE_PREFIX", "RESULT_MARK", "ConsoleTracker", "own_text"]
@@ -61,7 +62,7 @@ class ConsoleTracker:
             no_color=self._plain,
         )
         self._total = 0
-        self._rounds: list[RoundRecord] = []
+        self._last: RoundRecord | None = None
         self._progress: Progress | None = None
 
     def start(self, run: RunStart) -> None:
@@ -87,7 +88,7 @@ class ConsoleTracker:
 
     def record(self, record: RoundRecord) -> None:
         """Print a round."""
-        self._rounds.append(record)
+        self._last = record
         if self.brief:
             return
         self._print(self._line(record))
@@ -101,13 +102,13 @@ class ConsoleTracker:
         if self._progress is not None:
             self._progress.stop()
         if self.brief:
-            if end.status == "FINISHED" and self._rounds:
-                self._print(f"{self._name} | {self._line(self._rounds[-1])}")
+            if end.status == "FINISHED" and self._last is not None:
+                self._print(f"{self._name} | {self._line(self._last)}")
             return
         if end.status != "FINISHED":
             self._print(f"{end.status}: {end.error}")
-        if self._rounds:
-            self._print(_closing(self._rounds))
+        if self._last is not None:
+            self._print(_closing(self._last))
 
     def say(self, text: str) -> None:
         """Print a line of text."""
@@ -130,6 +131,8 @@ class ConsoleTracker:
         return " | ".join(parts)
 
     def _print(self, what: str | Table) -> None:
+        if isinstance(what, str):
+            what = printable(what)
         if not self.prefix:
             self.console.print(what, markup=False, soft_wrap=isinstance(what, str))
             return
@@ -159,7 +162,7 @@ def _is_lesson(record: RoundRecord) -> bool:
 def _lesson(record: RoundRecord) -> Table:
     """Show the weighted average W(t+1) = sum_k n_k/N W_k with its terms."""
     names = [
-        f"{array}.{value}".rstrip(".")
+        printable(f"{array}.{value}".rstrip("."))
         for array, values in record.arrays.items()
         for value in record.value_names.get(array, [str(i) for i in range(np.size(values))])
     ]
@@ -188,9 +191,8 @@ def _numbers(values: Sequence[float] | np.ndarray) -> list[str]:
     return [f"{float(v):.6f}" for v in values]
 
 
-def _closing(rounds: Sequence[RoundRecord]) -> Table:
+def _closing(last: RoundRecord) -> Table:
     """Show the last round's metrics: one row each, a column for train, eval and server."""
-    last = rounds[-1]
     table = Table(title=f"after round {last.server_round}", title_justify="left")
     table.add_column("metric")
     sources = {"train": last.train, "eval": last.evaluate, "server": last.server}

@@ -35,7 +35,15 @@ from fl_app.tracking.keys import (
 from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, quiet
 from fl_app.tracking.sender import Replay, Sender, replay_spools
 from fl_app.tracking.spool import Spool, home_dir
-from fl_app.tracking.store import check_uri, default_uri, run_url, sqlite_path, ui_command
+from fl_app.tracking.store import (
+    check_uri,
+    default_uri,
+    masked,
+    run_url,
+    sqlite_path,
+    ui_command,
+    whole,
+)
 
 __all__ = ["MlflowTracker", "replay"]
 
@@ -50,7 +58,9 @@ class MlflowTracker:
     Every event is on the disk when its call returns; a thread sends it to MLflow about once a
     second and sends the rest at :meth:`finish`. A server that is down costs a warning. What it
     missed, also from a process that was killed, is sent when the next tracker with this home
-    starts, or by :func:`replay`. Runs of killed processes are closed as ``KILLED``.
+    starts, or by :func:`replay`. Runs of killed processes are closed as ``KILLED``. A password in
+    the URI is not written down, so whoever sends the rest of such a run must know it: the next
+    tracker with the same URI, or a process with it in ``MLFLOW_TRACKING_URI``.
 
     Parameters
     ----------
@@ -80,7 +90,7 @@ class MlflowTracker:
 
     Where they are not set, this sets ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` to 1 and
     ``MLFLOW_HTTP_REQUEST_TIMEOUT`` to 5 (a server that hangs would block a call for 20 minutes),
-    and ``MLFLOW_DISABLE_TELEMETRY`` to true.
+    and ``MLFLOW_DISABLE_TELEMETRY`` and ``MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT`` to true.
 
     Examples
     --------
@@ -166,7 +176,7 @@ class MlflowTracker:
             run.dataset,
         )
         target = {
-            "uri": self.uri,
+            "uri": masked(self.uri),
             "experiment": self.experiment_name,
             "register_as": self.register_as,
         }
@@ -251,7 +261,9 @@ class MlflowTracker:
 
     def _tidy(self, pace: Pace) -> None:
         """Send what others left behind, and close runs whose process is gone."""
-        report = replay_spools(self.home, lambda uri: MlflowStore(uri, self.home), pace)
+        report = replay_spools(
+            self.home, lambda uri: MlflowStore(whole(uri, self.uri), self.home), pace
+        )
         for name, reason in report.waiting.items():
             _LOG.info("spool %s still waits: %s", name, reason)
         self._store.reap({path.name for path in Spool.paths(self.home)})
@@ -268,7 +280,8 @@ def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:
     home : path, optional
         By default ``FL_APP_HOME``, else ``~/.fl_app``.
     uri : str, optional
-        Send all of them to this store instead, for example because their server is gone for good.
+        Send all of them to this store instead, for example because their server is gone for good,
+        or has a password, which spools do not hold.
 
     Returns
     -------
@@ -283,7 +296,7 @@ def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:
     folder = home_dir(home)
     instead = None if uri is None else check_uri(uri, "uri")
     with quiet():
-        return replay_spools(folder, lambda meant: MlflowStore(instead or meant, folder))
+        return replay_spools(folder, lambda meant: MlflowStore(instead or whole(meant), folder))
 
 
 def _now_ms() -> int:

@@ -11,18 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_app.errors import FlAppError
+from fl_app.errors import FlAppError, one_line
 from fl_app.tracking.carrier import (
+    MAX_REASON,
     Carrier,
     Pace,
     Run,
     RunDeletedError,
     StoppedError,
     Store,
-    one_line,
 )
 from fl_app.tracking.spool import Spool
-from fl_app.tracking.store import masked
 
 __all__ = ["Replay", "Sender", "replay_spools"]
 
@@ -90,7 +89,7 @@ def replay_spools(home: Path, connect: Callable[[str], Store], pace: Pace | None
             break
         except Exception as error:
             spool.release()
-            waiting[spool.name] = one_line(error)
+            waiting[spool.name] = one_line(error, MAX_REASON)
             continue
         else:
             sent.append(spool.name)
@@ -112,7 +111,7 @@ def _replay(
     try:
         store.connect()
     except Exception as error:
-        silent[uri] = one_line(error)
+        silent[uri] = one_line(error, MAX_REASON)
         raise
     Carrier(spool, store, pace).close(spool.end or _end_of_dead(spool))
 
@@ -153,7 +152,7 @@ class Sender(threading.Thread):
     ) -> None:
         super().__init__(name=f"fl_app-sender-{spool.name}", daemon=True)
         self.spool, self._store, self._tidy, self._quiet = spool, store, tidy, quiet
-        self._uri = masked(spool.start["target"]["uri"])
+        self._uri = spool.start["target"]["uri"]
         self.tried = threading.Event()
         self.complete = False
         self._finishing = threading.Event()
@@ -208,8 +207,9 @@ class Sender(threading.Thread):
         if not done:
             _LOG.warning(
                 "MLflow does not have all of this run yet: it waits in %s and is sent at the next "
-                "start",
+                "start%s",
                 self.spool.path,
+                " with this tracking URI, whose password is not kept" if "***" in self._uri else "",
             )
             return
         self.complete = True
@@ -239,7 +239,7 @@ class Sender(threading.Thread):
                     "MLflow at %s cannot be used now; rounds wait in %s and are sent later (%s)",
                     self._uri,
                     self.spool.path,
-                    one_line(error),
+                    one_line(error, MAX_REASON),
                 )
             return False
         return True

@@ -158,7 +158,7 @@ class Spool:
         name = time.strftime("%Y%m%d-%H%M%S-", time.gmtime(start_ms / 1000)) + secrets.token_hex(4)
         # Hidden until the lock is held and the start is written: a spool is whole or not there.
         hidden = folder / f".{name}"
-        hidden.mkdir(mode=0o700)  # a target may hold a password
+        hidden.mkdir(mode=0o700)
         (hidden / "weights").mkdir()
         (hidden / "models").mkdir()
         lock = _lock(hidden)

@@ -16,17 +16,19 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fl_app.errors import ConfigError
+from fl_app.errors import ConfigError, masked
 from fl_app.tracking.spool import home_dir
 
 __all__ = [
     "check_uri",
     "default_uri",
     "is_http",
+    "keep_secrets",
     "masked",
     "run_url",
     "sqlite_path",
     "ui_command",
+    "whole",
 ]
 
 _ALLOWED = (
@@ -35,6 +37,9 @@ _ALLOWED = (
 )
 _DATABASES = frozenset({"postgresql", "mysql", "mssql"})
 _UI = "http://127.0.0.1:5000"
+_KEPT = "FL_APP_TRACKING_URIS"
+"""Names the variable with the whole URIs that this process was given, for those that it starts."""
+_URI = re.compile(r"""\w[\w+.-]*://(?:(?!,\w+://)[^\s"'<>])*""")
 
 
 def default_uri(home: str | Path | None = None) -> str:
@@ -69,28 +74,43 @@ def check_uri(uri: str, field: str = "tracking.uri") -> str:
     Returns
     -------
     str
-        `uri`; a relative SQLite path is made absolute, so that it means the same file everywhere.
+        `uri`, with the password that a masked one stands for; a relative SQLite path is made
+        absolute, so that it means the same file everywhere.
 
     Raises
     ------
     ConfigError
         If it is malformed, of another kind (MLflow's file store is gone), or cannot be written.
     """
+    if re.search(r"""[\s"'<>]""", uri) and sqlite_path(uri) is None:
+        # Where it would end is not known, so nothing of it is shown.
+        field_value = f"{uri.partition('://')[0][:20]}://..."
+        raise ConfigError(
+            field, field_value, "no blanks and quotation marks (%20, %22 stand for them)"
+        )
+    uri = whole(uri)
     scheme = re.match(r"[a-z]+", uri)
     kind = scheme.group() if scheme else ""
     try:
         if kind == "sqlite":
             return _check_sqlite(uri)
         if kind in ("http", "https"):
-            parts = urlsplit(uri)
-            if not uri.startswith(f"{kind}://") or not parts.hostname or parts.port == 0:
-                raise ValueError("no host")
+            if not uri.startswith(f"{kind}://") or not _has_host(uri):
+                raise ValueError("no host, or no port from 1 to 65535")
             return uri.rstrip("/")
         if kind in _DATABASES:
             return _check_database(uri)
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(field, masked(uri), f"{error}; allowed: {_ALLOWED}") from None
     raise ConfigError(field, masked(uri), f"must be {_ALLOWED}")
+
+
+def _has_host(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # which repeats what it took for the port: half a password, perhaps
+        return False
 
 
 def _check_sqlite(uri: str) -> str:
@@ -148,14 +168,62 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(match.group(1)).absolute()
 
 
+def keep_secrets(text: str) -> str:
+    """Mask the URIs of a text, and keep each whole one where :func:`whole` finds it.
+
+    So everything else holds the masked one: configs, records, what Hydra and Flower write, print
+    and hand on. The whole ones stand in this process's environment, where the processes that it
+    starts find them, and on no disk.
+
+    Parameters
+    ----------
+    text : str
+        A URI, or what was typed.
+
+    Returns
+    -------
+    str
+        The text as :func:`~fl_app.errors.masked` returns it.
+    """
+    for uri in _URI.findall(text):
+        if masked(uri) != uri:
+            others = [known for known in _kept() if masked(known) != masked(uri)]
+            os.environ[_KEPT] = " ".join([*others, uri])
+    return masked(text)
+
+
+def whole(uri: str, *known: str) -> str:
+    """Return the URI that a masked one stands for.
+
+    Parameters
+    ----------
+    uri : str
+        Any URI; one that is not masked stands for itself.
+    *known : str
+        Whole URIs to look through first; then those of :func:`keep_secrets` and
+        ``MLFLOW_TRACKING_URI``.
+
+    Raises
+    ------
+    ConfigError
+        If nobody in this process knows its password.
+    """
+    if "***" not in uri:
+        return uri
+    for candidate in (*known, *_kept(), os.environ.get("MLFLOW_TRACKING_URI", "")):
+        if masked(candidate).rstrip("/") == uri.rstrip("/") and candidate != uri:
+            return candidate
+    allowed = "with its password, which is not kept: give it, or set MLFLOW_TRACKING_URI"
+    raise ConfigError("tracking.uri", uri, allowed)
+
+
+def _kept() -> list[str]:
+    return os.environ.get(_KEPT, "").split()
+
+
 def is_http(uri: str) -> bool:
     """Return whether a URI is that of a tracking server."""
     return uri.startswith(("http://", "https://"))
-
-
-def masked(uri: str) -> str:
-    """Return a URI that may be shown: without its password."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 def run_url(uri: str, experiment_id: str, run_id: str) -> str:
@@ -173,7 +241,8 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     -------
     str
     """
-    base = masked(uri) if is_http(uri) else _UI
+    # Without the user: a browser would take "***" for the password.
+    base = re.sub(r"://[^/]*@", "://", uri) if is_http(uri) else _UI
     # Without the last part MLflow 3 opens the page in its mode for language models.
     page = f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
     return f"{page}?workflowType=machine_learning"

@@ -25,6 +25,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fl_app.errors import one_line
 from fl_app.held import HeldArray, is_kind, items_of, read, records_of
 from fl_app.tracking.base import (
     ClientRecord,
@@ -82,7 +83,9 @@ class TrackedStrategy(Strategy):
     ``cost/bytes_down`` and ``cost/bytes_up`` sum :func:`content_bytes` over all messages sent and
     all replies received, evaluation included. ``cost/clients_*`` count the training exchange of the
     round (the evaluation's where there was no training); a node that was asked and whose reply did
-    not count has failed. A strategy with a ``start()`` of its own loses it: only its hooks run.
+    not count has failed. ``cost/seconds`` is what a clock on the wall shows between the ends of two
+    rounds, whatever was done meanwhile; the first one counts from the start, with the evaluation
+    before training. A strategy with a ``start()`` of its own loses it: only its hooks run.
 
     Examples
     --------
@@ -128,6 +131,7 @@ class TrackedStrategy(Strategy):
             self._guard(self.tracker.start, self._run_start(num_rounds, train_config))
         if type(self.strategy).start is not Strategy.start:
             _LOG.info("tracking: %s.start() is not used, only its hooks", self.rule)
+        self._round_began = time.perf_counter()
 
         def watched(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             metrics = None if evaluate_fn is None else evaluate_fn(server_round, arrays)
@@ -195,6 +199,7 @@ class TrackedStrategy(Strategy):
         self._bytes_up = self._bytes_down = 0
         self._numbers = _Numbers(self.partitions)
         self._round = _Round(0)
+        self._round_began = time.perf_counter()
 
     def _run_start(self, num_rounds: int, train_config: ConfigRecord | None) -> RunStart:
         params = {"strategy": self.rule, "num_server_rounds": str(num_rounds)}
@@ -260,10 +265,12 @@ class TrackedStrategy(Strategy):
 
     def _cost(self, round_: _Round) -> dict[str, float]:
         counted = round_.train if round_.train.asked else round_.evaluate
+        # The next round begins where this one ends: what trackers do with it is in the next.
+        began, self._round_began = self._round_began, time.perf_counter()
         return {
             "bytes_up": self._bytes_up,
             "bytes_down": self._bytes_down,
-            "seconds": time.perf_counter() - round_.began,
+            "seconds": self._round_began - began,
             "clients_asked": counted.asked,
             "clients_replied": counted.replied,
             "clients_failed": counted.asked - counted.replied,
@@ -294,7 +301,6 @@ class _Round:
     """What is known of a round that is not over."""
 
     server_round: int
-    began: float = field(default_factory=time.perf_counter)
     train: _Exchange = field(default_factory=_Exchange)
     evaluate: _Exchange = field(default_factory=_Exchange)
     aggregate: ArrayRecord | None = None
@@ -455,4 +461,4 @@ def _found(strategy: Strategy, attribute: str) -> Any:
 
 def _end_of(error: BaseException) -> RunEnd:
     status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-    return RunEnd(status, error=f"{type(error).__name__}: {error}".rstrip(": "))
+    return RunEnd(status, error=one_line(error))

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
+from fl_app.errors import one_line
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart, Tracker
 
 __all__ = ["Guard", "Trackers"]
@@ -40,12 +41,11 @@ class Guard:
             if (what, type(error)) not in self._told:
                 self._told.add((what, type(error)))
                 _LOG.warning(
-                    "%s: %s failed (%s: %s); the run goes on, further failures of this kind "
+                    "%s: %s failed (%s); the run goes on, further failures of this kind "
                     "are not reported",
                     self.name,
                     what,
-                    type(error).__name__,
-                    " ".join(str(error).split()),
+                    one_line(error),
                 )
             return None
 
