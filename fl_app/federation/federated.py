@@ -143,7 +143,8 @@ class Federated(Strategy):
             If there are fewer than ``min_replies``, or their aggregate is not finite.
         """
         where = f"round {server_round}, train"
-        usable, dropped = accept(replies, self._asked, self._spec, where, self._sent)
+        rows = {node.partition: node.num_examples for node in self._asked.values()}
+        usable, dropped = accept(replies, self._asked, self._spec, where, self._sent, rows)
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
         if len(usable) < self.participation.min_replies:
             raise FederationError(self._shortfall(server_round, len(usable), dropped))
@@ -177,7 +178,8 @@ class Federated(Strategy):
     ) -> MetricRecord | None:
         """Hand over the usable replies; a round without any has no ``eval/`` metrics."""
         where = f"round {server_round}, evaluate"
-        usable, _ = accept(replies, self._asked, self._spec, where, self._sent)
+        rows = {node.partition: node.num_validation for node in self._asked.values()}
+        usable, _ = accept(replies, self._asked, self._spec, where, self._sent, rows)
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
         if not usable:
             return None

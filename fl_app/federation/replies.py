@@ -80,6 +80,7 @@ def accept(
     spec: ReplySpec,
     where: str,
     sent: Sequence[Message] = (),
+    rows: Mapping[int, int] | None = None,
 ) -> tuple[list[Message], dict[int, str]]:
     """Keep the usable replies, sorted by partition; warn once about each of the others.
 
@@ -95,6 +96,9 @@ def accept(
         The exchange, for the warning, for example ``"round 3, train"``.
     sent : sequence of Message, optional
         The messages that are answered, to name the nodes that are lost.
+    rows : mapping of int to int, optional
+        The rows of each partition that the exchange is over, as it told in the handshake: what a
+        reply weighs, less the rows that it says it left out.
 
     Returns
     -------
@@ -113,6 +117,8 @@ def accept(
         problem = (
             "a second reply of the same node" if node.partition in usable else fault(reply, spec)
         )
+        if problem is None and rows is not None:
+            problem = _rows_fault(reply, rows[node.partition])
         if problem is None:
             usable[node.partition] = reply
             continue
@@ -178,6 +184,18 @@ def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:
 
 
 _WEIGHT = {wire.NUM_EXAMPLES}
+
+
+def _rows_fault(message: Message, told: int) -> str | None:
+    """Return what is wrong with a usable reply's weight, held against the handshake's rows."""
+    weight = items_of(records_of(message)[wire.METRICS])[wire.NUM_EXAMPLES]
+    left_out = wire.measures(message).get(wire.LEFT_OUT, 0)
+    if type(left_out) is not int or left_out < 0:
+        return f"{wire.LEFT_OUT}={left_out!r}: expected an integer from 0"
+    if weight + left_out == told:
+        return None
+    allowed = f"expected {told} rows together, as in the handshake"
+    return f"{wire.NUM_EXAMPLES}={weight} and {wire.LEFT_OUT}={left_out}: {allowed}"
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
