@@ -47,10 +47,13 @@ def _app(asked: Asked | None = None, broken: Mapping[int, Any] | None = None) ->
         fault = (broken or {}).get(partition)
         if isinstance(fault, Exception):
             raise fault
-        if isinstance(fault, RecordDict):
-            return Message(fault, reply_to=message)
-        rng = np.random.default_rng([partition, server_round])
         rows = (10 if train else 2) + partition
+        if isinstance(fault, RecordDict):
+            told = dict(fault.get("metrics", {}))
+            weight = {"num-examples": rows} if "num-examples" in told else {}
+            own = {"metrics": MetricRecord(told | weight)} if told else {}
+            return Message(RecordDict({**fault, **own}), reply_to=message)
+        rng = np.random.default_rng([partition, server_round])
         metrics = {"mse": float(rng.random()), "num-examples": rows}
         content = RecordDict({"metrics": MetricRecord(metrics)})
         if train:

@@ -114,11 +114,9 @@ def accept(
         if node is None:
             log.warning("%s: reply of node %d dropped: it was not asked", where, node_id)
             continue
-        problem = (
-            "a second reply of the same node" if node.partition in usable else fault(reply, spec)
-        )
-        if problem is None and rows is not None:
-            problem = _rows_fault(reply, rows[node.partition])
+        told = None if rows is None else rows[node.partition]
+        second = node.partition in usable
+        problem = "a second reply of the same node" if second else fault(reply, spec, told)
         if problem is None:
             usable[node.partition] = reply
             continue
@@ -130,8 +128,11 @@ def accept(
     return [usable[p] for p in sorted(usable)], dropped
 
 
-def fault(message: Message, spec: ReplySpec) -> str | None:
-    """Return what is wrong with a reply, or None; its arrays are held ones from then on."""
+def fault(message: Message, spec: ReplySpec, rows: int | None = None) -> str | None:
+    """Return what is wrong with a reply, or None; its arrays are held ones from then on.
+
+    ``rows``: those that it is over, as its node told in the handshake; None: nobody knows.
+    """
     if message.has_error():
         return f"the client failed: {' '.join((message.error.reason or 'no reason given').split())}"
     if not message.has_content():
@@ -141,6 +142,8 @@ def fault(message: Message, spec: ReplySpec) -> str | None:
     problem = _layout_fault(records, has_arrays)
     if problem is None:
         problem = _metrics_fault(items_of(records[wire.METRICS]), spec)
+    if problem is None and rows is not None:
+        problem = _rows_fault(message, rows)
     if problem or not has_arrays:
         return problem
     arrays = items_of(records[wire.ARRAYS])
@@ -187,7 +190,7 @@ _WEIGHT = {wire.NUM_EXAMPLES}
 
 
 def _rows_fault(message: Message, told: int) -> str | None:
-    """Return what is wrong with a usable reply's weight, held against the handshake's rows."""
+    """Return what is wrong with a reply's weight, held against the handshake's rows."""
     weight = items_of(records_of(message)[wire.METRICS])[wire.NUM_EXAMPLES]
     left_out = wire.measures(message).get(wire.LEFT_OUT, 0)
     if type(left_out) is not int or left_out < 0:
