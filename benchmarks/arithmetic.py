@@ -18,7 +18,7 @@ def prepared(cfg: Config) -> tuple[list[Rows], Rows]:
     """Return each client's encoded rows and the server's test rows."""
     parts = [partition_of(cfg, k) for k in range(cfg.num_clients)]
     table, test = whole_table(cfg), test_table(cfg)
-    told = [moments(p.train.numeric) for p in parts if len(p.train) >= cfg.min_rows]
+    told = [moments(p.rows.numeric) for p in parts if len(p.rows) >= cfg.min_rows]
     mean, scale = scaler(merge_moments(told), table.numeric.shape[1])
     labels = tuple(labels_of(table.target))
     names = table.columns

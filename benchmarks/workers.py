@@ -195,7 +195,7 @@ def start_up(repeats: int, folder: str) -> tuple[float, float, float]:
             before = _children()
             begin = time.perf_counter()
             with InProcessGrid(client_app, CLIENTS, num_workers=workers) as grid:
-                shake_hands(grid, grid.get_node_ids(), config, None, 600.0)
+                shake_hands(grid, grid.get_node_ids(), config, 600.0)
                 found.append(time.perf_counter() - begin)
                 memory = max([memory, *map(megabytes, active_children())])
             if workers > 1:

@@ -7,6 +7,7 @@ loads neither Hydra nor MLflow.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
@@ -29,7 +30,13 @@ from fl_app.grid import in_process
 from fl_app.models.base import Arrays, Model
 from fl_app.models.metrics import score
 from fl_app.models.serving import Predictor
-from fl_app.schema import METRICS, BaseModelsConfig, Config, TabularConfig
+from fl_app.schema import (
+    METRICS,
+    BaseModelsConfig,
+    Config,
+    TabularConfig,
+    min_level_rows_of,
+)
 from fl_app.seeding import later, one_thread
 from fl_app.stack_client import StackClient
 
@@ -39,6 +46,11 @@ if Path(sys.argv[0]).name == "flwr-simulation":
     # Ray puts the working directory of this process first on its workers' path. Where a SuperLink
     # was started in another project, workers would import that project's fl_app.
     os.chdir(Path(__file__).parents[1])
+
+_SAID = "names-said"
+"""Mark in a node's state: it has said which names of its file the run does not know."""
+
+log = logging.getLogger("fl_app")
 
 
 def _discreet(message: Message, context: Context, answer: ClientAppCallable) -> Message:
@@ -70,11 +82,17 @@ def describe(message: Message, context: Context) -> Message:
         # Another version may not even be able to read the config.
         foreign = handshake.foreign(partition, num_partitions)
         return Message(handshake.to_record(foreign), reply_to=message)
-    config = wire.read_config(wire.texts(message)[0])
+    config_json, encoding_json = wire.texts(message)
+    config = wire.read_config(config_json)
     path = _own_file(config, context)
     with one_thread():
         rows = _raw_rows(config, partition, path)
-        description = handshake.describe(rows, partition, num_partitions, config.min_rows)
+        if encoding_json:  # asked again: how many of its rows are of a class of the run?
+            encoding = wire.read_encoding(encoding_json)
+            description = handshake.describe_left(rows, partition, num_partitions, encoding)
+        else:
+            least = config.min_rows, min_level_rows_of(config.dataset)
+            description = handshake.describe(rows, partition, num_partitions, *least)
     return Message(handshake.to_record(description), reply_to=message)
 
 
@@ -84,7 +102,7 @@ def train(message: Message, context: Context) -> Message:
     partition, _ = _place(context)
     federation = _federation(*wire.texts(message))
     config, model = federation.config, federation.model
-    rows = federation.rows(partition, _own_file(config, context))
+    rows = federation.rows(partition, context)
     if isinstance(config.strategy, BaseModelsConfig):
         return _stack(message, context, federation, rows)
     rng = later(config.seed, "train", wire.server_round(message), partition)
@@ -96,7 +114,7 @@ def train(message: Message, context: Context) -> Message:
         if config.strategy.name == "qfedavg":
             loss = METRICS[federation.encoding.task][0]
             metrics[wire.TRAIN_LOSS] = federation.score(start, rows.x, rows.truth)[loss]
-    return wire.reply(message, metrics, len(rows.x), arrays)
+    return wire.reply(message, metrics, len(rows.x), arrays, _measures(rows.left_out))
 
 
 @app.evaluate()
@@ -104,11 +122,16 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score the arrays that came on this client's validation rows."""
     partition, _ = _place(context)
     federation = _federation(*wire.texts(message))
-    rows = federation.rows(partition, _own_file(federation.config, context))
+    rows = federation.rows(partition, context)
     with one_thread(), _no_warnings():
         arrays = wire.read_arrays(message)
         metrics = federation.score(arrays, rows.x_eval, rows.truth_eval)
-    return wire.reply(message, metrics, len(rows.x_eval))
+    return wire.reply(message, metrics, len(rows.x_eval), measures=_measures(rows.left_out_eval))
+
+
+def _measures(left_out: int) -> dict[str, int]:
+    """Return what goes with a reply beside its metrics: nothing where no row was left out."""
+    return {wire.LEFT_OUT: left_out} if left_out else {}
 
 
 def _stack(message: Message, context: Context, federation: _Federation, rows: Encoded) -> Message:
@@ -124,7 +147,7 @@ def _stack(message: Message, context: Context, federation: _Federation, rows: En
     )
     with one_thread(), _no_warnings():
         arrays, metrics = client.answer(wire.stack_request(message), wire.read_arrays(message))
-    return wire.reply(message, metrics, len(rows.x), arrays)
+    return wire.reply(message, metrics, len(rows.x), arrays, _measures(rows.left_out))
 
 
 def _no_warnings() -> np.errstate:
@@ -186,11 +209,17 @@ class _Federation:
         """Score arrays on encoded rows, in the raw unit of the target."""
         return score(self.encoding.task, self.predictor.outputs(arrays, x), truth)
 
-    def rows(self, partition: int, path: str | None) -> Encoded:
+    def rows(self, partition: int, context: Context) -> Encoded:
+        """Return a client's rows; its log says once what in its own file the run cannot name."""
+        path = _own_file(self.config, context)
         found = self._rows.get((partition, path))
         if found is None:
             raw = _raw_rows(self.config, partition, path)
             found = encode(raw, self.encoding, self.config.model.dtype)
+            if path is not None and _SAID not in context.state:
+                context.state[_SAID] = ConfigRecord()
+                for line in self.encoding.strangers(raw.rows):
+                    log.warning("partition %d: %s", partition, line)
             self._rows[partition, path] = found
         return found
 

@@ -26,12 +26,14 @@ __all__ = [
     "GROUPS",
     "MIN_LEVEL_ROWS",
     "Config",
+    "Levels",
     "Task",
     "check",
     "digest",
     "flatten",
     "from_dict",
     "from_json",
+    "min_level_rows_of",
     "objective_of",
     "task_of",
     "to_dict",
@@ -43,6 +45,13 @@ T = TypeVar("T")
 
 MIN_LEVEL_ROWS = 5
 """Rows of a node that a level or a class needs before the node names or counts it."""
+
+
+class Levels(dict[str, tuple[str, ...]]):
+    """The levels of columns by name; not to be changed, so that it can be hashed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
 
 def opt(default: T, text: str, **limits: object) -> T:
@@ -118,6 +127,17 @@ class TabularConfig(DatasetConfig):
     categorical: tuple[str, ...] = opt((), "Features taken as texts, one level each.")
     missing: str = opt(
         "error", "What to do about missing cells.", choices=("error", "drop", "mean")
+    )
+    min_level_rows: int = opt(
+        MIN_LEVEL_ROWS,
+        "Rows of a node that a level or a class needs before the node tells its name or how many.",
+        ge=1,
+    )
+    classes: tuple[int | str, ...] | None = opt(
+        None, "All classes, where they are no secret; null: those that a node tells."
+    )
+    levels: Levels | None = opt(  # noqa: RUF009  (the type is hashable and not written to)
+        None, "All levels of categorical columns, likewise: `{column: [level, …]}`."
     )
 
 
@@ -478,7 +498,10 @@ class Config:
     )
     min_replies: int = opt(1, "Usable replies below which a round fails.", ge=1)
     min_rows: int = opt(
-        2, "Rows below which a client tells its row count only, no moments and no classes.", ge=1
+        5,
+        "Rows for training and for `eval/` together below which a client tells their number only, "
+        "no moments, no classes and no levels.",
+        ge=1,
     )
     objective: str | None = opt(
         None, "Metric that picks the best round; null: `eval/accuracy` or `eval/mse`."
@@ -518,6 +541,11 @@ def task_of(dataset: DatasetConfig) -> Task:
     if isinstance(dataset, TabularConfig):
         return dataset.task  # type: ignore[return-value]
     return _TASKS[dataset.name]
+
+
+def min_level_rows_of(dataset: DatasetConfig) -> int:
+    """Return the rows that a class or a level needs before a node names or counts it."""
+    return dataset.min_level_rows if isinstance(dataset, TabularConfig) else MIN_LEVEL_ROWS
 
 
 # ---------------------------------------------------------------------------- plain data -> Config
@@ -622,6 +650,8 @@ def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
             return False, None
         parts = [_convert(get_args(hint)[0], item) for item in value]
         return all(ok for ok, _ in parts), tuple(item for _, item in parts)
+    if hint is Levels:
+        return _levels(value)
     if hint is float:
         good = isinstance(value, int | float) and not isinstance(value, bool)
         try:
@@ -631,6 +661,21 @@ def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     return isinstance(value, hint), value
+
+
+def _levels(value: Any) -> tuple[bool, Any]:
+    """Read ``{column: [level, …]}``; a whole number is the level that a file's cell of it is."""
+    if not isinstance(value, Mapping):
+        return False, None
+    good = all(
+        isinstance(names, list | tuple)
+        and names
+        and all(isinstance(name, int | str) and not isinstance(name, bool) for name in names)
+        for names in value.values()
+    )
+    if not good:
+        return False, None
+    return True, Levels({str(c): tuple(map(str, names)) for c, names in value.items()})
 
 
 _LIMITS: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
@@ -680,9 +725,16 @@ def to_text(value: Any) -> str:
 
 def _words(hint: Any) -> str:
     if get_origin(hint) is tuple:
-        inner = _words(get_args(hint)[0]).split(" ", 1)[1]
-        return f"a list of {inner}s"
-    return {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}[hint]
+        item = get_args(hint)[0]
+        kinds = get_args(item) if isinstance(item, types.UnionType) else (item,)
+        return "a list of " + " or ".join(f"{_words(kind).split(' ', 1)[1]}s" for kind in kinds)
+    return {
+        int: "an integer",
+        float: "a finite number",
+        bool: "true or false",
+        str: "a text",
+        Levels: "lists of texts by column",
+    }[hint]
 
 
 # ---------------------------------------------------------------------------- keys at odds
@@ -802,6 +854,26 @@ def _check_tabular(config: Config) -> None:
     if natural and key is None:
         allowed = "the column that names each row's client, for partitioner=natural"
         raise ConfigError("partitioner.key", key, allowed)
+    _check_names(dataset)
+
+
+def _check_names(dataset: TabularConfig) -> None:
+    """Check the classes and levels that the config names."""
+    classes = dataset.classes
+    if classes is not None:
+        if dataset.task != "classification":
+            raise ConfigError("dataset.classes", list(classes), "null, as dataset.task=regression")
+        # A column of labels holds texts alone or numbers alone.
+        if len(set(classes)) < max(2, len(classes)) or len(set(map(type, classes))) > 1:
+            allowed = "at least 2 different classes, all whole numbers or all texts"
+            raise ConfigError("dataset.classes", list(classes), allowed)
+    for column, levels in (dataset.levels or {}).items():
+        if column not in dataset.categorical:
+            allowed = "a column that dataset.categorical names"
+            raise ConfigError("dataset.levels", column, allowed)
+        if len(set(levels)) < len(levels) or "" in levels:
+            allowed = "each level once; an empty cell is a missing one"
+            raise ConfigError(f"dataset.levels.{column}", list(levels), allowed)
 
 
 def cohort_size(config: Config) -> int:
@@ -931,6 +1003,8 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, f.name)
         if is_dataclass(value):
             value = to_dict(value)
+        elif isinstance(value, Levels):
+            value = {column: list(levels) for column, levels in value.items()}
         result[f.name] = list(value) if isinstance(value, tuple) else value
     return result
 
@@ -964,7 +1038,7 @@ def flatten(config: Config) -> dict[str, str]:
 
 def _flat(prefix: str, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in data.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key in GROUPS:
             yield from _flat(f"{prefix}{key}.", value)
         else:
             yield f"{prefix}{key}", to_text(value)

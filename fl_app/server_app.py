@@ -237,7 +237,12 @@ class Run:
         # The store's address may hold a password, and folders here mean nothing to a client.
         nowhere = TrackingConfig(name="none")
         shipped = replace(config, tracking=nowhere, output_dir=None, skip_finished=False)
-        roster, encoding = shake_hands(self.grid, node_ids, shipped, test, self.reply_timeout)
+        roster, encoding = shake_hands(self.grid, node_ids, shipped, self.reply_timeout)
+        if test is not None:
+            # Here all rows are at hand; a node with a file of its own says it in its own log.
+            for line in encoding.strangers(whole_table(config)):
+                log.warning("%s", line)
+            test = test.take(encoding.known(test))
         self.trackers.annotate(self._row_tags(roster, test), {})
         self.predictor = Predictor(
             encoding,

@@ -206,7 +206,7 @@ def _bounds(
         return None
     if not roster.target_mean:
         raise FederationError(
-            "no node has min_rows training rows, so there are no moments of the target, which "
+            "no node has min_rows rows, so there are no moments of the target, which "
             "strategy=fedstacking needs; set a smaller min_rows"
         )
     scale = np.array(encoding.target_scale)

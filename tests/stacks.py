@@ -176,7 +176,7 @@ def run(
     kept = Kept()
     with grid(clients.app(), config.num_clients, shuffle_replies=shuffle) as nodes, one_thread():
         test = test_table(config)
-        roster, encoding = shake_hands(nodes, nodes.get_node_ids(), config, test, 60.0)
+        roster, encoding = shake_hands(nodes, nodes.get_node_ids(), config, 60.0)
         stacked = config.strategy.name == "fedstacking"
         predictor = Predictor(encoding, config.model, stacked=stacked)
         names = frozenset(METRICS[task_of(config.dataset)])

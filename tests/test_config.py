@@ -21,6 +21,7 @@ from fl_app.schema import (
     FedAdamConfig,
     ModelConfig,
     StrategyConfig,
+    TabularConfig,
     digest,
     from_dict,
     from_json,
@@ -256,3 +257,20 @@ def test_composing_does_not_look_into_the_working_directory(
     (tmp_path / "conf" / "config.yaml").write_text("seed: 99\n")
     monkeypatch.chdir(tmp_path)
     assert compose_config([]).seed == 0
+
+
+def test_classes_and_levels_are_typed_on_the_command_line() -> None:
+    """Names with spaces stand in Hydra's braces as they are."""
+    config = compose_config(
+        [
+            "dataset=tabular",
+            "dataset.path=rows.csv",
+            "dataset.target=y",
+            "dataset.categorical=[q,chest pain]",
+            "dataset.classes=[no,yes]",
+            "dataset.levels={q:[a,b],chest pain:[1,2]}",
+        ]
+    )
+    assert isinstance(config.dataset, TabularConfig)
+    assert config.dataset.classes == ("no", "yes")
+    assert config.dataset.levels == {"q": ("a", "b"), "chest pain": ("1", "2")}

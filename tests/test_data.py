@@ -20,7 +20,14 @@ from fl_app.data import toy_sets
 from fl_app.data.catalogue import load
 from fl_app.data.encoding import Encoding, labels_of, scaler
 from fl_app.data.frames import features_from_frame
-from fl_app.data.partition import encode, partition_of, seed_draws, test_table, whole_table
+from fl_app.data.partition import (
+    Partition,
+    encode,
+    partition_of,
+    seed_draws,
+    test_table,
+    whole_table,
+)
 from fl_app.data.partitioners import deal
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table, numeric_table
@@ -139,12 +146,12 @@ def test_a_test_split_is_drawn_by_the_seed_alone(stratify: bool) -> None:
     assert len(others) == 10
 
 
-@given(n=st.integers(1, 50), fraction=fractions, seed=seeds, partition=st.integers(0, 999))
+@given(n=st.integers(1, 50), fraction=fractions, partition=st.integers(0, 999))
 def test_a_validation_split_leaves_a_row_to_train_on(
-    n: int, fraction: float, seed: int, partition: int
+    n: int, fraction: float, partition: int
 ) -> None:
     """Validation rows are ``round(n * fraction)``, but never all; both parts are all rows."""
-    train, validation = split_validation(n, fraction, seed, partition)
+    train, validation = split_validation(n, fraction, partition)
     assert sorted([*train.tolist(), *validation.tolist()]) == list(range(n))
     assert len(validation) == min(round(n * fraction), n - 1)
     assert len(train) >= 1
@@ -152,7 +159,7 @@ def test_a_validation_split_leaves_a_row_to_train_on(
 
 def test_validation_rows_of_two_partitions_are_drawn_apart() -> None:
     """Partitions of equal size keep different positions: their draws are independent."""
-    kept = {tuple(split_validation(50, 0.2, 0, k)[1].tolist()) for k in range(10)}
+    kept = {tuple(split_validation(50, 0.2, k)[1].tolist()) for k in range(10)}
     assert len(kept) == 10
 
 
@@ -433,16 +440,20 @@ def _mixed(age: list[float], sex: list[str | None], weight: list[float]) -> Tabl
 
 
 def test_features_are_scaled_numbers_and_one_column_a_level() -> None:
-    """(x - mean) / scale, then one column a level; unknown and missing levels are all 0."""
+    """(x - mean) / scale, then one column a level and OTHER's; a missing level is all 0."""
     table = _mixed([60.0, 50.0, 40.0], ["m", None, "x"], [75.0, 60.0, 70.0])
-    assert MIXED.feature_names == ("age", "weight", "sex=f", "sex=m")
-    assert MIXED.features(table).tolist() == [[1, 1, 0, 1], [0, -2, 0, 0], [-1, 0, 0, 0]]
+    assert MIXED.feature_names == ("age", "weight", "sex=f", "sex=m", "sex=OTHER")
+    assert MIXED.features(table).tolist() == [
+        [1, 1, 0, 1, 0],
+        [0, -2, 0, 0, 0],
+        [-1, 0, 0, 0, 1],
+    ]
 
 
 def test_a_missing_number_counts_as_the_mean() -> None:
     """A NaN cell becomes the scaled mean 0, so that no prediction turns into NaN."""
     table = _mixed([NAN, 60.0], ["f", "f"], [75.0, NAN])
-    assert MIXED.features(table).tolist() == [[0, 1, 1, 0], [1, 0, 1, 0]]
+    assert MIXED.features(table).tolist() == [[0, 1, 1, 0, 0], [1, 0, 1, 0, 0]]
     assert np.isnan(table.numeric).sum() == 2
 
 
@@ -545,7 +556,8 @@ def test_encoded_rows_are_read_only_and_of_the_models_dtype(name: str, dtype: st
     assert found.y.dtype == ("int64" if name == "digits" else dtype)
     assert len(found.x) == len(found.y) == len(rows.train)
     assert len(found.x_eval) == len(found.truth_eval) == len(rows.validation)
-    for array in vars(found).values():
+    assert (found.left_out, found.left_out_eval) == (0, 0)
+    for array in (found.x, found.y, found.truth, found.x_eval, found.truth_eval):
         assert not array.flags.writeable
     assert replace(rows.train).sha256 == before
 
@@ -596,7 +608,7 @@ def test_a_missing_text_has_no_level(missing: Any) -> None:
     frame = pd.DataFrame({"weight": [70, 70], "sex": ["m", missing], "age": [50, 50], "id": [1, 2]})
     table = features_from_frame(frame, MIXED)
     assert table.categorical[:, 0].tolist() == ["m", None]
-    assert MIXED.features(table).tolist() == [[0, 0, 0, 1], [0, 0, 0, 0]]
+    assert MIXED.features(table).tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -631,28 +643,57 @@ def test_a_wrong_frame_is_a_data_error(frame: pd.DataFrame, message: str) -> Non
     assert str(caught.value) == message
 
 
-def test_an_unknown_level_is_none_of_the_levels(caplog: pytest.LogCaptureFixture) -> None:
-    """A level that no client told of gives zeros in its columns and one warning in all."""
-    encoding = Encoding(
+def _pains(*levels: str) -> Encoding:
+    return Encoding(
         task="classification",
-        columns=("pain",),
+        columns=("pain", "pain=mild"),
         numeric=(),
         mean=(),
         scale=(),
-        levels=(("pain", ("mild", "strong")),),
+        levels=(("pain", levels), ("pain=mild", ())),
         labels=(0, 1),
         targets=("y",),
     )
-    cells = np.array([["mild"], ["odd level"], [None], ["odd level"]], dtype=object)
-    empty = np.empty((4, 0))
-    table = Table(
-        "classification", ("pain",), empty, (), cells, ("pain",), np.zeros(4, int), ("y",)
+
+
+@pytest.mark.parametrize("known", [(), ("mild",), ("OTHER", "OTHER_", "mild", "other")])
+@pytest.mark.parametrize("word", ["other", "OTHER", "OTHER_", "odd level", "nan", "None"])
+def test_a_level_that_nobody_told_of_is_other_by_position(
+    word: str, known: tuple[str, ...]
+) -> None:
+    """Whatever the cell says: it shares no feature, and no name of one, with any level."""
+    cells = np.array([["mild", None], [word, "x"], [None, None]], dtype=object)
+    empty = np.empty((3, 0))
+    names = ("pain", "pain=mild")
+    table = Table("classification", names, empty, (), cells, names, np.zeros(3, int), ("y",))
+    encoding = Encoding.from_dict(json.loads(json.dumps(_pains(*known).to_dict())))
+    assert len({*encoding.feature_names}) == len(encoding.feature_names) == len(known) + 2
+    places = [np.flatnonzero(row).tolist() for row in encoding.features(table)]
+    other, others = len(known), len(known) + 1
+    mild = known.index("mild") if "mild" in known else other
+    assert places == [[mild], [known.index(word) if word in known else other, others], []]
+
+
+def test_rows_of_a_class_that_nobody_told_of_are_left_out_and_named() -> None:
+    """They are in no array; two numbers and one line each say so, with the cells' rows."""
+    y = np.array([0, 7, 1, 7, 8, 0])
+    x = np.arange(6.0)[:, None]
+    cells = np.array([*"aabbc", None], dtype=object)[:, None]
+    table = Table("classification", ("x", "c"), x, ("x",), cells, ("c",), y, ("y",))
+    encoding = Encoding(
+        "classification", ("x", "c"), ("x",), (0.0,), (1.0,), (("c", ("a",)),), (0, 1), ("y",)
     )
-    for _ in range(2):
-        assert encoding.features(table).tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
-    assert [r.getMessage() for r in caplog.records] == [
-        "pain=odd level: no client told of this level, it counts as none of mild, strong"
+    rows = Partition(table.take(np.arange(4)), table.take(np.arange(4, 6)))
+    found = encode(rows, encoding, "float64")
+    assert found.x.tolist() == [[0, 1, 0], [2, 0, 1]]
+    assert found.y.tolist() == found.truth.tolist() == [0, 1]
+    assert found.x_eval.tolist() == [[5, 0, 0]]
+    assert (found.left_out, found.left_out_eval) == (2, 1)
+    assert encoding.strangers(rows.rows) == [
+        "y=7 (2 rows), 8 (1 row): rows of these classes are left out",
+        "c=b (2 rows), c (1 row): these levels count as OTHER",
     ]
+    assert encoding.strangers(table.take(np.array([0, 5]))) == []
 
 
 def test_a_missing_number_is_the_federations_mean() -> None:

@@ -47,10 +47,14 @@ def _app(asked: Asked | None = None, broken: Mapping[int, Any] | None = None) ->
         fault = (broken or {}).get(partition)
         if isinstance(fault, Exception):
             raise fault
+        rows = (10 if train else 2) + partition
         if isinstance(fault, RecordDict):
-            return Message(fault, reply_to=message)
+            told = dict(fault.get("metrics", {}))
+            weight = {"num-examples": rows} if "num-examples" in told else {}
+            own = {"metrics": MetricRecord(told | weight)} if told else {}
+            return Message(RecordDict({**fault, **own}), reply_to=message)
         rng = np.random.default_rng([partition, server_round])
-        metrics = {"mse": float(rng.random()), "num-examples": 10 + partition}
+        metrics = {"mse": float(rng.random()), "num-examples": rows}
         content = RecordDict({"metrics": MetricRecord(metrics)})
         if train:
             moved = {
@@ -72,7 +76,13 @@ def _app(asked: Asked | None = None, broken: Mapping[int, Any] | None = None) ->
 
 
 def _roster(grid: InProcessGrid, validation: int = 2) -> Roster:
-    return Roster(tuple(Node(n, k, 10 + k, validation) for k, n in enumerate(grid.get_node_ids())))
+    """Partition k has 10 + k rows to train on and 2 + k to validate on, or none."""
+    return Roster(
+        tuple(
+            Node(n, k, 10 + k, validation and validation + k)
+            for k, n in enumerate(grid.get_node_ids())
+        )
+    )
 
 
 def _run(
@@ -417,9 +427,10 @@ def _two_faced(asked: Asked, extra: bool = False) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         server_round = int(message.content["config"]["server-round"])
-        asked.append(("train", server_round, int(context.node_config["partition-id"])))
+        partition = int(context.node_config["partition-id"])
+        asked.append(("train", server_round, partition))
         arrays = {"c": np.ones(2)} if server_round == 2 else read(message.content["arrays"])
-        metrics = {"mse": 1.0, "num-examples": 1} | ({"more": 1.0} if extra else {})
+        metrics = {"mse": 1.0, "num-examples": 10 + partition} | ({"more": 1.0} if extra else {})
         return Message(_content(metrics, **arrays), reply_to=message)
 
     return app

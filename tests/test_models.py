@@ -348,7 +348,7 @@ ENCODING = Encoding(
     labels=LABELS,
     targets=("state",),
 )
-ARRAYS = {"coef": _rng(4).normal(size=(3, 4)), "intercept": _rng(5).normal(size=3)}
+ARRAYS = {"coef": _rng(4).normal(size=(3, 5)), "intercept": _rng(5).normal(size=3)}
 RAW = pd.DataFrame(
     {"age": [60, 41, 50, 35], "sex": ["m", "f", "f", "m"], "weight": [75, 60, 70, 99]}
 )
@@ -363,6 +363,7 @@ def test_a_prediction_is_the_label_of_the_largest_score() -> None:
             (RAW["weight"] - 70) / 5,
             RAW["sex"] == "f",
             RAW["sex"] == "m",
+            ~RAW["sex"].isin(["f", "m"]),
         ]
     ).astype(float)
     expected = [LABELS[i] for i in (x @ ARRAYS["coef"].T + ARRAYS["intercept"]).argmax(axis=1)]
@@ -394,11 +395,21 @@ def test_rows_are_predicted_one_by_one_as_together() -> None:
 
 
 def test_a_missing_cell_is_predicted_as_the_mean_or_no_level() -> None:
-    """A row of missing cells is one with mean numbers and an unknown level."""
+    """A row of missing cells is the intercept alone: mean numbers and no level."""
     missing = pd.DataFrame({"age": [None], "sex": [None], "weight": [np.nan]})
-    mean = pd.DataFrame({"age": [50], "sex": ["?"], "weight": [70]})
     predict = predictor(SPEC, ARRAYS)
-    assert predict(missing).tolist() == predict(mean).tolist()
+    assert predict(missing).tolist() == [LABELS[int(ARRAYS["intercept"].argmax())]]
+
+
+@pytest.mark.parametrize("word", ["?", "OTHER", "other", "f ", "F"])
+def test_an_unknown_level_is_predicted_as_other(word: str) -> None:
+    """It adds the fifth column of ``coef``, whatever it says; a missing cell does not."""
+    odd = pd.DataFrame({"age": [50], "sex": [word], "weight": [70]})
+    push = np.zeros((3, 5))
+    push[:, 4] = [0.0, 9.0, 0.0]
+    predict = predictor(SPEC, {"coef": push, "intercept": np.array([1.0, 0.0, 0.0])})
+    assert predict(odd).tolist() == ["green"]
+    assert predict(odd.assign(sex=None)).tolist() == ["blue"]
 
 
 def test_a_wrong_column_is_a_data_error() -> None:
@@ -420,7 +431,7 @@ def test_a_spec_is_json_and_all_that_a_predictor_needs() -> None:
 def test_what_a_run_reports_is_what_its_model_predicts() -> None:
     """The accuracy of ``score`` is that of the predicted labels."""
     served = Predictor(ENCODING, ModelConfig("softmax"))
-    x = _rng(6).normal(size=(50, 4))
+    x = _rng(6).normal(size=(50, 5))
     y = _rng(7).integers(0, 3, size=50)
     labels = ENCODING.predictions(served.outputs(ARRAYS, x))
     accuracy = np.mean([LABELS[k] == label for k, label in zip(y, labels, strict=True)])

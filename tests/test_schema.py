@@ -265,7 +265,7 @@ def test_what_is_no_json_object_is_refused(text: str) -> None:
 
 def test_null_in_json_is_no_number() -> None:
     """JSON's extensions NaN and Infinity are read, and then refused like any other value."""
-    text = to_json(from_dict({})).replace('"min_rows":2', '"min_rows":NaN')
+    text = to_json(from_dict({})).replace('"min_rows":5', '"min_rows":NaN')
     with pytest.raises(ConfigError) as caught:
         from_json(text)
     assert str(caught.value) == "min_rows=nan: expected an integer >= 1"
@@ -349,3 +349,70 @@ def test_inputs_are_left_as_they_are() -> None:
     assert check(unresolved).model.name == "linear"
     assert unresolved.model.name == "auto"
     assert to_dict(config)["dataset"]["rows"] == [1, 2]
+
+
+# ---------------------------------------------------------------------------- names
+TABLE = {"name": "tabular", "path": "rows.csv", "target": "y", "categorical": ["q", "chest pain"]}
+
+
+def test_named_levels_survive_json_and_are_one_recorded_parameter() -> None:
+    """Whole numbers are the texts of their cells; the order of columns makes no other config."""
+    levels = {"q": ["b", "a"], "chest pain": [1, 2]}
+    one = from_dict({"dataset": TABLE | {"levels": levels, "classes": ["no", "yes"]}})
+    turned = {"chest pain": ["1", "2"], "q": ["b", "a"]}
+    other = from_dict({"dataset": TABLE | {"levels": turned, "classes": ["no", "yes"]}})
+    assert from_json(to_json(one)) == one == other
+    assert hash(from_json(to_json(one))) == hash(one) == hash(other)
+    assert (digest(one), to_json(one)) == (digest(other), to_json(other))
+    assert flatten(one)["dataset.levels"] == '{"q": ["b", "a"], "chest pain": ["1", "2"]}'
+    assert flatten(one)["dataset.classes"] == '["no", "yes"]'
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(
+            (
+                {"classes": wrong},
+                f"dataset.classes={wrong}: at least 2 different classes, all whole numbers or "
+                "all texts",
+            )
+            for wrong in ([], [1], [1, 1], [1, "a"])
+        ),
+        *(
+            (
+                {"classes": wrong},
+                f"dataset.classes={wrong}: expected a list of integers or texts, or null",
+            )
+            for wrong in ("ab", [0.5, 1], [True, False])
+        ),
+        (
+            {"classes": [1, 2], "task": "regression"},
+            "dataset.classes=[1, 2]: null, as dataset.task=regression",
+        ),
+        *(
+            (
+                {"levels": wrong},
+                f"dataset.levels={wrong}: expected lists of texts by column, or null",
+            )
+            for wrong in (["a"], {"q": "a"}, {"q": []}, {"q": [0.5]}, {"q": None})
+        ),
+        (
+            {"levels": {"other": ["a"]}},
+            "dataset.levels=other: a column that dataset.categorical names",
+        ),
+        *(
+            (
+                {"levels": {"q": wrong}},
+                f"dataset.levels.q={wrong}: each level once; an empty cell is a missing one",
+            )
+            for wrong in (["a", "a"], [""])
+        ),
+        ({"min_level_rows": 0}, "dataset.min_level_rows=0: expected an integer >= 1"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    """The message names the key, the value and what is allowed."""
+    with pytest.raises(ConfigError) as caught:
+        from_dict({"dataset": TABLE | options})
+    assert str(caught.value) == message

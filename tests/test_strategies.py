@@ -61,7 +61,7 @@ def _federate(
     """Run a config's rounds in this process, without tracking or a server's test."""
     nodes = 1 if config.strategy.name == "pooled" else config.num_clients
     with InProcessGrid(app, nodes, shuffle_replies=shuffle) as grid, one_thread():
-        roster, encoding = shake_hands(grid, grid.get_node_ids(), config, None, 60.0)
+        roster, encoding = shake_hands(grid, grid.get_node_ids(), config, 60.0)
         names = frozenset(METRICS[task_of(config.dataset)])
         predictor = Predictor(encoding, config.model)
         federated = Federated(

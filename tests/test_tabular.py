@@ -438,13 +438,6 @@ CELLS = [
     ("a,y\n1,0\ninf,1\n", CLASSES, "a=inf in row 2: finite numbers"),
     ("a,y\n1,0\n2,-inf\n", NUMBER, "y=-inf in row 2: finite numbers"),
     ("a,y\n1,0\n2,inf\n", CLASSES, "y=inf in row 2: finite numbers"),
-    ("a,y\n1,5\n2,5\n", CLASSES, "y=5 in every row: at least 2 classes"),
-    ("a,y\n1,no\n2,no\n", CLASSES, "y='no' in every row: at least 2 classes"),
-    (
-        "a,y\n1,5\n,6\n2,5\n",
-        {**CLASSES, "missing": "drop"},
-        "y=5 in every row: at least 2 classes",
-    ),
     (
         "a,y\n1,2\n2,0.5\n",
         CLASSES,
@@ -466,10 +459,40 @@ CELLS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "options", "message"), CELLS)
+ONE_CLASS = [
+    ("a,y\n1,5\n2,5\n", CLASSES, "y=5 in every row: at least 2 classes"),
+    ("a,y\n1,no\n2,no\n", CLASSES, "y='no' in every row: at least 2 classes"),
+    (
+        "a,y\n1,5\n,6\n2,5\n",
+        {**CLASSES, "missing": "drop"},
+        "y=5 in every row: at least 2 classes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "message"), [*CELLS, *ONE_CLASS])
 def test_a_wrong_cell_is_refused_in_one_line(write, text, options, message):
     """The message names the column, the cell with its row, and what is allowed."""
     assert refusal(write(text), **options) == message
+
+
+@pytest.mark.parametrize(("text", "options", "message"), ONE_CLASS)
+def test_a_nodes_own_file_may_hold_one_class(write, text, options, message):
+    """Other nodes have the others: it is loaded, and the report says what it would be alone."""
+    path = write(text)
+    assert len({*load_tabular(path, **options, fewest_classes=1).target.tolist()}) == 1
+    checked = report(write("a,y\n1,5\n2,5\n"), target="y")
+    assert checked.usable
+    assert "y=5 in every row: at least 2 classes, in the other nodes' files at least" in (
+        checked.notes
+    )
+    assert "try:" not in checked.render()
+
+
+def test_labels_are_texts_where_the_config_says_so(write):
+    """A node whose labels all look like numbers agrees with those that have texts as well."""
+    path = write("a,y\n1,0\n2,1\n")
+    assert load_tabular(path, **CLASSES, text_labels=True).target.tolist() == ["0", "1"]
 
 
 def test_a_hundred_numbers_may_be_classes(write):
@@ -504,6 +527,12 @@ def test_a_report_says_what_a_node_would_say(write):
         f"{DROP}, or dataset.missing=mean to fill in the federation's mean",
         "dataset.missing=drop: 3 of 5 rows",
         "dataset.missing=mean: 5 of 5 rows",
+        "note: diagnosis=no (3 rows), yes (2 rows): fewer than dataset.min_level_rows=5 rows have "
+        "them, so a node tells none; these rows are left out unless another node or "
+        "dataset.classes names the class",
+        "note: chest pain=pain, dull (1 row), typical (3 rows): fewer than "
+        "dataset.min_level_rows=5 rows have them, so a node tells none; these count as OTHER "
+        "unless another node or dataset.levels names the level",
         "usable: yes",
         f"try: fl-app dataset=tabular dataset.path={path} dataset.target=diagnosis "
         "dataset.task=classification 'dataset.categorical=[\"chest pain\"]' "
@@ -531,7 +560,7 @@ def test_a_report_and_a_run_agree(write, text, options, message):
 
     def loads(missing: str) -> bool:
         try:
-            load_tabular(path, **given, missing=missing)
+            load_tabular(path, **given, missing=missing, fewest_classes=1)
         except InputError:
             return False
         return True

@@ -51,12 +51,12 @@ def load(dataset: DatasetConfig, seed: int, key: str | None = None) -> Table:
     """
     if isinstance(dataset, TabularConfig):
         path = dataset.path or ""
-        return _file(dataset, str(Path(path).absolute()), _stamp(path), key)
+        return _file(dataset, str(Path(path).absolute()), _stamp(path), key, 2)
     return _known(dataset, seed)
 
 
 def load_own(dataset: DatasetConfig, path: str) -> Table:
-    """Load a node's own file by the options of ``dataset=tabular``.
+    """Load a node's own file by the options of ``dataset=tabular``; it may hold one class only.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def load_own(dataset: DatasetConfig, path: str) -> Table:
     """
     if not isinstance(dataset, TabularConfig):
         raise ConfigError("dataset", dataset.name, "tabular, where a node brings a file of its own")
-    return _file(dataset, str(Path(path).absolute()), _stamp(path), None)
+    return _file(dataset, str(Path(path).absolute()), _stamp(path), None, 1)
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -80,7 +80,9 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def _file(dataset: TabularConfig, path: str, stamp: tuple[int, int], key: str | None) -> Table:
+def _file(
+    dataset: TabularConfig, path: str, stamp: tuple[int, int], key: str | None, fewest_classes: int
+) -> Table:
     target = dataset.target or ""
     return load_tabular(
         path,
@@ -90,6 +92,8 @@ def _file(dataset: TabularConfig, path: str, stamp: tuple[int, int], key: str | 
         dataset.categorical,
         dataset.missing,
         key,
+        fewest_classes=fewest_classes,
+        text_labels=isinstance((dataset.classes or (0,))[0], str),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fl_app.data.columns import is_missing, is_text, plain
+from fl_app.data.encoding import counted, in_company
 from fl_app.data.files import read_frame
 from fl_app.data.tabular import (
     MISSING,
@@ -26,13 +27,14 @@ from fl_app.data.tabular import (
     kept_rows,
     listed,
     notes,
+    one_class,
     parse,
     quoted,
     target_of,
     text_columns,
 )
 from fl_app.errors import DataError, InputError, printable
-from fl_app.schema import Task
+from fl_app.schema import MIN_LEVEL_ROWS, Config, Task
 
 __all__ = ["CheckReport", "ColumnReport", "report"]
 
@@ -120,7 +122,7 @@ class CheckReport:
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"problem: {problem}" for problem in self.problems]
         lines.append(f"usable: {'yes' if self.usable else 'no'}")
-        if self.usable and self.roles is not None and self.roles.targets:
+        if self.usable and self.roles is not None and self.roles.targets and len(self.classes) != 1:
             lines.append(f"try: {self._command(self.roles)}")
         # The command may be long: it names all columns that are texts.
         return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
@@ -199,8 +201,31 @@ def report(
         _classes(columns),
         policies,
         tuple(problems),
-        tuple(notes(columns)),
+        (*notes(columns), *_untold(columns, len(frame))),
     )
+
+
+def _untold(columns: Columns, rows: int) -> list[str]:
+    """Say what a node with this file of its own keeps to itself, and what comes of that."""
+    roles, found = columns.roles, []
+    if rows < Config.min_rows:
+        found.append(f"{rows} rows: below min_rows={Config.min_rows} only their number is told")
+    few = f"fewer than dataset.min_level_rows={MIN_LEVEL_ROWS} rows have them, so a node tells none"
+    for name, values in columns.targets.items():
+        if roles.task == "regression":
+            break
+        labels = [label for label in values.tolist() if label is not None]
+        if rare := counted(labels, in_company(labels, MIN_LEVEL_ROWS)):
+            lost = "these rows are left out unless another node or dataset.classes names the class"
+            found.append(f"{name}={rare}: {few}; {lost}")
+        if len(set(labels)) == 1:
+            found.append(f"{one_class(name, values)}, in the other nodes' files at least")
+    for name in roles.categorical:
+        levels = columns.features[name].tolist() if name in columns.features else []
+        if rare := counted(levels, in_company(levels, MIN_LEVEL_ROWS)):
+            other = "these count as OTHER unless another node or dataset.levels names the level"
+            found.append(f"{name}={rare}: {few}; {other}")
+    return found
 
 
 def _roles(

@@ -2,20 +2,23 @@
 
 An :class:`Encoding` is made by the server from the clients' merged moments and levels, shipped as
 JSON to every client and stored beside every logged model. It never sees a row before it is made.
+What it has no name for keeps a place: a cell of no known level is OTHER, a row of no known class is
+left out.
 """
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.aggregation import Moments
+from fl_app.data.columns import is_missing
 from fl_app.data.table import Table
 from fl_app.errors import DataError
 from fl_app.schema import Task
@@ -23,8 +26,6 @@ from fl_app.schema import Task
 __all__ = ["Encoding"]
 
 Label = int | str
-
-log = logging.getLogger("fl_app")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Encoding:
     mean, scale : tuple of float
         What is subtracted from and divided out of each numeric column.
     levels : tuple of (str, tuple of str)
-        Each categorical column with its levels, one feature a level.
+        Each categorical column with its levels: one feature a level, and one more, OTHER, for a
+        cell that holds none of them.
     labels : tuple of int or str
         The C classes in their order; empty for regression.
     targets : tuple of str
@@ -70,8 +72,19 @@ class Encoding:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the D features: numeric columns, then ``column=level``."""
-        return self.numeric + tuple(f"{c}={v}" for c, vs in self.levels for v in vs)
+        """Names of the D features: numeric columns, then ``column=level`` and ``column=OTHER``.
+
+        OTHER grows a ``_`` where a level has that name.
+        """
+        taken = {*self.numeric, *(f"{c}={v}" for c, vs in self.levels for v in vs)}
+        names = list(self.numeric)
+        for column, levels in self.levels:
+            other = f"{column}=OTHER"
+            while other in taken:
+                other += "_"
+            taken.add(other)
+            names += [*(f"{column}={level}" for level in levels), other]
+        return tuple(names)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -81,17 +94,43 @@ class Encoding:
     def features(self, table: Table) -> NDArray[np.float64]:
         """Return the features of shape (n, D).
 
-        A missing number counts as its column's mean. A missing text has no level, and so has one
-        that no client told of: all zeros, with one warning.
+        A missing number counts as its column's mean. A missing text has no level: all zeros. A text
+        that is none of the levels, whatever it says, is OTHER.
         """
         numeric = np.where(np.isnan(table.numeric), self._fill, table.numeric)
         scaled = (numeric - self._mean) / self._scale
         parts = [scaled]
-        for position, (name, levels) in enumerate(self.levels):
-            column = table.categorical[:, position]
-            _warn_of_unknown(name, frozenset(column.tolist()) - {None, *levels}, levels)
-            parts.append(np.stack([column == level for level in levels], axis=1).astype(np.float64))
+        for position, (_, levels) in enumerate(self.levels):
+            cells = table.categorical[:, position]
+            found = np.zeros((len(cells), len(levels) + 1))
+            for place, level in enumerate(levels):
+                found[:, place] = cells == level
+            found[:, -1] = ~(found.any(axis=1) | is_missing(cells))
+            parts.append(found)
         return np.ascontiguousarray(np.hstack(parts)) if len(parts) > 1 else scaled
+
+    def known(self, table: Table) -> NDArray[np.int64]:
+        """Return the numbers of the rows whose class is one of the C; all rows for regression."""
+        if self.task == "regression":
+            return np.arange(len(table))
+        index = self._index
+        return np.flatnonzero([label in index for label in table.target.tolist()])
+
+    def strangers(self, table: Table) -> list[str]:
+        """Say which classes and levels of a table this encoding has no name for, with their rows.
+
+        It shows cells: it is for the terminal and the log of whoever holds the table.
+        """
+        found = []
+        if self.task == "classification":
+            rare = counted(table.target.tolist(), self.labels)
+            if rare:
+                found.append(f"{self.targets[0]}={rare}: rows of these classes are left out")
+        for position, (column, levels) in enumerate(self.levels):
+            rare = counted(table.categorical[:, position].tolist(), levels)
+            if rare:
+                found.append(f"{column}={rare}: these levels count as OTHER")
+        return found
 
     def truth(self, table: Table) -> NDArray[Any]:
         """Return class numbers of shape (n,), int64, or raw targets of shape (n, T), float64.
@@ -99,7 +138,7 @@ class Encoding:
         Raises
         ------
         DataError
-            For a label that no client told of in the handshake.
+            For a label that is none of the C, see :meth:`known`.
         """
         if self.task == "regression":
             return np.asarray(table.target, dtype=np.float64)
@@ -184,16 +223,16 @@ class Encoding:
         )
 
 
-@lru_cache(maxsize=1024)
-def _warn_of_unknown(column: str, unknown: frozenset[str], levels: tuple[str, ...]) -> None:
-    """Warn once a process; the cache is what remembers."""
-    if unknown:
-        log.warning(
-            "%s=%s: no client told of this level, it counts as none of %s",
-            column,
-            ", ".join(sorted(unknown)),
-            ", ".join(levels),
-        )
+def counted(values: Iterable[Any], names: Iterable[Any]) -> str:
+    """List the values that are none of the names with their rows, the first 20 of them."""
+    counts = Counter(values)
+    rare = labels_of(counts.keys() - {None, *names})
+    more = f", … ({len(rare)} in all)" if len(rare) > 20 else ""
+    return ", ".join(f"{value} ({_rows(counts[value])})" for value in rare[:20]) + more
+
+
+def _rows(n: int) -> str:
+    return "1 row" if n == 1 else f"{n} rows"
 
 
 def scaler(merged: Moments | None, width: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -223,3 +262,22 @@ def labels_of(values: Iterable[Any]) -> list[Label]:
     """Return the distinct labels of raw values in order: numbers by value, then texts by letter."""
     plain = {v.item() if isinstance(v, np.generic) else v for v in values}
     return sorted(plain, key=lambda v: (isinstance(v, str), v))
+
+
+def in_company(values: Iterable[Any], min_level_rows: int) -> dict[Any, int]:
+    """Return the rows of each value in order, without the values that fewer rows have.
+
+    Parameters
+    ----------
+    values : iterable
+        Labels or levels, one a row; None where one is missing.
+    min_level_rows : int
+        Rows from which a value may be named and counted.
+
+    Examples
+    --------
+    >>> in_company(["b", "a", "b", None, "a", "c"], 2)
+    {'a': 2, 'b': 2}
+    """
+    counts = Counter(value for value in values if value is not None)
+    return {value: counts[value] for value in labels_of(counts) if counts[value] >= min_level_rows}

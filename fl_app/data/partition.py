@@ -1,7 +1,8 @@
 """What one client sees of a config's data, and what the server keeps for its test.
 
 The same config gives the same rows in every process: data set, test split, deal and validation
-split are functions of it alone.
+split are functions of it alone. Of a node's own file not even the seed decides which rows are for
+validation: nothing that the node tells of its rows depends on it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.data.catalogue import load, load_own
-from fl_app.data.encoding import Encoding
+from fl_app.data.encoding import Encoding, Label, in_company, labels_of
 from fl_app.data.partitioners import deal
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table
@@ -26,6 +27,8 @@ from fl_app.schema import (
     NaturalConfig,
     PartitionerConfig,
     SyntheticConfig,
+    TabularConfig,
+    task_of,
 )
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "largest_partition",
     "own_partition",
     "partition_of",
+    "public_names",
     "seed_draws",
     "test_table",
 ]
@@ -55,6 +59,11 @@ class Partition:
     train: Table
     validation: Table
 
+    @property
+    def rows(self) -> Table:
+        """All of them: what a node tells of its rows in the handshake it tells of these."""
+        return self.train.join(self.validation)
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
@@ -68,6 +77,8 @@ class Encoded:
         What a model learns: class numbers of shape (n,), or standardized targets of shape (n, T).
     truth, truth_eval : ndarray
         What predictions are scored against: class numbers, or targets in their raw unit.
+    left_out, left_out_eval : int, default 0
+        Training and validation rows that are not among these, as their class is not the run's.
     """
 
     x: NDArray[Any]
@@ -75,6 +86,8 @@ class Encoded:
     truth: NDArray[Any]
     x_eval: NDArray[Any]
     truth_eval: NDArray[Any]
+    left_out: int = 0
+    left_out_eval: int = 0
 
 
 def partition_of(config: Config, partition: int) -> Partition:
@@ -99,7 +112,7 @@ def partition_of(config: Config, partition: int) -> Partition:
     wanted = range(len(parts)) if config.strategy.name == "pooled" else [partition]
     train, held = [], []
     for k in wanted:
-        fit, keep = split_validation(len(parts[k]), config.dataset.val_fraction, config.seed, k)
+        fit, keep = split_validation(len(parts[k]), config.dataset.val_fraction, k)
         train.append(parts[k][fit])
         held.append(parts[k][keep])
     return Partition(table.take(np.concatenate(train)), table.take(np.concatenate(held)))
@@ -109,9 +122,35 @@ def largest_partition(config: Config) -> tuple[int, int]:
     """Return the training rows of the largest partition, and the features of the data set."""
     table, parts = _dealt(config)
     most = max(len(part) for part in parts)
-    fit, _ = split_validation(most, config.dataset.val_fraction, config.seed, 0)
-    levels = sum(len({v for v in column if v is not None}) for column in table.categorical.T)
+    fit, _ = split_validation(most, config.dataset.val_fraction, 0)
+    _, public = public_names(config)
+    levels = 0
+    for name, column in zip(table.categorical_names, table.categorical.T, strict=True):
+        told = public.get(name)
+        if told is None:
+            assert isinstance(config.dataset, TabularConfig)
+            floor = config.dataset.min_level_rows
+            enough = [part for part in parts if len(part) >= config.min_rows]
+            told = tuple({v for part in enough for v in in_company(column[part].tolist(), floor)})
+        levels += len(told) + 1
     return len(fit), len(table.numeric_names) + levels
+
+
+def public_names(config: Config) -> tuple[tuple[Label, ...], dict[str, tuple[str, ...]]]:
+    """Return the classes and the levels by column that no node has to tell, each in order.
+
+    Those of a data set that everybody has, and those that the config names. Where there are no
+    classes, or no levels of a column, the nodes tell theirs.
+    """
+    dataset = config.dataset
+    if isinstance(dataset, TabularConfig):
+        named = {c: tuple(sorted(levels)) for c, levels in (dataset.levels or {}).items()}
+        return tuple(labels_of(dataset.classes or ())), named
+    table = whole_table(config)
+    columns = zip(table.categorical_names, table.categorical.T, strict=True)
+    levels = {name: tuple(in_company(column.tolist(), 1)) for name, column in columns}
+    classes = labels_of(table.target) if task_of(dataset) == "classification" else ()
+    return tuple(classes), levels
 
 
 def own_partition(config: Config, partition: int, path: str) -> Partition:
@@ -127,7 +166,7 @@ def own_partition(config: Config, partition: int, path: str) -> Partition:
         The file.
     """
     table = load_own(config.dataset, path)
-    fit, keep = split_validation(len(table), config.dataset.val_fraction, config.seed, partition)
+    fit, keep = split_validation(len(table), config.dataset.val_fraction, partition)
     return Partition(table.take(fit), table.take(keep))
 
 
@@ -160,18 +199,21 @@ def whole_table(config: Config) -> Table:
 
 
 def encode(partition: Partition, encoding: Encoding, dtype: str) -> Encoded:
-    """Turn a client's raw rows into read-only numbers."""
-    y = encoding.target(partition.train)
-    arrays = [
-        encoding.features(partition.train).astype(dtype),
+    """Turn a client's raw rows into read-only numbers; rows of no known class are left out."""
+    train, validation = (t.take(encoding.known(t)) for t in (partition.train, partition.validation))
+    y = encoding.target(train)
+    encoded = Encoded(
+        encoding.features(train).astype(dtype),
         y.astype(dtype) if encoding.task == "regression" else y,
-        encoding.truth(partition.train),
-        encoding.features(partition.validation).astype(dtype),
-        encoding.truth(partition.validation),
-    ]
-    for array in arrays:
+        encoding.truth(train),
+        encoding.features(validation).astype(dtype),
+        encoding.truth(validation),
+        left_out=len(partition.train) - len(train),
+        left_out_eval=len(partition.validation) - len(validation),
+    )
+    for array in (encoded.x, encoded.y, encoded.truth, encoded.x_eval, encoded.truth_eval):
         array.setflags(write=False)
-    return Encoded(*arrays)
+    return encoded
 
 
 def _natural_key(config: Config) -> str | None:

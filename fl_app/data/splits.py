@@ -1,4 +1,8 @@
-"""The server's test set and each client's validation rows, drawn by the seed."""
+"""The server's test set, drawn by the seed, and each client's validation rows, which are not.
+
+Were validation rows drawn by the seed, a server that sees what a node tells of its training rows
+under many seeds, and knows the draw, could solve for each of its rows.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +57,8 @@ def split_test(
     return np.sort(train), np.sort(test)
 
 
-def split_validation(n: int, fraction: float, seed: int, partition: int) -> tuple[Rows, Rows]:
-    """Split one client's rows into training and validation rows.
+def split_validation(n: int, fraction: float, partition: int) -> tuple[Rows, Rows]:
+    """Split one client's rows into training and validation rows, the same for every seed.
 
     Parameters
     ----------
@@ -62,8 +66,6 @@ def split_validation(n: int, fraction: float, seed: int, partition: int) -> tupl
         The client's rows.
     fraction : float
         Share of the validation rows; at least one row stays for training.
-    seed : int
-        The run's seed.
     partition : int
         The client's partition.
 
@@ -73,5 +75,5 @@ def split_validation(n: int, fraction: float, seed: int, partition: int) -> tupl
         Sorted positions within the client's rows.
     """
     size = min(round(n * fraction), n - 1)
-    order = generator(seed, "validation-split", 0, partition).permutation(n)
+    order = generator(0, "validation-split", 0, partition).permutation(n)
     return np.sort(order[size:]), np.sort(order[:size])

@@ -70,6 +70,21 @@ class Table:
             None if self.owners is None else self.owners[rows],
         )
 
+    def join(self, other: Table) -> Table:
+        """Return these rows and then those of a table with the same columns."""
+        owners = self.owners is not None and other.owners is not None
+        return Table(
+            self.task,
+            self.columns,
+            np.concatenate([self.numeric, other.numeric]),
+            self.numeric_names,
+            np.concatenate([self.categorical, other.categorical]),
+            self.categorical_names,
+            np.concatenate([self.target, other.target]),
+            self.target_names,
+            np.concatenate([self.owners, other.owners]) if owners else None,
+        )
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 over names and values."""

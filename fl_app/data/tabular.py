@@ -45,6 +45,9 @@ def load_tabular(
     categorical: Sequence[str] = (),
     missing: str = "error",
     key: str | None = None,
+    *,
+    fewest_classes: int = 2,
+    text_labels: bool = False,
 ) -> Table:
     """Read one CSV or Parquet file.
 
@@ -69,6 +72,10 @@ def load_tabular(
     key : str, optional
         Column whose sorted values are the natural clients 0..K-1; no feature unless ``features``
         names it.
+    fewest_classes : int, default 2
+        Classes that the file must have; 1 for a node's own, as others may have the other classes.
+    text_labels : bool, default False
+        Whether labels are texts, though all in this file may look like numbers.
 
     Returns
     -------
@@ -87,7 +94,9 @@ def load_tabular(
     roles = assign_roles(list(frame.columns), target, task, features, categorical, key)
     columns = parse(frame, roles, _raise)
     kept = kept_rows(columns, missing)
-    table = build_table(columns, kept)
+    table = build_table(columns, kept, text_labels)
+    if task == "classification" and len(set(table.target.tolist())) < fewest_classes:
+        raise one_class(table.target_names[0], table.target)
     for note in [*dropped(kept), *notes(columns)]:
         log.warning("%s: %s", Path(path).name, note)
     return table
@@ -294,7 +303,7 @@ def _value_wanted(name: str, roles: Roles) -> str:
 
 
 # ---------------------------------------------------------------------------- the table
-def build_table(columns: Columns, kept: NDArray[np.bool_]) -> Table:
+def build_table(columns: Columns, kept: NDArray[np.bool_], text_labels: bool = False) -> Table:
     """Put the kept rows together.
 
     Raises
@@ -313,7 +322,7 @@ def build_table(columns: Columns, kept: NDArray[np.bool_]) -> Table:
             [columns.features[n][kept] for n in roles.categorical], int(kept.sum()), object
         ),
         categorical_names=roles.categorical,
-        target=target_of(columns, kept),
+        target=target_of(columns, kept, text_labels),
         target_names=roles.targets,
         owners=_owners(columns, kept),
     )
@@ -323,28 +332,30 @@ def _stack(parts: Sequence[NDArray[Any]], n: int, dtype: type) -> NDArray[Any]:
     return np.stack(parts, axis=1) if parts else np.empty((n, 0), dtype=dtype)
 
 
-def target_of(columns: Columns, kept: NDArray[np.bool_]) -> NDArray[Any]:
+def target_of(columns: Columns, kept: NDArray[np.bool_], text_labels: bool = False) -> NDArray[Any]:
     """Return targets of shape (n, T), or labels of shape (n,): int64 or texts as objects."""
     parts = [values[kept] for values in columns.targets.values()]
     if columns.roles.task == "regression":
         return np.stack(parts, axis=1)
     name, rows = columns.roles.targets[0], np.flatnonzero(kept)
     labels = parts[0].tolist()
-    if any(isinstance(label, str) for label in labels):
+    if text_labels or any(isinstance(label, str) for label in labels):
         labels = [str(label) for label in labels]
     for row, label in zip(rows, labels, strict=True):
         if isinstance(label, float):
             value = f"{label} {place(int(row))}"
             raise DataError(name, value, f"whole numbers or texts as classes; {_NUMBER}")
-    classes = set(labels)
-    if len(classes) < 2:
-        raise DataError(name, f"{labels[0]!r} in every row", "at least 2 classes")
     if isinstance(labels[0], str):
         return np.array(labels, dtype=object)
-    if len(classes) > MAX_CLASSES:
-        value = f"{len(classes)} different numbers"
+    if len(set(labels)) > MAX_CLASSES:
+        value = f"{len(set(labels))} different numbers"
         raise DataError(name, value, f"at most {MAX_CLASSES} numbers as classes; {_NUMBER}")
     return np.array(labels, dtype=np.int64)
+
+
+def one_class(name: str, labels: NDArray[Any]) -> DataError:
+    """Refuse labels of which there is one only."""
+    return DataError(name, f"{labels.tolist()[0]!r} in every row", "at least 2 classes")
 
 
 _NUMBER = "to predict a number set dataset.task=regression"

@@ -165,7 +165,8 @@ class Federated(Strategy):
             If there are fewer than ``min_replies``, or training diverged.
         """
         where, replies = f"round {server_round}, train", list(replies)
-        usable, dropped = accept(replies, self._asked, self._spec, where, self._sent)
+        rows = {node.partition: node.num_examples for node in self._asked.values()}
+        usable, dropped = accept(replies, self._asked, self._spec, where, self._sent, rows)
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
         lost = self._overflowed(replies) & dropped.keys() if dropped else set()
         if len(usable) + len(lost) < self.participation.min_replies:
@@ -208,7 +209,8 @@ class Federated(Strategy):
     ) -> MetricRecord | None:
         """Hand over the usable replies; a round without any has no ``eval/`` metrics."""
         where = f"round {server_round}, evaluate"
-        usable, _ = accept(replies, self._asked, self._spec, where, self._sent)
+        rows = {node.partition: node.num_validation for node in self._asked.values()}
+        usable, _ = accept(replies, self._asked, self._spec, where, self._sent, rows)
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
         if not usable:
             return None

@@ -1,19 +1,30 @@
 """The opening exchange: who is there, with which data, and the encoding that all agree on.
 
 One query to every node before the first round. A node answers with its partition, its row counts,
-its columns, its classes and the moments of its columns; a node with fewer than ``min_rows`` rows
-answers with its counts and columns only, as a mean of one row is that row. From the answers the
-server makes one :class:`Roster` and one :class:`~fl_app.data.encoding.Encoding`.
+its columns, its classes and the moments of its columns. What it tells of its rows it tells of all
+of them, for training and for ``eval/`` alike, so that nothing depends on the run's seed: from
+moments of training rows that another seed draws each time, its rows could be solved for. A node
+with fewer than ``min_rows`` rows answers with its counts and columns only, as a mean of one row is
+that row, and a class or a level goes by name only where ``min_level_rows`` rows of the node have
+it. From the answers the server makes one :class:`Roster` and one
+:class:`~fl_app.data.encoding.Encoding`.
+
+Nodes that may have rows of classes which nobody named are asked once more, with that encoding: how
+many rows are left to them. One without training rows sits out.
+
+Nothing that a node says is believed: it is held against what else the node says and against
+bounds, and what cannot be costs that node, and no other, the run.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,17 +33,25 @@ from flwr.serverapp import Grid
 
 from fl_app import wire
 from fl_app.aggregation import Moments, merge_moments, moments
-from fl_app.data.encoding import Encoding, labels_of, scaler
-from fl_app.data.partition import Partition
-from fl_app.data.table import Table
+from fl_app.data.encoding import Encoding, in_company, labels_of, scaler
+from fl_app.data.partition import Partition, public_names
 from fl_app.errors import FederationError
 from fl_app.federation.replies import sender
 from fl_app.federation.roster import Node, Roster
-from fl_app.schema import Config, to_json
+from fl_app.schema import MIN_LEVEL_ROWS, Config, TabularConfig, min_level_rows_of, to_json
 
-__all__ = ["Description", "describe", "shake_hands"]
+__all__ = ["Description", "describe", "describe_left", "shake_hands"]
 
 log = logging.getLogger("fl_app")
+
+MAX_NAMES = 1000
+"""Classes, and levels of one column, that a node may name: each is a row or column of a model."""
+MAX_TEXT = 1000
+"""Characters of a name."""
+MAX_ANSWER = 2**24
+"""Characters of a node's answer: more than 100,000 columns fit in."""
+MAX_MEAN = 1e100
+"""Largest mean that is plausible, and largest deviation: sums of their squares do not overflow."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +71,17 @@ class Description:
     code : str
         Digest of the code it runs.
     labels : sequence or None
-        Its classes; None for regression and below ``min_rows`` rows.
+        Those of its classes that have company; None for regression and below ``min_rows`` rows.
     label_counts : sequence of int or None
-        Training rows of each of its classes; None where ``labels`` is.
+        Rows of each of these; None where ``labels`` is.
     levels : sequence of sequence of str or None
-        The levels of each categorical column; None below ``min_rows`` rows.
+        The levels of each categorical column that have company; None below ``min_rows`` rows.
     count, mean, m2 : sequence of float or None
         Moments of its numeric columns, or None below ``min_rows`` rows.
     target_count, target_mean, target_m2 : sequence of float or None
         Moments of its targets; None for classification and below ``min_rows`` rows.
+
+    All of these are over the rows for training and for ``eval/`` together.
     """
 
     partition: int
@@ -85,34 +106,42 @@ class Description:
 
 
 # ---------------------------------------------------------------------------- the node's side
-def describe(rows: Partition, partition: int, num_partitions: int, min_rows: int) -> Description:
+def describe(
+    rows: Partition,
+    partition: int,
+    num_partitions: int,
+    min_rows: int,
+    min_level_rows: int = MIN_LEVEL_ROWS,
+) -> Description:
     """Describe a node's rows.
 
     Parameters
     ----------
     rows : Partition
-        Its data. Moments and classes come from the training rows alone.
+        Its data.
     partition, num_partitions : int
         As the node's configuration says.
     min_rows : int
-        Training rows below which neither moments nor classes are told; a column with fewer values
-        than that counts as empty.
+        Rows below which neither moments nor names are told; a column with fewer values than that
+        counts as empty.
+    min_level_rows : int, default 5
+        Rows below which a class or a level is neither named nor counted.
     """
-    table = rows.train
+    table = rows.rows
     values: dict[str, Any] = {}
     if len(table) >= min_rows:
         values |= _parts("", _with_values(moments(table.numeric), min_rows))
-        values["levels"] = [sorted({v for v in c if v is not None}) for c in table.categorical.T]
+        columns = (column.tolist() for column in table.categorical.T)
+        values["levels"] = [list(in_company(column, min_level_rows)) for column in columns]
         if table.task == "regression":
             values |= _parts("target_", _with_values(moments(table.target), min_rows))
         else:
-            labels = labels_of(table.target)
-            counts = Counter(table.target.tolist())
-            values |= {"labels": labels, "label_counts": [counts[label] for label in labels]}
+            counts = in_company(table.target.tolist(), min_level_rows)
+            values |= {"labels": list(counts), "label_counts": list(counts.values())}
     return Description(
         partition=partition,
         num_partitions=num_partitions,
-        num_examples=len(table),
+        num_examples=len(rows.train),
         num_validation=len(rows.validation),
         task=table.task,
         columns=table.columns,
@@ -122,6 +151,14 @@ def describe(rows: Partition, partition: int, num_partitions: int, min_rows: int
         code=wire.code_digest(),
         **values,
     )
+
+
+def describe_left(
+    rows: Partition, partition: int, num_partitions: int, encoding: Encoding
+) -> Description:
+    """Describe how many of a node's rows are of a class of the run, and nothing else of them."""
+    left = Partition(*(t.take(encoding.known(t)) for t in (rows.train, rows.validation)))
+    return describe(left, partition, num_partitions, sys.maxsize)
 
 
 def foreign(partition: int, num_partitions: int) -> Description:
@@ -161,43 +198,73 @@ def from_message(message: Message) -> Description:
     Raises
     ------
     ValueError
-        If it is none, with the reason.
+        If it is none or contradicts itself, with the reason.
     """
     if message.has_error():
         raise ValueError(f"it failed: {' '.join((message.error.reason or '').split())}")
     try:
-        data = json.loads(str(message.content.config_records[wire.CONFIG]["description"]))
-        description = Description(**data)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"its answer cannot be read: {error!r}") from None
+        text = str(message.content.config_records[wire.CONFIG]["description"])
+        if len(text) > MAX_ANSWER:
+            raise ValueError(f"{len(text)} characters, at most {MAX_ANSWER}")
+        description = Description(**json.loads(text))
+    # An answer of anybody's making raises anything.
+    except Exception as error:
+        raise ValueError(f"its answer cannot be read: {error!r:.200}") from None
     for name, (is_valid, expected) in _FORM.items():
-        value = getattr(description, name)
-        if not is_valid(value):
-            raise ValueError(f"{name}={str(value)[:80]}: expected {expected}")
-    if len(description.labels or ()) != len(description.label_counts or ()):
-        count = len(description.labels or ())
-        raise ValueError(f"label_counts={description.label_counts}: expected {count} integers")
+        if not is_valid(getattr(description, name)):
+            raise _wrong(description, name, expected)
+    _check_columns(description)
+    _check_names(description)
     _check_moments(description, "", len(description.numeric))
     _check_moments(description, "target_", len(description.targets))
     return description
+
+
+def _wrong(description: Description, name: str, expected: str) -> ValueError:
+    return ValueError(f"{name}={str(getattr(description, name))[:80]}: expected {expected}")
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def _is_text(value: Any) -> bool:
+    # Half of a surrogate pair is a text to JSON, and cannot be written anywhere.
+    return isinstance(value, str) and len(value) <= MAX_TEXT and not _SURROGATES.search(value)
 
 
-def _is_labels(value: Any) -> bool:
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value)) and len({*value}) == len(value)
+
+
+def _are_levels(value: Any) -> bool:
     return value is None or (
-        isinstance(value, list) and all(isinstance(v, str) or _is_number(v) for v in value)
+        isinstance(value, list) and all(_are_texts(v) and len(v) <= MAX_NAMES for v in value)
     )
 
 
+def _are_labels(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and len(value) <= MAX_NAMES
+        and all(_is_text(v) or _is_whole(v) for v in value)
+        and len({*value}) == len(value)
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 _FORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -205,32 +272,68 @@ _FORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         ("partition", "num_partitions", "num_examples", "num_validation"),
         (_is_count, "an integer from 0"),
     ),
-    **dict.fromkeys(("task", "code"), (lambda value: isinstance(value, str), "a text")),
-    **dict.fromkeys(("columns", "numeric", "categorical", "targets"), (_is_texts, "texts")),
-    "labels": (_is_labels, "texts or finite numbers"),
+    **dict.fromkeys(("task", "code"), (_is_text, "a text")),
+    **dict.fromkeys(("columns", "numeric", "categorical", "targets"), (_are_texts, "texts")),
+    "labels": (
+        _are_labels,
+        f"up to {MAX_NAMES} different texts or integers of 64 bits",
+    ),
     "label_counts": (
         lambda value: value is None or (isinstance(value, list) and all(map(_is_count, value))),
         "integers from 0",
     ),
+    "levels": (_are_levels, f"lists of up to {MAX_NAMES} different texts"),
 }
 """The fields of a node's answer: nothing that it says is believed to have the right type."""
 
 
-def _check_moments(description: Description, prefix: str, width: int) -> None:
-    """Raise ValueError unless moments are all absent, or of one width, finite and possible."""
-    parts = {key: getattr(description, f"{prefix}{key}") for key in ("count", "mean", "m2")}
+def _check_columns(d: Description) -> None:
+    """Raise ValueError unless each column is either numeric or categorical."""
+    if sorted(d.columns) != sorted([*d.numeric, *d.categorical]):
+        raise _wrong(d, "columns", "the numeric and the categorical ones")
+
+
+def _check_names(d: Description) -> None:
+    """Raise ValueError unless classes and levels are those of as many rows as there are."""
+    rows = d.num_examples + d.num_validation
+    if (d.labels is None) != (d.label_counts is None):
+        raise _wrong(d, "label_counts", "one for each of labels, or null for both")
+    if d.labels is not None and d.label_counts is not None:
+        if d.task == "regression":
+            raise _wrong(d, "labels", "null, as task=regression")
+        if len(d.labels) != len(d.label_counts):
+            raise _wrong(d, "label_counts", f"{len(d.labels)} integers")
+        if 0 in d.label_counts or sum(d.label_counts) > rows:
+            raise _wrong(d, "label_counts", f"integers from 1 with a sum of at most {rows} rows")
+    if d.levels is not None:
+        if len(d.levels) != len(d.categorical):
+            raise _wrong(d, "levels", f"{len(d.categorical)} lists, one a categorical column")
+        if any(len(levels) > rows for levels in d.levels):
+            raise _wrong(d, "levels", f"at most {rows} of a column, as many as rows")
+
+
+def _check_moments(d: Description, prefix: str, width: int) -> None:
+    """Raise ValueError unless moments are all absent, or those of some rows of this node."""
+    parts = {key: getattr(d, f"{prefix}{key}") for key in ("count", "mean", "m2")}
     if all(part is None for part in parts.values()):
         return
     for key, part in parts.items():
         if not (isinstance(part, list) and len(part) == width and all(map(_is_number, part))):
-            raise ValueError(f"{prefix}{key}={str(part)[:80]}: expected {width} finite numbers")
-        if key != "mean" and any(value < 0 for value in part):
-            raise ValueError(f"{prefix}{key}={str(part)[:80]}: expected no negative numbers")
+            raise _wrong(d, f"{prefix}{key}", f"{width} finite numbers")
+    rows = d.num_examples + d.num_validation
+    for count, mean, m2 in zip(*parts.values(), strict=True):
+        if not (0 <= count <= rows and count == int(count)):
+            raise _wrong(d, f"{prefix}count", f"integers from 0 to {rows} rows")
+        if abs(mean) > (MAX_MEAN if count else 0):
+            raise _wrong(d, f"{prefix}mean", f"numbers up to {MAX_MEAN:g}, 0 of no values")
+        if not 0 <= m2 <= (count * MAX_MEAN**2 if count > 1 else 0):
+            allowed = f"numbers from 0 to {MAX_MEAN**2:g} a row, 0 of fewer than 2 values"
+            raise _wrong(d, f"{prefix}m2", allowed)
 
 
 # ---------------------------------------------------------------------------- the server's side
 def shake_hands(
-    grid: Grid, node_ids: Iterable[int], config: Config, test: Table | None, timeout: float
+    grid: Grid, node_ids: Iterable[int], config: Config, timeout: float
 ) -> tuple[Roster, Encoding]:
     """Ask every node, and agree on who takes part and on one encoding.
 
@@ -242,8 +345,6 @@ def shake_hands(
         Whom to ask.
     config : Config
         The run's config with the true number of clients.
-    test : Table or None
-        The server's test rows; their labels belong to the label set too.
     timeout : float
         Seconds to wait for the answers.
 
@@ -254,36 +355,104 @@ def shake_hands(
     Raises
     ------
     FederationError
-        If fewer than ``min_replies`` nodes agree.
+        If fewer than ``min_replies`` nodes agree, or they told too little.
     """
-    content = RecordDict({wire.CONFIG: wire.run_record(to_json(config))})
-    messages = [Message(content, node, wire.DESCRIBE) for node in sorted(node_ids)]
-    answers: list[tuple[int, Description]] = []
+    asked, text = sorted(node_ids), to_json(config)
     out: dict[str, str] = {}
-    asked = {m.metadata.dst_node_id for m in messages}
+    agreed = _agree(_ask(grid, asked, wire.run_record(text), timeout, out), out)
+    _require(agreed, len(asked), config, out)
+    encoding = _encoding([d for _, d in agreed], config)
+    doubtful = {node: d for node, d in agreed if _may_lose_rows(d, encoding, config)}
+    if doubtful:
+        answers = _ask(grid, doubtful, wire.run_record(text, encoding), timeout, out)
+        agreed = _with_rows(agreed, doubtful, dict(answers), out)
+        _require(agreed, len(asked), config, out)
+    nodes = tuple(Node(n, d.partition, d.num_examples, d.num_validation) for n, d in agreed)
+    return _roster(nodes, [d for _, d in agreed], encoding), encoding
+
+
+Answers = list[tuple[int, Description]]
+
+
+def _ask(
+    grid: Grid, node_ids: Iterable[int], record: ConfigRecord, timeout: float, out: dict[str, str]
+) -> Answers:
+    """Return the answers that can be read, by node; the others sit out."""
+    content = RecordDict({wire.CONFIG: record})
+    messages = [Message(content, node, wire.DESCRIBE) for node in node_ids]
+    silent = {m.metadata.dst_node_id for m in messages}
+    answers: Answers = []
     for message in grid.send_and_receive(messages, timeout=timeout):
         node = sender(message, messages)
+        if node not in silent:
+            _sit_out(out, f"node {node}", "it was not asked, or answers twice")
+            continue
+        silent.remove(node)
         try:
-            if node not in asked:
-                raise ValueError("it was not asked")
             answers.append((node, from_message(message)))
         except ValueError as error:
-            out[f"node {node}"] = str(error)
-    for node in sorted(asked - {node for node, _ in answers}):
-        out.setdefault(f"node {node}", f"no answer within {timeout:g} s")
-    agreed = _agree(answers, out)
-    for who, why in out.items():
-        log.warning("%s sits out: %s", who, why)
+            _sit_out(out, f"node {node}", str(error))
+    for node in sorted(silent):
+        _sit_out(out, f"node {node}", f"no answer within {timeout:g} s")
+    return answers
+
+
+def _sit_out(out: dict[str, str], who: str, why: str) -> None:
+    out[who] = why
+    log.warning("%s sits out: %s", who, why)
+
+
+def _require(agreed: Answers, asked: int, config: Config, out: Mapping[str, str]) -> None:
     if len(agreed) < config.min_replies:
         reasons = "; ".join(f"{who}: {why}" for who, why in list(out.items())[:3])
         raise FederationError(
-            f"handshake: {len(agreed)} of {len(messages)} nodes can take part, "
+            f"handshake: {len(agreed)} of {asked} nodes can take part, "
             f"min_replies={config.min_replies}. {reasons}"
         )
-    nodes = tuple(Node(n, d.partition, d.num_examples, d.num_validation) for n, d in agreed)
-    descriptions = [d for _, d in agreed]
-    encoding = _encoding(descriptions, config, test)
-    return _roster(nodes, descriptions, encoding), encoding
+
+
+def _may_lose_rows(d: Description, encoding: Encoding, config: Config) -> bool:
+    """Return whether a node may have rows of a class that is none of the run's."""
+    if not isinstance(config.dataset, TabularConfig) or encoding.task == "regression":
+        return False
+    return sum(_counts(d, encoding).values()) < d.num_examples + d.num_validation
+
+
+def _counts(d: Description, encoding: Encoding) -> dict[Any, int]:
+    """Return the rows that a node told of by class of the run."""
+    told = zip(d.labels or (), d.label_counts or (), strict=True)
+    return {label: count for label, count in told if label in encoding.labels}
+
+
+def _with_rows(
+    agreed: Answers,
+    doubtful: Mapping[int, Description],
+    answers: Mapping[int, Description],
+    out: dict[str, str],
+) -> Answers:
+    """Keep the nodes that have training rows left, by their second answers."""
+    kept: Answers = []
+    for node, d in agreed:
+        left = d if node not in doubtful else answers.get(node)
+        if left is None:
+            continue
+        wrong = [
+            f"{name}={getattr(left, name)}: expected {word} {getattr(d, name)}, as it said first"
+            for name, word, fits in (
+                ("partition", "the", left.partition == d.partition),
+                ("num_examples", "at most", left.num_examples <= d.num_examples),
+                ("num_validation", "at most", left.num_validation <= d.num_validation),
+            )
+            if not fits
+        ]
+        if wrong:
+            _sit_out(out, _who(d), wrong[0])
+        elif not left.num_examples:
+            classes = "none of its training rows is of a class of the run: see dataset.classes"
+            _sit_out(out, _who(d), f"num-examples=0 of {d.num_examples}: {classes}")
+        else:
+            kept.append((node, d if left.num_validation else replace(d, num_validation=0)))
+    return kept
 
 
 def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: Encoding) -> Roster:
@@ -291,10 +460,11 @@ def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: 
     if encoding.task == "classification":
         counts = dict.fromkeys(encoding.labels, 0)
         for d in descriptions:
-            for label, count in zip(d.labels or (), d.label_counts or (), strict=True):
+            for label, count in _counts(d, encoding).items():
                 counts[label] += count
         total = sum(counts.values())
-        return Roster(nodes, tuple(n / total if total else 0.0 for n in counts.values()))
+        shares = (n / total if total else 1 / len(counts) for n in counts.values())
+        return Roster(nodes, tuple(shares))
     told = [_moments(vars(d), "target_") for d in descriptions if d.target_mean is not None]
     if not told:
         return Roster(nodes)
@@ -305,19 +475,16 @@ def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: 
 _MUST_AGREE = ("task", "columns", "numeric", "categorical", "targets")
 
 
-def _agree(
-    answers: list[tuple[int, Description]], out: dict[str, str]
-) -> list[tuple[int, Description]]:
+def _agree(answers: Answers, out: dict[str, str]) -> Answers:
     """Keep the nodes that agree with this code and with the most common columns."""
     answers = sorted(answers, key=lambda a: (a[1].partition, a[0]))
     same_code, mine = [], wire.code_digest()
     for node, d in answers:
         if d.code != mine:
-            out[_who(d)] = (
-                f"code={d.code[:12]}: it runs other code of fl_app than the server ({mine[:12]})"
-            )
+            other = f"it runs other code of fl_app than the server ({mine[:12]})"
+            _sit_out(out, _who(d), f"code={d.code[:12]}: {other}")
         elif d.num_examples < 1:
-            out[_who(d)] = f"num-examples={d.num_examples}: it has no training rows"
+            _sit_out(out, _who(d), f"num-examples={d.num_examples}: it has no training rows")
         else:
             same_code.append((node, d))
     for name in _MUST_AGREE:
@@ -325,15 +492,14 @@ def _agree(
     kept: dict[int, tuple[int, Description]] = {}
     for node, d in same_code:
         if d.partition in kept:
-            out[f"node {node}"] = f"partition-id={d.partition}: another node has this partition"
+            taken = f"partition-id={d.partition}: another node has this partition"
+            _sit_out(out, f"node {node}", taken)
         else:
             kept[d.partition] = (node, d)
     return list(kept.values())
 
 
-def _majority(
-    answers: list[tuple[int, Description]], name: str, out: dict[str, str]
-) -> list[tuple[int, Description]]:
+def _majority(answers: Answers, name: str, out: dict[str, str]) -> Answers:
     values = [json.dumps(getattr(d, name)) for _, d in answers]
     if not values:
         return []
@@ -341,7 +507,7 @@ def _majority(
     common = Counter(values).most_common(1)[0][0]
     for (_, d), value in zip(answers, values, strict=True):
         if value != common:
-            out[_who(d)] = f"{name}={value[:80]}: most nodes have {common[:80]}"
+            _sit_out(out, _who(d), f"{name}={value[:80]}: most nodes have {common[:80]}")
     return [a for a, value in zip(answers, values, strict=True) if value == common]
 
 
@@ -349,25 +515,20 @@ def _who(d: Description) -> str:
     return f"partition {d.partition}"
 
 
-def _encoding(descriptions: list[Description], config: Config, test: Table | None) -> Encoding:
+def _encoding(descriptions: list[Description], config: Config) -> Encoding:
     first = descriptions[0]
     told = [d for d in descriptions if _has_moments(d)]
-    if config.dataset.standardize and not told:
-        raise FederationError(
-            f"handshake: no node has min_rows={config.min_rows} training rows, so there are no "
-            "moments to standardize with; set dataset.standardize=false or a smaller min_rows"
-        )
     spread = config.dataset.standardize
+    if spread and not told:
+        raise FederationError(
+            f"handshake: no node has min_rows={config.min_rows} rows, so there are no moments to "
+            "standardize with; set dataset.standardize=false or a smaller min_rows"
+        )
     features = merge_moments([_moments(vars(d)) for d in told]) if told else None
     mean, scale = scaler(features if spread else None, len(first.numeric))
     fill = (0.0,) * len(first.numeric) if features is None else tuple(features.mean.tolist())
     target_mean, target_scale = _target_scaler(first, told, spread)
-    labels: list[Any] = []
-    if first.task == "classification":
-        labels = [label for d in told for label in d.labels or ()]
-        labels = labels_of([*labels, *(test.target.tolist() if test is not None else ())])
-        if len(labels) < 2:
-            raise FederationError(f"handshake: the nodes told of {len(labels)} classes, need 2")
+    labels, levels = _names(descriptions, config)
     return Encoding(
         task=first.task,  # type: ignore[arg-type]
         columns=tuple(first.columns),
@@ -375,23 +536,38 @@ def _encoding(descriptions: list[Description], config: Config, test: Table | Non
         mean=mean,
         scale=scale,
         fill=fill,
-        levels=_levels(first, told),
-        labels=tuple(labels),
+        levels=levels,
+        labels=labels,
         targets=tuple(first.targets),
         target_mean=target_mean,
         target_scale=target_scale,
     )
 
 
-def _levels(first: Description, told: list[Description]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return each categorical column with all levels that a node told of, in order."""
-    merged = []
+def _names(
+    descriptions: list[Description], config: Config
+) -> tuple[tuple[Any, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+    """Return the classes, and each categorical column with its levels: the public or the told."""
+    first = descriptions[0]
+    if first.task == "regression" and not first.categorical:
+        return (), ()
+    labels, public = public_names(config)
+    levels = []
     for position, column in enumerate(first.categorical):
-        levels = sorted({level for d in told if d.levels for level in d.levels[position]})
-        if not levels:
-            raise FederationError(f"handshake: no node told a level of the column {column}")
-        merged.append((column, tuple(levels)))
-    return tuple(merged)
+        names = public.get(column)
+        if names is None:
+            names = tuple(sorted({v for d in descriptions if d.levels for v in d.levels[position]}))
+        levels.append((column, names))
+    if first.task == "regression":
+        return (), tuple(levels)
+    labels = labels or tuple(labels_of(v for d in descriptions for v in d.labels or ()))
+    if len(labels) < 2:
+        raise FederationError(
+            f"handshake: the nodes told of {len(labels)} classes, need 2: a node with fewer than "
+            f"min_rows={config.min_rows} rows tells none, nor one of fewer than "
+            f"{min_level_rows_of(config.dataset)} of its rows; dataset.classes names them for all"
+        )
+    return labels, tuple(levels)
 
 
 def _has_moments(d: Description) -> bool:

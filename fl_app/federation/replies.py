@@ -81,6 +81,7 @@ def accept(
     spec: ReplySpec,
     where: str,
     sent: Sequence[Message] = (),
+    rows: Mapping[int, int] | None = None,
 ) -> tuple[list[Message], dict[int, str]]:
     """Keep the usable replies, sorted by partition; warn once about each of the others.
 
@@ -96,6 +97,9 @@ def accept(
         The exchange, for the warning, for example ``"round 3, train"``.
     sent : sequence of Message, optional
         The messages that are answered, to name the nodes that are lost.
+    rows : mapping of int to int, optional
+        The rows of each partition that the exchange is over, as it told in the handshake: what a
+        reply weighs, less the rows that it says it left out.
 
     Returns
     -------
@@ -111,9 +115,9 @@ def accept(
         if node is None:
             log.warning("%s: reply of node %d dropped: it was not asked", where, node_id)
             continue
-        problem = (
-            "a second reply of the same node" if node.partition in usable else fault(reply, spec)
-        )
+        told = None if rows is None else rows[node.partition]
+        second = node.partition in usable
+        problem = "a second reply of the same node" if second else fault(reply, spec, told)
         if problem is None:
             usable[node.partition] = reply
             continue
@@ -140,8 +144,11 @@ def overflowed(message: Message) -> bool:
         return False
 
 
-def fault(message: Message, spec: ReplySpec) -> str | None:
-    """Return what is wrong with a reply, or None; its arrays are held ones from then on."""
+def fault(message: Message, spec: ReplySpec, rows: int | None = None) -> str | None:
+    """Return what is wrong with a reply, or None; its arrays are held ones from then on.
+
+    ``rows``: those that it is over, as its node told in the handshake; None: nobody knows.
+    """
     if message.has_error():
         return f"the client failed: {' '.join((message.error.reason or 'no reason given').split())}"
     if not message.has_content():
@@ -151,6 +158,8 @@ def fault(message: Message, spec: ReplySpec) -> str | None:
     problem = _layout_fault(records, has_arrays)
     if problem is None:
         problem = _metrics_fault(items_of(records[wire.METRICS]), spec)
+    if problem is None and rows is not None:
+        problem = _rows_fault(message, rows)
     if problem or not has_arrays:
         return problem
     arrays = items_of(records[wire.ARRAYS])
@@ -194,6 +203,18 @@ def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:
 
 
 _WEIGHT = {wire.NUM_EXAMPLES}
+
+
+def _rows_fault(message: Message, told: int) -> str | None:
+    """Return what is wrong with a reply's weight, held against the handshake's rows."""
+    weight = items_of(records_of(message)[wire.METRICS])[wire.NUM_EXAMPLES]
+    left_out = wire.measures(message).get(wire.LEFT_OUT, 0)
+    if type(left_out) is not int or left_out < 0:
+        return f"{wire.LEFT_OUT}={left_out!r}: expected an integer from 0"
+    if weight + left_out == told:
+        return None
+    allowed = f"expected {told} rows together, as in the handshake"
+    return f"{wire.NUM_EXAMPLES}={weight} and {wire.LEFT_OUT}={left_out}: {allowed}"
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

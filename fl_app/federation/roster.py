@@ -19,9 +19,9 @@ class Node:
     partition : int
         The partition of its data, the node's name in every record.
     num_examples : int
-        Training rows.
+        Training rows that it told of in the handshake.
     num_validation : int
-        Rows kept for ``eval/``.
+        Rows kept for ``eval/``, likewise; 0 also where none is of a class of the run.
     """
 
     node_id: int
@@ -39,8 +39,8 @@ class Roster:
     nodes : tuple of Node
         Sorted by partition.
     label_shares : tuple of float
-        Share of each of the C classes in the training rows of the nodes that told; empty for
-        regression.
+        Share of each of the C classes in the rows that nodes told of, training and validation rows
+        together; uniform where none told of any; empty for regression.
     target_mean, target_variance : tuple of float
         Moments of the T targets in their raw unit, likewise; empty for classification.
     """
