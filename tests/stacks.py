@@ -34,9 +34,9 @@ Tamper = Callable[[str, int, Arrays, dict[str, Any]], None]
 
 
 def config_of(dataset: Any = "wine", strategy: Any = None, **options: Any) -> Config:
-    """Make a small stacking config: wine, 4 clients, 4 rounds; a floor of 2, as rows are few."""
+    """Make a small stacking config: wine, 4 clients, 4 rounds; floors of 2, as rows are few."""
     named = dataset if isinstance(dataset, Mapping) else {"name": dataset}
-    base = {"num_clients": 4, "num_server_rounds": 4, "dataset": named}
+    base = {"num_clients": 4, "num_server_rounds": 4, "min_rows": 2, "dataset": named}
     own = {"name": "fedstacking"} | (strategy or {})
     if own["name"] == "fedstacking":
         own = {"min_rows_per_sum": 2} | own
