@@ -36,14 +36,15 @@ Tamper = Callable[[str, int, Arrays, dict[str, Any]], None]
 
 
 def config_of(dataset: Any = "wine", strategy: Any = None, **options: Any) -> Config:
-    """Make a small stacking config: wine, 4 clients, 4 rounds; a floor of 2, as rows are few.
+    """Make a small stacking config: wine, 4 clients, 4 rounds; floors of 2, as rows are few.
 
     The step is a number, so that what a test works out by hand needs no server.
     """
     named = dataset if isinstance(dataset, Mapping) else {"name": dataset}
     classes = named["name"] not in ("diabetes", "synthetic_regression", "two_lines")
     model = {"name": "auto", "learning_rate": 0.5 if classes else 0.1}
-    base = {"num_clients": 4, "num_server_rounds": 4, "dataset": named, "model": model}
+    base = {"num_clients": 4, "num_server_rounds": 4, "min_rows": 2}
+    base |= {"dataset": named, "model": model}
     own = {"name": "fedstacking"} | (strategy or {})
     if own["name"] == "fedstacking":
         own = {"min_rows_per_sum": 2} | own

@@ -777,7 +777,6 @@ def test_clients_of_one_to_three_rows_take_part(
         "iris",
         {"global_member": global_member},
         num_clients=20,
-        min_rows=2,
         partitioner={"name": "quantity", "alpha": 0.15},
     )
     ran = run(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fl_app.aggregation import weighted_mean
 from fl_app.client_app import app as client_app
 from fl_app.federation.cohort import GridView
 from fl_app.federation.federated import Federated, Participation
+from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.softmax import Softmax
@@ -51,9 +53,10 @@ def aggregate(
     **metrics: list[float],
 ) -> Values:
     """Let a strategy aggregate one round of the given arrays."""
-    roster = roster_of(len(clients))
-    federated = Federated(strategy, roster, Participation(seed=0))
     rows = num_examples or [1] * len(clients)
+    nodes = zip(roster_of(len(clients)), rows, strict=True)
+    roster = Roster(tuple(replace(node, num_examples=n) for node, n in nodes))
+    federated = Federated(strategy, roster, Participation(seed=0))
     with InProcessGrid(client_app, num_supernodes=1) as grid:
         view = GridView(grid, [node.node_id for node in roster])
         list(federated.configure_train(1, hold({"w": start}), ConfigRecord(), view))
