@@ -203,6 +203,19 @@ def test_a_wide_table_is_learnt_by_default(wide: dict[str, Any], tmp_path: Path)
     assert {"model/learning_rate", "model/last_loss"} <= found.rounds[-1].extra.keys()
 
 
+def test_a_base_model_of_ones_own_finds_its_step_alone(
+    wide: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each client's own training holds on a wide table too, where half of the former step fails."""
+    strategy = {"name": "n_average", "base_models": ["model"]}
+    found = ran(tmp_path / "auto", dataset=wide, strategy=strategy, num_server_rounds=20)
+    assert found.status == "FINISHED"
+    assert found.rounds[-1].server["r2"] > 0.8
+    model = {"name": "linear", "learning_rate": 0.05}
+    former = ran(tmp_path, dataset=wide, strategy=strategy, num_server_rounds=20, model=model)
+    assert former.status == "FAILED" or former.rounds[-1].server["r2"] < 0
+
+
 @pytest.mark.parametrize(
     ("options", "status"),
     [

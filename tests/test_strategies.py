@@ -143,6 +143,18 @@ def test_float32_stays_float32_in_every_strategy(name: str) -> None:
     assert {str(a.dtype) for a in read(_federate(config)[1].arrays).values()} == {"float32"}
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "qfedavg", "pooled"])
+def test_the_servers_step_is_the_same_for_shuffled_replies(name: str) -> None:
+    """What is merged is sorted first: weights, metrics and steps do not depend on arrival."""
+    config = _config(model={"name": "auto"}, strategy={"name": name}, num_server_rounds=12)
+    results = [_federate(config, shuffle=order)[1] for order in (None, 1, 2)]
+    assert len({str(_bits(read(r.arrays))) for r in results}) == 1
+    assert len({str(r.train_metrics_clientapp) for r in results}) == 1
+    model = {"name": "auto", "learning_rate": 1 / 11}  # the first step, and then no other
+    given = _config(model=model, strategy={"name": name}, num_server_rounds=12)
+    assert _bits(read(results[0].arrays)) != _bits(read(_federate(given)[1].arrays))
+
+
 def test_training_that_diverges_is_said_once_and_by_partition() -> None:
     """Numbers that overflow end the run with the metric's name, not with NumPy's warnings."""
     config = _config(model={"name": "linear", "learning_rate": 1e3, "local_epochs": 50})
