@@ -37,7 +37,7 @@ from fl_app.sweep import (
     tell_swept,
     with_config,
 )
-from fl_app.tracking.store import keep_secrets
+from fl_app.tracking.passwords import keep_secrets
 
 if TYPE_CHECKING:
     from fl_app.runtimes import RunResult

@@ -19,7 +19,7 @@ from typing import Any
 
 from fl_app.errors import ConfigError, masked
 from fl_app.schema import Config, MlflowConfig, RuntimeConfig, check, from_dict, to_dict
-from fl_app.tracking.store import keep_secrets, whole
+from fl_app.tracking.passwords import keep_secrets, whole
 
 __all__ = [
     "NO_PASSWORD",
@@ -70,7 +70,7 @@ class Launch:
     Notes
     -----
     A password in the tracking URI is masked in all of it, and kept for this process and those that
-    it starts (:func:`fl_app.tracking.store.keep_secrets`).
+    it starts (:func:`fl_app.tracking.passwords.keep_secrets`).
     """
 
     config: Config

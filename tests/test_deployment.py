@@ -23,7 +23,7 @@ from fl_app.schema import Config, DeploymentConfig
 from fl_app.server_app import app as server_app
 from fl_app.server_app import wait_for_online
 from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK
-from fl_app.tracking.store import whole
+from fl_app.tracking.passwords import whole
 from tests.end_to_end.support import free_port, server_context
 from tests.flower_apps import FakeFlwr
 

@@ -35,7 +35,8 @@ from fl_app.runtimes.superlink import signals_unwind
 from fl_app.schema import Config, DeploymentConfig, MlflowConfig, TabularConfig
 from fl_app.tracking import replay
 from fl_app.tracking.console import RESULT_MARK, own_text
-from fl_app.tracking.store import check_uri, default_uri, is_http, sqlite_path, whole
+from fl_app.tracking.passwords import whole
+from fl_app.tracking.store import check_uri, default_uri, is_http, sqlite_path
 
 __all__ = ["run"]
 

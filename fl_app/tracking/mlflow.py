@@ -33,6 +33,7 @@ from fl_app.tracking.keys import (
     update_norm,
 )
 from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, quiet
+from fl_app.tracking.passwords import whole
 from fl_app.tracking.sender import Replay, Sender, replay_spools
 from fl_app.tracking.spool import Spool, home_dir
 from fl_app.tracking.store import (
@@ -42,7 +43,6 @@ from fl_app.tracking.store import (
     run_url,
     sqlite_path,
     ui_command,
-    whole,
 )
 
 __all__ = ["MlflowTracker", "replay"]

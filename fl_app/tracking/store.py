@@ -17,18 +17,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fl_app.errors import ConfigError, masked
+from fl_app.tracking.passwords import whole
 from fl_app.tracking.spool import home_dir
 
 __all__ = [
     "check_uri",
     "default_uri",
     "is_http",
-    "keep_secrets",
     "masked",
     "run_url",
     "sqlite_path",
     "ui_command",
-    "whole",
 ]
 
 _ALLOWED = (
@@ -37,9 +36,6 @@ _ALLOWED = (
 )
 _DATABASES = frozenset({"postgresql", "mysql", "mssql"})
 _UI = "http://127.0.0.1:5000"
-_KEPT = "FL_APP_TRACKING_URIS"
-"""Names the variable with the whole URIs that this process was given, for those that it starts."""
-_URI = re.compile(r"""\w[\w+.-]*://(?:(?!,\w+://)[^\s"'<>])*""")
 
 
 def default_uri(home: str | Path | None = None) -> str:
@@ -166,59 +162,6 @@ def sqlite_path(uri: str) -> Path | None:
     if match is None or match.group(1) == ":memory:":
         return None
     return Path(match.group(1)).absolute()
-
-
-def keep_secrets(text: str) -> str:
-    """Mask the URIs of a text, and keep each whole one where :func:`whole` finds it.
-
-    So everything else holds the masked one: configs, records, what Hydra and Flower write, print
-    and hand on. The whole ones stand in this process's environment, where the processes that it
-    starts find them, and on no disk.
-
-    Parameters
-    ----------
-    text : str
-        A URI, or what was typed.
-
-    Returns
-    -------
-    str
-        The text as :func:`~fl_app.errors.masked` returns it.
-    """
-    for uri in _URI.findall(text):
-        if masked(uri) != uri:
-            others = [known for known in _kept() if masked(known) != masked(uri)]
-            os.environ[_KEPT] = " ".join([*others, uri])
-    return masked(text)
-
-
-def whole(uri: str, *known: str) -> str:
-    """Return the URI that a masked one stands for.
-
-    Parameters
-    ----------
-    uri : str
-        Any URI; one that is not masked stands for itself.
-    *known : str
-        Whole URIs to look through first; then those of :func:`keep_secrets` and
-        ``MLFLOW_TRACKING_URI``.
-
-    Raises
-    ------
-    ConfigError
-        If nobody in this process knows its password.
-    """
-    if "***" not in uri:
-        return uri
-    for candidate in (*known, *_kept(), os.environ.get("MLFLOW_TRACKING_URI", "")):
-        if masked(candidate).rstrip("/") == uri.rstrip("/") and candidate != uri:
-            return candidate
-    allowed = "with its password, which is not kept: give it, or set MLFLOW_TRACKING_URI"
-    raise ConfigError("tracking.uri", uri, allowed)
-
-
-def _kept() -> list[str]:
-    return os.environ.get(_KEPT, "").split()
 
 
 def is_http(uri: str) -> bool:
