@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fl_app.report.budgets import SLACK
 from fl_app.report.comparing import Comparison, Outcome, Row, Table
 from fl_app.report.intervals import Interval
 from fl_app.report.runs import listed, natural, short
@@ -93,7 +92,7 @@ def comparison_blocks(
     blocks.append(_table(c, c.at_rounds, "at equal rounds"))
     blocks += _worst_lines(c, c.at_rounds, "at equal rounds")
     if c.at_bytes is not None:
-        blocks.append(_table(c, c.at_bytes, f"at equal bytes (within {SLACK:.0%})"))
+        blocks.append(_table(c, c.at_bytes, "at equal bytes"))
         blocks += _worst_lines(c, c.at_bytes, "at equal bytes")
     blocks += [outcome_line(outcome, c) for outcome in outcomes]
     return (*blocks, *(f"note: {note}" for note in c.notes))
