@@ -29,6 +29,7 @@ from fl_app.data.table import Table
 from fl_app.errors import FederationError, FlAppError
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
+from fl_app.federation.measures import Measures
 from fl_app.federation.privacy import with_privacy
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
@@ -242,7 +243,7 @@ class Run:
             private=config.privacy.name != "none",
             value_names=_value_names(start, features, outputs, roster),
         )
-        record = wire.run_record(to_json(shipped), encoding)
+        record = wire.run_record(to_json(shipped), encoding, roster.target_mean)
         strategy.start(
             grid=self.grid,
             initial_arrays=hold(start),
@@ -264,6 +265,7 @@ class Run:
             Participation(config.seed, config.fraction_train, config.fraction_evaluate, fewest),
             train_metrics=metrics,
             evaluate_metrics=metrics,
+            measures=Measures.of(config, predictor.encoding),
         )
 
     def _evaluate_fn(self, test: Table | None) -> Callable[[int, ArrayRecord], MetricRecord | None]:

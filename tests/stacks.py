@@ -17,6 +17,7 @@ from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of, test_table
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
+from fl_app.federation.measures import Measures
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
@@ -177,9 +178,10 @@ def run(
         part = Participation(
             config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
         )
-        federated = Federated(own, roster, part, names, names)
+        measures = Measures.of(config, encoding)
+        federated = Federated(own, roster, part, names, names, measures)
         tracked = TrackedStrategy(federated, kept, partitions=roster.partitions)
-        record = wire.run_record(to_json(config), encoding)
+        record = wire.run_record(to_json(config), encoding, roster.target_mean)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if not len(test):

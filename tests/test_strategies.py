@@ -20,6 +20,7 @@ from fl_app.data.partition import Encoded, encode, partition_of
 from fl_app.errors import FederationError
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
+from fl_app.federation.measures import Measures
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.metrics import score
@@ -65,8 +66,9 @@ def _federate(
             ),
             names,
             names,
+            Measures.of(config, encoding),
         )
-        record = wire.run_record(to_json(config), encoding)
+        record = wire.run_record(to_json(config), encoding, roster.target_mean)
         result = federated.start(
             grid,
             hold(start_arrays(config, roster, predictor)),

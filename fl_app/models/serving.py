@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from fl_app.data.encoding import Encoding
 from fl_app.data.frames import features_from_frame
+from fl_app.errors import DataError
 from fl_app.models.base import Arrays, Model
-from fl_app.models.metrics import score
+from fl_app.models.metrics import score_all
 from fl_app.models.registry import build
 from fl_app.models.stack import Kinds, StackModel
 from fl_app.schema import GROUPS, ModelConfig, to_dict
@@ -57,12 +58,16 @@ class Predictor:
         return np.asarray(np.mean([self._one(own, x) for own in members], axis=0))
 
     def score(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
-        """Score encoded rows; under ``many`` the mean over the clients' models."""
+        """Score encoded rows by :func:`fl_app.models.metrics.score_all`.
+
+        Under ``many`` the mean over the clients' models, of what all of them have.
+        """
         task = self.encoding.task
         if not self.many:
-            return score(task, self._one(arrays, x), y)
-        scores = [score(task, self._one(own, x), y) for own in split_members(arrays).values()]
-        return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
+            return score_all(task, self._one(arrays, x), y)
+        scores = [score_all(task, self._one(own, x), y) for own in split_members(arrays).values()]
+        common = [name for name in scores[0] if all(name in s for s in scores)]
+        return {name: float(np.mean([s[name] for s in scores])) for name in common}
 
     def _one(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         return self.encoding.in_units(self._model.predict(arrays, x))

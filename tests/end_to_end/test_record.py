@@ -112,6 +112,10 @@ def test_each_metric_has_every_round(digits: Recorded) -> None:
         for client in range(4):
             assert digits.steps(f"train_client_{m}/{client:03d}") == [1, 2, 3]
             assert digits.steps(f"eval_client_{m}/{client:03d}") == [1, 2, 3]
+    for m in ("balanced_accuracy", "roc_auc", "majority_share", "predicted_classes"):
+        assert digits.steps(f"server/{m}") == [0, 1, 2, 3]
+        assert digits.steps(f"eval/{m}") == [1, 2, 3]
+        assert f"train/{m}" not in digits.run.data.metrics
     for cost in ("bytes_up", "bytes_down", "seconds"):
         assert digits.steps(f"cost/{cost}") == [1, 2, 3]
     assert digits.values("cost/clients_asked") == digits.values("cost/clients_replied") == [4.0] * 3
