@@ -402,6 +402,27 @@ def test_a_wrong_column_is_a_data_error() -> None:
         predict(RAW.assign(weight="heavy"))
 
 
+def test_probabilities_are_those_of_the_labels_in_order() -> None:
+    """Rows sum to 1, and the largest column's label is the prediction."""
+    predict = predictor(SPEC, ARRAYS)
+    p = predict(RAW, "probabilities")
+    assert p.shape == (len(RAW), len(LABELS))
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-12)
+    assert [SPEC["encoding"]["labels"][i] for i in p.argmax(axis=1)] == predict(RAW).tolist()
+
+
+def test_another_output_is_a_data_error() -> None:
+    """What a model cannot give is named, with what it can: a regression has no probabilities."""
+    with pytest.raises(DataError, match="output=logits: predictions or probabilities, for a class"):
+        predictor(SPEC, ARRAYS)(RAW, "logits")
+    numbers = Predictor(
+        Encoding("regression", ("x",), ("x",), (0.0,), (1.0,), targets=("y",)),
+        ModelConfig("linear"),
+    ).to_spec()
+    with pytest.raises(DataError, match="output=probabilities: predictions, for a regression"):
+        predictor(numbers, {})(RAW, "probabilities")
+
+
 def test_a_spec_is_json_and_all_that_a_predictor_needs() -> None:
     """A logged model's spec, read back from JSON, predicts the same."""
     back = json.loads(json.dumps(SPEC))

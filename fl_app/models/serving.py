@@ -123,15 +123,27 @@ def predictor(spec: Mapping[str, Any], arrays: Arrays) -> Callable[[Any], NDArra
     -------
     callable
         Takes a pandas DataFrame with the raw columns and returns one label (as in the raw data)
-        or one number a row, or (n, T) for T targets.
+        or one number a row, or (n, T) for T targets. With ``output="probabilities"`` those of the
+        C classes, (n, C), in the order of ``spec["encoding"]["labels"]``: numbers by value, then
+        texts by letter.
+
+    Notes
+    -----
+    The callable raises :class:`~fl_app.errors.DataError` for another output, or for probabilities
+    of a regression.
     """
     served = Predictor.from_spec(spec)
+    encoding = served.encoding
+    known = ("predictions", "probabilities")[: 2 if encoding.task == "classification" else 1]
 
-    def predict(frame: Any) -> NDArray[Any]:
-        encoding = served.encoding
+    def predict(frame: Any, output: str = "predictions") -> NDArray[Any]:
+        if output not in known:
+            allowed = f"{' or '.join(known)}, for a {encoding.task}"
+            raise DataError("output", output, allowed)
         x = encoding.features(features_from_frame(frame, encoding)).astype(served.model.dtype)
         with one_thread():
-            return encoding.predictions(served.outputs(arrays, x))
+            outputs = served.outputs(arrays, x)
+        return outputs if output == "probabilities" else encoding.predictions(outputs)
 
     return predict
 

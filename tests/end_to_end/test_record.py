@@ -194,9 +194,15 @@ def test_logged_model_predicts_what_the_run_reported(digits: Recorded) -> None:
     config = compose_config(["num_clients=4", "num_server_rounds=3", "partitioner=dirichlet"])
     test = test_table(config)
     frame = pd.DataFrame(test.numeric.astype(int), columns=list(test.columns))
-    labels = digits.model("final").predict(frame)
+    model = digits.model("final")
+    labels = model.predict(frame)
     assert labels.shape == (len(test),)
     assert (labels == test.target).mean() == digits.values("server/accuracy")[-1]
+    classes = model.metadata.metadata["classes"]
+    p = model.predict(frame, params={"output": "probabilities"})
+    assert [classes[i] for i in p.argmax(axis=1)] == labels.tolist()
+    own = p[np.arange(len(test)), test.target.astype(int)]
+    assert -np.log(own).mean() == pytest.approx(digits.values("server/log_loss")[-1], rel=1e-9)
 
 
 def test_regression_model_predicts_in_the_targets_unit(diabetes: Recorded) -> None:
