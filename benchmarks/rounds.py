@@ -106,8 +106,8 @@ def config(
 def unscored(num_clients: int, rounds: int) -> tuple[float, str]:
     """Time fl_app with clients that train and tell metrics without computing them."""
 
-    def score(*_: object) -> dict[str, float]:
-        return dict.fromkeys(("log_loss", "accuracy", "brier"), 0.0)
+    def score(*_: object) -> tuple[dict[str, float], dict[str, object]]:
+        return dict.fromkeys(("log_loss", "accuracy", "brier"), 0.0), {}
 
     with mock.patch.object(_Federation, "score", score):
         return ours(num_clients, rounds, tracked=False)

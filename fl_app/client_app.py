@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -26,9 +27,9 @@ from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, Partition, encode, own_partition, partition_of
 from fl_app.errors import FlAppError, InputError
 from fl_app.federation import handshake
+from fl_app.federation.measures import Exchange, Measures
 from fl_app.grid import in_process
 from fl_app.models.base import Arrays, Model
-from fl_app.models.metrics import score
 from fl_app.models.serving import Predictor
 from fl_app.schema import (
     METRICS,
@@ -106,15 +107,17 @@ def train(message: Message, context: Context) -> Message:
     if isinstance(config.strategy, BaseModelsConfig):
         return _stack(message, context, federation, rows)
     rng = later(config.seed, "train", wire.server_round(message), partition)
-    mu = wire.setting(message, "proximal-mu", 0.0)
+    mu, center = wire.setting(message, "proximal-mu", 0.0), wire.center(message)
     with one_thread(), _no_warnings():
         start = wire.read_arrays(message)
-        arrays = model.fit(start, rows.x, rows.y, rng, mu, wire.learning_rate(message))
-        metrics = federation.score(arrays, rows.x, rows.truth)
+        step = wire.learning_rate(message)
+        arrays = model.fit(start, rows.x, rows.y, rng, mu, step)
+        metrics, measures = federation.score("train", arrays, rows.x, rows.truth, center)
         if config.strategy.name == "qfedavg":
             loss = METRICS[federation.encoding.task][0]
-            metrics[wire.TRAIN_LOSS] = federation.score(start, rows.x, rows.truth)[loss]
-    return wire.reply(message, metrics, len(rows.x), arrays, _measures(rows.left_out))
+            before, _ = federation.score("train", start, rows.x, rows.truth)
+            metrics[wire.TRAIN_LOSS] = before[loss]
+    return wire.reply(message, metrics, len(rows.x), arrays, measures | _left_out(rows.left_out))
 
 
 @app.evaluate()
@@ -125,13 +128,16 @@ def evaluate(message: Message, context: Context) -> Message:
     rows = federation.rows(partition, context)
     with one_thread(), _no_warnings():
         arrays = wire.read_arrays(message)
-        metrics = federation.score(arrays, rows.x_eval, rows.truth_eval)
-    return wire.reply(message, metrics, len(rows.x_eval), measures=_measures(rows.left_out_eval))
+        metrics, measures = federation.score(
+            "evaluate", arrays, rows.x_eval, rows.truth_eval, wire.center(message)
+        )
+    measures |= _left_out(rows.left_out_eval)
+    return wire.reply(message, metrics, len(rows.x_eval), measures=measures)
 
 
-def _measures(left_out: int) -> dict[str, int]:
-    """Return what goes with a reply beside its metrics: nothing where no row was left out."""
-    return {wire.LEFT_OUT: left_out} if left_out else {}
+def _left_out(rows: int) -> dict[str, int]:
+    """Return what a reply says of rows that were left out: nothing where there are none."""
+    return {wire.LEFT_OUT: rows} if rows else {}
 
 
 def _stack(message: Message, context: Context, federation: _Federation, rows: Encoded) -> Message:
@@ -146,8 +152,11 @@ def _stack(message: Message, context: Context, federation: _Federation, rows: En
         context.state,
     )
     with one_thread(), _no_warnings():
-        arrays, metrics = client.answer(wire.stack_request(message), wire.read_arrays(message))
-    return wire.reply(message, metrics, len(rows.x), arrays, _measures(rows.left_out))
+        arrays, outputs = client.answer(wire.stack_request(message), wire.read_arrays(message))
+        metrics, measures = federation.measures.score(
+            "train", outputs, rows.truth, wire.center(message)
+        )
+    return wire.reply(message, metrics, len(rows.x), arrays, measures | _left_out(rows.left_out))
 
 
 def _no_warnings() -> np.errstate:
@@ -203,11 +212,19 @@ class _Federation:
     encoding: Encoding
     model: Model
     predictor: Predictor
+    measures: Measures
     _rows: dict[tuple[int, str | None], Encoded] = field(default_factory=dict)
 
-    def score(self, arrays: Arrays, x: NDArray[Any], truth: NDArray[Any]) -> dict[str, float]:
-        """Score arrays on encoded rows, in the raw unit of the target."""
-        return score(self.encoding.task, self.predictor.outputs(arrays, x), truth)
+    def score(
+        self,
+        exchange: Exchange,
+        arrays: Arrays,
+        x: NDArray[Any],
+        truth: NDArray[Any],
+        center: Sequence[float] = (),
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return a reply's metrics and measures on encoded rows, in the raw unit of the target."""
+        return self.measures.score(exchange, self.predictor.outputs(arrays, x), truth, center)
 
     def rows(self, partition: int, context: Context) -> Encoded:
         """Return a client's rows; its log says once what in its own file the run cannot name."""
@@ -230,4 +247,5 @@ def _federation(config_json: str, encoding_json: str) -> _Federation:
     # Also under `local`, where each client gets its own arrays only, under their plain names.
     stacked = isinstance(config.strategy, BaseModelsConfig)
     predictor = Predictor(encoding, config.model, stacked=stacked)
-    return _Federation(config, encoding, predictor.build(), predictor)
+    measures = Measures.of(config, encoding)
+    return _Federation(config, encoding, predictor.build(), predictor, measures)

@@ -805,7 +805,12 @@ METRICS: Mapping[Task, tuple[str, ...]] = {
     "regression": ("mse", "mae", "r2"),
     "classification": ("log_loss", "accuracy", "brier"),
 }
-"""Metric names of each task, in the order of the closing table."""
+"""Metrics of every reply, by task, in the order of the closing table."""
+RATIOS: Mapping[Task, tuple[str, ...]] = {
+    "regression": (),
+    "classification": ("balanced_accuracy", "roc_auc"),
+}
+"""Further metrics of ``eval/`` and ``server/``, which are made of counts and in no reply."""
 
 
 def objective_of(config: Config) -> str:
@@ -815,7 +820,8 @@ def objective_of(config: Config) -> str:
 
 
 def _check_objective(config: Config, task: Task) -> None:
-    allowed = [f"{part}/{m}" for part in ("eval", "train") for m in METRICS[task]]
+    own = METRICS[task]
+    allowed = [f"eval/{m}" for m in own + RATIOS[task]] + [f"train/{m}" for m in own]
     if config.objective is not None and config.objective not in allowed:
         raise ConfigError("objective", config.objective, f"one of {', '.join(allowed)}, or null")
 

@@ -32,6 +32,7 @@ from fl_app.errors import FederationError, one_line
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
+from fl_app.federation.measures import Measures
 from fl_app.federation.privacy import Private, with_privacy
 from fl_app.federation.roster import Roster
 from fl_app.federation.stepping import Stepping
@@ -260,7 +261,7 @@ class Run:
             private=config.privacy.name != "none",
             value_names=_value_names(start, features, outputs, roster),
         )
-        record = wire.run_record(to_json(shipped), encoding)
+        record = wire.run_record(to_json(shipped), encoding, roster.target_mean)
         strategy.start(
             grid=self.grid,
             initial_arrays=hold(start),
@@ -289,6 +290,7 @@ class Run:
             evaluate_metrics=metrics,
             ending=self.ending,
             stepping=stepping,
+            measures=Measures.of(config, predictor.encoding),
         )
 
     def _evaluate_fn(self, test: Table | None) -> Callable[[int, ArrayRecord], MetricRecord | None]:

@@ -40,7 +40,7 @@ from fl_app.wire import StackRequest
 
 __all__ = ["StackClient"]
 
-Answer = tuple[dict[str, NDArray[Any]], dict[str, float]]
+Answer = tuple[dict[str, NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,17 @@ class StackClient:
 
         Returns
         -------
-        (arrays, metrics)
-            Of the reply.
+        (arrays, outputs)
+            Of the reply; what the global model of the phase says of the training rows, in the raw
+            unit.
         """
         phases: Mapping[str, Callable[[StackRequest, Arrays], Answer]] = {
             "collect": self._collect,
             "stack": self._stack,
             "select": self._select,
         }
-        return phases[request.phase](request, received)
+        arrays, outputs = phases[request.phase](request, received)
+        return arrays, self.encoding.in_units(outputs)
 
     # ------------------------------------------------------------------------- collect
     def _collect(self, request: StackRequest, received: Arrays) -> Answer:
@@ -100,12 +102,11 @@ class StackClient:
         rows, and the gradient of a single row is that row.
         """
         arrays: dict[str, NDArray[Any]] = {}
-        metrics: dict[str, float] = {}
+        outputs: NDArray[Any] | None = None
         if start := unpack("global", received):
             trained = self._train(start, "train", request, np.ones(self._num_rows, np.bool_))
             arrays |= pack("global", trained)
             outputs = self.kinds.outputs(Member(MODEL, trained), self.rows.x, self._no_layout)
-            metrics = self._score(outputs)
             folds = self._split(request).fold
             for fold in range(request.num_folds):
                 copy = unpack(f"fold_{fold}", received)
@@ -118,9 +119,9 @@ class StackClient:
             arrays["counts"] = self._counts
             if self._has_ls:
                 arrays |= pack("linear", self._linear(request, received)[0])
-        if not metrics:
-            metrics = self._score(self._outputs(self._base(request)))
-        return arrays, metrics
+        if outputs is None:
+            outputs = self._outputs(self._base(request))
+        return arrays, outputs
 
     def _train(
         self, start: Arrays, purpose: str, request: StackRequest, kept: NDArray[np.bool_]
@@ -194,7 +195,7 @@ class StackClient:
         features, outputs = self._features(request, received, members, layout)
         truth = stacking.targets(layout, self.rows.y)
         part = stacking.sums(features, truth, self._split(request))
-        return pack("sums", part.to_arrays()), self._score(outputs)
+        return pack("sums", part.to_arrays()), outputs
 
     def _layout(self, received: Arrays, members: Mapping[int, Member]) -> stacking.Layout:
         has_global = any(name.startswith("fold_") for name in received)
@@ -283,7 +284,7 @@ class StackClient:
         if request.gate:
             stacks = [stacking.by_fold(layout, features, split, weights) for weights in table]
             arrays["gates"] = self._gates(request, received, members, layout, stacks)
-        return arrays, self._score(outputs)
+        return arrays, outputs
 
     def _gates(
         self,
@@ -357,10 +358,6 @@ class StackClient:
 
     def _outputs(self, member: Member) -> NDArray[np.float64]:
         return self.kinds.outputs(member, self.rows.x, self._no_layout)
-
-    def _score(self, outputs: NDArray[Any]) -> dict[str, float]:
-        """Score outputs for the training rows, in raw units."""
-        return score(self.encoding.task, self.encoding.in_units(outputs), self.rows.truth)
 
     def _dealer(self, purpose: str) -> np.random.Generator:
         """Return what deals the rows: the same in every run, whatever its seed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -33,6 +33,7 @@ __all__ = [
     "NUM_EXAMPLES",
     "TRAIN_LOSS",
     "StackRequest",
+    "center",
     "code_digest",
     "learning_rate",
     "measures",
@@ -64,9 +65,12 @@ DESCRIBE = "query.describe"
 """Message type of the handshake."""
 
 _CONFIG_JSON, _ENCODING_JSON, _DIGEST = "config-json", "encoding-json", "code-digest"
+_CENTER = "target-mean"
 
 
-def run_record(config_json: str, encoding: Encoding | None = None) -> ConfigRecord:
+def run_record(
+    config_json: str, encoding: Encoding | None = None, center: Sequence[float] = ()
+) -> ConfigRecord:
     """Make the ``config`` record that ships a run's config and encoding to clients.
 
     Parameters
@@ -75,17 +79,27 @@ def run_record(config_json: str, encoding: Encoding | None = None) -> ConfigReco
         As :func:`fl_app.schema.to_json` gives it.
     encoding : Encoding, optional
         Left out in the handshake, which makes it.
+    center : sequence of float, optional
+        The federation's mean of each target, about which clients add up squares.
     """
-    values = {_CONFIG_JSON: config_json, _DIGEST: code_digest()}
+    values: dict[str, Any] = {_CONFIG_JSON: config_json, _DIGEST: code_digest()}
     if encoding is not None:
         values[_ENCODING_JSON] = json.dumps(encoding.to_dict())
-    return ConfigRecord(dict(values))
+    if center:
+        values[_CENTER] = [*center]
+    return ConfigRecord(values)
 
 
 def texts(message: Message) -> tuple[str, str]:
     """Return the config's and the encoding's JSON of a message ("" where there is none)."""
     record = _record(message)
     return str(record[_CONFIG_JSON]), str(record.get(_ENCODING_JSON, ""))
+
+
+def center(message: Message) -> Sequence[float]:
+    """Return the federation's mean of each target; empty where nobody knows it."""
+    values: Sequence[float] = _record(message).get(_CENTER, ())
+    return values
 
 
 def same_code(message: Message) -> bool:

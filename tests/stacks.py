@@ -18,6 +18,7 @@ from fl_app.data.partition import Encoded, encode, partition_of, test_table
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
+from fl_app.federation.measures import Measures
 from fl_app.federation.roster import Roster
 from fl_app.federation.stepping import Stepping
 from fl_app.grid import InProcessGrid
@@ -185,12 +186,13 @@ def run(
         part = Participation(
             config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
         )
+        measures = Measures.of(config, encoding)
         ending = Ending.of(config, roster, len(encoding.labels))
         limits = ending.limit, ending.constant
         stepping = Stepping.of(config, len(encoding.feature_names), *limits)
-        federated = Federated(own, roster, part, names, names, ending, stepping)
+        federated = Federated(own, roster, part, names, names, measures, ending, stepping)
         tracked = TrackedStrategy(federated, kept, partitions=roster.partitions)
-        record = wire.run_record(to_json(config), encoding)
+        record = wire.run_record(to_json(config), encoding, roster.target_mean)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if not len(test):

@@ -96,7 +96,7 @@ def test_a_key_that_needs_no_change_keeps_its_name() -> None:
     assert set(KeyBook()({"w[0]": 1, "w_0_": 2}).items()) > {("w_0_", 2)}
 
 
-def client(partition: int, num_examples: float = 1, **metrics: float) -> ClientRecord:
+def client(partition: int, num_examples: float = 5, **metrics: float) -> ClientRecord:
     """Make a client without arrays."""
     return ClientRecord(partition, num_examples, metrics)
 
@@ -162,6 +162,22 @@ def test_a_client_without_a_number_has_no_rank() -> None:
     """One NaN makes every statistic over the clients NaN: no client is passed over."""
     metrics = evaluated(client(0, mse=1.0), client(1, mse=math.nan))
     assert all(math.isnan(metrics[f"fairness/mse_{s}"]) for s in ("worst", "p10", "gap"))
+
+
+def test_few_rows_decide_no_spread() -> None:
+    """Clients with fewer than 5 rows are told of and rank nowhere; without any other no key is."""
+    few = [client(k, rows, accuracy=0.1 * k) for k, rows in enumerate((1, 4, 5, 9))]
+    metrics = evaluated(*few)
+    assert metrics["fairness/accuracy_worst"] == pytest.approx(0.2)
+    assert metrics["fairness/accuracy_gap"] == pytest.approx(0.1)
+    assert {f"eval_client_accuracy/{k:03d}" for k in range(4)} <= metrics.keys()
+    assert [row["num_examples"] for row in client_rows(1, few)] == [1, 4, 5, 9]
+    assert not [key for key in evaluated(*few[:2]) if key.startswith("fairness/")]
+
+
+def test_clients_of_unknown_size_count() -> None:
+    """In an app that weighs by nothing known every client is in."""
+    assert evaluated(client(0, math.nan, mse=2.0))["fairness/mse_worst"] == 2.0
 
 
 def test_many_clients_are_shown_by_quantiles() -> None:
@@ -277,7 +293,7 @@ def test_artifacts_are_strict_json() -> None:
     assert told["aggregate"]["w"] == [None, None, 1.0]
     rows = client_rows(1, [client(0, mse=math.inf)])
     table = json.loads(client_table(rows), parse_constant=refuse)
-    assert table["data"] == [[1, 0, 1, None]]
+    assert table["data"] == [[1, 0, 5, None]]
 
 
 def test_table_has_one_row_a_client_and_round() -> None:

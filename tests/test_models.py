@@ -24,7 +24,7 @@ from fl_app.models.metrics import HIGHER_IS_BETTER, row_losses, score
 from fl_app.models.registry import build
 from fl_app.models.serving import Predictor, predictor, split_members
 from fl_app.models.softmax import Softmax, softmax
-from fl_app.schema import GROUPS, METRICS, ModelConfig
+from fl_app.schema import GROUPS, METRICS, RATIOS, ModelConfig
 
 Arrays = Mapping[str, NDArray[Any]]
 FULL = ModelConfig("linear", batch_size=0, learning_rate=0.1)
@@ -333,7 +333,8 @@ def test_metrics_are_plain_floats_and_inputs_are_left_alone() -> None:
         a.setflags(write=False)
     assert {type(v) for v in score("classification", p, y).values()} == {float}
     assert {type(v) for v in score("regression", p, p).values()} == {float}
-    assert {name for names in METRICS.values() for name in names} >= HIGHER_IS_BETTER
+    known = {name for names in (*METRICS.values(), *RATIOS.values()) for name in names}
+    assert known >= HIGHER_IS_BETTER
 
 
 # ---------------------------------------------------------------------------- serving
@@ -419,6 +420,27 @@ def test_a_wrong_column_is_a_data_error() -> None:
         predict(RAW.drop(columns="age"))
     with pytest.raises(DataError, match="weight='heavy' in row 1: numbers or missing cells"):
         predict(RAW.assign(weight="heavy"))
+
+
+def test_probabilities_are_those_of_the_labels_in_order() -> None:
+    """Rows sum to 1, and the largest column's label is the prediction."""
+    predict = predictor(SPEC, ARRAYS)
+    p = predict(RAW, "probabilities")
+    assert p.shape == (len(RAW), len(LABELS))
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-12)
+    assert [SPEC["encoding"]["labels"][i] for i in p.argmax(axis=1)] == predict(RAW).tolist()
+
+
+def test_another_output_is_a_data_error() -> None:
+    """What a model cannot give is named, with what it can: a regression has no probabilities."""
+    with pytest.raises(DataError, match="output=logits: predictions or probabilities, for a class"):
+        predictor(SPEC, ARRAYS)(RAW, "logits")
+    numbers = Predictor(
+        Encoding("regression", ("x",), ("x",), (0.0,), (1.0,), targets=("y",)),
+        ModelConfig("linear"),
+    ).to_spec()
+    with pytest.raises(DataError, match="output=probabilities: predictions, for a regression"):
+        predictor(numbers, {})(RAW, "probabilities")
 
 
 def test_a_spec_is_json_and_all_that_a_predictor_needs() -> None:

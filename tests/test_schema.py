@@ -310,6 +310,7 @@ def test_any_json_value_for_a_group_is_refused_by_name(group: str, value: Any) -
         (
             {"objective": "eval/mse"},
             "objective=eval/mse: one of eval/log_loss, eval/accuracy, eval/brier, "
+            "eval/balanced_accuracy, eval/roc_auc, "
             "train/log_loss, train/accuracy, train/brier, or null",
         ),
         (

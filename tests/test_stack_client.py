@@ -72,7 +72,8 @@ def request_of(reply: Reply) -> StackRequest:
 
 def answer(client: StackClient, reply: Reply, **changes: Any) -> tuple[Arrays, dict[str, float]]:
     with one_thread():
-        return client.answer(replace(request_of(reply), **changes), reply.sent)
+        arrays, outputs = client.answer(replace(request_of(reply), **changes), reply.sent)
+    return arrays, score(client.encoding.task, outputs, client.rows.truth)
 
 
 def reply_of(source: Ran, phase: str, partition: int) -> Reply:

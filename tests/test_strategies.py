@@ -21,6 +21,7 @@ from fl_app.errors import FederationError
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
+from fl_app.federation.measures import Measures
 from fl_app.federation.stepping import Stepping
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
@@ -72,10 +73,11 @@ def _federate(
             ),
             names,
             names,
+            Measures.of(config, encoding),
             ending=Ending.of(config, roster, len(encoding.labels)),
             stepping=Stepping.of(config, len(encoding.feature_names)),
         )
-        record = wire.run_record(to_json(config), encoding)
+        record = wire.run_record(to_json(config), encoding, roster.target_mean)
         result = federated.start(
             grid,
             hold(start_arrays(config, roster, predictor)),

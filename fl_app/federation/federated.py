@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -22,12 +24,15 @@ from fl_app.federation.averaging import (
 )
 from fl_app.federation.cohort import GridView, choose_cohort
 from fl_app.federation.ending import Ending
+from fl_app.federation.measures import Exchange, Measures
 from fl_app.federation.replies import ReplySpec, accept, overflowed, sender, spec_of
 from fl_app.federation.roster import Node, Roster
 from fl_app.federation.stepping import Stepping
-from fl_app.held import hold, items_of, quick_message, read, records_of
+from fl_app.held import hold, items_of, metric_record, quick_message, read, records_of
 
 __all__ = ["Federated", "Participation", "Particular"]
+
+log = logging.getLogger("fl_app")
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,9 @@ class Federated(Strategy):
         Who takes part.
     train_metrics, evaluate_metrics : frozenset of str, optional
         The metrics that replies must hold; None for any.
+    measures : Measures, optional
+        What replies hold beside them, which decides the federation's ratios in place of the
+        strategy's mean of the clients' ratios; None for nothing.
     ending : Ending, optional
         Watches the training loss, which it names; by default arrays alone are watched.
     stepping : Stepping, optional
@@ -99,6 +107,7 @@ class Federated(Strategy):
         participation: Participation,
         train_metrics: frozenset[str] | None = None,
         evaluate_metrics: frozenset[str] | None = None,
+        measures: Measures | None = None,
         ending: Ending | None = None,
         stepping: Stepping | None = None,
     ) -> None:
@@ -111,6 +120,8 @@ class Federated(Strategy):
         if train_metrics is not None and own is not None:
             train_metrics = train_metrics | {own}
         self._metrics = {"train": train_metrics, "evaluate": evaluate_metrics}
+        self._measures = measures
+        self._warned: set[Exchange] = set()
         self._asked: dict[int, Node] = {}
         self._sent: list[Message] = []
         self._spec = ReplySpec(None)
@@ -142,11 +153,10 @@ class Federated(Strategy):
                 f"min_replies={self.participation.min_replies}"
             )
         if particular is not None:
-            self._spec = particular.reply_spec(server_round, arrays)
-            if self._spec.metrics is None:
-                self._spec = replace(self._spec, metrics=self._metrics["train"])
+            spec = particular.reply_spec(server_round, arrays)
         else:
-            self._spec = ReplySpec(spec_of(arrays), self._metrics["train"])
+            spec = ReplySpec(spec_of(arrays))
+        self._spec = self._completed(spec, "train")
         config, self._start = config.copy(), arrays
         if self.stepping is not None:
             config[wire.LEARNING_RATE] = step = self.stepping.step
@@ -183,6 +193,7 @@ class Federated(Strategy):
         )
         if judged and metrics is not None:
             self.ending.watch(server_round, items_of(metrics).get(self.ending.loss))
+        metrics = self._with_ratios("train", usable, metrics)
         return (None if arrays is None else self._checked(server_round, arrays)), metrics
 
     def configure_evaluate(
@@ -201,7 +212,7 @@ class Federated(Strategy):
             "evaluate",
             server_round,
         )
-        self._spec = ReplySpec(None, self._metrics["evaluate"])
+        self._spec = self._completed(ReplySpec(None), "evaluate")
         return self._messages("evaluate", server_round, arrays, config.copy(), grid, cohort)
 
     def aggregate_evaluate(
@@ -215,9 +226,10 @@ class Federated(Strategy):
         if not usable:
             return None
         averaged = average_evaluate(self.strategy, usable)
-        return averaged or self.strategy.aggregate_evaluate(
+        metrics = averaged or self.strategy.aggregate_evaluate(
             server_round, [quick_message(reply) for reply in usable]
         )
+        return self._with_ratios("evaluate", usable, metrics)
 
     def round_metrics(self, server_round: int) -> Mapping[str, float]:
         """Return the wrapped strategy's own metrics of a round."""
@@ -260,7 +272,8 @@ class Federated(Strategy):
         keep = getattr(self.strategy, "stay", None)
         if keep is not None and usable:
             keep(server_round, usable)
-        return self._start, average_metrics(usable) if usable else None
+        metrics = average_metrics(usable) if usable else None
+        return self._start, self._with_ratios("train", usable, metrics)
 
     def _step_metrics(self) -> dict[str, float]:
         """Return the round's step and the loss of the last round that counted."""
@@ -273,6 +286,45 @@ class Federated(Strategy):
             "model/went_back": float(stepping.went_back),
         }
         return {name: value for name, value in told.items() if math.isfinite(value)}
+
+    def _completed(self, spec: ReplySpec, exchange: Exchange) -> ReplySpec:
+        """Add what every reply of an exchange must hold to what the strategy asks for."""
+        own = self._measures
+        told = None if own is None else partial(own.fault, exchange)
+        names = self._metrics[exchange] if spec.metrics is None else spec.metrics
+        return replace(spec, metrics=names, told=told)
+
+    def _with_ratios(
+        self, exchange: Exchange, replies: Sequence[Message], metrics: MetricRecord | None
+    ) -> MetricRecord | None:
+        """Put the ratios over all rows in the place of the strategy's means of ratios."""
+        own = self._measures
+        if own is None or metrics is None or own.fewest(exchange) is None:
+            return metrics
+        self._warn_of_left_out(exchange, own)
+        means = {k: v for k, v in items_of(metrics).items() if k not in own.names}
+        return metric_record(means | own.merge(exchange, replies))
+
+    def _warn_of_left_out(self, exchange: Exchange, own: Measures) -> None:
+        """Say once a run which clients the ratios of an exchange are not about."""
+        fewest = own.fewest(exchange) or 0
+        if exchange in self._warned:
+            return
+        self._warned.add(exchange)
+        train = exchange == "train"
+        rows = [n.num_examples if train else n.num_validation for n in self.roster]
+        few = [n for n in rows if 0 < n < fewest]
+        if few:
+            where = "train" if train else "eval"
+            log.warning(
+                "%s: without %d of %d clients, which have fewer than %d rows (%d of %d rows)",
+                " and ".join(f"{where}/{name}" for name in own.names),
+                len(few),
+                len(rows),
+                fewest,
+                sum(few),
+                sum(rows),
+            )
 
     def _checked(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Refuse what no client could train on, and bring arrays back to the dtype that was sent.
@@ -296,7 +348,7 @@ class Federated(Strategy):
 
     def _messages(
         self,
-        what: Literal["train", "evaluate"],
+        what: Exchange,
         server_round: int,
         arrays: ArrayRecord,
         config: ConfigRecord,

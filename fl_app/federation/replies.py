@@ -45,11 +45,14 @@ class ReplySpec:
         Names of its metrics without the weight; None for any.
     check : callable (Message) -> None, optional
         In place of ``arrays``: raises FlAppError for arrays that are not usable.
+    told : callable (metrics, measures) -> str or None, optional
+        Says what is impossible in finite metrics and in the record ``measures``.
     """
 
     arrays: ArraySpec | None
     metrics: frozenset[str] | None = None
     check: Callable[[Message], None] | None = None
+    told: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] | None = None
 
 
 def spec_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -157,9 +160,12 @@ def fault(message: Message, spec: ReplySpec, rows: int | None = None) -> str | N
     has_arrays = spec.arrays is not None or spec.check is not None
     problem = _layout_fault(records, has_arrays)
     if problem is None:
-        problem = _metrics_fault(items_of(records[wire.METRICS]), spec)
-    if problem is None and rows is not None:
-        problem = _rows_fault(message, rows)
+        metrics = items_of(records[wire.METRICS])
+        problem = _metrics_fault(metrics, spec)
+        if problem is None and rows is not None:
+            problem = _rows_fault(message, rows)
+        if problem is None and spec.told is not None:
+            problem = spec.told(metrics, wire.measures(message))
     if problem or not has_arrays:
         return problem
     arrays = items_of(records[wire.ARRAYS])
@@ -173,7 +179,7 @@ def fault(message: Message, spec: ReplySpec, rows: int | None = None) -> str | N
 def _layout_fault(records: Mapping[str, Any], has_arrays: bool) -> str | None:
     if (
         has_arrays
-        and len(records) == 2
+        and len(records) == 2 + (wire.MEASURES in records)
         and type(records.get(wire.METRICS)) is MetricRecord
         and type(records.get(wire.ARRAYS)) is ArrayRecord
     ):

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from fl_app.data.encoding import Encoding
 from fl_app.data.frames import features_from_frame
+from fl_app.errors import DataError
 from fl_app.models.base import Arrays, Model
-from fl_app.models.metrics import row_losses, score
+from fl_app.models.metrics import row_losses, score_all
 from fl_app.models.registry import build
 from fl_app.models.stack import Kinds, StackModel
 from fl_app.schema import GROUPS, ModelConfig, to_dict
@@ -57,12 +58,16 @@ class Predictor:
         return np.asarray(np.mean([self._one(own, x) for own in members], axis=0))
 
     def score(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
-        """Score encoded rows; under ``many`` the mean over the clients' models."""
+        """Score encoded rows by :func:`fl_app.models.metrics.score_all`.
+
+        Under ``many`` the mean over the clients' models, of what all of them have.
+        """
         task = self.encoding.task
         if not self.many:
-            return score(task, self._one(arrays, x), y)
-        scores = [score(task, self._one(own, x), y) for own in split_members(arrays).values()]
-        return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
+            return score_all(task, self._one(arrays, x), y)
+        scores = [score_all(task, self._one(own, x), y) for own in split_members(arrays).values()]
+        common = [name for name in scores[0] if all(name in s for s in scores)]
+        return {name: float(np.mean([s[name] for s in scores])) for name in common}
 
     def row_losses(
         self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]
@@ -130,15 +135,27 @@ def predictor(spec: Mapping[str, Any], arrays: Arrays) -> Callable[[Any], NDArra
     -------
     callable
         Takes a pandas DataFrame with the raw columns and returns one label (as in the raw data)
-        or one number a row, or (n, T) for T targets.
+        or one number a row, or (n, T) for T targets. With ``output="probabilities"`` those of the
+        C classes, (n, C), in the order of ``spec["encoding"]["labels"]``: numbers by value, then
+        texts by letter.
+
+    Notes
+    -----
+    The callable raises :class:`~fl_app.errors.DataError` for another output, or for probabilities
+    of a regression.
     """
     served = Predictor.from_spec(spec)
+    encoding = served.encoding
+    known = ("predictions", "probabilities")[: 2 if encoding.task == "classification" else 1]
 
-    def predict(frame: Any) -> NDArray[Any]:
-        encoding = served.encoding
+    def predict(frame: Any, output: str = "predictions") -> NDArray[Any]:
+        if output not in known:
+            allowed = f"{' or '.join(known)}, for a {encoding.task}"
+            raise DataError("output", output, allowed)
         x = encoding.features(features_from_frame(frame, encoding)).astype(served.model.dtype)
         with one_thread():
-            return encoding.predictions(served.outputs(arrays, x))
+            outputs = served.outputs(arrays, x)
+        return outputs if output == "probabilities" else encoding.predictions(outputs)
 
     return predict
 

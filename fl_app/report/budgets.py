@@ -2,9 +2,7 @@
 
 *Equal rounds*: both runs of a pair at the last round that both have. *Equal bytes*: the budget of a
 pair is the smaller of the two runs' totals (up and down); each run counts at its last round within
-it, round 0 (nothing sent) if need be. A round that exceeds the budget by at most 1 % is within it:
-each message carries the config as text, and a strategy whose options have longer names shall not
-lose a whole round for that.
+it, round 0 (nothing sent) if need be.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from fl_app.report.pairing import Design
 from fl_app.report.runs import BYTES, RunSummary, natural
 
 __all__ = [
-    "SLACK",
     "Budget",
     "Pair",
     "Point",
@@ -26,9 +23,6 @@ __all__ = [
     "equal_rounds",
     "pair_up",
 ]
-
-SLACK = 0.01
-"""Share of the budget by which a round may exceed it."""
 
 
 class UncountedError(Exception):
@@ -110,7 +104,7 @@ def equal_bytes(one: RunSummary, other: RunSummary, metric: str) -> tuple[Point,
     sent = [bytes_by_round(run) for run in (one, other)]
     if min(map(len, sent)) < 2:
         raise UncountedError
-    budget = min(max(own.values()) for own in sent) * (1 + SLACK)
+    budget = min(max(own.values()) for own in sent)
     points = []
     for run, own in zip((one, other), sent, strict=True):
         within = [r for r, count in own.items() if count <= budget and r in run.curves[metric]]

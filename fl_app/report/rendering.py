@@ -12,7 +12,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fl_app.errors import printable
-from fl_app.report.budgets import SLACK
 from fl_app.report.comparing import Comparison, Outcome, Row, Table
 from fl_app.report.grounds import KINDS
 from fl_app.report.intervals import Interval
@@ -95,7 +94,7 @@ def comparison_blocks(
     blocks.append(_table(c, c.at_rounds, "at equal rounds"))
     blocks += _worst_lines(c, c.at_rounds, "at equal rounds")
     if c.at_bytes is not None:
-        blocks.append(_table(c, c.at_bytes, f"at equal bytes (within {SLACK:.0%})"))
+        blocks.append(_table(c, c.at_bytes, "at equal bytes"))
         blocks += _worst_lines(c, c.at_bytes, "at equal bytes")
     outcomes = tuple(outcomes)
     blocks += [outcome_line(outcome, c) for outcome in outcomes]

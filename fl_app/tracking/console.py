@@ -109,6 +109,7 @@ class ConsoleTracker:
             self._print(f"{end.status}: {end.error}")
         if self._last is not None:
             self._print(_closing(self._last))
+            self._print_note(self._last)
 
     def say(self, text: str) -> None:
         """Print a line of text."""
@@ -129,6 +130,16 @@ class ConsoleTracker:
                 f" {_bytes(cost['bytes_up'])} up {_bytes(cost['bytes_down'])} down so far"
             )
         return " | ".join(parts)
+
+    def _print_note(self, last: RoundRecord) -> None:
+        """Say where a model does not tell rows apart, which a good accuracy can hide."""
+        for name, metrics in (("server", last.server), ("eval", last.evaluate)):
+            if metrics.get("predicted_classes") == 1:
+                self._print(
+                    f"note: the model says one class for every row of {name}/; whoever always "
+                    f"says the most frequent class has accuracy {metrics['majority_share']:.4f}"
+                )
+                return
 
     def _print(self, what: str | Table) -> None:
         if isinstance(what, str):
@@ -200,6 +211,7 @@ def _closing(last: RoundRecord) -> Table:
     for name in shown:
         table.add_column(name, justify="right")
     for metric in dict.fromkeys(m for metrics in shown.values() for m in metrics):
-        cells = (f"{ms[metric]:.4f}" if metric in ms else "" for ms in shown.values())
+        form = "g" if metric in ("predicted_classes", "roc_auc_left_out") else ".4f"
+        cells = (f"{ms[metric]:{form}}" if metric in ms else "" for ms in shown.values())
         table.add_row(metric, *cells)
     return table

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.models.metrics import HIGHER_IS_BETTER
+from fl_app.models.metrics import HIGHER_IS_BETTER, NO_SCORES
 from fl_app.tracking.base import RoundRecord
 
 __all__ = ["MAX_BARS", "draw_clients", "draw_curves", "draw_data"]
@@ -35,7 +35,7 @@ def draw_curves(rounds: Sequence[RoundRecord]) -> bytes | None:
         A PNG; None where no round has a metric.
     """
     sources = {"server": "server", "eval": "evaluate", "train": "train"}
-    names = [n for n in _names(rounds) if n != "train_loss"]
+    names = [n for n in _names(rounds) if n != "train_loss" and n not in NO_SCORES]
     if not names:
         return None
     figure, axes = _panels(len(names))

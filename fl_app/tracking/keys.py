@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fl_app.models.metrics import HIGHER_IS_BETTER
+from fl_app.models.metrics import FEWEST_ROWS, HIGHER_IS_BETTER
 from fl_app.tracking.base import Arrays, ClientRecord, RoundRecord, flat_norm
 
 __all__ = [
@@ -200,8 +200,10 @@ def _quantiles(prefix: str, clients: Sequence[ClientRecord]) -> dict[str, float]
 
 
 def _fairness(clients: Sequence[ClientRecord]) -> dict[str, float]:
+    """Return the spread over the clients that are not known to have too few rows."""
     metrics = {}
-    for name, values in _by_metric(clients).items():
+    enough = [client for client in clients if not client.num_examples < FEWEST_ROWS]
+    for name, values in _by_metric(enough).items():
         metrics[f"fairness/{name}_worst"] = values[0]
         metrics[f"fairness/{name}_p10"] = _quantile(values, 0.1)
         equal = values[-1] == values[0]  # also where both are infinite

@@ -373,10 +373,11 @@ def _save_model(path: Path, files: Path, model: Any, run: Run) -> None:
     """Write a model in MLflow's form: its code, its arrays and its spec, no pickle."""
     mlflow = load_mlflow()
     from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, Schema
+    from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     spec = json.loads((files / "spec.json").read_text())
     columns = [ColSpec(AnyType(), name) for name in spec.get("columns", ())]
+    params = ParamSchema([ParamSpec("output", DataType.string, "predictions")])
     package = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as staged, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it advises an input example: a row of somebody's data
@@ -385,7 +386,8 @@ def _save_model(path: Path, files: Path, model: Any, run: Run) -> None:
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"arrays": str(files / "arrays.npz"), "spec": str(files / "spec.json")},
             code_paths=[str(_stage(package, Path(staged)))],
-            signature=ModelSignature(inputs=Schema(columns)) if columns else None,
+            signature=ModelSignature(Schema(columns), params=params) if columns else None,
+            metadata={"classes": spec.get("encoding", {}).get("labels", [])},
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
             mlflow_model=Model(
                 artifact_path=model.artifact_location,

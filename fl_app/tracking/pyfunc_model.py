@@ -20,7 +20,7 @@ __all__ = ["FederatedModel"]
 
 
 class FederatedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """A model that takes raw rows and returns one label or number for each."""
+    """A model that takes raw rows and returns one label or number for each, or probabilities."""
 
     def load_context(self, context: Any) -> None:
         """Build the predictor from the artifacts ``arrays`` and ``spec``."""
@@ -28,12 +28,15 @@ class FederatedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         spec = json.loads(Path(context.artifacts["spec"]).read_text(encoding="utf-8"))
         with np.load(context.artifacts["arrays"], allow_pickle=False) as arrays:
-            self._predict: Callable[[Any], Any] = predictor(spec, dict(arrays))
+            self._predict: Callable[..., Any] = predictor(spec, dict(arrays))
 
     # MLflow reads the hint: with a DataFrame it leaves rows and signature as they are.
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
-        """Predict raw rows, a pandas DataFrame with the columns of the raw data."""
-        return self._predict(model_input)
+        """Predict raw rows, a pandas DataFrame with the columns of the raw data.
+
+        ``params={"output": "probabilities"}`` asks for those of the classes in place of labels.
+        """
+        return self._predict(model_input, (params or {}).get("output", "predictions"))
 
 
 mlflow.models.set_model(FederatedModel())

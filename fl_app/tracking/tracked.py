@@ -81,11 +81,13 @@ class TrackedStrategy(Strategy):
     Notes
     -----
     ``cost/bytes_down`` and ``cost/bytes_up`` sum :func:`content_bytes` over all messages sent and
-    all replies received, evaluation included. ``cost/clients_*`` count the training exchange of the
-    round (the evaluation's where there was no training); a node that was asked and whose reply did
-    not count has failed. ``cost/seconds`` is what a clock on the wall shows between the ends of two
-    rounds, whatever was done meanwhile; the first one counts from the start, with the evaluation
-    before training. A strategy with a ``start()`` of its own loses it: only its hooks run.
+    all replies received, evaluation included; of messages to clients without their ConfigRecords,
+    which are instructions and the run's description. ``cost/clients_*`` count the training exchange
+    of the round (the evaluation's where there was no training); a node that was asked and whose
+    reply did not count has failed. ``cost/seconds`` is what a clock on the wall shows between the
+    ends of two rounds, whatever was done meanwhile; the first one counts from the start, with the
+    evaluation before training. A strategy with a ``start()`` of its own loses it: only its hooks
+    run.
 
     Examples
     --------
@@ -209,7 +211,7 @@ class TrackedStrategy(Strategy):
     def _note_messages(self, messages: Sequence[Message], exchange: _Exchange) -> None:
         exchange.asked = len(messages)
         self._numbers.learn(m.metadata.dst_node_id for m in messages)
-        self._bytes_down += _traffic(messages)
+        self._bytes_down += sum(_counted(messages))
 
     def _read_replies(self, replies: Sequence[Message], train: bool) -> list[_Reply]:
         weight = _found(self.strategy, "weighted_by_key") or "num-examples"
@@ -330,7 +332,7 @@ class _Reply:
         num_examples = values.get(weight, math.nan)
         return cls(
             message.metadata.src_node_id,
-            _records_bytes(records),
+            _records_bytes(records.values()),
             len(metrics) == 1 and (not train or len(arrays) == 1),
             math.nan if isinstance(num_examples, list) else float(num_examples),
             _scalars(values, weight),
@@ -380,7 +382,7 @@ class _Numbers:
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Count the bytes of a message's content without encoding it.
+    """Count the bytes of what a message says, without encoding it.
 
     Parameters
     ----------
@@ -390,21 +392,19 @@ def content_bytes(content: RecordDict) -> int:
     Returns
     -------
     int
-        The values of arrays (``ndarray.nbytes``), 8 a number, 1 a bool, the length of strings
-        and bytes, and the length of every key. Headers of arrays (about 130 bytes each) and the
-        framing of messages are not counted.
+        The values of arrays (``ndarray.nbytes``), 8 a number, 1 a bool, the length of texts (in
+        UTF-8) and bytes. How they are wrapped is not counted: names of records and of values, an
+        array's header, dtype and shape, a message's metadata.
     """
-    return _records_bytes(items_of(content))
+    return _records_bytes(items_of(content).values())
 
 
-def _records_bytes(records: Mapping[str, Any]) -> int:
+def _records_bytes(records: Iterable[Any]) -> int:
     total = 0
-    for name, record in records.items():
-        total += len(name)
-        for key, value in items_of(record).items():
+    for record in records:
+        for value in items_of(record).values():
             kind = type(value)
-            size = 8 if kind is float else value.nbytes if kind is HeldArray else _size(value)
-            total += len(key) + size
+            total += 8 if kind is float else value.nbytes if kind is HeldArray else _size(value)
     return total
 
 
@@ -416,19 +416,18 @@ def _size(value: Any) -> int:
         return HeldArray.wrap(value).nbytes
     if kind is list:
         return sum(8 if type(v) is float else _size(v) for v in value)
-    return 1 if kind is bool else len(value)
+    return 1 if kind is bool else len(value.encode() if kind is str else value)
 
 
-def _traffic(messages: Sequence[Message]) -> int:
-    """Sum the contents' bytes; a content that messages share is measured once."""
+def _counted(messages: Sequence[Message]) -> Iterator[int]:
+    """Yield the bytes of messages to clients; a content that they share is measured once."""
     contents = [message.content for message in messages if message.has_content()]
     sizes: dict[int, int] = {}
-    total = 0
     for content in contents:  # which live as long as their ids are used
         if id(content) not in sizes:
-            sizes[id(content)] = content_bytes(content)
-        total += sizes[id(content)]
-    return total
+            records = items_of(content).values()
+            sizes[id(content)] = _records_bytes(r for r in records if not is_kind(r, ConfigRecord))
+        yield sizes[id(content)]
 
 
 def _scalars(metrics: Mapping[str, Any], leave_out: str | None = None) -> dict[str, float]:

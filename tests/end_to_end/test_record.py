@@ -115,6 +115,10 @@ def test_each_metric_has_every_round(digits: Recorded) -> None:
         for client in range(4):
             assert digits.steps(f"train_client_{m}/{client:03d}") == [1, 2, 3]
             assert digits.steps(f"eval_client_{m}/{client:03d}") == [1, 2, 3]
+    for m in ("balanced_accuracy", "roc_auc", "majority_share", "predicted_classes"):
+        assert digits.steps(f"server/{m}") == [0, 1, 2, 3]
+        assert digits.steps(f"eval/{m}") == [1, 2, 3]
+        assert f"train/{m}" not in digits.run.data.metrics
     for cost in ("bytes_up", "bytes_down", "seconds"):
         assert digits.steps(f"cost/{cost}") == [1, 2, 3]
     assert digits.values("cost/clients_asked") == digits.values("cost/clients_replied") == [4.0] * 3
@@ -247,9 +251,15 @@ def test_logged_model_predicts_what_the_run_reported(digits: Recorded) -> None:
     config = compose_config(["num_clients=4", "num_server_rounds=3", "partitioner=dirichlet"])
     test = test_table(config)
     frame = pd.DataFrame(test.numeric.astype(int), columns=list(test.columns))
-    labels = digits.model("final").predict(frame)
+    model = digits.model("final")
+    labels = model.predict(frame)
     assert labels.shape == (len(test),)
     assert (labels == test.target).mean() == digits.values("server/accuracy")[-1]
+    classes = model.metadata.metadata["classes"]
+    p = model.predict(frame, params={"output": "probabilities"})
+    assert [classes[i] for i in p.argmax(axis=1)] == labels.tolist()
+    own = p[np.arange(len(test)), test.target.astype(int)]
+    assert -np.log(own).mean() == pytest.approx(digits.values("server/log_loss")[-1], rel=1e-9)
 
 
 def test_regression_model_predicts_in_the_targets_unit(diabetes: Recorded) -> None:

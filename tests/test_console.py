@@ -1,0 +1,63 @@
+"""What a run says on the terminal at its end."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fl_app.models.metrics import score_all
+from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
+from fl_app.tracking.console import ConsoleTracker
+
+TRUTH = np.array([0] * 9 + [1])
+COST = {
+    "clients_replied": 1.0,
+    "clients_asked": 1.0,
+    "seconds": 1.0,
+    "bytes_up": 0,
+    "bytes_down": 0,
+}
+
+
+def closing(server: np.ndarray | None, evaluated: np.ndarray | None = None) -> str:
+    """Return what a run prints whose last round has these probabilities of the second class."""
+
+    def scored(second: np.ndarray | None) -> dict[str, float]:
+        if second is None:
+            return {}
+        return score_all("classification", np.column_stack([1 - second, second]), TRUTH)
+
+    out = io.StringIO()
+    tracker = ConsoleTracker(console=Console(file=out, width=200))
+    tracker.start(RunStart("run", num_server_rounds=1))
+    tracker.record(RoundRecord(1, {}, server=scored(server), evaluate=scored(evaluated), cost=COST))
+    tracker.finish(RunEnd("FINISHED"))
+    return out.getvalue()
+
+
+ALWAYS, RIGHT = np.full(10, 0.2), np.where(TRUTH == 1, 0.9, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("server", "evaluated", "source"),
+    [(ALWAYS, None, "server"), (None, ALWAYS, "eval"), (ALWAYS, ALWAYS, "server")],
+)
+def test_a_model_that_says_one_class_is_noted(
+    server: np.ndarray | None, evaluated: np.ndarray | None, source: str
+) -> None:
+    """One note, of the server's rows or in a deployment of the clients', beside its accuracy."""
+    said = closing(server, evaluated)
+    assert said.count("note:") == 1
+    assert f"note: the model says one class for every row of {source}/" in said
+    assert "has accuracy 0.9000" in said
+
+
+def test_a_model_that_tells_rows_apart_is_not_noted() -> None:
+    """The share of the most frequent class stands in the table all the same."""
+    said = closing(RIGHT)
+    assert "note:" not in said
+    (row,) = [line for line in said.splitlines() if "majority_share" in line]
+    assert "0.9000" in row
