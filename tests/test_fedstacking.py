@@ -955,7 +955,7 @@ def test_only_the_gate_serves_two_lines(global_member: str) -> None:
 # ---------------------------------------------------------------------------- bad input
 ALL = "model, logistic, gaussian_nb, random_forest, hist_gradient_boosting"
 NUMBERS_ONLY = "model, ridge, random_forest, hist_gradient_boosting"
-ROWS = "carries raw training rows in every format, and rows do not leave a client"
+ROWS = "carries raw training rows in every format, and would be sent to every client"
 
 
 @pytest.mark.parametrize(
@@ -1035,7 +1035,7 @@ def test_an_estimator_is_no_model() -> None:
             {"global_member": "ls"},
             {"num_clients": 10},
             "strategy.global_member=ls: fedavg or none: the largest client has 13 training rows, "
-            "and a sum over fewer than 28 with 13 features gives rows away",
+            "and sums over fewer than 28 with 13 features are not made",
         ),
     ],
 )
