@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from fl_app.models import estimators
 from fl_app.models.stack import Stack
 from fl_app.schema import BASE_MODELS, METRICS, Config
 from fl_app.stack_client import StackClient
+from fl_app.strategies import start_arrays
 from tests.stacks import Arrays, Clients, Ran, bits, calm, config_of, run
 
 T = 4
@@ -801,6 +803,14 @@ def test_fifteen_rows_a_client_are_enough() -> None:
     kinds, layout = ran.predictor.kinds(), ran.stack.layout
     alone = [kinds.outputs(m, x, layout).argmax(axis=1) for m in ran.stack.members.values()]
     assert ran.score("accuracy") > np.mean([a == truth for a in alone])
+
+
+@pytest.mark.parametrize("shares", [(), (0.0, 0.0, 0.0)])
+def test_without_label_shares_the_prior_is_uniform(shares: tuple[float, ...]) -> None:
+    """Before the first base model each class is as likely as another where no node told counts."""
+    ran = calm(config_of("iris", {"global_member": "none"}))
+    roster = replace(ran.roster, label_shares=shares)
+    assert start_arrays(ran.config, roster, ran.predictor)["prior"].tolist() == [1 / 3] * 3
 
 
 @pytest.mark.parametrize("global_member", ["fedavg", "none"])
