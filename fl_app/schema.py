@@ -285,7 +285,7 @@ BASE_MODELS: Mapping[str, tuple[Task, ...]] = {
     "hist_gradient_boosting": ("regression", "classification"),
 }
 """Base models of a stack, by name, with the tasks that they do; ``model`` is the run's own."""
-_ROWS = "carries raw training rows in every format, and rows do not leave a client"
+_ROWS = "carries raw training rows in every format, and would be sent to every client"
 REFUSED: Mapping[str, str] = dict.fromkeys(
     (
         *("knn", "k_neighbors", "kneighbors", "nearest_neighbors", "radius_neighbors"),

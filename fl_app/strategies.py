@@ -192,8 +192,8 @@ def check_rows(own: StrategyConfig, most: int, num_features: int) -> None:
         raise ConfigError(
             "strategy.global_member",
             LS,
-            f"fedavg or none: the largest client has {most} training rows, and a sum over fewer "
-            f"than {needed} with {num_features} features gives rows away",
+            f"fedavg or none: the largest client has {most} training rows, and sums over fewer "
+            f"than {needed} with {num_features} features are not made",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from fl_app.models import estimators
 from fl_app.models.stack import Stack
 from fl_app.schema import BASE_MODELS, METRICS, RATIOS, Config
 from fl_app.stack_client import StackClient
+from fl_app.strategies import start_arrays
 from tests.stacks import Arrays, Clients, Ran, bits, calm, config_of, run
 
 T = 4
@@ -804,6 +806,14 @@ def test_fifteen_rows_a_client_are_enough() -> None:
     assert ran.score("accuracy") > np.mean([a == truth for a in alone])
 
 
+@pytest.mark.parametrize("shares", [(), (0.0, 0.0, 0.0)])
+def test_without_label_shares_the_prior_is_uniform(shares: tuple[float, ...]) -> None:
+    """Before the first base model each class is as likely as another where no node told counts."""
+    ran = calm(config_of("iris", {"global_member": "none"}))
+    roster = replace(ran.roster, label_shares=shares)
+    assert start_arrays(ran.config, roster, ran.predictor)["prior"].tolist() == [1 / 3] * 3
+
+
 @pytest.mark.parametrize("global_member", ["fedavg", "none"])
 def test_clients_that_tell_of_no_class_are_stacked_by_rows(global_member: str) -> None:
     """No class has five rows on any client: members and their shares go by all rows, n_k / N."""
@@ -956,7 +966,7 @@ def test_only_the_gate_serves_two_lines(global_member: str) -> None:
 # ---------------------------------------------------------------------------- bad input
 ALL = "model, logistic, gaussian_nb, random_forest, hist_gradient_boosting"
 NUMBERS_ONLY = "model, ridge, random_forest, hist_gradient_boosting"
-ROWS = "carries raw training rows in every format, and rows do not leave a client"
+ROWS = "carries raw training rows in every format, and would be sent to every client"
 
 
 @pytest.mark.parametrize(
@@ -1036,7 +1046,7 @@ def test_an_estimator_is_no_model() -> None:
             {"global_member": "ls"},
             {"num_clients": 10},
             "strategy.global_member=ls: fedavg or none: the largest client has 13 training rows, "
-            "and a sum over fewer than 28 with 13 features gives rows away",
+            "and sums over fewer than 28 with 13 features are not made",
         ),
     ],
 )
