@@ -6,8 +6,8 @@ squared loss's curvature is at most 2 (1 + D), and gradient descent is stable be
 log loss bends a quarter as much at most, and far less where it is small, hence the larger ``c``.
 
 From there on it is *bold driver* over rounds: the step doubles after each round in which the loss
-fell; where the loss rises, the round's work is thrown away and repeated at half the step, and from
-the first such round on the step no longer grows.
+fell by more than a tenth. Where it rises by more than a tenth, the round's work is thrown away and
+repeated at half the step, and from the first such round on the step no longer grows.
 
 References
 ----------
@@ -31,6 +31,8 @@ Losses = Mapping[int, tuple[float, float]]
 FIRST: Mapping[Task, float] = {"regression": 1.0, "classification": 16.0}
 """The first step times 1 + D."""
 GROWTH = 2.0
+FALL = 0.9
+"""Times the last loss below which the step grows."""
 RISE = 1.1
 """Times the last loss above which a round is thrown away."""
 MARGIN = 0.01
@@ -158,7 +160,7 @@ class Stepping:
                 return self._go_back(finite)
         if self._halvings and (rose or lost):
             self.step = self._before
-        elif self._grows and loss < last:
+        elif self._grows and self._last and loss < FALL * last:
             self.step *= GROWTH
         self._last, self._thrown, self._halvings, self.last_loss = finite, {}, 0, mean
         return True
