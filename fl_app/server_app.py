@@ -67,7 +67,7 @@ from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK, ConsoleTracker
 from fl_app.tracking.keys import FINAL_LOSSES
 from fl_app.tracking.spool import home_dir, npz_bytes
 
-__all__ = ["Run", "app"]
+__all__ = ["Run", "app", "federated_of"]
 
 _NODES_TIMEOUT, _NODES_STABLE, _POLL = 20.0, 0.2, 0.02
 _ONLINE_TIMEOUT, _REMOTE_POLL = 60.0, 0.5
@@ -251,11 +251,13 @@ class Run:
             many=config.strategy.name == "local",
             stacked=isinstance(config.strategy, BaseModelsConfig),
         )
-        self.ending = Ending.of(config, roster, len(encoding.labels))
+        federated = federated_of(config, roster, self.predictor)
+        self.ending, inner = federated.ending, federated.strategy
+        self.private = inner if isinstance(inner, Private) else None
         features, outputs = encoding.feature_names, encoding.output_names
         start = start_arrays(config, roster, self.predictor)
         strategy = TrackedStrategy(
-            self._federated(roster, self.predictor),
+            federated,
             self.trackers,
             partitions=roster.partitions,
             private=config.privacy.name != "none",
@@ -270,27 +272,6 @@ class Run:
             train_config=record,
             evaluate_config=record.copy(),
             evaluate_fn=self._evaluate_fn(test),
-        )
-
-    def _federated(self, roster: Roster, predictor: Predictor) -> Federated:
-        config = self.config
-        metrics = frozenset(METRICS[task_of(config.dataset)])
-        features = len(predictor.encoding.feature_names)
-        stepping = Stepping.of(config, features, self.ending.limit, self.ending.constant)
-        step = None if stepping is None else stepping.step
-        strategy = strategy_of(config, roster, predictor, step)
-        fewest = max(config.min_replies, fewest_replies(config.strategy)[0])
-        strategy = with_privacy(strategy, config, len(roster))
-        self.private = strategy if isinstance(strategy, Private) else None
-        return Federated(
-            strategy,
-            roster,
-            Participation(config.seed, config.fraction_train, config.fraction_evaluate, fewest),
-            train_metrics=metrics,
-            evaluate_metrics=metrics,
-            ending=self.ending,
-            stepping=stepping,
-            measures=Measures.of(config, predictor.encoding),
         )
 
     def _evaluate_fn(self, test: Table | None) -> Callable[[int, ArrayRecord], MetricRecord | None]:
@@ -478,6 +459,36 @@ class Run:
         if self.mlflow.ui_command:
             self.console.say("open the MLflow UI first: fl-kit ui, which runs")
             self.console.say(f"  {self.mlflow.ui_command}")
+
+
+def federated_of(config: Config, roster: Roster, predictor: Predictor) -> Federated:
+    """Build a run's strategy with its wrappers: privacy, and around it the federation.
+
+    Parameters
+    ----------
+    config : Config
+        The run's config.
+    roster : Roster
+        The nodes of the run.
+    predictor : Predictor
+        What a model is.
+    """
+    ending = Ending.of(config, roster, len(predictor.encoding.labels))
+    features = len(predictor.encoding.feature_names)
+    stepping = Stepping.of(config, features, ending.limit, ending.constant)
+    step = None if stepping is None else stepping.step
+    fewest = max(config.min_replies, fewest_replies(config.strategy)[0])
+    metrics = frozenset(METRICS[task_of(config.dataset)])
+    return Federated(
+        with_privacy(strategy_of(config, roster, predictor, step), config, len(roster)),
+        roster,
+        Participation(config.seed, config.fraction_train, config.fraction_evaluate, fewest),
+        train_metrics=metrics,
+        evaluate_metrics=metrics,
+        measures=Measures.of(config, predictor.encoding),
+        ending=ending,
+        stepping=stepping,
+    )
 
 
 def _mlflow_tracker(config: Config) -> MlflowTracker | None:

@@ -15,19 +15,16 @@ from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of, test_table
-from fl_app.federation.ending import Ending
-from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
-from fl_app.federation.measures import Measures
 from fl_app.federation.roster import Roster
-from fl_app.federation.stepping import Stepping
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import Stack
-from fl_app.schema import METRICS, Config, from_dict, task_of, to_json
+from fl_app.schema import Config, from_dict, to_json
 from fl_app.seeding import one_thread
-from fl_app.strategies import start_arrays, strategy_of
+from fl_app.server_app import federated_of
+from fl_app.strategies import start_arrays
 from fl_app.tracking import TrackedStrategy
 from fl_app.tracking.base import NullTracker, RoundRecord
 
@@ -181,16 +178,7 @@ def run(
         roster, encoding = shake_hands(nodes, nodes.get_node_ids(), config, 60.0)
         stacked = config.strategy.name == "fedstacking"
         predictor = Predictor(encoding, config.model, stacked=stacked)
-        names = frozenset(METRICS[task_of(config.dataset)])
-        own = strategy_of(config, roster, predictor)
-        part = Participation(
-            config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
-        )
-        measures = Measures.of(config, encoding)
-        ending = Ending.of(config, roster, len(encoding.labels))
-        limits = ending.limit, ending.constant
-        stepping = Stepping.of(config, len(encoding.feature_names), *limits)
-        federated = Federated(own, roster, part, names, names, measures, ending, stepping)
+        federated = federated_of(config, roster, predictor)
         tracked = TrackedStrategy(federated, kept, partitions=roster.partitions)
         record = wire.run_record(to_json(config), encoding, roster.target_mean)
 

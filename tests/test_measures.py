@@ -42,8 +42,9 @@ from fl_app.models.metrics import (
     squares,
 )
 from fl_app.models.serving import Predictor
-from fl_app.schema import METRICS, Config, from_dict, task_of, to_json
+from fl_app.schema import METRICS, Config, from_dict, to_json
 from fl_app.seeding import one_thread
+from fl_app.server_app import federated_of
 from fl_app.strategies import start_arrays, strategy_of
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.tracked import TrackedStrategy
@@ -394,18 +395,10 @@ class Ran:
         nodes = 1 if config.strategy.name == "pooled" else config.num_clients
         self.sent: list[Message] = []
         with InProcessGrid(client_app, nodes, shuffle_replies=shuffle) as grid, one_thread():
-            self.roster, self.encoding = shake_hands(grid, grid.get_node_ids(), config, None, 60.0)
+            self.roster, self.encoding = shake_hands(grid, grid.get_node_ids(), config, 60.0)
             stacked = config.strategy.name == "fedstacking"
             self.predictor = Predictor(self.encoding, config.model, stacked=stacked)
-            names = frozenset(METRICS[task_of(config.dataset)])
-            federated = Federated(
-                strategy_of(config, self.roster, self.predictor),
-                self.roster,
-                Participation(config.seed),
-                names,
-                names,
-                Measures.of(config, self.encoding),
-            )
+            federated = federated_of(config, self.roster, self.predictor)
             record = wire.run_record(to_json(config), self.encoding, self.roster.target_mean)
             TrackedStrategy(federated, kept, partitions=self.roster.partitions).start(
                 grid=grid,

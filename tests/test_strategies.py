@@ -18,11 +18,7 @@ from fl_app.config import compose_config
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of
 from fl_app.errors import FederationError
-from fl_app.federation.ending import Ending
-from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
-from fl_app.federation.measures import Measures
-from fl_app.federation.stepping import Stepping
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.metrics import score
@@ -30,17 +26,16 @@ from fl_app.models.registry import build
 from fl_app.models.serving import Predictor
 from fl_app.schema import (
     GROUPS,
-    METRICS,
     Config,
     FedAdamConfig,
     ModelConfig,
     StrategyConfig,
     from_dict,
-    task_of,
     to_json,
 )
 from fl_app.seeding import generator, one_thread
-from fl_app.strategies import Local, build_strategy, start_arrays, strategy_of
+from fl_app.server_app import federated_of
+from fl_app.strategies import Local, build_strategy, start_arrays
 from tests.messages import NODE_IDS, asked_of, content_of, reply_of, roster_of
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -63,20 +58,8 @@ def _federate(
     nodes = 1 if config.strategy.name == "pooled" else config.num_clients
     with InProcessGrid(app, nodes, shuffle_replies=shuffle) as grid, one_thread():
         roster, encoding = shake_hands(grid, grid.get_node_ids(), config, 60.0)
-        names = frozenset(METRICS[task_of(config.dataset)])
         predictor = Predictor(encoding, config.model)
-        federated = Federated(
-            strategy_of(config, roster, predictor),
-            roster,
-            Participation(
-                config.seed, config.fraction_train, config.fraction_evaluate, config.min_replies
-            ),
-            names,
-            names,
-            Measures.of(config, encoding),
-            ending=Ending.of(config, roster, len(encoding.labels)),
-            stepping=Stepping.of(config, len(encoding.feature_names)),
-        )
+        federated = federated_of(config, roster, predictor)
         record = wire.run_record(to_json(config), encoding, roster.target_mean)
         result = federated.start(
             grid,
