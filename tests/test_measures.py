@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from sklearn.neural_network import MLPClassifier
 from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import encode, partition_of
+from fl_app.data.partition import encode, own_partition, partition_of
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.measures import Exchange, Measures
@@ -43,7 +44,7 @@ from fl_app.models.metrics import (
 )
 from fl_app.models.serving import Predictor
 from fl_app.schema import METRICS, Config, from_dict, to_json
-from fl_app.seeding import one_thread
+from fl_app.seeding import generator, one_thread
 from fl_app.server_app import federated_of
 from fl_app.strategies import start_arrays, strategy_of
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
@@ -567,3 +568,51 @@ def test_a_federation_without_measures_is_left_alone() -> None:
 def _nobody() -> Predictor:
     encoding = Encoding("regression", ("a",), ("a",), (0.0,), (1.0,), targets=("y",))
     return Predictor(encoding, _config().model)
+
+
+# ---------------------------------------------------------------------------- over many seeds
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_a_thousand_seeds_tell_no_more_sums_than_one(task: Any, tmp_path: Path) -> None:
+    """What replies to the same model say of a node's own file is the same for every seed.
+
+    Otherwise sums of targets over rows that a seed draws, 60 of them, solve for all 40 targets.
+    """
+    rng = np.random.default_rng(0)
+    x, y = (
+        rng.normal(size=40),
+        np.arange(40) % 2 if task == "classification" else rng.normal(size=40),
+    )
+    path = tmp_path / "own.csv"
+    path.write_text(
+        "x,y\n" + "".join(f"{a!r},{b!r}\n" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+    )
+
+    drawn = [generator(s, "validation-split", 0, 3).permutation(40)[:10] for s in range(60)]
+    chosen = np.array([np.isin(np.arange(40), rows) for rows in drawn], dtype=float)
+    sums = np.array([squares(np.zeros((10, 1)), y[rows, None], 0.0)[0] for rows in drawn])
+    np.testing.assert_allclose(np.linalg.lstsq(chosen, sums, rcond=None)[0][:, 0], y, atol=1e-10)
+
+    dataset = {"name": "tabular", "path": "own.csv", "target": "y", "task": task}
+    config = from_dict({"dataset": dataset | {"val_fraction": 0.25}})
+    encoding = Encoding(
+        task,
+        ("x",),
+        ("x",),
+        (0.0,),
+        (1.0,),
+        labels=(0, 1) if task == "classification" else (),
+        targets=("y",),
+        target_mean=(0.0,) if task == "regression" else (),
+        target_scale=(1.0,) if task == "regression" else (),
+    )
+    told, measures = set(), Measures.of(config, encoding)
+    for seed in range(1000):
+        rows = encode(own_partition(replace(config, seed=seed), 3, str(path)), encoding, "float64")
+        for what, at, truth in (
+            ("train", rows.x, rows.truth),
+            ("evaluate", rows.x_eval, rows.truth_eval),
+        ):
+            share = 1 / (1 + np.exp(-at))
+            outputs = at if task == "regression" else np.hstack([1 - share, share])
+            told.add((what, repr(measures.score(what, outputs, truth, (0.0,)))))
+    assert sorted(what for what, _ in told) == ["evaluate", "train"]
