@@ -23,9 +23,11 @@ from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Partition, own_partition, partition_of
 from fl_app.data.table import Table, numeric_table
 from fl_app.errors import FederationError
+from fl_app.federation import handshake
 from fl_app.federation.handshake import (
     MAX_ANSWER,
     MAX_MEAN,
+    MAX_MOVE,
     MAX_NAMES,
     MAX_TEXT,
     Description,
@@ -310,7 +312,7 @@ def test_names_of_the_config_need_no_node_to_tell_them() -> None:
     assert encoding.levels == (("c", ("v", "w")),)
     # 2 of the 4 rows of each node are of a class of the run, all of class a.
     assert roster.label_shares == (1.0, 0.0, 0.0)
-    assert [node.num_examples for node in roster] == [4, 4, 4]
+    assert [(node.num_examples, node.left_out) for node in roster] == [(2, 2)] * 3
 
 
 def test_a_column_without_a_level_in_company_stays_a_column() -> None:
@@ -625,6 +627,65 @@ def test_the_largest_moments_that_are_plausible_merge_to_finite_ones() -> None:
     roster, encoding = _shake([_tells(GOOD, **huge), _tells(GOOD, **other), _tells(GOOD)])
     assert len(roster) == 3
     assert 0 < encoding.scale[0] <= 2 * MAX_MEAN
+
+
+@pytest.mark.parametrize(
+    ("field", "lies"),
+    [
+        ("x", {"mean": [1e90], "m2": [0.0]}),
+        ("x", {"mean": [1e6], "m2": [0.0]}),
+        ("x", {"m2": [1e50]}),
+        ("y", {"target_mean": [-1e9], "target_m2": [0.0]}),
+    ],
+    ids=str,
+)
+def test_a_node_out_of_line_with_all_others_sits_out(
+    field: str, lies: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its moments would spoil everybody's scaling; without it the encoding is the others'."""
+    rows = _measured([1.0, 2.0, 3.0, 5.0])
+    config = _files(task="regression")
+    roster, encoding = _shake([_tells(rows)] * 2 + [_tells(rows, **lies)] + [_tells(rows)], config)
+    assert [node.partition for node in roster] == [0, 1, 3]
+    assert encoding == _shake([_tells(rows)] * 3, config)[1]
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "fl_app"]
+    assert said.startswith(f"partition 2 sits out: moments of {field}: they move the federation's")
+
+
+def test_two_liars_of_different_size_both_sit_out() -> None:
+    """Beside the larger one the smaller one is small: so one after the other."""
+    small, large = _tells(GOOD, mean=[1e6], m2=[0.0]), _tells(GOOD, mean=[1e60], m2=[0.0])
+    roster, _ = _shake([_tells(GOOD), small, _tells(GOOD), large, _tells(GOOD)])
+    assert [node.partition for node in roster] == [0, 2, 4]
+
+
+def test_of_two_nodes_nobody_knows_which_is_out_of_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Both stay and both are named."""
+    roster, _ = _shake([_tells(GOOD), _tells(GOOD, mean=[1e6])])
+    assert len(roster) == 2
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "fl_app"]
+    assert said.startswith("partition 0 and partition 1: moments of x: they move the federation's")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "partitioner", "num_clients"),
+    [
+        ("digits", {"name": "dirichlet", "alpha": 0.1}, 50),
+        ("digits", {"name": "shards"}, 20),
+        ("wine", {"name": "quantity", "alpha": 0.1}, 10),
+        ("breast_cancer", {"name": "dirichlet", "alpha": 0.05}, 20),
+        ("diabetes", {"name": "dirichlet", "alpha": 0.1}, 20),
+        ("heart_disease", {"name": "natural"}, 4),
+        ("penguins", {"name": "natural"}, 3),
+    ],
+    ids=str,
+)
+def test_honest_nodes_are_in_line(dataset: str, partitioner: Any, num_clients: int) -> None:
+    """The bound is ten times what the most skewed deals of real rows come to."""
+    config = _config(num_clients=num_clients, dataset={"name": dataset}, partitioner=partitioner)
+    parts = [partition_of(config, k).rows for k in range(num_clients)]
+    parts = [rows for rows in parts if len(rows) >= config.min_rows]
+    assert handshake._moves([moments(rows.numeric) for rows in parts]).max() < MAX_MOVE / 10
 
 
 def test_the_majority_decides_and_the_lowest_partition_a_tie() -> None:

@@ -48,8 +48,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     ids=lambda words: words[-1],
 )
 def test_rounds_leave_no_model_behind(words: list[str], traced: list[int], tmp_path: Path) -> None:
-    """Ten rounds more hold no model more: the best round, the last and this one are there by then.
+    """Ten rounds more hold not ten models more.
 
+    The best round and the last may be one and the same at first, and part later: one model.
     MLflow's sender works beside the rounds, so what is in its hands varies by a few models.
     """
     common = ["dataset=iris", "num_clients=2", "model=mlp", f"model.hidden_units={HIDDEN}"]
@@ -57,4 +58,4 @@ def test_rounds_leave_no_model_behind(words: list[str], traced: list[int], tmp_p
     run(Launch(compose_config([*common, *words])))
     assert len(traced) == 15
     grown = traced[-1] - traced[4]
-    assert grown < (0.5 if "tracking=none" in words else 3) * MODEL_BYTES
+    assert grown < (1.5 if "tracking=none" in words else 3) * MODEL_BYTES

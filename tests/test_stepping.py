@@ -311,6 +311,6 @@ def test_base_models_of_a_round_that_is_thrown_away_are_kept() -> None:
 
 
 def test_features_of_the_encoding_are_those_of_the_first_step() -> None:
-    """Levels of a category count as features: D is the encoded width."""
+    """Levels of a category and its OTHER count as features: D is the encoded width, here 4."""
     encoding = Encoding("regression", ("a", "b"), ("a",), (0.0,), (1.0,), (("b", ("x", "y")),))
-    assert first_step("regression", len(encoding.feature_names)) == 1 / 4
+    assert first_step("regression", len(encoding.feature_names)) == 1 / 5

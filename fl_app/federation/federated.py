@@ -175,7 +175,7 @@ class Federated(Strategy):
             If there are fewer than ``min_replies``, or training diverged.
         """
         where, replies = f"round {server_round}, train", list(replies)
-        rows = {node.partition: node.num_examples for node in self._asked.values()}
+        rows = {n.partition: (n.num_examples, n.left_out) for n in self._asked.values()}
         usable, dropped = accept(replies, self._asked, self._spec, where, self._sent, rows)
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
         lost = self._overflowed(replies) & dropped.keys() if dropped else set()
@@ -220,7 +220,9 @@ class Federated(Strategy):
     ) -> MetricRecord | None:
         """Hand over the usable replies; a round without any has no ``eval/`` metrics."""
         where = f"round {server_round}, evaluate"
-        rows = {node.partition: node.num_validation for node in self._asked.values()}
+        rows = {
+            n.partition: (n.num_validation, n.left_out_validation) for n in self._asked.values()
+        }
         usable, _ = accept(replies, self._asked, self._spec, where, self._sent, rows)
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
         if not usable:

@@ -25,11 +25,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.aggregation import Moments, merge_moments, moments
@@ -52,6 +54,8 @@ MAX_ANSWER = 2**24
 """Characters of a node's answer: more than 100,000 columns fit in."""
 MAX_MEAN = 1e100
 """Largest mean that is plausible, and largest deviation: sums of their squares do not overflow."""
+MAX_MOVE = 100.0
+"""Deviations of all other rows by which one node may move a column's mean or deviation."""
 
 
 @dataclass(frozen=True)
@@ -360,6 +364,8 @@ def shake_hands(
     asked, text = sorted(node_ids), to_json(config)
     out: dict[str, str] = {}
     agreed = _agree(_ask(grid, asked, wire.run_record(text), timeout, out), out)
+    for prefix in ("", "target_"):
+        agreed = _in_line(agreed, prefix, out)
     _require(agreed, len(asked), config, out)
     encoding = _encoding([d for _, d in agreed], config)
     doubtful = {node: d for node, d in agreed if _may_lose_rows(d, encoding, config)}
@@ -367,8 +373,16 @@ def shake_hands(
         answers = _ask(grid, doubtful, wire.run_record(text, encoding), timeout, out)
         agreed = _with_rows(agreed, doubtful, dict(answers), out)
         _require(agreed, len(asked), config, out)
-    nodes = tuple(Node(n, d.partition, d.num_examples, d.num_validation) for n, d in agreed)
+    nodes = tuple(_node(node, d, doubtful.get(node, d)) for node, d in agreed)
     return _roster(nodes, [d for _, d in agreed], encoding), encoding
+
+
+def _node(node_id: int, d: Description, first: Description) -> Node:
+    """Return a node of the run, by what is left of the rows that it told of first."""
+    left_out = first.num_examples - d.num_examples
+    left_out_validation = first.num_validation - d.num_validation
+    rows = d.num_examples, d.num_validation
+    return Node(node_id, d.partition, *rows, left_out, left_out_validation)
 
 
 Answers = list[tuple[int, Description]]
@@ -451,7 +465,8 @@ def _with_rows(
             classes = "none of its training rows is of a class of the run: see dataset.classes"
             _sit_out(out, _who(d), f"num-examples=0 of {d.num_examples}: {classes}")
         else:
-            kept.append((node, d if left.num_validation else replace(d, num_validation=0)))
+            rows = left.num_examples, left.num_validation
+            kept.append((node, replace(d, num_examples=rows[0], num_validation=rows[1])))
     return kept
 
 
@@ -509,6 +524,52 @@ def _majority(answers: Answers, name: str, out: dict[str, str]) -> Answers:
         if value != common:
             _sit_out(out, _who(d), f"{name}={value[:80]}: most nodes have {common[:80]}")
     return [a for a, value in zip(answers, values, strict=True) if value == common]
+
+
+def _in_line(answers: Answers, prefix: str, out: dict[str, str]) -> Answers:
+    """Keep the nodes whose moments do not move the federation's out of all proportion.
+
+    One after the other, the one that moves a column's mean or deviation most sits out, if that is
+    more than :data:`MAX_MOVE` deviations of all others' rows. Of two nodes nobody knows which is
+    wrong: then both are named.
+    """
+    while True:
+        told = [(node, d) for node, d in answers if getattr(d, f"{prefix}mean") is not None]
+        moves = _moves([_moments(vars(d), prefix) for _, d in told])
+        if not moves.size or moves.max() <= MAX_MOVE:
+            return answers
+        place, column = np.unravel_index(int(moves.argmax()), moves.shape)
+        node, d = told[int(place)]
+        name = (d.targets if prefix else d.numeric)[int(column)]
+        what = f"moments of {name}: they move the federation's by {moves.max():.3g} deviations"
+        if len(told) == 2:
+            log.warning("%s and %s: %s of the other's", *(_who(d) for _, d in told), what)
+            return answers
+        _sit_out(out, _who(d), f"{what} of all others' rows, expected at most {MAX_MOVE:g}")
+        answers = [(other, d) for other, d in answers if other != node]
+
+
+def _moves(parts: list[Moments]) -> NDArray[np.float64]:
+    """Return by how much each of K parts moves the merged mean and deviation of d columns, (K, d).
+
+    In deviations of all others' rows; 0 where these have none.
+    """
+    if len(parts) < 2:
+        return np.zeros((0, 0))
+    before, after = (list(accumulate(way, _merged)) for way in (parts[:-1], parts[:0:-1]))
+    between = [_merged(*pair) for pair in zip(before[:-1], after[-2::-1], strict=True)]
+    whole, moves = _merged(before[-1], parts[-1]), []
+    for others in (after[-1], *between, before[-1]):
+        deviation = np.sqrt(others.variance)
+        spread = deviation > 10 * np.finfo(np.float64).eps * np.abs(others.mean)
+        farther = np.maximum(np.abs(whole.mean - others.mean), np.sqrt(whole.variance))
+        with np.errstate(over="ignore"):
+            moves.append(np.where(spread, farther / np.where(spread, deviation, 1.0), 0.0))
+    return np.array(moves)
+
+
+def _merged(one: Moments, other: Moments) -> Moments:
+    return merge_moments([one, other])
 
 
 def _who(d: Description) -> str:

@@ -84,7 +84,7 @@ def accept(
     spec: ReplySpec,
     where: str,
     sent: Sequence[Message] = (),
-    rows: Mapping[int, int] | None = None,
+    rows: Mapping[int, tuple[int, int]] | None = None,
 ) -> tuple[list[Message], dict[int, str]]:
     """Keep the usable replies, sorted by partition; warn once about each of the others.
 
@@ -100,9 +100,9 @@ def accept(
         The exchange, for the warning, for example ``"round 3, train"``.
     sent : sequence of Message, optional
         The messages that are answered, to name the nodes that are lost.
-    rows : mapping of int to int, optional
-        The rows of each partition that the exchange is over, as it told in the handshake: what a
-        reply weighs, less the rows that it says it left out.
+    rows : mapping of int to (int, int), optional
+        The rows of each partition that the exchange is over, and those that it leaves out, as it
+        told in the handshake: a reply repeats both.
 
     Returns
     -------
@@ -147,10 +147,11 @@ def overflowed(message: Message) -> bool:
         return False
 
 
-def fault(message: Message, spec: ReplySpec, rows: int | None = None) -> str | None:
+def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None) -> str | None:
     """Return what is wrong with a reply, or None; its arrays are held ones from then on.
 
-    ``rows``: those that it is over, as its node told in the handshake; None: nobody knows.
+    ``rows``: those that it is over and those left out, as its node told in the handshake; None:
+    nobody knows.
     """
     if message.has_error():
         return f"the client failed: {' '.join((message.error.reason or 'no reason given').split())}"
@@ -211,16 +212,14 @@ def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:
 _WEIGHT = {wire.NUM_EXAMPLES}
 
 
-def _rows_fault(message: Message, told: int) -> str | None:
+def _rows_fault(message: Message, told: tuple[int, int]) -> str | None:
     """Return what is wrong with a reply's weight, held against the handshake's rows."""
     weight = items_of(records_of(message)[wire.METRICS])[wire.NUM_EXAMPLES]
     left_out = wire.measures(message).get(wire.LEFT_OUT, 0)
-    if type(left_out) is not int or left_out < 0:
-        return f"{wire.LEFT_OUT}={left_out!r}: expected an integer from 0"
-    if weight + left_out == told:
+    if type(left_out) is int and (weight, left_out) == told:
         return None
-    allowed = f"expected {told} rows together, as in the handshake"
-    return f"{wire.NUM_EXAMPLES}={weight} and {wire.LEFT_OUT}={left_out}: {allowed}"
+    said = f"{wire.NUM_EXAMPLES}={weight} and {wire.LEFT_OUT}={str(left_out)[:80]}"
+    return f"{said}: expected {told[0]} and {told[1]} rows, as in the handshake"
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

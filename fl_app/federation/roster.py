@@ -19,15 +19,19 @@ class Node:
     partition : int
         The partition of its data, the node's name in every record.
     num_examples : int
-        Training rows that it told of in the handshake.
+        Training rows, as it told in the handshake.
     num_validation : int
-        Rows kept for ``eval/``, likewise; 0 also where none is of a class of the run.
+        Rows kept for ``eval/``, likewise.
+    left_out, left_out_validation : int, default 0
+        Further rows of each kind that it leaves out, as they are of no class of the run.
     """
 
     node_id: int
     partition: int
     num_examples: int
     num_validation: int
+    left_out: int = 0
+    left_out_validation: int = 0
 
 
 @dataclass(frozen=True)
