@@ -698,6 +698,16 @@ def test_the_majority_decides_and_the_lowest_partition_a_tie() -> None:
     assert encoding.columns == ("z",)
 
 
+def test_classes_are_texts_or_numbers_on_all_nodes(caplog: pytest.LogCaptureFixture) -> None:
+    """0 is not "0": a node of the other kind would have classes of its own, and sits out."""
+    numbers, texts = _tells(_labelled([0, 1, 0, 1])), _tells(_labelled(["0", "1", "0", "x"]))
+    roster, encoding = _shake([numbers, texts, numbers])
+    assert [node.partition for node in roster] == [0, 2]
+    assert encoding.labels == (0, 1)
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "fl_app"]
+    assert said.startswith("partition 1 sits out: its classes are texts: most nodes have numbers")
+
+
 def test_too_few_nodes_that_agree_are_an_error_with_the_reasons() -> None:
     """Below ``min_replies`` the run ends, and says who sat out and why."""
     answers = [_tells(GOOD), _tells(_measured([])), _tells(GOOD, code="ffff")]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from fl_app.data.checkup import report
 from fl_app.data.columns import cell_text, is_text, numbers, plain, texts
 from fl_app.data.files import read_frame
+from fl_app.data.strata import classes_of
 from fl_app.data.tabular import bracket, load_tabular, quoted
 from fl_app.errors import ConfigError, DataError, InputError
 
@@ -493,6 +494,15 @@ def test_labels_are_texts_where_the_config_says_so(write):
     """A node whose labels all look like numbers agrees with those that have texts as well."""
     path = write("a,y\n1,0\n2,1\n")
     assert load_tabular(path, **CLASSES, text_labels=True).target.tolist() == ["0", "1"]
+
+
+def test_one_text_makes_texts_of_all_labels_unless_classes_are_numbers(write):
+    """A stray cell is then one row of no known class, and the others keep their classes."""
+    path = write("a,y\n1,0\n2,1\n3,x\n")
+    assert load_tabular(path, **CLASSES).target.tolist() == ["0", "1", "x"]
+    target = load_tabular(path, **CLASSES, text_labels=False).target
+    assert target.tolist() == [0, 1, "x"]
+    assert classes_of(target).tolist() == [0, 1, 2]
 
 
 def test_a_hundred_numbers_may_be_classes(write):

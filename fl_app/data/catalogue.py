@@ -93,7 +93,7 @@ def _file(
         dataset.missing,
         key,
         fewest_classes=fewest_classes,
-        text_labels=isinstance((dataset.classes or (0,))[0], str),
+        text_labels=isinstance(dataset.classes[0], str) if dataset.classes else None,
     )
 
 

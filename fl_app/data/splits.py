@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.data.strata import classes_of
 from fl_app.seeding import generator
 
 __all__ = ["split_test", "split_validation"]
@@ -46,7 +47,7 @@ def split_test(
     order = rng.permutation(n)
     if not stratify:
         return np.sort(order[size:]), np.sort(order[:size])
-    _, group = np.unique(target, return_inverse=True)
+    group = classes_of(target)
     members = [order[group[order] == g] for g in range(int(group.max()) + 1)]
     quota = np.array([len(m) * fraction for m in members])
     take = np.floor(quota).astype(int)

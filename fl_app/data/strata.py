@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.data.table import Table
 
-__all__ = ["strata"]
+__all__ = ["classes_of", "strata"]
 
 
 def strata(table: Table) -> NDArray[np.int64]:
@@ -16,7 +18,14 @@ def strata(table: Table) -> NDArray[np.int64]:
     Deciles that hold no row because of ties have no number.
     """
     if table.task == "classification":
-        return np.unique(table.target, return_inverse=True)[1]
+        return classes_of(table.target)
     value = table.target[:, 0]
     edges = np.quantile(value, np.arange(1, 10) / 10)
     return np.unique(np.searchsorted(edges, value, side="right"), return_inverse=True)[1]
+
+
+def classes_of(target: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the class of each row as 0..C-1, from labels or targets of shape (n,) or (n, T)."""
+    # Texts and numbers together have no order.
+    comparable = target.astype(str) if target.dtype == object else target
+    return np.unique(comparable, return_inverse=True)[1]

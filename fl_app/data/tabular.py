@@ -47,7 +47,7 @@ def load_tabular(
     key: str | None = None,
     *,
     fewest_classes: int = 2,
-    text_labels: bool = False,
+    text_labels: bool | None = None,
 ) -> Table:
     """Read one CSV or Parquet file.
 
@@ -74,8 +74,9 @@ def load_tabular(
         names it.
     fewest_classes : int, default 2
         Classes that the file must have; 1 for a node's own, as others may have the other classes.
-    text_labels : bool, default False
-        Whether labels are texts, though all in this file may look like numbers.
+    text_labels : bool, optional
+        Whether labels are texts, though all in this file may look like numbers; False: only those
+        are that do not. By default all are where one is.
 
     Returns
     -------
@@ -303,7 +304,9 @@ def _value_wanted(name: str, roles: Roles) -> str:
 
 
 # ---------------------------------------------------------------------------- the table
-def build_table(columns: Columns, kept: NDArray[np.bool_], text_labels: bool = False) -> Table:
+def build_table(
+    columns: Columns, kept: NDArray[np.bool_], text_labels: bool | None = None
+) -> Table:
     """Put the kept rows together.
 
     Raises
@@ -332,20 +335,25 @@ def _stack(parts: Sequence[NDArray[Any]], n: int, dtype: type) -> NDArray[Any]:
     return np.stack(parts, axis=1) if parts else np.empty((n, 0), dtype=dtype)
 
 
-def target_of(columns: Columns, kept: NDArray[np.bool_], text_labels: bool = False) -> NDArray[Any]:
+def target_of(
+    columns: Columns, kept: NDArray[np.bool_], text_labels: bool | None = None
+) -> NDArray[Any]:
     """Return targets of shape (n, T), or labels of shape (n,): int64 or texts as objects."""
     parts = [values[kept] for values in columns.targets.values()]
     if columns.roles.task == "regression":
         return np.stack(parts, axis=1)
     name, rows = columns.roles.targets[0], np.flatnonzero(kept)
     labels = parts[0].tolist()
-    if text_labels or any(isinstance(label, str) for label in labels):
+    if text_labels is False:  # beside one text, whole numbers come as texts too
+        labels = [int(v) if re.fullmatch(r"-?\d{1,18}", str(v)) else v for v in labels]
+    mixed = any(isinstance(label, str) for label in labels)
+    if text_labels or (mixed and text_labels is None):
         labels = [str(label) for label in labels]
     for row, label in zip(rows, labels, strict=True):
         if isinstance(label, float):
             value = f"{label} {place(int(row))}"
             raise DataError(name, value, f"whole numbers or texts as classes; {_NUMBER}")
-    if isinstance(labels[0], str):
+    if text_labels or mixed:
         return np.array(labels, dtype=object)
     if len(set(labels)) > MAX_CLASSES:
         value = f"{len(set(labels))} different numbers"

@@ -488,6 +488,7 @@ def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: 
 
 
 _MUST_AGREE = ("task", "columns", "numeric", "categorical", "targets")
+_KINDS = {True: "texts", False: "numbers"}
 
 
 def _agree(answers: Answers, out: dict[str, str]) -> Answers:
@@ -504,6 +505,7 @@ def _agree(answers: Answers, out: dict[str, str]) -> Answers:
             same_code.append((node, d))
     for name in _MUST_AGREE:
         same_code = _majority(same_code, name, out)
+    same_code = _of_one_kind(same_code, out)
     kept: dict[int, tuple[int, Description]] = {}
     for node, d in same_code:
         if d.partition in kept:
@@ -512,6 +514,23 @@ def _agree(answers: Answers, out: dict[str, str]) -> Answers:
         else:
             kept[d.partition] = (node, d)
     return list(kept.values())
+
+
+def _of_one_kind(answers: Answers, out: dict[str, str]) -> Answers:
+    """Keep the nodes whose classes are texts, or numbers, as most nodes' are: 1 is not "1"."""
+    kinds = {node: any(isinstance(v, str) for v in d.labels) for node, d in answers if d.labels}
+    if len(set(kinds.values())) < 2:
+        return answers
+    common = Counter(kinds.values()).most_common(1)[0][0]
+    for node, d in answers:
+        if kinds.get(node, common) != common:
+            _sit_out(
+                out,
+                _who(d),
+                f"its classes are {_KINDS[not common]}: most nodes have {_KINDS[common]}; one text "
+                "among a file's labels makes texts of all, unless dataset.classes names numbers",
+            )
+    return [(node, d) for node, d in answers if kinds.get(node, common) == common]
 
 
 def _majority(answers: Answers, name: str, out: dict[str, str]) -> Answers:
