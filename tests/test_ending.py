@@ -365,3 +365,35 @@ def test_a_table_whose_numbers_overflow_in_one_round_is_learnt_all_the_same(
     back = sum(r.extra["model/went_back"] for r in found.rounds[1:])
     assert 10 < back <= 20
     assert found.rounds[-1].server["r2"] > 0.9
+
+
+# ---------------------------------------------------------------------------- rounds thrown away
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strategy": {"name": "fedadam", "eta": 1000.0}, "num_server_rounds": 2},
+        {"strategy": {"name": "fedadam", "eta": 1e300}, "num_server_rounds": 4},
+        {"strategy": {"name": "fedavgm", "server_learning_rate": 5.0}, "num_server_rounds": 10},
+    ],
+    ids=lambda options: f"{options['strategy']['name']} {options['num_server_rounds']}",
+)
+def test_a_server_that_spoils_its_arrays_has_no_result(options: Any, tmp_path: Path) -> None:
+    """The clients' rounds are thrown away, but they began with what the server had made."""
+    found = ran(tmp_path, dataset={"name": "diabetes", "test_fraction": 0.0}, **options)
+    assert found.status == "FAILED"
+    assert "training diverged; lower strategy." in found.error
+
+
+def test_a_step_that_is_too_large_at_the_end_leaves_a_result() -> None:
+    """Without a server's own step the arrays are those of the last round that counted."""
+    ending = Ending("mse", 1.0)
+    ending.watch(1, 0.5)
+    ending.stay(math.inf)
+    assert not ending.close()
+    ending = Ending("mse", 1.0, optimizes=True)
+    ending.watch(1, 0.5)
+    ending.stay(math.inf)
+    with pytest.raises(DivergenceError, match="no client could train on the last round's arrays"):
+        ending.close()
+    ending.watch(3, 0.5)
+    assert not ending.close()

@@ -125,6 +125,33 @@ def test_losses_near_0_are_noise() -> None:
     assert _after(0.5, 0.001, 0.012, constant=1.0)[1] == [True, True, False]
 
 
+def test_each_client_is_held_against_its_own_last_loss() -> None:
+    """With one client a round nobody replied in the round before: a rise is seen all the same."""
+    first, second = {0: (10.0, 8.0)}, {1: (10.0, 7.0)}
+    stepping, counted = _after(first, second, {0: (10.0, 8.9)}, {1: (10.0, 7.0)})
+    assert counted == [True, True, False, True]
+    # Client 1's 7.0 was no rise: half the step stays.
+    assert stepping.step == 1.0 / 2
+
+
+def test_new_clients_are_held_against_the_limit() -> None:
+    """As in the first round: another client's loss says nothing of theirs, the limit does."""
+    assert _after({0: (10.0, 1.0)}, {1: (10.0, 9.0)}, limit=10.0)[1] == [True, True]
+    assert _after({0: (10.0, 1.0)}, {1: (10.0, 12.0)}, limit=10.0)[1] == [True, False]
+
+
+def test_new_clients_do_not_throw_rounds_away_for_ever() -> None:
+    """Where each has other clients nobody can say whether half the step helped: three at most."""
+    rounds = [{k: (10.0, 12.0)} for k in range(1, 6)]
+    assert _after({0: (10.0, 1.0)}, *rounds, limit=10.0)[1][:5] == [True, False, False, False, True]
+
+
+def test_the_step_does_not_grow_into_the_last_round() -> None:
+    """What it would spoil nothing could repair: of three rounds the second is followed by none."""
+    assert _after(8.0, 4.0, num_rounds=3)[0].step == 1.0
+    assert _after(8.0, 4.0, num_rounds=4)[0].step == 2.0
+
+
 def test_the_first_round_is_beside_the_limit() -> None:
     """Before anything counted, the loss that fails a run at its end throws a round away."""
     assert _after(12.0, limit=10.0)[1] == [False]

@@ -27,6 +27,7 @@ AT_ONCE: Mapping[str, float] = {"mse": 1000.0}
 AT_THE_END: Mapping[str, float] = {"mse": 10.0, "log_loss": 3.0}
 """Times the constant model's loss above which a run fails after its last round."""
 _ROUNDING = 1e-9
+_SERVER_RATES = ("eta", "server_learning_rate")
 
 
 class DivergenceError(FederationError):
@@ -74,17 +75,21 @@ class Ending:
     lenient : bool, default False
         Whether only numbers that are not finite fail the run: where models are not meant to fit
         all rows (``local``), or noise is added to them.
+    optimizes : bool, default False
+        Whether the server makes steps of its own: then it may be its arrays, and not the clients'
+        step, for which a round is thrown away.
 
     Attributes
     ----------
     last : float or None
-        The loss of the last round that was watched.
+        The loss that the run's end is judged by.
     """
 
     loss: str = "loss"
     constant: float | None = None
     remedy: str = "lower model.learning_rate"
     lenient: bool = False
+    optimizes: bool = False
     last: float | None = None
 
     @classmethod
@@ -95,6 +100,7 @@ class Ending:
             constant_loss(roster, num_classes),
             _remedy(config),
             lenient=config.strategy.name == "local" or config.privacy.name != "none",
+            optimizes=any(hasattr(config.strategy, name) for name in _SERVER_RATES),
         )
 
     @property
@@ -119,6 +125,15 @@ class Ending:
         if not self.lenient and self.constant is not None and loss > factor * self.constant:
             raise self.diverged(f"round {server_round}: {self._beside_constant(loss)}")
 
+    def stay(self, loss: float) -> None:
+        """Take in the loss of a round that is thrown away; infinity where no reply was finite.
+
+        A client's step that was too large leaves nothing behind. A server's does: the arrays that
+        the clients began with, and end with if this was the last round.
+        """
+        if self.optimizes:
+            self.last = loss
+
     def close(self) -> bool:
         """Judge the last round.
 
@@ -132,7 +147,11 @@ class Ending:
         DivergenceError
             If its loss is no result.
         """
-        if self.last is None or self.constant is None:
+        if self.last is None:
+            return False
+        if not math.isfinite(self.last):
+            raise self.diverged("no client could train on the last round's arrays")
+        if self.constant is None:
             return False
         if not self.lenient and self.last > self.limit:
             raise self.diverged(self._beside_constant(self.last))
@@ -153,7 +172,7 @@ def _remedy(config: Config) -> str:
     """Say what to lower, as it is typed."""
     rate = config.model.learning_rate
     rates = [] if rate == "auto" else [f"model.learning_rate ({rate:g})"]
-    for name in ("eta", "server_learning_rate"):
+    for name in _SERVER_RATES:
         if hasattr(config.strategy, name):
             rates.append(f"strategy.{name} ({getattr(config.strategy, name):g})")
     parts = [f"lower {' or '.join(rates)}"] if rates else []

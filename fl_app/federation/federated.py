@@ -275,6 +275,8 @@ class Federated(Strategy):
         if keep is not None and usable:
             keep(server_round, usable)
         metrics = average_metrics(usable) if usable else None
+        loss = math.inf if metrics is None else items_of(metrics).get(self.ending.loss, math.inf)
+        self.ending.stay(float(loss))
         return self._start, self._with_ratios("train", usable, metrics)
 
     def _step_metrics(self) -> dict[str, float]:

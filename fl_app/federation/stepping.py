@@ -6,8 +6,9 @@ squared loss's curvature is at most 2 (1 + D), and gradient descent is stable be
 log loss bends a quarter as much at most, and far less where it is small, hence the larger ``c``.
 
 From there on it is *bold driver* over rounds: the step doubles after each round in which the loss
-fell by more than a tenth. Where it rises by more than a tenth, the round's work is thrown away and
-repeated at half the step, and from the first such round on the step no longer grows.
+fell by more than a tenth, but for the last one, which nothing could repair. Where it rises by more
+than a tenth, the round's work is thrown away and repeated at half the step, and from the first such
+round on the step no longer grows.
 
 References
 ----------
@@ -21,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fl_app.schema import Config, Task, task_of
+from fl_app.schema import Config, FedStackingConfig, Task, task_of
 
 __all__ = ["Losses", "Stepping", "first_step"]
 
@@ -64,9 +65,12 @@ class Stepping:
     adapts : bool, default True
         False: the step stays as it is, and every round counts.
     limit : float, default inf
-        The first round's last loss, as there is none.
+        What stands for the last loss where there is none: in the first round, and in one in which
+        all clients are new.
     constant : float, default 0
         The constant model's loss, of which a rise must be more than a hundredth.
+    num_rounds : int, optional
+        Rounds that will be judged.
 
     Attributes
     ----------
@@ -86,13 +90,15 @@ class Stepping:
     adapts: bool = True
     limit: float = math.inf
     constant: float = 0.0
+    num_rounds: int | None = None
     used: float = field(init=False)
     last_loss: float = field(init=False, default=math.nan)
     went_back: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.used = self.step
-        self._last: Losses = {}
+        self._last: Losses = {}  # of each client the last that counted
+        self._judged = 0
         self._thrown: Losses = {}  # of the round thrown away just before
         self._before = self.step  # the step of the first in a row of those
         self._halvings = 0
@@ -116,16 +122,18 @@ class Stepping:
             adapts=config.strategy.name != "local" and config.privacy.name == "none",
             limit=limit,
             constant=constant or 0.0,
+            num_rounds=config.num_server_rounds - _others(config),
         )
 
     def counts(self, losses: Losses) -> bool:
         """Judge a round, and set the step of the next.
 
-        A round is thrown away where the loss, merged over the clients that replied in the last
-        round that counted as well, rose by more than a tenth and by more than a hundredth of the
-        constant model's; unless half the step did not help: then the step is not to blame, the
-        round counts, and the step is what it was. An infinite loss always throws a round away, but
-        that of fewer than half of the clients not more than three times in a row.
+        A round is thrown away where the loss, merged over the clients that have replied before,
+        rose by more than a tenth of what it was when each of them last did in a round that counted,
+        and by more than a hundredth of the constant model's; unless half the step did not help:
+        then the step is not to blame, the round counts, and the step is what it was. An infinite
+        loss always throws a round away, but that of fewer than half of the clients not more than
+        three times in a row; nor more rounds in a row whose clients are other ones each time.
 
         Parameters
         ----------
@@ -143,6 +151,7 @@ class Stepping:
             If halving the step thirty times in a row did not help.
         """
         self.used, self.went_back = self.step, False
+        self._judged += 1
         if not self.adapts:
             return True
         finite = {k: losses[k] for k in sorted(losses) if math.isfinite(losses[k][1])}
@@ -152,17 +161,22 @@ class Stepping:
             return self._go_back({})
         self._given_up |= lost
         mean = merged(finite, finite)[0]
-        loss, last = merged(finite, self._last) if self._last else (mean, self.limit)
+        loss, last = merged(finite, self._last)
+        known = not math.isnan(loss)
+        if not known:
+            loss, last = mean, self.limit
         rose = loss > RISE * last + MARGIN * self.constant
         if rose:
             retried, thrown = merged(finite, self._thrown)
-            if not thrown <= RISE * retried:  # nor where nobody can say
+            others = math.isnan(retried) and self._halvings < MAX_FOR_FEW
+            if not self._thrown or others or thrown > RISE * retried:
                 return self._go_back(finite)
         if self._halvings and (rose or lost):
             self.step = self._before
-        elif self._grows and self._last and loss < FALL * last:
+        elif self._grows and known and loss < FALL * last and self._judged + 1 != self.num_rounds:
             self.step *= GROWTH
-        self._last, self._thrown, self._halvings, self.last_loss = finite, {}, 0, mean
+        self._last = {**self._last, **finite}
+        self._thrown, self._halvings, self.last_loss = {}, 0, mean
         return True
 
     def _go_back(self, losses: Losses) -> bool:
@@ -176,6 +190,11 @@ class Stepping:
         self._grows, self.went_back = False, True
         self.step /= 2
         return False
+
+
+def _others(config: Config) -> int:
+    """Return the rounds of a run in which no model is trained by steps."""
+    return 2 if isinstance(config.strategy, FedStackingConfig) else 0
 
 
 def merged(losses: Losses, others: Losses) -> tuple[float, float]:

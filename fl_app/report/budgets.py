@@ -74,6 +74,9 @@ class Pair:
         return self.level.value - self.baseline.value
 
 
+_COUNTS_CONTENT = "data.seed_draws"
+"""A tag of runs whose bytes are those that the algorithm sends: it came with them."""
+
 Budget = Callable[[RunSummary, RunSummary, str], tuple[Point, Point]]
 """Two runs and a metric -> where each of them counts."""
 
@@ -99,10 +102,11 @@ def equal_bytes(one: RunSummary, other: RunSummary, metric: str) -> tuple[Point,
     Raises
     ------
     UncountedError
-        If a run's bytes are not known, or it has no value within the budget.
+        If a run's bytes are not known, it has no value within the budget, or only one of the two
+        counts the run's description among its bytes, as records of older versions do.
     """
     sent = [bytes_by_round(run) for run in (one, other)]
-    if min(map(len, sent)) < 2:
+    if min(map(len, sent)) < 2 or (_COUNTS_CONTENT in one.tags) != (_COUNTS_CONTENT in other.tags):
         raise UncountedError
     budget = min(max(own.values()) for own in sent)
     points = []
