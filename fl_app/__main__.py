@@ -62,7 +62,7 @@ def job(composed: DictConfig) -> float | None:
     try:
         config = _config(composed)
         if found := finished_before(config):
-            print(f"{found.title}: skipped, finished as run {found.run_id}")
+            print(printable(f"{found.title}: skipped, finished as run {found.run_id}"))
             return found.metrics.get(objective_of(config))
         return _run(config).metrics.get(objective_of(config))
     except FlAppError as error:
@@ -79,13 +79,14 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
         config = _config(composed)
         told = with_config(told, config)
         if found := finished_before(config):
-            print(f"{' '.join(told.overrides)}: skipped, finished as run {found.run_id}")
+            text = f"{' '.join(told.overrides)}: skipped, finished as run {found.run_id}"
+            print(printable(text))
             note(replace(told, status="SKIPPED", metrics=found.metrics, run_id=found.run_id))
             return found.metrics.get(objective_of(config))
         result = _run(config)
     except FlAppError as error:
         note(replace(told, error=str(error)))
-        print(f"fl-app: {' '.join(told.overrides)}: {error}", file=sys.stderr)
+        print(printable(f"fl-app: {' '.join(told.overrides)}: {error}"), file=sys.stderr)
         return None
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"

@@ -18,12 +18,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from fl_app import __main__ as command
 from fl_app import commands, wire
 from fl_app.client_app import app
 from fl_app.config import compose_config
-from fl_app.errors import DataError, FlAppError, InputError, masked, one_line, printable
+from fl_app.errors import (
+    DataError,
+    FlAppError,
+    InputError,
+    masked,
+    one_line,
+    printable,
+)
 from fl_app.federation import handshake
 from fl_app.launch import Launch
+from fl_app.report import RunSummary
 from fl_app.report.rendering import TextTable, show, to_markdown, to_text
 from fl_app.runtimes import deployment, run, simulation
 from fl_app.tracking.console import LINE_PREFIX, ConsoleTracker
@@ -183,6 +192,29 @@ def test_no_log_of_a_run_elsewhere_commands_the_terminal(capfd: pytest.CaptureFi
     deployment._Log()(f"{LINE_PREFIX}{EVIL}")
     simulation._show(f"{LINE_PREFIX}{EVIL}")
     assert is_clean(capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_no_run_that_was_found_commands_the_terminal(
+    sweep: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A tracker says which run is skipped, in a name and an id of its own."""
+    found = RunSummary(EVIL, {}, name=f"{EVIL} http://me:secret@h")
+    monkeypatch.setattr(command, "finished_before", lambda config: found)
+    monkeypatch.setattr(command, "_begun", [])
+    monkeypatch.chdir(tmp_path)
+    words = [*sweep, "dataset=iris", "tracking=none"]
+    monkeypatch.setattr(sys, "argv", ["fl-app", *words])
+    command.main()
+    out, err = capfd.readouterr()
+    assert "skipped, finished as run" in out
+    assert "owned" in out
+    assert "secret" not in out + err
+    assert is_clean(out)
+    assert is_clean(err)
 
 
 def test_no_table_commands_the_terminal() -> None:
