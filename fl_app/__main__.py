@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def _without_secrets(word: str) -> str:
-    if re.search(r"""://[^@]*[\s"'<>][^@]*@""", word):
+    if re.search(r"""(?:://|uri=["']?(?!["']))[^@]*[\s"'<>][^@]*@""", word):
         _fail("a URI holds no blanks and quotation marks (%20, %22 stand for them)", 2)
     return keep_secrets(word)
 
