@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 os.environ["HYDRA_FULL_ERROR"] = "1"
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -165,6 +166,10 @@ def _without_secrets(word: str) -> str:
 def _check_first() -> None:
     """Check all jobs of a sweep before the first one starts."""
     words = sys.argv[1:]
+    # argparse would repeat as it stands what it does not know: overrides on both sides of a flag.
+    if unknown := get_args_parser().parse_known_args(words)[1]:
+        allowed = "flags stand before or behind all overrides"
+        _fail(f"unrecognized arguments: {' '.join(unknown)} ({allowed})", 2)
     flags = [w.partition("=")[0] for w in words if w.startswith("-")]
     multirun = bool({"-m", "--multirun"} & set(flags))
     # Whoever asks for help or names another config folder gets Hydra's own answer.
