@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 os.environ["HYDRA_FULL_ERROR"] = "1"
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -62,7 +63,7 @@ def job(composed: DictConfig) -> float | None:
     try:
         config = _config(composed)
         if found := finished_before(config):
-            print(f"{found.title}: skipped, finished as run {found.run_id}")
+            print(printable(f"{found.title}: skipped, finished as run {found.run_id}"))
             return found.metrics.get(objective_of(config))
         return _run(config).metrics.get(objective_of(config))
     except FlAppError as error:
@@ -79,13 +80,14 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
         config = _config(composed)
         told = with_config(told, config)
         if found := finished_before(config):
-            print(f"{' '.join(told.overrides)}: skipped, finished as run {found.run_id}")
+            text = f"{' '.join(told.overrides)}: skipped, finished as run {found.run_id}"
+            print(printable(text))
             note(replace(told, status="SKIPPED", metrics=found.metrics, run_id=found.run_id))
             return found.metrics.get(objective_of(config))
         result = _run(config)
     except FlAppError as error:
         note(replace(told, error=str(error)))
-        print(f"fl-app: {' '.join(told.overrides)}: {error}", file=sys.stderr)
+        print(printable(f"fl-app: {' '.join(told.overrides)}: {error}"), file=sys.stderr)
         return None
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -156,7 +158,7 @@ def main() -> None:
 
 
 def _without_secrets(word: str) -> str:
-    if re.search(r"""://[^@]*[\s"'<>][^@]*@""", word):
+    if re.search(r"""(?:://|uri=["']?(?!["']))[^@]*[\s"'<>][^@]*@""", word):
         _fail("a URI holds no blanks and quotation marks (%20, %22 stand for them)", 2)
     return keep_secrets(word)
 
@@ -164,6 +166,10 @@ def _without_secrets(word: str) -> str:
 def _check_first() -> None:
     """Check all jobs of a sweep before the first one starts."""
     words = sys.argv[1:]
+    # argparse would repeat as it stands what it does not know: overrides on both sides of a flag.
+    if unknown := get_args_parser().parse_known_args(words)[1]:
+        allowed = "flags stand before or behind all overrides"
+        _fail(f"unrecognized arguments: {' '.join(unknown)} ({allowed})", 2)
     flags = [w.partition("=")[0] for w in words if w.startswith("-")]
     multirun = bool({"-m", "--multirun"} & set(flags))
     # Whoever asks for help or names another config folder gets Hydra's own answer.

@@ -126,7 +126,7 @@ def report(
     if out:
         command = shlex.join(["fl-kit", *sys.argv[1:]])
         for path in reporting.write_report(out, comparison, outcomes, command):
-            print(path)
+            print(printable(path))
     if strict and not all(outcome.holds_strictly for outcome in outcomes):
         raise typer.Exit(1)
 

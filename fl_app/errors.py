@@ -44,8 +44,16 @@ _HIDDEN = "***"
 _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
-# One URI each: a comma before the next one separates them, as in a sweep.
-_ADDRESS = re.compile(r"""://(?:(?!,\w+://)[^\s"'<>])*""")
+# One URI each: a comma, or what names a value, before the next one separates them.
+_ADDRESS = re.compile(r"""://(?:(?![,:=]\w+://)[^\s"'<>])*""")
+_DATABASE = re.compile(r"(?:postgres(?:ql)?|mysql|mssql)(?:\+\w+)?$")
+# A value of a `uri`, or the beginning of a text, whose scheme was forgotten; perhaps after others.
+_BARE = re.compile(
+    r"""((?:^(?!uri|\S*://)(?=[\w.+-]*:)|(?<![a-z])uri["']?[=:\s]\s*["'\[]*)"""
+    r"""(?:\w[\w+.-]*://[^\s,@]*,)*)"""
+    r"""(?!\w[\w+.-]*:/)[^\s"'<>]*@""",
+    re.IGNORECASE,
+)
 _SECRET = re.compile(
     r"([?&;][\w.%-]*(?:pass|pwd|secret|token|credential|api_?key)[\w.%-]*=)[^&;#]*", re.IGNORECASE
 )
@@ -63,20 +71,25 @@ def masked(text: str) -> str:
     -------
     str
         ``***`` stands for the password in ``user:password@``, for all before the ``@`` of a web
-        address that has no colon there (a token), and for the values of ``?password=``, ``token=``
-        and their like.
+        address that has no colon there (a token; a database's is its user), for all before the
+        ``@`` of a ``uri=`` without a scheme, and for the values of ``?password=``, ``token=`` and
+        their like.
 
     Examples
     --------
     >>> masked("at http://me:secret@host/a and postgresql://me@host/db?sslpassword=x")
     'at http://me:***@host/a and postgresql://me@host/db?sslpassword=***'
     """
+    if "@" in text:
+        text = _BARE.sub(rf"\1{_HIDDEN}@", text)
     return _ADDRESS.sub(_mask, text) if "://" in text else text
 
 
 def _mask(found: re.Match[str]) -> str:
-    text, begin = found[0], found.start()
-    web = found.string[max(0, begin - 5) : begin].lower().endswith(("http", "https"))
+    text, begin = found[0].rstrip("]},"), found.start()  # of a mapping or a list around it
+    rest = found[0][len(text) :]
+    scheme = found.string[max(0, begin - 30) : begin].lower()
+    web = scheme.endswith(("http", "https"))
     authority = re.split(r"[/?#]", text[3:], maxsplit=1)[0]
     if "@" in authority:
         owner = authority.rpartition("@")[0]
@@ -87,9 +100,9 @@ def _mask(found: re.Match[str]) -> str:
     user, colon, _ = owner.partition(":")
     if colon:
         text = f"://{user}:{_HIDDEN}{text[3 + len(owner) :]}"
-    elif owner and web:
+    elif owner and not _DATABASE.search(scheme):
         text = f"://{_HIDDEN}{text[3 + len(owner) :]}"
-    return _SECRET.sub(rf"\1{_HIDDEN}", text)
+    return _SECRET.sub(rf"\1{_HIDDEN}", text) + rest
 
 
 def printable(text: object, most: int = _LONGEST) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_app.errors import FlAppError
+from fl_app.errors import FlAppError, printable
 from fl_app.schema import GROUPS, Config, MlflowConfig, digest, flatten
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _where(jobs: Sequence[Job]) -> str:
     if tracked is None:
         return ""
     uri = f" --uri {tracked.uri}" if tracked.uri else ""
-    return f"the runs in MLflow: fl-kit ui{uri}, tag sweep.id = {tracked.sweep_id}"
+    return printable(f"the runs in MLflow: fl-kit ui{uri}, tag sweep.id = {tracked.sweep_id}")
 
 
 def _comparison(jobs: Sequence[Job]) -> str:
@@ -216,4 +216,5 @@ def _comparison(jobs: Sequence[Job]) -> str:
     text = to_text(comparison_blocks(compared, []))
     if any(job.status == "SKIPPED" for job in done):
         return text
-    return f"{text}\nthe same again: fl-kit report --sweep {first.sweep_id}"
+    again = printable(f"the same again: fl-kit report --sweep {first.sweep_id}")
+    return f"{text}\n{again}"

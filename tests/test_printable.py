@@ -18,15 +18,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from fl_app import __main__ as command
 from fl_app import commands, wire
 from fl_app.client_app import app
 from fl_app.config import compose_config
-from fl_app.errors import DataError, FlAppError, InputError, masked, one_line, printable
+from fl_app.errors import (
+    ConfigError,
+    DataError,
+    FlAppError,
+    InputError,
+    masked,
+    one_line,
+    printable,
+)
 from fl_app.federation import handshake
 from fl_app.launch import Launch
+from fl_app.report import RunSummary
 from fl_app.report.rendering import TextTable, show, to_markdown, to_text
 from fl_app.runtimes import deployment, run, simulation
 from fl_app.tracking.console import LINE_PREFIX, ConsoleTracker
+from fl_app.tracking.passwords import keep_secrets, whole
 
 EVIL = (
     "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\u200b\ud800"
@@ -74,11 +85,47 @@ def test_any_text_becomes_one_printable_line(text: str, most: int) -> None:
         ("sqlite:////home/me:you@x/f.db", "sqlite:////home/me:you@x/f.db"),
         ("url 'http://me:secret@h' failed", "url 'http://me:***@h' failed"),
         ("no address: a@b", "no address: a@b"),
+        ("databricks://secret@h", "databricks://***@h"),
+        ("x://secret@h", "x://***@h"),
+        ("mysql+pymysql://me@h/db", "mysql+pymysql://me@h/db"),
+        ("me:secret@h", "***@h"),
+        ("tracking.uri=me:sec/ret@h", "tracking.uri=***@h"),
+        ("tracking.uri='secret@h'", "tracking.uri='***@h'"),
+        ("tracking={name: mlflow, uri: me:secret@h}", "tracking={name: mlflow, uri: ***@h}"),
+        ("fl-kit report --uri me:secret@h", "fl-kit report --uri ***@h"),
+        ("tracking.uri=sqlite:///a,me:secret@h", "tracking.uri=sqlite:///a,***@h"),
+        ("tracking.uri=http://h/,http://me:secret@h", "tracking.uri=http://h/,http://me:***@h"),
+        ("tracking.uri=sqlite:////home/me:you@x", "tracking.uri=sqlite:////home/me:you@x"),
+        ("model@stack=linear", "model@stack=linear"),
+        ("dataset.path=C:a@b.csv", "dataset.path=C:a@b.csv"),
+        ("model_uri: models:/iris@best", "model_uri: models:/iris@best"),
+        ("{uri: http://me:secret@[::1]:5000}", "{uri: http://me:***@[::1]:5000}"),
+        ("{uri: http://me:sec}ret@h}", "{uri: http://me:***@h}"),
+        ("{uri: http://h?password=secret}", "{uri: http://h?password=***}"),
+        (
+            "{uri:http://a:secret@h},{uri:http://b:secret@i}",
+            "{uri:http://a:***@h},{uri:http://b:***@i}",
+        ),
     ],
 )
 def test_secrets_of_addresses_are_masked(uri: str, shown: str) -> None:
     """User names, hosts and plain options stay; what is masked stays as it is."""
     assert masked(uri) == masked(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:secret@h:1", "http://secret@[::1]", "mysql://me:sec}ret@h,i/db"]
+)
+@pytest.mark.parametrize(
+    "typed", ["uri={}", "{{uri: {}}}", "{{uri: {}, a: b}}", "[{{uri:{},a:b}},{{a:b}}]", "{}/"]
+)
+def test_an_address_is_found_whole(uri: str, typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password that was typed in a mapping or a list is kept for whoever has the masked URI."""
+    monkeypatch.setenv("FL_APP_TRACKING_URIS", "")
+    assert "ret@" not in keep_secrets(typed.format(uri))
+    assert whole(masked(uri)).rstrip("/") == uri
+    with pytest.raises(ConfigError, match="which is not kept"):
+        whole(masked(f"{uri}0"))
 
 
 def test_half_an_address_is_not_shown() -> None:
@@ -90,7 +137,9 @@ def test_half_an_address_is_not_shown() -> None:
         assert "sec" not in printable(text + "y" * 10_000, blanks + 15)
 
 
-@pytest.mark.parametrize("piece", ["://a:", "://a,b", ",aaaa", "?pass", "http://", "://h?p="])
+@pytest.mark.parametrize(
+    "piece", ["://a:", "://a,b", ",aaaa", "?pass", "http://", "://h?p=", "uri=", "uri=a://,"]
+)
 def test_no_text_takes_long(piece: str) -> None:
     """A node's text of any length costs what its first 8000 characters cost."""
     counted = masked(piece * 2000)
@@ -183,6 +232,44 @@ def test_no_log_of_a_run_elsewhere_commands_the_terminal(capfd: pytest.CaptureFi
     deployment._Log()(f"{LINE_PREFIX}{EVIL}")
     simulation._show(f"{LINE_PREFIX}{EVIL}")
     assert is_clean(capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_no_run_that_was_found_commands_the_terminal(
+    sweep: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A tracker says which run is skipped, in a name and an id of its own."""
+    found = RunSummary(EVIL, {}, name=f"{EVIL} http://me:secret@h")
+    monkeypatch.setattr(command, "finished_before", lambda config: found)
+    monkeypatch.setattr(command, "_begun", [])
+    monkeypatch.chdir(tmp_path)
+    words = [*sweep, "dataset=iris", "tracking=none"]
+    monkeypatch.setattr(sys, "argv", ["fl-app", *words])
+    command.main()
+    out, err = capfd.readouterr()
+    assert "skipped, finished as run" in out
+    assert "owned" in out
+    assert "secret" not in out + err
+    assert is_clean(out)
+    assert is_clean(err)
+
+
+def test_no_word_that_was_typed_commands_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Overrides on both sides of a flag are refused in one line, without what a terminal obeys."""
+    words = ["fl-app", "dataset=iris", "-m", f'run_name="{EVIL}"', "--nosuch"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    assert end.value.code == 2
+    err = capfd.readouterr().err
+    assert err.startswith("fl-app: unrecognized arguments: run_name=")
+    assert len(err.splitlines()) == 1
+    assert is_clean(err)
 
 
 def test_no_table_commands_the_terminal() -> None:

@@ -75,7 +75,7 @@ def run(launch: Launch) -> RunResult:
         overrides=_of_both_ends(launch.overrides),
         swept=_of_both_ends(launch.swept),
     )
-    print(f"flwr run: SuperLink {runtime.superlink} at {link.address}", flush=True)
+    print(printable(f"flwr run: SuperLink {runtime.superlink} at {link.address}"), flush=True)
     log, output_dir = _Log(), config.output_dir or ""
     try:
         outcome = _follow(shipped, link, str(runtime.superlink), log, output_dir)
@@ -110,9 +110,10 @@ def _end(outcome: Outcome, log: _Log, output_dir: str) -> RunResult:
         reason = data.get("error") or "Flower gave no reason"
         raise RunError(f"the run {outcome.status}: {reason}")
     if not log.reported:
+        run_id = printable(outcome.run_id)
         print(
-            f"the log of run {outcome.run_id} ended before its result: result.json has the "
-            f"status only; the record has the tag flwr.run_id={outcome.run_id}",
+            f"the log of run {run_id} ended before its result: result.json has the "
+            f"status only; the record has the tag flwr.run_id={run_id}",
             flush=True,
         )
     data.pop("link", None)

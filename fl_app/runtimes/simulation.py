@@ -109,7 +109,8 @@ def _turn(address: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"waiting for another run to leave the Ray cluster at {address}", flush=True)
+        waits = f"waiting for another run to leave the Ray cluster at {address}"
+        print(printable(waits), flush=True)
         lock.acquire(poll_interval=0.2)
     try:
         yield

@@ -14,7 +14,8 @@ __all__ = ["keep_secrets", "whole"]
 
 _KEPT = "FL_APP_TRACKING_URIS"
 """Names the variable with the whole URIs that this process was given, for those that it starts."""
-_URI = re.compile(r"""\w[\w+.-]*://(?:(?!,\w+://)[^\s"'<>])*""")
+_URI = re.compile(r"""\w[\w+.-]*://(?:(?![,:=]\w+://)[^\s"'<>])*""")
+_BEHIND = re.compile(r"/*((?:[]},].*)?)")
 
 
 def keep_secrets(text: str) -> str:
@@ -47,7 +48,7 @@ def whole(uri: str, *known: str) -> str:
     Parameters
     ----------
     uri : str
-        Any URI; one that is not masked stands for itself.
+        Any URI; one that is not masked, or has no scheme, stands for itself.
     *known : str
         Whole URIs to look through first; then those of :func:`keep_secrets` and
         ``MLFLOW_TRACKING_URI``.
@@ -57,11 +58,16 @@ def whole(uri: str, *known: str) -> str:
     ConfigError
         If nobody in this process knows its password.
     """
-    if "***" not in uri:
+    if "***" not in uri or "://" not in uri:
         return uri
+    begin = uri.rstrip("/")
     for candidate in (*known, *_kept(), os.environ.get("MLFLOW_TRACKING_URI", "")):
-        if masked(candidate).rstrip("/") == uri.rstrip("/") and candidate != uri:
-            return candidate
+        if candidate == uri or not masked(candidate).startswith(begin):
+            continue
+        # It may have been typed in a mapping or a list, of which the rest stands behind it.
+        found = _BEHIND.fullmatch(masked(candidate), len(begin))
+        if found and candidate.endswith(found[1]):
+            return candidate.removesuffix(found[1])
     allowed = "with its password, which is not kept: give it, or set MLFLOW_TRACKING_URI"
     raise ConfigError("tracking.uri", uri, allowed)
 

@@ -80,7 +80,7 @@ def check_uri(uri: str, field: str = "tracking.uri") -> str:
     """
     if re.search(r"""[\s"'<>]""", uri) and sqlite_path(uri) is None:
         # Where it would end is not known, so nothing of it is shown.
-        field_value = f"{uri.partition('://')[0][:20]}://..."
+        field_value = f"{uri.partition('://')[0][:20]}://..." if "://" in uri else "..."
         raise ConfigError(
             field, field_value, "no blanks and quotation marks (%20, %22 stand for them)"
         )

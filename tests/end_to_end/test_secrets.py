@@ -71,6 +71,33 @@ def test_a_password_that_no_uri_holds(sign: str, tmp_path: Path) -> None:
     assert found(tmp_path, done.stdout, done.stderr) == []
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"tracking.uri=me:{SECRET}@h",
+        f"tracking.uri={SECRET}@h",
+        f"tracking.uri=databricks://{SECRET}@h",
+        f"tracking={{name: mlflow, uri: me:{SECRET}@h}}",
+        f'tracking.uri="me:{SECRET} {SECRET}@h"',
+    ],
+)
+def test_a_password_in_what_is_no_tracking_uri(word: str, tmp_path: Path) -> None:
+    """A scheme that was forgotten, or that is none of ours: refused, without its secret."""
+    done = run(tmp_path, *SMALL[:3], word)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "must be sqlite:" in done.stderr or "a URI holds no blanks" in done.stderr
+    assert found(tmp_path, done.stdout, done.stderr) == []
+
+
+def test_a_password_in_a_mapping(tmp_path: Path, nobody: str) -> None:
+    """What closes the mapping is not taken for the URI's."""
+    mapping = f"tracking={{name: mlflow, figures: false, uri: {nobody}}}"
+    done = run(tmp_path, *SMALL[:3], mapping)
+    assert done.returncode == 0, done.stderr
+    assert found(tmp_path, done.stdout, done.stderr) == []
+
+
 @pytest.mark.slow
 def test_a_password_in_a_yaml_file(tmp_path: Path, nobody: str) -> None:
     """A site's own file is the site's; the copies that Hydra and the record make are masked."""
