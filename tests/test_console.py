@@ -61,3 +61,16 @@ def test_a_model_that_tells_rows_apart_is_not_noted() -> None:
     assert "note:" not in said
     (row,) = [line for line in said.splitlines() if "majority_share" in line]
     assert "0.9000" in row
+
+
+def test_a_round_that_was_thrown_away_is_said_to_be() -> None:
+    """On its line and below the table, as ``train`` is then of what was thrown away."""
+    out = io.StringIO()
+    tracker = ConsoleTracker(console=Console(file=out, width=200))
+    tracker.start(RunStart("run", num_server_rounds=2))
+    for server_round, back in ((1, 0.0), (2, 1.0)):
+        extra = {"model/went_back": back}
+        tracker.record(RoundRecord(server_round, {}, train={"mse": 1.0}, cost=COST, extra=extra))
+    tracker.finish(RunEnd("FINISHED"))
+    lines = [line for line in out.getvalue().splitlines() if "thrown away" in line]
+    assert [line[:9] for line in lines] == ["round 2/2", "note: tra"]

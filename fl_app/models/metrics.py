@@ -107,7 +107,9 @@ def row_losses(task: Task, outputs: NDArray[Any], target: NDArray[Any]) -> dict[
 
 
 def score_all(task: Task, outputs: NDArray[Any], target: NDArray[Any]) -> dict[str, float]:
-    """Score outputs as :func:`score` does, and for classes by :meth:`Tally.metrics` too.
+    """Score outputs as :func:`score` does, and for classes by what :meth:`Tally.metrics` has too.
+
+    Here all rows are at hand, so that ``roc_auc`` is exact.
 
     Parameters
     ----------
@@ -122,7 +124,8 @@ def score_all(task: Task, outputs: NDArray[Any], target: NDArray[Any]) -> dict[s
     found = score(task, outputs, target)
     if task == "regression" or not math.isfinite(found["log_loss"]):
         return found
-    return found | Tally.of(outputs, target).metrics()
+    ranks = _ranks(outputs, target)
+    return found | _of_classes(class_counts(outputs, target)) | _of_ranks(*ranks, outputs.shape[1])
 
 
 def limits(task: Task, num_outputs: int) -> dict[str, tuple[float, float]]:
@@ -178,23 +181,46 @@ class Tally:
             ``majority_share``, the accuracy of whoever always says the most frequent class;
             ``predicted_classes``, how many classes are said at all.
         """
-        rows, right, guessed = self.classes
-        there = rows > 0
-        found = {
-            "majority_share": int(rows.max()) / int(rows.sum()),
-            "predicted_classes": float(np.count_nonzero(guessed)),
-            "balanced_accuracy": float((right[there] / rows[there]).mean()),
-        }
         own, others = self.scores[:, 0], self.scores[:, 1]
         pairs = own.sum(axis=1) * others.sum(axis=1)
-        ranked = pairs > 0
-        if ranked.any():
-            # Twice the pairs in which the row of the class has the higher score; ties are halves.
-            wins = (own * (2 * others.cumsum(axis=1) - others)).sum(axis=1)
-            found["roc_auc"] = float((wins[ranked] / (2 * pairs[ranked])).mean())
-        if not ranked.all():
-            found["roc_auc_left_out"] = len(rows) / len(ranked) * np.count_nonzero(~ranked)
-        return found
+        # Twice the pairs in which the row of the class has the higher score; ties are halves.
+        wins = (own * (2 * others.cumsum(axis=1) - others)).sum(axis=1)
+        return _of_classes(self.classes) | _of_ranks(pairs, wins, self.classes.shape[1])
+
+
+def _of_classes(classes: NDArray[np.int64]) -> dict[str, float]:
+    """Return what :class:`Tally`'s counts of classes say."""
+    rows, right, guessed = classes
+    there = rows > 0
+    return {
+        "majority_share": int(rows.max()) / int(rows.sum()),
+        "predicted_classes": float(np.count_nonzero(guessed)),
+        "balanced_accuracy": float((right[there] / rows[there]).mean()),
+    }
+
+
+def _of_ranks(
+    pairs: NDArray[np.int64], wins: NDArray[np.int64], num_classes: int
+) -> dict[str, float]:
+    """Return the macro ROC AUC of S classes from their pairs and twice the pairs that are won."""
+    ranked, found = pairs > 0, {}
+    if ranked.any():
+        found["roc_auc"] = float((wins[ranked] / (2 * pairs[ranked])).mean())
+    if not ranked.all():
+        found["roc_auc_left_out"] = num_classes / len(ranked) * np.count_nonzero(~ranked)
+    return found
+
+
+def _ranks(p: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pairs of each of S classes and twice those that are won, of the scores as is."""
+    pairs, wins = [], []
+    for number in range(1 if p.shape[1] == 2 else 0, p.shape[1]):
+        mine = y == number
+        own, others = p[mine, number], np.sort(p[~mine, number])
+        below = others.searchsorted(own, "left"), others.searchsorted(own, "right")
+        pairs.append(len(own) * len(others))
+        wins.append(int(below[0].sum() + below[1].sum()))
+    return np.array(pairs), np.array(wins)
 
 
 def class_counts(p: NDArray[Any], y: NDArray[Any]) -> NDArray[np.int64]:

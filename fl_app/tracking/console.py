@@ -21,6 +21,7 @@ LINE_PREFIX = "fl_app | "
 RESULT_MARK = "result "
 """Begins, after the prefix, the line with the content of ``result.json``."""
 
+_WENT_BACK = "model/went_back"
 _LESSON_VALUES, _LESSON_CLIENTS = 4, 8
 _SHORT = {"accuracy": "acc", "log_loss": "loss", "mse": "mse", "r2": "r2"}
 """Metrics of the round's line; the closing table has all."""
@@ -129,10 +130,14 @@ class ConsoleTracker:
                 f" {cost['seconds']:.2f} s"
                 f" {_bytes(cost['bytes_up'])} up {_bytes(cost['bytes_down'])} down so far"
             )
+        if r.extra.get(_WENT_BACK):
+            parts.append("thrown away")
         return " | ".join(parts)
 
     def _print_note(self, last: RoundRecord) -> None:
-        """Say where a model does not tell rows apart, which a good accuracy can hide."""
+        """Say where numbers of the table are of another model, or hide that one tells nothing."""
+        if last.extra.get(_WENT_BACK):
+            self._print("note: train is of this round, which was thrown away; all else is not")
         for name, metrics in (("server", last.server), ("eval", last.evaluate)):
             if metrics.get("predicted_classes") == 1:
                 self._print(
