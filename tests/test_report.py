@@ -595,11 +595,18 @@ def test_one_byte_too_many_costs_the_round() -> None:
     assert [p.level.server_round for p in table.pairs["x"]] == [1]
 
 
-@pytest.mark.parametrize("broken", ["no bytes", "no value in reach"])
+@pytest.mark.parametrize("broken", ["no bytes", "no value in reach", "older bytes"])
 def test_without_bytes_there_is_no_such_table(broken: str) -> None:
     """Where bytes are unknown, or no value is within the budget, a note stands for the table."""
     if broken == "no bytes":
         runs = [run("fedavg", 0), run("fedadam", 0, costs=None)]
+    elif broken == "older bytes":  # which counted the run's description too
+        runs = [run("fedavg", 0), run("fedadam", 0, costs=[1000.0])]
+        tags = {k: v for k, v in runs[0].tags.items() if k != "data.seed_draws"}
+        runs = [
+            replace(runs[0], tags=tags),
+            replace(runs[1], tags={"data.seed_draws": "test"} | runs[1].tags),
+        ]
     else:
         later = {1: 0.4}
         runs = [run("fedavg", 0), run("fedadam", 0, costs=[1000.0])]

@@ -193,7 +193,9 @@ def compare(
     try:
         at_bytes = maker.table(equal_bytes)
     except UncountedError:
-        notes.append("no table at equal bytes: not every run says its bytes, with a value in reach")
+        notes.append(
+            "no table at equal bytes: not every run says its bytes, by one definition, with a value in reach"
+        )
     return Comparison(metric, higher, base, design, at_rounds, at_bytes, grounds, tuple(notes))
 
 
