@@ -193,9 +193,8 @@ def compare(
     try:
         at_bytes = maker.table(equal_bytes)
     except UncountedError:
-        notes.append(
-            "no table at equal bytes: not every run says its bytes, by one definition, with a value in reach"
-        )
+        wanted = "its bytes, by one definition, with a value in reach"
+        notes.append(f"no table at equal bytes: not every run says {wanted}")
     return Comparison(metric, higher, base, design, at_rounds, at_bytes, grounds, tuple(notes))
 
 
