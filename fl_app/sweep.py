@@ -216,5 +216,6 @@ def _comparison(jobs: Sequence[Job]) -> str:
     text = to_text(comparison_blocks(compared, []))
     if any(job.status == "SKIPPED" for job in done):
         return text
-    again = printable(f"the same again: fl-kit report --sweep {first.sweep_id}")
+    by = "" if metric.endswith("/accuracy") else f" --metric {metric}"
+    again = printable(f"the same again: fl-kit report --sweep {first.sweep_id}{by}")
     return f"{text}\n{again}"

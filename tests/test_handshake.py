@@ -315,6 +315,19 @@ def test_names_of_the_config_need_no_node_to_tell_them() -> None:
     assert [(node.num_examples, node.left_out) for node in roster] == [(2, 2)] * 3
 
 
+def test_a_name_of_the_config_that_no_node_has_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It may be mistyped: then all rows of the class that was meant would be left out."""
+    config = _files(
+        classes=["well", "sik"], levels={"c": ["u", "vv"]}, categorical=["c"], standardize=False
+    )
+    _shake([_tells(_texts(["v", "u", "u", "u"], ["well", "sick", "sick", "well"]))] * 3, config)
+    said = [r.getMessage() for r in caplog.records if r.name == "fl_app"]
+    assert "dataset.levels of c: no node tells of vv; told are u, v" in said
+    assert "dataset.classes: no node tells of sik; told are sick, well" in said
+
+
 def test_a_column_without_a_level_in_company_stays_a_column() -> None:
     """Where each cell is another one, all are OTHER; it is no reason to end a run."""
     _, encoding = _shake([_tells(_texts([*"abcd"]), min_level_rows=2)] * 2)

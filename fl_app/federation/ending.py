@@ -16,7 +16,7 @@ import numpy as np
 
 from fl_app.errors import FederationError
 from fl_app.federation.roster import Roster
-from fl_app.schema import METRICS, Config, task_of
+from fl_app.schema import METRICS, Config, FedStackingConfig, task_of
 
 __all__ = ["DivergenceError", "Ending", "constant_loss"]
 
@@ -78,6 +78,8 @@ class Ending:
     optimizes : bool, default False
         Whether the server makes steps of its own: then it may be its arrays, and not the clients'
         step, for which a round is thrown away.
+    whose : str, default ""
+        The model that is judged, where it is not the run's.
 
     Attributes
     ----------
@@ -90,6 +92,7 @@ class Ending:
     remedy: str = "lower model.learning_rate"
     lenient: bool = False
     optimizes: bool = False
+    whose: str = ""
     last: float | None = None
 
     @classmethod
@@ -100,6 +103,7 @@ class Ending:
             constant_loss(roster, num_classes),
             _remedy(config),
             lenient=config.strategy.name == "local" or config.privacy.name != "none",
+            whose="the global member's " if isinstance(config.strategy, FedStackingConfig) else "",
             optimizes=any(hasattr(config.strategy, name) for name in _SERVER_RATES),
         )
 
@@ -165,7 +169,8 @@ class Ending:
         return DivergenceError(f"{what}: training diverged; {self.remedy}")
 
     def _beside_constant(self, loss: float) -> str:
-        return f"train/{self.loss} is {loss:.4g}, a constant model's {self.constant:.4g}"
+        beside = f"a constant model's {self.constant:.4g}"
+        return f"{self.whose}train/{self.loss} is {loss:.4g}, {beside}"
 
 
 def _remedy(config: Config) -> str:

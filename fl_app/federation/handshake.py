@@ -632,15 +632,20 @@ def _names(
     if first.task == "regression" and not first.categorical:
         return (), ()
     labels, public = public_names(config)
+    named = isinstance(config.dataset, TabularConfig)
     levels = []
     for position, column in enumerate(first.categorical):
-        names = public.get(column)
-        if names is None:
-            names = tuple(sorted({v for d in descriptions if d.levels for v in d.levels[position]}))
+        told = tuple(sorted({v for d in descriptions if d.levels for v in d.levels[position]}))
+        names = public.get(column, told)
+        if named:
+            _warn_of_absent(f"dataset.levels of {column}", names, told)
         levels.append((column, names))
     if first.task == "regression":
         return (), tuple(levels)
-    labels = labels or tuple(labels_of(v for d in descriptions for v in d.labels or ()))
+    classes = tuple(labels_of(v for d in descriptions for v in d.labels or ()))
+    if named:
+        _warn_of_absent("dataset.classes", labels, classes)
+    labels = labels or classes
     if len(labels) < 2:
         raise FederationError(
             f"handshake: the nodes told of {len(labels)} classes, need 2: a node with fewer than "
@@ -648,6 +653,14 @@ def _names(
             f"{min_level_rows_of(config.dataset)} of its rows; dataset.classes names them for all"
         )
     return labels, tuple(levels)
+
+
+def _warn_of_absent(option: str, names: Sequence[Any], told: Sequence[Any]) -> None:
+    """Warn of names that the config gives and no node has: they may be mistyped."""
+    absent = [str(name) for name in names if name not in told]
+    if absent and told:
+        have = ", ".join(map(str, told[:20]))
+        log.warning("%s: no node tells of %s; told are %s", option, ", ".join(absent[:20]), have)
 
 
 def _has_moments(d: Description) -> bool:

@@ -6,8 +6,8 @@ squared loss's curvature is at most 2 (1 + D), and gradient descent is stable be
 log loss bends a quarter as much at most, and far less where it is small, hence the larger ``c``.
 
 From there on it is *bold driver* over rounds: the step doubles after each round in which the loss
-fell by more than a tenth, but for the last one, which nothing could repair. Where it rises by more
-than a tenth, the round's work is thrown away and repeated at half the step, and from the first such
+fell by more than 3 %, but for the last one, which nothing could repair. Where it rises by more than
+a tenth, the round's work is thrown away and repeated at half the step, and from the first such
 round on the step no longer grows.
 
 References
@@ -32,7 +32,7 @@ Losses = Mapping[int, tuple[float, float]]
 FIRST: Mapping[Task, float] = {"regression": 1.0, "classification": 16.0}
 """The first step times 1 + D."""
 GROWTH = 2.0
-FALL = 0.9
+FALL = 0.97
 """Times the last loss below which the step grows."""
 RISE = 1.1
 """Times the last loss above which a round is thrown away."""
