@@ -92,6 +92,7 @@ def config(
 ) -> Config:
     return from_dict(
         {
+            "min_rows": 1,
             "num_clients": num_clients,
             "num_server_rounds": rounds,
             "fraction_evaluate": 0.0,

@@ -215,11 +215,11 @@ def _ranks(p: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray
     """Return the pairs of each of S classes and twice those that are won, of the scores as is."""
     pairs, wins = [], []
     for number in range(1 if p.shape[1] == 2 else 0, p.shape[1]):
-        mine = y == number
-        own, others = p[mine, number], np.sort(p[~mine, number])
-        below = others.searchsorted(own, "left"), others.searchsorted(own, "right")
+        column, mine = p[:, number], y == number
+        own, others = column[mine], np.sort(column[~mine])
+        below = others.searchsorted(own, "left") + others.searchsorted(own, "right")
         pairs.append(len(own) * len(others))
-        wins.append(int(below[0].sum() + below[1].sum()))
+        wins.append(int(np.add.reduce(below)))
     return np.array(pairs), np.array(wins)
 
 
