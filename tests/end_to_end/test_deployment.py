@@ -111,6 +111,16 @@ def test_failed_run_exits_with_1(lab: Lab, tmp_path: Path) -> None:
     assert result["status"] == lab.recorded(result["run_id"]).info.status == "FAILED"
 
 
+def test_training_that_diverged_has_failed(lab: Lab, tmp_path: Path) -> None:
+    """The server has no test rows; what the clients tell of their own is enough."""
+    done = lab.fl_app(tmp_path, "dataset=diabetes", "model.learning_rate=100")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "training diverged; lower model.learning_rate (100)" in done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == lab.recorded(result["run_id"]).info.status == "FAILED"
+    assert result["error"].startswith("round 1: ")
+
+
 def test_interrupted_run_is_stopped_at_the_superlink(lab: Lab, tmp_path: Path) -> None:
     """Ctrl-C during the rounds: status 130, the SuperLink has stopped the run, MLflow knows."""
     words = lab.words("experiment=two_lines", "num_server_rounds=500", "seed=130")
