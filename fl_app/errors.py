@@ -25,6 +25,7 @@ import logging
 import re
 
 __all__ = [
+    "ADDRESS",
     "ConfigError",
     "DataError",
     "FederationError",
@@ -45,7 +46,7 @@ _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
 # One URI each: a comma, or what names a value, before the next one separates them.
-_ADDRESS = re.compile(r"""://(?:(?![,:=]\w+://)[^\s"'<>])*""")
+ADDRESS = re.compile(r"""://(?:(?![,:=]\w+://)[^\s"'<>])*""")
 _DATABASE = re.compile(r"(?:postgres(?:ql)?|mysql|mssql)(?:\+\w+)?$")
 # A value of a `uri`, or the beginning of a text, whose scheme was forgotten; perhaps after others.
 _BARE = re.compile(
@@ -82,7 +83,7 @@ def masked(text: str) -> str:
     """
     if "@" in text:
         text = _BARE.sub(rf"\1{_HIDDEN}@", text)
-    return _ADDRESS.sub(_mask, text) if "://" in text else text
+    return ADDRESS.sub(_mask, text) if "://" in text else text
 
 
 def _mask(found: re.Match[str]) -> str:

@@ -25,6 +25,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -488,7 +489,6 @@ def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: 
 
 
 _MUST_AGREE = ("task", "columns", "numeric", "categorical", "targets")
-_KINDS = {True: "texts", False: "numbers"}
 
 
 def _agree(answers: Answers, out: dict[str, str]) -> Answers:
@@ -504,8 +504,9 @@ def _agree(answers: Answers, out: dict[str, str]) -> Answers:
         else:
             same_code.append((node, d))
     for name in _MUST_AGREE:
-        same_code = _majority(same_code, name, out)
-    same_code = _of_one_kind(same_code, out)
+        value_of, wrong = partial(_value, name=name), partial(_other_value, name=name)
+        same_code = _majority(same_code, value_of, wrong, out)
+    same_code = _majority(same_code, _kind, _other_kind, out)
     kept: dict[int, tuple[int, Description]] = {}
     for node, d in same_code:
         if d.partition in kept:
@@ -516,33 +517,46 @@ def _agree(answers: Answers, out: dict[str, str]) -> Answers:
     return list(kept.values())
 
 
-def _of_one_kind(answers: Answers, out: dict[str, str]) -> Answers:
-    """Keep the nodes whose classes are texts, or numbers, as most nodes' are: 1 is not "1"."""
-    kinds = {node: any(isinstance(v, str) for v in d.labels) for node, d in answers if d.labels}
-    if len(set(kinds.values())) < 2:
-        return answers
-    common = Counter(kinds.values()).most_common(1)[0][0]
-    for node, d in answers:
-        if kinds.get(node, common) != common:
-            _sit_out(
-                out,
-                _who(d),
-                f"its classes are {_KINDS[not common]}: most nodes have {_KINDS[common]}; one text "
-                "among a file's labels makes texts of all, unless dataset.classes names numbers",
-            )
-    return [(node, d) for node, d in answers if kinds.get(node, common) == common]
-
-
-def _majority(answers: Answers, name: str, out: dict[str, str]) -> Answers:
-    values = [json.dumps(getattr(d, name)) for _, d in answers]
-    if not values:
-        return []
+def _majority(
+    answers: Answers,
+    value_of: Callable[[Description], str | None],
+    wrong: Callable[[str, str], str],
+    out: dict[str, str],
+) -> Answers:
+    """Keep the nodes with the most common value, and those that tell of none."""
+    values = [value_of(d) for _, d in answers]
     # Counter keeps first-seen order among equals: the lowest partition decides a tie.
-    common = Counter(values).most_common(1)[0][0]
-    for (_, d), value in zip(answers, values, strict=True):
-        if value != common:
-            _sit_out(out, _who(d), f"{name}={value[:80]}: most nodes have {common[:80]}")
-    return [a for a, value in zip(answers, values, strict=True) if value == common]
+    counts = Counter(value for value in values if value is not None)
+    common = counts.most_common(1)[0][0] if counts else None
+    kept: Answers = []
+    for (node, d), value in zip(answers, values, strict=True):
+        if value is None or common is None or value == common:
+            kept.append((node, d))
+        else:
+            _sit_out(out, _who(d), wrong(value, common))
+    return kept
+
+
+def _value(d: Description, name: str) -> str:
+    return json.dumps(getattr(d, name))
+
+
+def _other_value(value: str, common: str, name: str) -> str:
+    return f"{name}={value[:80]}: most nodes have {common[:80]}"
+
+
+def _kind(d: Description) -> str | None:
+    """Return what a node's classes are: 1 is not "1"."""
+    if not d.labels:
+        return None
+    return "texts" if any(isinstance(label, str) for label in d.labels) else "numbers"
+
+
+def _other_kind(kind: str, common: str) -> str:
+    return (
+        f"its classes are {kind}: most nodes have {common}; one text among a file's labels makes "
+        "texts of all, unless dataset.classes names numbers"
+    )
 
 
 def _in_line(answers: Answers, prefix: str, out: dict[str, str]) -> Answers:

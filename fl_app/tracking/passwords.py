@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import re
 
-from fl_app.errors import ConfigError, masked
+from fl_app.errors import ADDRESS, ConfigError, masked
 
 __all__ = ["keep_secrets", "whole"]
 
 _KEPT = "FL_APP_TRACKING_URIS"
 """Names the variable with the whole URIs that this process was given, for those that it starts."""
-_URI = re.compile(r"""\w[\w+.-]*://(?:(?![,:=]\w+://)[^\s"'<>])*""")
+_URI = re.compile(r"\w[\w+.-]*" + ADDRESS.pattern)  # what is masked is what is kept
 _BEHIND = re.compile(r"/*((?:[]},].*)?)")
 
 
