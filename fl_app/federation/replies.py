@@ -161,12 +161,12 @@ def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None
     has_arrays = spec.arrays is not None or spec.check is not None
     problem = _layout_fault(records, has_arrays)
     if problem is None:
-        metrics = items_of(records[wire.METRICS])
+        metrics, measures = items_of(records[wire.METRICS]), wire.measures(message)
         problem = _metrics_fault(metrics, spec)
         if problem is None and rows is not None:
-            problem = _rows_fault(message, rows)
+            problem = _rows_fault(metrics, measures, rows)
         if problem is None and spec.told is not None:
-            problem = spec.told(metrics, wire.measures(message))
+            problem = spec.told(metrics, measures)
     if problem or not has_arrays:
         return problem
     arrays = items_of(records[wire.ARRAYS])
@@ -212,10 +212,11 @@ def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:
 _WEIGHT = {wire.NUM_EXAMPLES}
 
 
-def _rows_fault(message: Message, told: tuple[int, int]) -> str | None:
+def _rows_fault(
+    metrics: Mapping[str, Any], measures: Mapping[str, Any], told: tuple[int, int]
+) -> str | None:
     """Return what is wrong with a reply's weight, held against the handshake's rows."""
-    weight = items_of(records_of(message)[wire.METRICS])[wire.NUM_EXAMPLES]
-    left_out = wire.measures(message).get(wire.LEFT_OUT, 0)
+    weight, left_out = metrics[wire.NUM_EXAMPLES], measures.get(wire.LEFT_OUT, 0)
     if type(left_out) is int and (weight, left_out) == told:
         return None
     said = f"{wire.NUM_EXAMPLES}={weight} and {wire.LEFT_OUT}={str(left_out)[:80]}"
