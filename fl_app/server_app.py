@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid import InMemoryGrid
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
 from numpy.typing import NDArray
 
 from fl_app import wire
@@ -335,9 +335,10 @@ class Run:
             value_names=_value_names(start, features, outputs, roster),
         )
         record = wire.run_record(to_json(shipped), encoding, roster.target_mean)
-        in_process = isinstance(self.grid, InProcessGrid)
+        # Anybody else's grid may wait for replies in a way of its own.
+        flowers = isinstance(self.grid, HttpGrid | InMemoryGrid)
         strategy.start(
-            grid=self.grid if in_process else WatchedGrid(self.grid, strategy.saw),
+            grid=WatchedGrid(self.grid, strategy.saw) if flowers else self.grid,
             initial_arrays=hold(start),
             num_rounds=config.num_server_rounds,
             timeout=self.reply_timeout,

@@ -19,9 +19,9 @@ _SHORTEST, _LONGEST = 0.1, 3.0  # seconds between two looks: Flower's in a simul
 class WatchedGrid(GridView):
     """A grid of Flower's whose exchanges can be watched; all else is the grid's own.
 
-    :meth:`send_and_receive` returns what the grid's would. It looks for replies at least as often:
-    deployed, Flower looks every 3 s, here a look that finds too little costs no more than a tenth
-    of the time so far.
+    :meth:`send_and_receive` returns what the grid's would, and looks for replies at least as often.
+    Deployed, Flower looks every 3 s; here the time between two looks is a tenth of the time so far,
+    from 0.1 s up to these 3.
 
     Parameters
     ----------
