@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid import InMemoryGrid
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
 from numpy.typing import NDArray
 
 from fl_app import wire
@@ -36,6 +36,7 @@ from fl_app.federation.measures import Measures
 from fl_app.federation.privacy import Private, with_privacy
 from fl_app.federation.roster import Roster
 from fl_app.federation.stepping import Stepping
+from fl_app.federation.watched import WatchedGrid
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.launch import Launch, read_launch, read_runtime
@@ -60,11 +61,13 @@ from fl_app.schema import (
 )
 from fl_app.seeding import one_thread
 from fl_app.strategies import start_arrays, strategy_of
-from fl_app.tracking import MlflowTracker, TrackedStrategy, Trackers
+from fl_app.tracking import Events, MlflowTracker, TrackedStrategy, Trackers
 from fl_app.tracking.base import LoggedModel, RunEnd, RunStart, Status, Tracker
 from fl_app.tracking.best import BestRound
 from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK, ConsoleTracker
-from fl_app.tracking.keys import FINAL_LOSSES
+from fl_app.tracking.events import MAX_MODEL_CLIENTS
+from fl_app.tracking.keys import FINAL_LOSSES, client_table
+from fl_app.tracking.recorder import JournalTracker
 from fl_app.tracking.spool import home_dir, npz_bytes
 
 __all__ = ["Run", "app", "federated_of"]
@@ -73,6 +76,7 @@ _NODES_TIMEOUT, _NODES_STABLE, _POLL = 20.0, 0.2, 0.02
 _ONLINE_TIMEOUT, _REMOTE_POLL = 60.0, 0.5
 _REPLY_TIMEOUT = 3600.0
 _MAX_LOSS_ROWS = 50_000  # 600 kB
+_MAX_PICTURED = 2  # features of a model that a picture can show
 
 app = ServerApp()
 log = logging.getLogger("fl_app")
@@ -84,20 +88,39 @@ def main(grid: Grid, context: Context) -> None:
     runtime = _runtime_name(grid)
     prefix = "" if runtime == "inprocess" else LINE_PREFIX
     console = ConsoleTracker(prefix)
-    with _warnings_on(console), one_thread():
+    with _warnings_on(console), one_thread(), Events(runtime) as events:
         if runtime == "deployment":
-            node_ids = wait_for_online(grid, _wait_for(context.run_config), console.say)
+            fewest = _wait_for(context.run_config)
+            node_ids = wait_for_online(grid, fewest, console.say, _counter(events, fewest))
         else:
-            node_ids = wait_for_nodes(grid)
+            wanted = _simulated(context.run_config) if runtime == "simulation" else 0
+            node_ids = wait_for_nodes(grid, _counter(events, wanted))
         launch = _as_it_runs(read_launch(context.run_config, len(node_ids)), runtime)
         console.brief = bool(launch.sweep_id)
-        Run(grid, launch, runtime, console, context.run_id).execute(node_ids)
+        Run(grid, launch, runtime, console, context.run_id, events=events).execute(node_ids)
 
 
-def wait_for_nodes(grid: Grid, timeout: float = _NODES_TIMEOUT) -> list[int]:
+def _counter(events: Events, wanted: int) -> Callable[[int], None]:
+    return lambda online: events.event("nodes", {"online": online, "wanted": wanted})
+
+
+def wait_for_nodes(
+    grid: Grid,
+    see: Callable[[int], None] = lambda online: None,
+    timeout: float = _NODES_TIMEOUT,
+) -> list[int]:
     """Wait until nodes are there and their number stands still.
 
     Flower's simulation registers its nodes one by one while the ServerApp already runs.
+
+    Parameters
+    ----------
+    grid : Grid
+        The federation.
+    see : callable, optional
+        Gets the number of nodes whenever it changes.
+    timeout : float, default 20
+        Seconds to wait for the first one.
 
     Raises
     ------
@@ -108,11 +131,13 @@ def wait_for_nodes(grid: Grid, timeout: float = _NODES_TIMEOUT) -> list[int]:
         return sorted(grid.get_node_ids())
     begin = since = time.monotonic()
     nodes: list[int] = []
+    see(0)
     while not nodes or time.monotonic() - since < _NODES_STABLE:
         time.sleep(_POLL)
         now = sorted(grid.get_node_ids())
         if now != nodes:
             nodes, since = now, time.monotonic()
+            see(len(nodes))
         if not nodes and time.monotonic() - begin > timeout:
             raise FederationError(
                 f"num-supernodes=0: no SuperNode within {timeout:g} s; start SuperNodes, or give a "
@@ -122,9 +147,26 @@ def wait_for_nodes(grid: Grid, timeout: float = _NODES_TIMEOUT) -> list[int]:
 
 
 def wait_for_online(
-    grid: Grid, fewest: int, say: Callable[[str], None], timeout: float = _ONLINE_TIMEOUT
+    grid: Grid,
+    fewest: int,
+    say: Callable[[str], None],
+    see: Callable[[int], None] = lambda online: None,
+    timeout: float = _ONLINE_TIMEOUT,
 ) -> list[int]:
     """Wait until enough SuperNodes of a deployment are online.
+
+    Parameters
+    ----------
+    grid : Grid
+        The federation.
+    fewest : int
+        How many are enough.
+    say : callable
+        Gets a line for the terminal, where there are too few at first.
+    see : callable, optional
+        Gets the number of nodes whenever it changes.
+    timeout : float, default 60
+        Seconds to wait.
 
     Raises
     ------
@@ -133,6 +175,7 @@ def wait_for_online(
     """
     begin = time.monotonic()
     nodes = sorted(grid.get_node_ids())
+    see(len(nodes))
     if len(nodes) < fewest:
         say(f"waiting for {fewest} SuperNodes, {len(nodes)} online")
     while len(nodes) < fewest:
@@ -142,7 +185,9 @@ def wait_for_online(
                 f"{timeout:g} s; start more, or ask for fewer"
             )
         time.sleep(_REMOTE_POLL)
-        nodes = sorted(grid.get_node_ids())
+        before, nodes = len(nodes), sorted(grid.get_node_ids())
+        if len(nodes) != before:
+            see(len(nodes))
     return nodes
 
 
@@ -152,6 +197,12 @@ def _wait_for(run_config: Mapping[str, Any]) -> int:
     # Stock `flwr run` names no runtime: then Flower's connection has decided on it.
     known = runtime if isinstance(runtime, DeploymentConfig) else DeploymentConfig()
     return known.wait_for_nodes
+
+
+def _simulated(run_config: Mapping[str, Any]) -> int:
+    """Return how many nodes our launcher simulates; 0 where `flwr run` alone knows."""
+    text = run_config.get("config-json")
+    return Launch.from_json(str(text)).config.num_clients if text else 0
 
 
 def _runtime_name(grid: Grid) -> str:
@@ -186,6 +237,9 @@ class Run:
         Flower's id of the run.
     observers : sequence of Tracker, default ()
         Further trackers that see the run.
+    events : Events, optional
+        Tells whoever watches, and names the run on this machine; its folder holds the record where
+        there is no other.
     """
 
     grid: Grid
@@ -194,16 +248,22 @@ class Run:
     console: ConsoleTracker
     flwr_run_id: int
     observers: Sequence[Tracker] = ()
+    events: Events | None = None
 
     def __post_init__(self) -> None:
         config = self.launch.config
         self.config = config
         self.objective = objective_of(config)
         self.best = BestRound(self.objective)
-        self.mlflow = _mlflow_tracker(config)
+        events = self.events
+        self.mlflow = _mlflow_tracker(config, "" if events is None else events.name)
         members: list[Tracker] = [self.console, self.best, *self.observers]
         if self.mlflow is not None:
             members.append(self.mlflow)
+        elif events is not None and events.folder is not None:
+            members.append(JournalTracker(events.folder))
+        if events is not None:
+            members.append(events)
         self.trackers = Trackers(*members)
         self.predictor: Predictor | None = None
         self.private: Private | None = None
@@ -217,8 +277,13 @@ class Run:
     def execute(self, node_ids: list[int]) -> None:
         """Run it, and write down how it ended, whatever happens."""
         begin = time.monotonic()
-        self.trackers.start(self._start())
+        if self.runtime != "deployment":
+            self.trackers.event("data", {})
+        start = self._start()
+        if self.mlflow is not None:
+            self.trackers.event("tracking", {})
         try:
+            self.trackers.start(start)
             self._federate(node_ids)
             worse = self.ending.close()
         except BaseException as error:
@@ -238,34 +303,42 @@ class Run:
         # The store's address may hold a password, and folders here mean nothing to a client.
         nowhere = TrackingConfig(name="none")
         shipped = replace(config, tracking=nowhere, output_dir=None, skip_finished=False)
+        self.trackers.event("handshake", {"asked": len(node_ids)})
         roster, encoding = shake_hands(self.grid, node_ids, shipped, self.reply_timeout)
         if test is not None:
             # Here all rows are at hand; a node with a file of its own says it in its own log.
             for line in encoding.strangers(whole_table(config)):
                 log.warning("%s", line)
             test = test.take(encoding.known(test))
-        self.trackers.annotate(self._row_tags(roster, test), {})
+        self._tell_roster(roster, self._row_tags(roster, test))
         self.predictor = Predictor(
             encoding,
             config.model,
             many=config.strategy.name == "local",
             stacked=isinstance(config.strategy, BaseModelsConfig),
         )
+        self.trackers.event("model", {"spec": self.predictor.to_spec()})
         federated = federated_of(config, roster, self.predictor)
         self.ending, inner = federated.ending, federated.strategy
         self.private = inner if isinstance(inner, Private) else None
         features, outputs = encoding.feature_names, encoding.output_names
+        private = config.privacy.name != "none"
+        if self.events is not None:
+            few = len(features) <= _MAX_PICTURED and len(roster) <= MAX_MODEL_CLIENTS
+            self.events.keeps_models = few and not private
         start = start_arrays(config, roster, self.predictor)
         strategy = TrackedStrategy(
             federated,
             self.trackers,
             partitions=roster.partitions,
-            private=config.privacy.name != "none",
+            private=private,
             value_names=_value_names(start, features, outputs, roster),
         )
         record = wire.run_record(to_json(shipped), encoding, roster.target_mean)
+        # Anybody else's grid may wait for replies in a way of its own.
+        flowers = isinstance(self.grid, HttpGrid | InMemoryGrid)
         strategy.start(
-            grid=self.grid,
+            grid=WatchedGrid(self.grid, strategy.saw) if flowers else self.grid,
             initial_arrays=hold(start),
             num_rounds=config.num_server_rounds,
             timeout=self.reply_timeout,
@@ -296,6 +369,17 @@ class Run:
             return MetricRecord(dict(scores))
 
         return evaluate
+
+    def _tell_roster(self, roster: Roster, tags: Mapping[str, str]) -> None:
+        """Say who takes part with how many rows; under differential privacy only how many do."""
+        if self.config.privacy.name != "none":
+            self.trackers.annotate(tags, {})
+            self.trackers.event("roster", {"count": len(roster)})
+            return
+        names = ("partition", "num_examples", "num_validation")
+        rows = [{name: getattr(node, name) for name in names} for node in roster]
+        self.trackers.annotate(tags, {"clients/roster.json": client_table(rows)})
+        self.trackers.event("roster", {"nodes": [list(row.values()) for row in rows]})
 
     def _row_tags(self, roster: Roster, test: Table | None) -> dict[str, str]:
         """Say how many rows are for what, and which of them the seed draws."""
@@ -335,6 +419,7 @@ class Run:
             },
             num_server_rounds=config.num_server_rounds,
             dataset=self._dataset(),
+            output_dir=config.output_dir or "",
         )
 
     def _dataset(self) -> dict[str, str]:
@@ -351,6 +436,7 @@ class Run:
     def _finish(
         self, status: Status, seconds: float, error: str, tags: Mapping[str, str] | None = None
     ) -> None:
+        self.trackers.event("ending", {})
         tags = dict(tags or {})
         last = self.best.last
         if last is not None and status == "FINISHED":
@@ -440,7 +526,9 @@ class Run:
             result["error"] = error
         if self.mlflow is not None:
             result["link"] = self.mlflow.url
-        folder = Path(self.config.output_dir or home_dir() / "runs" / str(self.flwr_run_id))
+        own = None if self.events is None else self.events.folder
+        own = own or home_dir() / "runs" / str(self.flwr_run_id)
+        folder = Path(self.config.output_dir or own)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "result.json.part"
         partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -491,12 +579,14 @@ def federated_of(config: Config, roster: Roster, predictor: Predictor) -> Federa
     )
 
 
-def _mlflow_tracker(config: Config) -> MlflowTracker | None:
+def _mlflow_tracker(config: Config, name: str) -> MlflowTracker | None:
     if not isinstance(config.tracking, MlflowConfig):
         return None
-    name = config.tracking.experiment_name or config.dataset.name
     return MlflowTracker(
-        uri=config.tracking.uri, experiment_name=name, register_as=config.tracking.register_as
+        uri=config.tracking.uri,
+        experiment_name=config.tracking.experiment_name or config.dataset.name,
+        register_as=config.tracking.register_as,
+        name=name,
     )
 
 

@@ -98,6 +98,8 @@ class Federated(Strategy):
     ----------
     accepted : frozenset of int
         Node ids whose replies were used in the last exchange.
+    dropped : dict of int to str
+        The reason for each partition that was asked and whose reply was not used, or did not come.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Federated(Strategy):
         self.ending, self.stepping = ending or Ending(), stepping
         self.strategy, self.roster, self.participation = strategy, roster, participation
         self.accepted: frozenset[int] = frozenset()
+        self.dropped: dict[int, str] = {}
         self._particular = strategy if isinstance(strategy, Particular) else None
         # Flower's QFedAvg names a further metric that it weighs clients by.
         own = getattr(strategy, "train_loss_key", None)
@@ -177,7 +180,7 @@ class Federated(Strategy):
         where, replies = f"round {server_round}, train", list(replies)
         rows = {n.partition: (n.num_examples, n.left_out) for n in self._asked.values()}
         usable, dropped = accept(replies, self._asked, self._spec, where, self._sent, rows)
-        self.accepted = frozenset(m.metadata.src_node_id for m in usable)
+        self.accepted, self.dropped = frozenset(m.metadata.src_node_id for m in usable), dropped
         lost = self._overflowed(replies) & dropped.keys() if dropped else set()
         if len(usable) + len(lost) < self.participation.min_replies:
             raise FederationError(self._shortfall(server_round, len(usable), dropped))
@@ -223,7 +226,7 @@ class Federated(Strategy):
         rows = {
             n.partition: (n.num_validation, n.left_out_validation) for n in self._asked.values()
         }
-        usable, _ = accept(replies, self._asked, self._spec, where, self._sent, rows)
+        usable, self.dropped = accept(replies, self._asked, self._spec, where, self._sent, rows)
         self.accepted = frozenset(m.metadata.src_node_id for m in usable)
         if not usable:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fl_app.launch import Launch
-from fl_app.runtimes.base import RunResult
+from fl_app.runtimes.base import RunResult, result_written
 
 __all__ = ["RunResult", "run"]
 
@@ -25,8 +25,13 @@ def run(launch: Launch) -> RunResult:
     InputError
         For what can be found before the run starts.
     FlAppError
-        If the run did not finish.
+        If the run did not finish; then ``result.json`` says why.
     """
+    with result_written(launch.config.output_dir or ""):
+        return _run(launch)
+
+
+def _run(launch: Launch) -> RunResult:
     # One runtime is imported, not all, and the simulation's with little more: it starts Flower
     # first, which takes seconds, and imports the rest meanwhile.
     if launch.config.runtime.name == "simulation":

@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_app.errors import ConfigError, RunError
+from fl_app.errors import ConfigError, InputError, RunError, one_line
 from fl_app.schema import ray_head
 
-__all__ = ["RunResult", "check_ray", "read_result", "write_result"]
+__all__ = [
+    "RunResult",
+    "RunStoppedError",
+    "check_ray",
+    "end_of",
+    "read_result",
+    "result_written",
+    "write_result",
+]
 
 _CONNECT_SECONDS = 5.0
+
+
+class RunStoppedError(RunError):
+    """A run that somebody stopped."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,51 @@ def write_result(output_dir: str, result: Mapping[str, Any]) -> None:
     partial = path.with_name("result.json.part")
     partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
+
+
+def end_of(error: BaseException) -> tuple[str, str]:
+    """Return the status and the reason of a run that an exception ended."""
+    if isinstance(error, RunStoppedError):
+        return "KILLED", str(error)
+    if isinstance(error, Exception):
+        return "FAILED", one_line(error)
+    return "KILLED", "interrupted"
+
+
+@contextmanager
+def result_written(output_dir: str) -> Iterator[None]:
+    """Write ``result.json`` of a run that ends with an exception before it wrote one.
+
+    For a mistake of the user's nothing is written: nothing ran.
+
+    Parameters
+    ----------
+    output_dir : str
+        The run's folder.
+    """
+    path, begin = Path(output_dir) / "result.json", time.monotonic()
+    before = _version(path)
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if _version(path) == before:
+            status, reason = end_of(error)
+            result = RunResult(None, status, {}, None, round(time.monotonic() - begin, 3), reason)
+            with suppress(OSError):  # the error is what has to be said
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_result(output_dir, vars(result))
+        raise
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Tell one file of this name from another."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def check_ray(address: str) -> None:

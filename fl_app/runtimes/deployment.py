@@ -26,9 +26,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from fl_app.errors import ConfigError, InputError, RunError, masked, one_line, printable
+from fl_app.errors import ConfigError, InputError, RunError, masked, printable
 from fl_app.launch import NO_PASSWORD, Launch, handed_over
-from fl_app.runtimes.base import RunResult, write_result
+from fl_app.runtimes.base import RunResult, end_of, write_result
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.submit import Outcome, read_connection, submit
 from fl_app.runtimes.superlink import signals_unwind
@@ -94,9 +94,7 @@ def _follow(launch: Launch, link: _Link, superlink: str, log: _Log, output_dir: 
         with signals_unwind(), app_dir() as folder, handed as text:
             return submit(folder, superlink, run_config={"config-json": text}, on_line=log)
     except BaseException as error:
-        failed = isinstance(error, Exception)
-        reason = one_line(error) if failed else "interrupted"
-        write_result(output_dir, log.result("FAILED" if failed else "KILLED", reason))
+        write_result(output_dir, log.result(*end_of(error)))
         raise
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from fl_app.errors import InputError, RunError, printable
 from fl_app.launch import Launch, handed_over
-from fl_app.runtimes.base import RunResult, check_ray, read_result
+from fl_app.runtimes.base import RunResult, RunStoppedError, check_ray, read_result
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.submit import Outcome, submit
 from fl_app.runtimes.superlink import PrivateSuperLink, signals_unwind
@@ -129,7 +129,8 @@ def _show(line: str) -> None:
 def _end(outcome: Outcome, output_dir: str) -> RunResult:
     if outcome.status != "completed":
         details = " ".join(outcome.details.split())
-        raise RunError(f"the run {outcome.status}: {details or 'Flower gave no reason'}")
+        kind = RunStoppedError if outcome.status == "stopped" else RunError
+        raise kind(f"the run {outcome.status}: {details or 'Flower gave no reason'}")
     result = read_result(output_dir)
     if result.status != "FINISHED":
         raise RunError(f"the run ended {result.status}: {result.error}")

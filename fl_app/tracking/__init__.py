@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fl_app.tracking.base import (
+        Asked,
         ClientRecord,
         LoggedModel,
         NullTracker,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         RunStart,
         Tracker,
     )
+    from fl_app.tracking.events import Events
     from fl_app.tracking.mlflow import MlflowTracker, replay
     from fl_app.tracking.sender import Replay
     from fl_app.tracking.store import check_uri
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from fl_app.tracking.trackers import Trackers
 
 __all__ = [
+    "Asked",
     "ClientRecord",
+    "Events",
     "LoggedModel",
     "MlflowTracker",
     "NullTracker",
@@ -41,6 +45,7 @@ __all__ = [
 
 # Whoever needs the paths of this package alone, as a launcher does, need not import Flower too.
 _HOMES = {
+    "Events": "events",
     "MlflowTracker": "mlflow",
     "replay": "mlflow",
     "Replay": "sender",

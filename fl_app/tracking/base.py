@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Asked",
     "ClientRecord",
     "LoggedModel",
     "NullTracker",
@@ -46,6 +47,8 @@ class RunStart:
     dataset : mapping of str to str
         What the run learns from, for the tracker's list of inputs: ``name``, ``digest``,
         ``source``; empty where nobody knows.
+    output_dir : str
+        Folder of the run's ``result.json``; empty where there is none on this machine.
     """
 
     name: str = ""
@@ -54,6 +57,24 @@ class RunStart:
     texts: Mapping[str, str] = field(default_factory=dict)
     num_server_rounds: int = 0
     dataset: Mapping[str, str] = field(default_factory=dict)
+    output_dir: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who was asked in one exchange, and who failed.
+
+    Parameters
+    ----------
+    partitions : sequence of int
+        Partitions of the clients that were asked, sorted.
+    failed : mapping of int to str
+        The reason, one printable line of at most 300 characters, for each of them whose reply was
+        not used or did not come.
+    """
+
+    partitions: Sequence[int] = ()
+    failed: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,8 @@ class RoundRecord:
         Aggregated client metrics of training and evaluation, and the server's own.
     train_clients, evaluate_clients : sequence of ClientRecord
         Accepted replies in order of partition.
+    train_asked, evaluate_asked : Asked
+        Who was asked to train and to evaluate, and who failed; empty where no client may be shown.
     aggregate : mapping of str to ndarray or None
         What the strategy's aggregation returned in this round, None where it returned nothing (then
         ``arrays`` are those of the round before).
@@ -125,6 +148,8 @@ class RoundRecord:
     server: Mapping[str, float] = field(default_factory=dict)
     train_clients: Sequence[ClientRecord] = ()
     evaluate_clients: Sequence[ClientRecord] = ()
+    train_asked: Asked = Asked()
+    evaluate_asked: Asked = Asked()
     aggregate: Arrays | None = None
     num_clients: int = 0
     rule: str = ""
@@ -193,6 +218,17 @@ class Tracker(Protocol):
     way (data digest, roster), ``record`` once a round from 0 on, ``finish`` once. A tracker may say
     in an attribute ``started`` that its ``start`` was called: then
     :class:`fl_app.tracking.TrackedStrategy` leaves ``start`` and ``finish`` to whoever did.
+
+    Two more things a tracker may have, and does without where it does not:
+
+    - ``event(kind, facts)`` sees what happens between rounds. From TrackedStrategy: ``asked``
+      (``round``, ``exchange``: ``train`` or ``evaluate``, ``clients``: partitions), ``reply``
+      (``round``, ``exchange``, ``client``) and ``replied`` (``round``, ``exchange``, ``clients``,
+      ``failed``: partition -> reason). Where no client may be shown there is ``count`` in the
+      place of ``clients`` and ``client``, and ``failed_count`` in that of ``failed``.
+    - a true ``keeps_models`` and ``see_models(server_round, models)`` get the arrays that each
+      accepted client sent in training, partition -> arrays, before the round's ``record``; never
+      where no client may be shown.
     """
 
     def start(self, run: RunStart) -> None:

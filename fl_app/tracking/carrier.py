@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from fl_app.errors import FlAppError, one_line
 from fl_app.tracking.keys import KeyBook, artifact_path, client_table
-from fl_app.tracking.spool import Spool
+from fl_app.tracking.spool import Spool, share
 
 __all__ = [
     "MAX_REASON",
@@ -308,6 +307,8 @@ class Carrier:
             if texts or long_texts:
                 self._store.log_files(run, outbox)
                 self._pace.rest()
+        for path in (path for path, text in texts.items() if _is_table(text)):
+            self._store.log_table(run, path)
 
     def _send_rounds(self, run: Run, lines: Sequence[Mapping[str, Any]], offset: int) -> None:
         self._store.log(run, metrics=[m for line in lines for m in _metrics(line)])
@@ -430,10 +431,7 @@ def _put_text(outbox: Path, path: str, text: str) -> None:
 
 def _put_file(folder: Path, file: Path) -> None:
     folder.mkdir(exist_ok=True)
-    try:
-        os.link(file, folder / file.name)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, folder / file.name)
+    share(file, folder / file.name)
 
 
 def _is_table(text: str) -> bool:

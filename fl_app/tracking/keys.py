@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fl_app.models.metrics import FEWEST_ROWS, HIGHER_IS_BETTER
-from fl_app.tracking.base import Arrays, ClientRecord, RoundRecord, flat_norm
+from fl_app.tracking.base import Arrays, Asked, ClientRecord, RoundRecord, flat_norm
 
 __all__ = [
     "FINAL_LOSSES",
@@ -302,10 +302,12 @@ def aggregation_text(record: RoundRecord) -> str:
     -------
     str
         ``{"server_round", "rule", "num_examples", "clients": [{"partition", "num_examples",
-        "weight", "arrays"}], "aggregate"}``. ``weight`` is n_k/N. ``arrays`` and ``aggregate`` are
-        nested lists up to 32 values in all, ``{"norm": ...}`` beyond, null where there are none.
-        Where no client may be shown, ``clients`` is empty and ``num_examples`` null. A number that
-        is not finite is null.
+        "weight", "arrays"}], "aggregate", "asked", "failed", "evaluate": {"asked", "failed"}}``.
+        ``weight`` is n_k/N. ``arrays`` and ``aggregate`` are nested lists up to 32 values in all,
+        ``{"norm": ...}`` beyond, null where there are none. ``asked`` are partitions, ``failed``
+        the reason by partition, of training and of evaluation; each is left out where nobody was
+        asked. Where no client may be shown, ``clients`` is empty, ``num_examples`` null, and these
+        are left out. A number that is not finite is null.
     """
     total = sum(client.num_examples for client in record.train_clients)
     clients = [
@@ -328,7 +330,18 @@ def aggregation_text(record: RoundRecord) -> str:
     }
     lines = ",\n  ".join(_line(client) for client in clients)
     shown = _line(_shown(aggregate if small else None, norm))
-    return f'{_line(head)[:-1]},\n "clients": [\n  {lines}\n ],\n "aggregate": {shown}}}\n'
+    text = f'{_line(head)[:-1]},\n "clients": [\n  {lines}\n ],\n "aggregate": {shown}'
+    tail = _asked(record.train_asked)
+    if evaluate := _asked(record.evaluate_asked):
+        tail["evaluate"] = evaluate
+    return f"{text},\n {_line(tail)[1:]}\n" if tail else f"{text}}}\n"
+
+
+def _asked(asked: Asked) -> dict[str, Any]:
+    if not asked.partitions:
+        return {}
+    failed = {str(partition): reason for partition, reason in asked.failed.items()}
+    return {"asked": list(asked.partitions), "failed": failed}
 
 
 def _line(value: Any) -> str:

@@ -13,27 +13,18 @@ MLflow, tracking: https://mlflow.org/docs/latest/ml/tracking/
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fl_app.errors import ConfigError, FlAppError
-from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.carrier import Pace, Run
-from fl_app.tracking.keys import (
-    MAX_SHOWN_CLIENTS,
-    KeyBook,
-    aggregation_text,
-    array_metrics,
-    client_rows,
-    round_metrics,
-    update_norm,
-)
 from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, quiet
 from fl_app.tracking.passwords import whole
+from fl_app.tracking.recorder import Recorder, now_ms
 from fl_app.tracking.sender import Replay, Sender, replay_spools
 from fl_app.tracking.spool import Spool, home_dir
 from fl_app.tracking.store import (
@@ -77,6 +68,9 @@ class MlflowTracker:
         alias ``champion``.
     home : path, optional
         Where the spool is, and the default store; by default ``FL_APP_HOME``, else ``~/.fl_app``.
+    name : str, optional
+        Name of the next run on this machine, as :func:`~fl_app.tracking.spool.new_name` gives it;
+        by default a new one for each run.
 
     Raises
     ------
@@ -108,7 +102,9 @@ class MlflowTracker:
         tags: Mapping[str, str] | None = None,
         register_as: str | None = None,
         home: str | Path | None = None,
+        name: str = "",
     ) -> None:
+        self._name = name
         self.home = _usable(home_dir(home))
         from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
         field = "MLFLOW_TRACKING_URI" if from_env else "tracking.uri"
@@ -123,9 +119,7 @@ class MlflowTracker:
         self._store = MlflowStore(self.uri, self.home)
         self._spool: Spool | None = None
         self._sender: Sender | None = None
-        self._names, self._infinite = KeyBook(), set[str]()
-        self._clients: set[int] = set()
-        self._previous: Arrays = {}
+        self._recorder: Recorder | None = None
 
     # ------------------------------------------------------------ what a caller may ask
 
@@ -167,22 +161,20 @@ class MlflowTracker:
         """
         if self._spool is not None:
             raise FlAppError("this tracker was started before and is not finished")
-        given = RunStart(
-            self.run_name or run.name,
-            {**run.params, **self.params},
-            {**run.tags, **self.tags},
-            run.texts,
-            run.num_server_rounds,
-            run.dataset,
+        given = replace(
+            run,
+            name=self.run_name or run.name,
+            params={**run.params, **self.params},
+            tags={**run.tags, **self.tags},
         )
         target = {
             "uri": masked(self.uri),
             "experiment": self.experiment_name,
             "register_as": self.register_as,
         }
-        self._spool = Spool.create(self.home, target, given, _now_ms())
-        self._names, self._infinite = KeyBook(), set()
-        self._clients, self._previous = set(), {}
+        name, self._name = self._name, ""
+        self._spool = Spool.create(self.home, target, given, now_ms(), name)
+        self._recorder = Recorder(self._spool)
         self._sender = Sender(self._spool, self._store, self._tidy, quiet)
         with quiet():
             # Here and not in the sender: while two threads import, either can find half a module.
@@ -196,25 +188,14 @@ class MlflowTracker:
 
     def record(self, record: RoundRecord) -> None:
         """Keep a round; it is on the disk when this returns."""
-        spool = self._running()
-        metrics = self._metrics(record)
-        texts = dict(record.texts)
-        if record.server_round:
-            path = f"aggregation/round_{record.server_round:04d}.json"
-            texts[path] = aggregation_text(record)
-        line = {
-            "server_round": record.server_round,
-            "timestamp_ms": record.timestamp_ms or _now_ms(),
-            "metrics": metrics,
-            "texts": texts,
-            "clients": client_rows(record.server_round, record.evaluate_clients),
-        }
-        spool.add_round(line, record.arrays)
+        self._running()
+        assert self._recorder is not None
+        self._recorder.record(record)
 
     def finish(self, end: RunEnd) -> None:
         """Keep the end, and wait until MLflow has all or has not answered for about 10 s."""
         spool, sender = self._running(), self._sender
-        end_ms = _now_ms()
+        end_ms = now_ms()
         try:
             spool.add_end(end, end_ms)
         finally:
@@ -237,27 +218,6 @@ class MlflowTracker:
         if self._spool is None:
             raise FlAppError("this tracker was not started")
         return self._spool
-
-    def _metrics(self, record: RoundRecord) -> dict[str, float]:
-        """Return a round's metrics under their final keys."""
-        for clients in (record.train_clients, record.evaluate_clients):
-            self._clients.update(client.partition for client in clients)
-        many = max(len(self._clients), record.num_clients) > MAX_SHOWN_CLIENTS
-        metrics = round_metrics(record, many) | array_metrics(record.arrays, record.value_names)
-        if record.server_round:
-            metrics["model/update_norm"] = update_norm(record.arrays, self._previous)
-        self._previous = record.arrays
-        named = self._names(metrics)
-        infinite = [key for key, value in named.items() if math.isinf(value)]
-        if infinite:
-            self._note_infinite(infinite)
-            named |= dict.fromkeys(infinite, math.nan)
-        return named
-
-    def _note_infinite(self, keys: Sequence[str]) -> None:
-        if not self._infinite.issuperset(keys):
-            self._infinite.update(keys)
-            self._running().add_note({"infinite_metrics": ", ".join(sorted(self._infinite))}, {})
 
     def _tidy(self, pace: Pace) -> None:
         """Send what others left behind, and close runs whose process is gone."""
@@ -297,10 +257,6 @@ def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:
     instead = None if uri is None else check_uri(uri, "uri")
     with quiet():
         return replay_spools(folder, lambda meant: MlflowStore(instead or whole(meant), folder))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _usable(home: Path) -> Path:

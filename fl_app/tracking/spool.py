@@ -15,7 +15,10 @@ a reader finds whole rounds, and at most one torn last line that was never ackno
 ``lock``                         held by the process that writes or sends
 ================================ ================================================================
 
-A spool belongs to whoever holds its lock: the run while it lives, then whoever replays it.
+A spool belongs to whoever holds its lock: the run while it lives, then whoever replays it. Once all
+of it was sent, what does not hold arrays stays for a while in ``FL_APP_HOME/runs/<run>/``, which a
+page may read while the run goes on (:mod:`fl_app.tracking.events`). A file is in one of the two
+folders or in both; its bytes, and so a reader's offset, are the same.
 
 References
 ----------
@@ -47,15 +50,24 @@ from fl_app.errors import FlAppError
 from fl_app.tracking.base import Arrays, LoggedModel, RunEnd, RunStart
 
 __all__ = [
+    "Journal",
     "Process",
     "Spool",
+    "append",
     "home_dir",
+    "json_line",
+    "new_name",
+    "npz_bytes",
     "read_lines",
     "read_npz",
+    "run_folder",
+    "share",
+    "write",
     "write_npz",
 ]
 
 _STALE_SECONDS = 3600.0
+_KEPT = ("rounds.jsonl", "notes.jsonl", "end.json", "sent.json", "run.json")
 
 
 def home_dir(home: str | Path | None = None) -> Path:
@@ -73,6 +85,31 @@ def home_dir(home: str | Path | None = None) -> Path:
     """
     given = home or os.environ.get("FL_APP_HOME") or "~/.fl_app"
     return Path(given).expanduser().absolute()
+
+
+def new_name(start_ms: int) -> str:
+    """Return a name for a run on this machine: names are in the order of their starts.
+
+    Parameters
+    ----------
+    start_ms : int
+        Unix time in milliseconds.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(start_ms / 1000))
+    return f"{stamp}-{secrets.token_hex(4)}"
+
+
+def run_folder(home: Path, name: str) -> Path:
+    """Make the folder in which a run's record stays; only its owner reads it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
+    folder = home / "runs" / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -99,7 +136,10 @@ class Process:
         return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()))
 
     def is_gone(self) -> bool:
-        """Return whether the process is known to have ended; False where that cannot be known."""
+        """Return whether the process is known to have ended; False where that cannot be known.
+
+        One that has ended and that its parent did not ask for yet (a zombie) is gone.
+        """
         if self.host != socket.gethostname() or not self.started:
             return False
         return _start_of(self.pid) != self.started
@@ -111,12 +151,73 @@ def _start_of(pid: int) -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         # The name of the program stands in parentheses and may hold anything.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in ("Z", "X"):
+            return ""
         return f"{boot[:8]}-{os.readlink('/proc/self/ns/pid')[5:-1]}-{fields[19]}"
     except (OSError, IndexError):
         return ""
 
 
-class Spool:
+class Journal:
+    """The record of one run in a folder, without arrays and without promises about a crash.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
+
+    _sync = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, target: Mapping[str, Any], run: RunStart, start_ms: int) -> None:
+        """Keep the start; the parameters are those of :meth:`Spool.create`."""
+        start = {
+            "target": dict(target),
+            "start_ms": start_ms,
+            "process": asdict(Process.current()),
+            "run": asdict(run),
+        }
+        write(self.path / "run.json", json.dumps(start).encode(), self._sync)
+        (self.path / "rounds.jsonl").touch()
+        (self.path / "notes.jsonl").touch()
+
+    def add_round(self, line: Mapping[str, Any], arrays: Arrays | None) -> None:
+        """Keep a round.
+
+        Parameters
+        ----------
+        line : mapping
+            JSON-ready; NaN is kept. Holds ``server_round``.
+        arrays : mapping of str to ndarray or None
+            Global arrays; here they are left out.
+        """
+        append(self.path / "rounds.jsonl", json_line(line), self._sync)
+
+    def add_note(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Keep tags and texts that were learnt after the start."""
+        note = {"tags": dict(tags), "texts": dict(texts)}
+        append(self.path / "notes.jsonl", json_line(note), self._sync)
+
+    def add_end(self, end: RunEnd, end_ms: int) -> None:
+        """Keep the end, without its models and files."""
+        self._write_end(end, end_ms, [])
+
+    def _write_end(self, end: RunEnd, end_ms: int, models: list[dict[str, Any]]) -> None:
+        summary = {
+            "status": end.status,
+            "error": end.error,
+            "tags": dict(end.tags),
+            "texts": dict(end.texts),
+            "end_ms": end_ms,
+            "models": models,
+        }
+        write(self.path / "end.json", json.dumps(summary).encode(), self._sync)
+
+
+class Spool(Journal):
     """One run's journal, held by this object.
 
     Made by :meth:`create` or :meth:`claim`; ended by :meth:`release` or :meth:`remove`.
@@ -129,12 +230,21 @@ class Spool:
         Its lock, held.
     """
 
+    _sync = True
+
     def __init__(self, path: Path, lock: FileLock) -> None:
-        self.path = path
+        super().__init__(path)
         self._lock = lock
 
     @classmethod
-    def create(cls, home: Path, target: Mapping[str, Any], run: RunStart, start_ms: int) -> Spool:
+    def create(
+        cls,
+        home: Path,
+        target: Mapping[str, Any],
+        run: RunStart,
+        start_ms: int,
+        name: str = "",
+    ) -> Spool:
         """Begin the journal of a run.
 
         Parameters
@@ -147,6 +257,8 @@ class Spool:
             The run's start.
         start_ms : int
             Its Unix time in milliseconds.
+        name : str, optional
+            The run's name on this machine; by default a new one.
 
         Returns
         -------
@@ -155,7 +267,7 @@ class Spool:
         """
         folder = home / "spool"
         folder.mkdir(parents=True, exist_ok=True)
-        name = time.strftime("%Y%m%d-%H%M%S-", time.gmtime(start_ms / 1000)) + secrets.token_hex(4)
+        name = name or new_name(start_ms)
         # Hidden until the lock is held and the start is written: a spool is whole or not there.
         hidden = folder / f".{name}"
         hidden.mkdir(mode=0o700)
@@ -163,15 +275,7 @@ class Spool:
         (hidden / "models").mkdir()
         lock = _lock(hidden)
         lock.acquire(timeout=0)
-        start = {
-            "target": dict(target),
-            "start_ms": start_ms,
-            "process": asdict(Process.current()),
-            "run": asdict(run),
-        }
-        _write(hidden / "run.json", json.dumps(start).encode())
-        (hidden / "rounds.jsonl").touch()
-        (hidden / "notes.jsonl").touch()
+        cls(hidden, lock).begin(target, run, start_ms)
         _sync_dir(hidden)
         hidden.rename(folder / name)
         _sync_dir(folder)
@@ -224,22 +328,10 @@ class Spool:
     # ------------------------------------------------------------ writing
 
     def add_round(self, line: Mapping[str, Any], arrays: Arrays | None) -> None:
-        """Keep a round: first its arrays, then the line that makes it count.
-
-        Parameters
-        ----------
-        line : mapping
-            JSON-ready; NaN is kept. Holds ``server_round``.
-        arrays : mapping of str to ndarray or None
-            Global arrays; None to keep none.
-        """
+        """Keep a round: first its arrays, if any, then the line that makes it count."""
         if arrays is not None:
             write_npz(self.weights(line["server_round"]), arrays)
-        _append(self.path / "rounds.jsonl", line)
-
-    def add_note(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
-        """Keep tags and texts that were learnt after the start."""
-        _append(self.path / "notes.jsonl", {"tags": dict(tags), "texts": dict(texts)})
+        super().add_round(line, arrays)
 
     def add_end(self, end: RunEnd, end_ms: int) -> None:
         """Keep the end: first its models and files, then the file that makes it count."""
@@ -247,27 +339,19 @@ class Spool:
         for path, content in end.files.items():
             file = self.files / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, content)
-        summary = {
-            "status": end.status,
-            "error": end.error,
-            "tags": dict(end.tags),
-            "texts": dict(end.texts),
-            "end_ms": end_ms,
-            "models": models,
-        }
-        _write(self.path / "end.json", json.dumps(summary).encode())
+            write(file, content)
+        self._write_end(end, end_ms, models)
         _sync_dir(self.path)
 
     def _add_model(self, model: LoggedModel) -> dict[str, Any]:
         write_npz(self.path / "models" / f"{model.name}.npz", model.arrays)
         spec = json.dumps(dict(model.spec), default=_plain)
-        _write(self.path / "models" / f"{model.name}.json", spec.encode())
+        write(self.path / "models" / f"{model.name}.json", spec.encode())
         return {"name": model.name, "server_round": model.server_round}
 
     def mark_sent(self, sent: Mapping[str, Any]) -> None:
         """Keep how far sending got. What it forgets is sent again, which does no harm."""
-        _write(self.path / "sent.json", json.dumps(dict(sent)).encode(), sync=False)
+        write(self.path / "sent.json", json.dumps(dict(sent)).encode(), sync=False)
 
     # ------------------------------------------------------------ reading
 
@@ -316,7 +400,13 @@ class Spool:
         self._lock.release()
 
     def remove(self) -> None:
-        """Remove the spool: everything in it was sent."""
+        """Remove the spool: everything in it was sent. Its record stays in ``runs/``, if it can."""
+        with contextlib.suppress(OSError):
+            folder = run_folder(self.path.parents[1], self.name)
+            # Linked, not moved: until the spool goes as a whole it can be sent again.
+            for file in (self.path / name for name in _KEPT):
+                if file.exists():
+                    share(file, folder / file.name)
         gone = self.path.with_name(f".gone-{self.name}")
         with contextlib.suppress(OSError):
             self.path.rename(gone)
@@ -380,7 +470,7 @@ def write_npz(path: Path, arrays: Arrays) -> None:
     ValueError
         For an array of Python objects.
     """
-    _write(path, npz_bytes(arrays))
+    write(path, npz_bytes(arrays))
 
 
 def npz_bytes(arrays: Arrays) -> memoryview:
@@ -418,17 +508,32 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         return dict(arrays)
 
 
-def _append(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one line; a line that could not be written whole leaves nothing behind."""
-    line = json.dumps(dict(content), default=_plain).encode() + b"\n"
+def append(path: Path, lines: bytes, sync: bool = True) -> None:
+    """Append whole lines; what could not be written whole leaves nothing behind.
+
+    Parameters
+    ----------
+    path : Path
+        The file; made where it does not exist, for its owner alone.
+    lines : bytes
+        They end with a line's end.
+    sync : bool, default True
+        Whether they are on the disk when this returns, whatever the machine does next.
+
+    Raises
+    ------
+    OSError, FlAppError
+        If they could not be written.
+    """
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size = os.fstat(file).st_size
         try:
-            written = os.write(file, line)
-            if written < len(line):
-                raise FlAppError(f"{path}: only {written} of {len(line)} bytes were written")
-            os.fsync(file)
+            written = os.write(file, lines)
+            if written < len(lines):
+                raise FlAppError(f"{path}: only {written} of {len(lines)} bytes were written")
+            if sync:
+                os.fsync(file)
         except (OSError, FlAppError):
             os.ftruncate(file, size)
             raise
@@ -436,7 +541,12 @@ def _append(path: Path, content: Mapping[str, Any]) -> None:
         os.close(file)
 
 
-def _write(path: Path, content: bytes | memoryview, sync: bool = True) -> None:
+def json_line(content: Mapping[str, Any]) -> bytes:
+    """Return an object as a line of JSON, NumPy's values as JSON's."""
+    return json.dumps(dict(content), default=_plain).encode() + b"\n"
+
+
+def write(path: Path, content: bytes | memoryview, sync: bool = True) -> None:
     """Write a file that is whole or not there.
 
     The new name itself is not synced: what is written next and makes the file count (a line, an
@@ -450,6 +560,15 @@ def _write(path: Path, content: bytes | memoryview, sync: bool = True) -> None:
             file.flush()
             os.fsync(file.fileno())
     part.rename(path)
+
+
+def share(file: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no hard links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _sync_dir(path: Path) -> None:

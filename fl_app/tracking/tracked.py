@@ -21,13 +21,16 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fl_app.errors import one_line
+from fl_app.errors import one_line, printable
 from fl_app.held import HeldArray, is_kind, items_of, read, records_of
 from fl_app.tracking.base import (
+    Arrays,
+    Asked,
     ClientRecord,
     RoundRecord,
     RunEnd,
@@ -41,6 +44,9 @@ from fl_app.tracking.trackers import Guard
 __all__ = ["TrackedStrategy", "content_bytes"]
 
 _LOG = logging.getLogger("fl_app")
+_MAX_REASON = 300
+_MAX_NAMED = 100
+"""Clients of an exchange up to which each reply is told of by itself."""
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -55,10 +61,12 @@ class TrackedStrategy(Strategy):
     strategy : Strategy
         The strategy to observe. Where it (or a strategy inside it, found through attributes named
         ``strategy``) has them, these are used: ``accepted``, the node ids whose replies counted in
-        the last exchange; ``round_metrics(server_round)``, metrics of its own under their full
-        key; ``round_texts(server_round)``, text artifacts; ``weighted_by_key``, the weight's name.
+        the last exchange; ``dropped``, partition -> reason for the others;
+        ``round_metrics(server_round)``, metrics of its own under their full key;
+        ``round_texts(server_round)``, text artifacts; ``weighted_by_key``, the weight's name.
         Without ``accepted`` a client is any reply without error that holds one MetricRecord (and
-        one ArrayRecord in training).
+        one ArrayRecord in training); without ``dropped`` the reason is the reply's error, or that
+        none came in time.
     tracker : Tracker
         Sees the run; several are joined by :class:`fl_app.tracking.Trackers`.
     partitions : mapping of int to int, optional
@@ -69,7 +77,7 @@ class TrackedStrategy(Strategy):
         needed.
     private : bool, default False
         Whether clients are protected (differential privacy): then no client is recorded, neither
-        its arrays and their norm nor its metrics, only how many replied.
+        its arrays and their norm nor its metrics, only how many were asked and replied.
     rule : str, optional
         Name of the aggregation; by default the class name of the innermost strategy.
 
@@ -167,9 +175,14 @@ class TrackedStrategy(Strategy):
         """Delegate, and note the replies and what became of them."""
         replies = list(replies)
         # Read first: a strategy may empty the replies that it aggregates (FedMedian does).
-        seen = self._guard(self._read_replies, replies, True)
-        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
-        self._guard(self._note_replies, seen, self._round.train, metrics)
+        exchange = self._round.train
+        seen = self._guard(self._read_replies, replies, exchange)
+        try:
+            arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        except Exception:  # too few replies, perhaps: who failed is why
+            self._guard(self._note_replies, seen, exchange, None)
+            raise
+        self._guard(self._note_replies, seen, exchange, metrics)
         self._round.aggregate = arrays
         return arrays, metrics
 
@@ -186,14 +199,25 @@ class TrackedStrategy(Strategy):
     ) -> MetricRecord | None:
         """Delegate, and note the replies and what became of them."""
         replies = list(replies)
-        seen = self._guard(self._read_replies, replies, False)
+        exchange = self._round.evaluate
+        seen = self._guard(self._read_replies, replies, exchange)
         metrics = self.strategy.aggregate_evaluate(server_round, replies)
-        self._guard(self._note_replies, seen, self._round.evaluate, metrics)
+        self._guard(self._note_replies, seen, exchange, metrics)
         return metrics
 
     def summary(self) -> None:
         """Log the wrapped strategy's summary."""
         self.strategy.summary()
+
+    def saw(self, replies: Sequence[Message]) -> None:
+        """Tell the tracker of replies to an exchange that is not over; for a grid that sees them.
+
+        Parameters
+        ----------
+        replies : sequence of Message
+            Those that came together.
+        """
+        self._guard(self._note_arrivals, replies)
 
     # ------------------------------------------------------------ observation
 
@@ -201,6 +225,7 @@ class TrackedStrategy(Strategy):
         self._bytes_up = self._bytes_down = 0
         self._numbers = _Numbers(self.partitions)
         self._round = _Round(0)
+        self._exchange: _Exchange | None = None
         self._round_began = time.perf_counter()
 
     def _run_start(self, num_rounds: int, train_config: ConfigRecord | None) -> RunStart:
@@ -209,21 +234,46 @@ class TrackedStrategy(Strategy):
         return RunStart(self.rule, params, {"strategy": self.rule}, num_server_rounds=num_rounds)
 
     def _note_messages(self, messages: Sequence[Message], exchange: _Exchange) -> None:
+        self._exchange = exchange
+        exchange.sent = [message.metadata for message in messages]
         exchange.asked = len(messages)
-        self._numbers.learn(m.metadata.dst_node_id for m in messages)
+        self._numbers.learn(m.dst_node_id for m in exchange.sent)
         self._bytes_down += sum(_counted(messages))
+        exchange.nodes = {m.dst_node_id: self._numbers.of(m.dst_node_id) for m in exchange.sent}
+        if messages:
+            clients = sorted(exchange.nodes.values())
+            who = {"count": len(clients)} if self.private else {"clients": clients}
+            self._tell("asked", exchange, who)
 
-    def _read_replies(self, replies: Sequence[Message], train: bool) -> list[_Reply]:
+    def _note_arrivals(self, replies: Sequence[Message]) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            return
+        known = [k for m in replies if (k := exchange.nodes.get(exchange.sender(m))) is not None]
+        exchange.arrived += len(known)
+        if self.private or exchange.asked > _MAX_NAMED:
+            self._tell("reply", exchange, {"count": exchange.arrived})
+            return
+        for partition in known:
+            self._tell("reply", exchange, {"client": partition})
+
+    def _read_replies(self, replies: Sequence[Message], exchange: _Exchange) -> list[_Reply]:
         weight = _found(self.strategy, "weighted_by_key") or "num-examples"
+        train = exchange.name == "train"
         read_arrays = train and not self.private
         seen = [_Reply.of(m, train, read_arrays, weight) for m in replies if m.has_content()]
         self._bytes_up += sum(reply.num_bytes for reply in seen)
         self._numbers.learn(reply.node_id for reply in seen)
+        for reply in replies:
+            if reply.has_error():
+                reason = reply.error.reason or "no reason given"
+                exchange.errors[exchange.sender(reply)] = f"the client failed: {reason}"
         return seen
 
     def _note_replies(
         self, seen: Sequence[_Reply] | None, exchange: _Exchange, metrics: MetricRecord | None
     ) -> None:
+        self._exchange = None
         accepted: Collection[int] | None = _found(self.strategy, "accepted")
         used = [r for r in seen or () if accepted is None or r.node_id in accepted]
         clients = [r for r in used if r.complete or accepted is not None]
@@ -236,6 +286,37 @@ class TrackedStrategy(Strategy):
                 )
         weight = _found(self.strategy, "weighted_by_key") or "num-examples"
         exchange.metrics = _scalars(metrics or {}, weight)
+        self._note_failures(exchange, {r.node_id for r in used}, {r.node_id for r in seen or ()})
+        if exchange.name == "train" and getattr(self.tracker, "keeps_models", False):
+            self._show_models(clients)
+
+    def _note_failures(self, exchange: _Exchange, used: set[int], came: set[int]) -> None:
+        """Keep who was asked and who failed, and tell of it; under privacy only how many."""
+        lost = {n: k for n, k in exchange.nodes.items() if n not in used}
+        facts: dict[str, Any] = {"count": exchange.replied, "failed_count": len(lost)}
+        if not self.private:
+            told: Mapping[int, str] = (_found(self.strategy, "dropped") or {}) if lost else {}
+            failed = {}
+            for node_id, partition in sorted(lost.items(), key=lambda pair: pair[1]):
+                silent = "the reply was not used" if node_id in came else "no reply in time"
+                reason = told.get(partition) or exchange.errors.get(node_id) or silent
+                failed[partition] = printable(" ".join(reason.split()), _MAX_REASON)
+            asked = sorted(exchange.nodes.values())
+            exchange.told = Asked(asked, failed)
+            replied = [k for k in asked if k not in failed]
+            facts = {"clients": replied, "failed": {str(k): why for k, why in failed.items()}}
+        if exchange.nodes:
+            self._tell("replied", exchange, facts)
+
+    def _show_models(self, replies: Sequence[_Reply]) -> None:
+        if not self.private:
+            models = {self._numbers.of(r.node_id): r.values() for r in replies}
+            self.tracker.see_models(self._round.server_round, models)  # type: ignore[attr-defined]
+
+    def _tell(self, kind: str, exchange: _Exchange, facts: Mapping[str, Any]) -> None:
+        if callable(see := getattr(self.tracker, "event", None)):
+            where = {"round": self._round.server_round, "exchange": exchange.name}
+            see(kind, {**where, **facts})
 
     def _close_round(
         self, server_round: int, arrays: ArrayRecord, server: MetricRecord | None
@@ -254,6 +335,8 @@ class TrackedStrategy(Strategy):
                 server=_scalars(server or {}),
                 train_clients=round_.train.clients,
                 evaluate_clients=round_.evaluate.clients,
+                train_asked=round_.train.told,
+                evaluate_asked=round_.evaluate.told,
                 aggregate=aggregate,
                 num_clients=max(len(self.partitions or ()), self._numbers.seen),
                 rule=self.rule,
@@ -292,10 +375,24 @@ class TrackedStrategy(Strategy):
 class _Exchange:
     """What is known of one exchange."""
 
+    name: str
     asked: int = 0
     replied: int = 0
+    arrived: int = 0
     clients: Sequence[ClientRecord] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    sent: Sequence[Metadata] = ()
+    nodes: Mapping[int, int] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+    told: Asked = field(default_factory=Asked)
+
+    def sender(self, reply: Message) -> int:
+        """Return whose reply it is; of a lost node the SuperLink sends an error in its stead."""
+        node_id = reply.metadata.src_node_id
+        if node_id != SUPERLINK_NODE_ID:
+            return node_id
+        answered = reply.metadata.reply_to_message_id
+        return next((m.dst_node_id for m in self.sent if m.message_id == answered), node_id)
 
 
 @dataclass
@@ -303,8 +400,8 @@ class _Round:
     """What is known of a round that is not over."""
 
     server_round: int
-    train: _Exchange = field(default_factory=_Exchange)
-    evaluate: _Exchange = field(default_factory=_Exchange)
+    train: _Exchange = field(default_factory=lambda: _Exchange("train"))
+    evaluate: _Exchange = field(default_factory=lambda: _Exchange("evaluate"))
     aggregate: ArrayRecord | None = None
 
 
@@ -338,6 +435,10 @@ class _Reply:
             _scalars(values, weight),
             dict(items_of(arrays[0])) if read_arrays and len(arrays) == 1 else None,
         )
+
+    def values(self) -> Arrays:
+        arrays = self.arrays or {}
+        return {name: HeldArray.wrap(array).view() for name, array in arrays.items()}
 
     def client(self, partition: int) -> ClientRecord:
         if self.arrays is None:

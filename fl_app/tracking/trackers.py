@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from fl_app.errors import one_line
-from fl_app.tracking.base import RoundRecord, RunEnd, RunStart, Tracker
+from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart, Tracker
 
 __all__ = ["Guard", "Trackers"]
 
@@ -62,6 +62,8 @@ class Trackers:
     ----------
     started : bool
         Whether ``start`` was called here, or on every member by itself.
+    keeps_models : bool
+        Whether a member keeps the clients' arrays.
     """
 
     def __init__(self, *trackers: Tracker) -> None:
@@ -74,6 +76,11 @@ class Trackers:
         """Whether somebody started the trackers."""
         members = [getattr(tracker, "started", False) for tracker in self.trackers]
         return self._started or (bool(members) and all(members))
+
+    @property
+    def keeps_models(self) -> bool:
+        """Whether a member keeps the clients' arrays."""
+        return any(getattr(tracker, "keeps_models", False) for tracker in self.trackers)
 
     def start(self, run: RunStart) -> None:
         """Start each tracker."""
@@ -96,3 +103,15 @@ class Trackers:
         self._started = False
         for guard, tracker in zip(self._guards, self.trackers, strict=True):
             guard(tracker.finish, end)
+
+    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Tell each tracker that wants to know what happens between rounds."""
+        for guard, tracker in zip(self._guards, self.trackers, strict=True):
+            if callable(see := getattr(tracker, "event", None)):
+                guard(see, kind, facts)
+
+    def see_models(self, server_round: int, models: Mapping[int, Arrays]) -> None:
+        """Show the clients' arrays to each tracker that keeps them."""
+        for guard, tracker in zip(self._guards, self.trackers, strict=True):
+            if getattr(tracker, "keeps_models", False):
+                guard(tracker.see_models, server_round, models)  # type: ignore[attr-defined]

@@ -1,0 +1,257 @@
+"""What goes on in a run, for whoever watches: lines in ``FL_APP_HOME/runs/<run>/events.jsonl``.
+
+A run says more than its rounds: what it waits for before round 0, who was asked, who replied, who
+failed and why, and that it is over. None of that is worth a wait for the disk, so lines are
+collected and written at most 0.5 s later, without ``fsync``. Each is a JSON object with
+``time_ms``, ``event`` and facts:
+
+============= ====================================================================================
+``begin``     the first line: ``runtime``, ``process`` (host, pid, started)
+``nodes``     SuperNodes that are ``online``, and how many are ``wanted`` (0: nobody knows)
+``data``      reads the data
+``tracking``  starts MLflow
+``handshake`` ``asked`` nodes describe their data
+``roster``    ``nodes``: partition, training rows, validation rows of each; ``count`` under privacy
+``model``     ``spec`` of :class:`fl_app.models.serving.Predictor`
+``asked``     and ``reply``, ``replied``: see :class:`fl_app.tracking.base.Tracker`
+``ending``    the rounds are over: models, figures, what MLflow does not have yet
+``end``       the last line: ``status``, ``error``
+============= ====================================================================================
+
+Beside it stand the run's other files (:mod:`fl_app.tracking.spool`) and, where pictures of models
+can be drawn, ``models/round_0003.npz``: ``global/<array>`` after that round and
+``client/007/<array>``, what an accepted client sent in training. Folders stay for 7 days, and no
+more than 500 of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+from fl_app.errors import one_line
+from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.tracking.recorder import now_ms
+from fl_app.tracking.spool import (
+    Process,
+    append,
+    home_dir,
+    json_line,
+    new_name,
+    npz_bytes,
+    run_folder,
+    write,
+)
+
+__all__ = ["MAX_MODEL_CLIENTS", "Events", "prune"]
+
+_LOG = logging.getLogger("fl_app")
+_FLUSH_SECONDS = 0.5
+_KEPT_SECONDS, _MAX_RUNS = 7 * 24 * 3600.0, 500
+_MAX_MODEL_BYTES = 64_000_000
+MAX_MODEL_CLIENTS = 24
+"""Clients up to which each one's arrays are kept."""
+_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Events:
+    """The events of one run, from its construction to :meth:`close`; a tracker too.
+
+    A disk that is full, or a home that cannot be written to, costs one warning and never the run.
+
+    Parameters
+    ----------
+    runtime : str
+        What runs it: ``inprocess``, ``simulation`` or ``deployment``.
+    home : path, optional
+        As in :func:`~fl_app.tracking.spool.home_dir`. Old runs under it are removed.
+
+    Attributes
+    ----------
+    name : str
+        The run's name on this machine.
+    folder : Path or None
+        Its folder; None where there is none.
+    keeps_models : bool, default False
+        Whether arrays are kept: to be set before the first round.
+
+    Examples
+    --------
+    ::
+
+        with Events("inprocess") as events:
+            events.event("handshake", {"asked": 4})
+            TrackedStrategy(FedAvg(), Trackers(MlflowTracker(name=events.name), events)).start(...)
+    """
+
+    def __init__(self, runtime: str, home: str | Path | None = None) -> None:
+        start_ms = now_ms()
+        self.name = new_name(start_ms)
+        self.folder: Path | None = None
+        self.keeps_models = False
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._pending: list[bytes] = []
+        self._timer: threading.Timer | None = None
+        self._warned = self._closed = False
+        self._end: tuple[str, str] | None = None
+        self._models: Mapping[int, Arrays] = {}
+        self._model_bytes = 0
+        try:
+            self.folder = run_folder(home_dir(home), self.name)
+            prune(self.folder.parent)
+        except OSError as error:
+            self._warn(error)
+        self.event("begin", {"runtime": runtime, "process": asdict(Process.current())})
+        self._flush()
+
+    def event(self, kind: str, facts: Mapping[str, Any] = _NOTHING) -> None:
+        """Tell of something; it is in the file within 0.5 s. Raises nothing.
+
+        Parameters
+        ----------
+        kind : str
+            A word of the table above.
+        facts : mapping of str to object
+            JSON-ready.
+        """
+        if self.folder is None or self._closed:
+            return
+        try:
+            line = json_line({"time_ms": now_ms(), "event": kind, **facts})
+            with self._lock:
+                self._pending.append(line)
+                if self._timer is None:
+                    self._timer = threading.Timer(_FLUSH_SECONDS, self._flush)
+                    self._timer.daemon = True
+                    self._timer.start()
+        except Exception as error:
+            self._warn(error)
+
+    def close(self, status: str = "KILLED", error: str = "") -> None:
+        """Write what is left and the last line: how :meth:`finish` said that the run ended.
+
+        Parameters
+        ----------
+        status, error : str
+            How it ended where nobody called :meth:`finish`.
+        """
+        status, error = self._end or (status, error)
+        self.event("end", {"status": status, "error": error})
+        self._flush()
+        self._closed = True
+
+    def __enter__(self) -> Events:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close, with the exception that ended the block."""
+        if error is None:
+            self.close("FINISHED")
+        else:
+            self.close("FAILED" if isinstance(error, Exception) else "KILLED", one_line(error))
+
+    # ------------------------------------------------------------ the tracker
+
+    def start(self, run: RunStart) -> None:
+        """Do nothing: the run's start is in ``run.json``."""
+
+    def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Do nothing: tags and texts are in ``notes.jsonl``."""
+
+    def see_models(self, server_round: int, models: Mapping[int, Arrays]) -> None:
+        """Hold the arrays of a round's clients until the round is over."""
+        self._models = models if len(models) <= MAX_MODEL_CLIENTS else {}
+
+    def record(self, record: RoundRecord) -> None:
+        """Keep a round's arrays, where that was asked for."""
+        models, self._models = self._models, {}
+        if not self.keeps_models or self.folder is None:
+            return
+        arrays = {f"global/{name}": array for name, array in record.arrays.items()}
+        for partition, own in sorted(models.items()):
+            arrays |= {f"client/{partition:03d}/{name}": array for name, array in own.items()}
+        content = npz_bytes(arrays)
+        self._model_bytes += len(content)
+        if self._model_bytes > _MAX_MODEL_BYTES:
+            self.keeps_models = False
+            return
+        folder = self.folder / "models"
+        folder.mkdir(exist_ok=True)
+        write(folder / f"round_{record.server_round:04d}.npz", content, sync=False)
+
+    def finish(self, end: RunEnd) -> None:
+        """Note how the run ended, for :meth:`close`: other trackers may still have to send."""
+        self._end = end.status, end.error
+
+    # ------------------------------------------------------------ parts
+
+    def _flush(self) -> None:
+        with self._writing:  # which nobody who trains waits for
+            with self._lock:
+                lines, self._pending = self._pending, []
+                timer, self._timer = self._timer, None
+            if timer is not None:
+                timer.cancel()
+            if not lines or self.folder is None:
+                return
+            try:
+                append(self.folder / "events.jsonl", b"".join(lines), sync=False)
+            except Exception as error:
+                self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            _LOG.warning("a page cannot follow this run: %s", one_line(error))
+
+
+def prune(folder: Path) -> None:
+    """Remove the folders of runs that began more than 7 days ago, and all but the 500 newest.
+
+    One whose process lives stays, and one of which nobody here knows for 7 days after its last
+    line.
+
+    Parameters
+    ----------
+    folder : Path
+        ``FL_APP_HOME/runs``. What is not called like a run is left alone.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    names = sorted((p.name for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
+    oldest = new_name(now_ms() - int(_KEPT_SECONDS * 1000))
+    for position, name in enumerate(names):
+        if (position >= _MAX_RUNS or name < oldest) and not _may_live(folder / name):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _may_live(run: Path) -> bool:
+    file = run / "events.jsonl"
+    try:
+        with file.open("rb") as lines:
+            process = Process(**json.loads(lines.readline())["process"])
+        if process.is_gone():
+            return False
+        here = process.started and process.host == Process.current().host
+        return bool(here) or time.time() - file.stat().st_mtime < _KEPT_SECONDS
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

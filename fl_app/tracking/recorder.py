@@ -1,0 +1,133 @@
+"""Writes a run into a journal: a line a round, with everything that MLflow will show of it.
+
+:class:`JournalTracker` keeps a run without MLflow (``tracking=none``): the same lines, in
+``FL_APP_HOME/runs/<run>/``, without arrays and without waiting for the disk.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fl_app.errors import FlAppError
+from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.tracking.keys import (
+    MAX_SHOWN_CLIENTS,
+    KeyBook,
+    aggregation_text,
+    array_metrics,
+    client_rows,
+    round_metrics,
+    update_norm,
+)
+from fl_app.tracking.spool import Journal
+
+__all__ = ["JournalTracker", "Recorder", "now_ms"]
+
+
+class Recorder:
+    """Turns the rounds of one run into lines of its journal.
+
+    Infinite values become NaN, and the tag ``infinite_metrics`` names their keys.
+
+    Parameters
+    ----------
+    journal : Journal
+        Where the lines go.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._names, self._infinite = KeyBook(), set[str]()
+        self._clients: set[int] = set()
+        self._previous: Arrays = {}
+
+    def record(self, record: RoundRecord) -> None:
+        """Keep a round."""
+        metrics = self._metrics(record)
+        texts = dict(record.texts)
+        if record.server_round:
+            path = f"aggregation/round_{record.server_round:04d}.json"
+            texts[path] = aggregation_text(record)
+        line = {
+            "server_round": record.server_round,
+            "timestamp_ms": record.timestamp_ms or now_ms(),
+            "metrics": metrics,
+            "texts": texts,
+            "clients": client_rows(record.server_round, record.evaluate_clients),
+        }
+        self._journal.add_round(line, record.arrays)
+
+    def _metrics(self, record: RoundRecord) -> dict[str, float]:
+        """Return a round's metrics under their final keys."""
+        for clients in (record.train_clients, record.evaluate_clients):
+            self._clients.update(client.partition for client in clients)
+        many = max(len(self._clients), record.num_clients) > MAX_SHOWN_CLIENTS
+        metrics = round_metrics(record, many) | array_metrics(record.arrays, record.value_names)
+        if record.server_round:
+            metrics["model/update_norm"] = update_norm(record.arrays, self._previous)
+        self._previous = record.arrays
+        named = self._names(metrics)
+        infinite = [key for key, value in named.items() if math.isinf(value)]
+        if infinite:
+            self._note_infinite(infinite)
+            named |= dict.fromkeys(infinite, math.nan)
+        return named
+
+    def _note_infinite(self, keys: Sequence[str]) -> None:
+        if not self._infinite.issuperset(keys):
+            self._infinite.update(keys)
+            note = {"infinite_metrics": ", ".join(sorted(self._infinite))}
+            self._journal.add_note(note, {})
+
+
+class JournalTracker:
+    """A tracker that keeps a run's lines in a folder, and nothing else of it.
+
+    Parameters
+    ----------
+    folder : Path
+        There already.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = Journal(folder)
+        self._recorder: Recorder | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether a run goes on."""
+        return self._recorder is not None
+
+    def start(self, run: RunStart) -> None:
+        """Keep the start."""
+        self._journal.begin({}, run, now_ms())
+        self._recorder = Recorder(self._journal)
+
+    def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Keep tags and texts that were learnt after the start."""
+        self._journal.add_note(tags, texts)
+
+    def record(self, record: RoundRecord) -> None:
+        """Keep a round.
+
+        Raises
+        ------
+        FlAppError
+            If no run goes on.
+        """
+        if self._recorder is None:
+            raise FlAppError("this tracker was not started")
+        self._recorder.record(record)
+
+    def finish(self, end: RunEnd) -> None:
+        """Keep the end, without its models and files."""
+        self._recorder = None
+        self._journal.add_end(end, now_ms())
+
+
+def now_ms() -> int:
+    """Return the Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
