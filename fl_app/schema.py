@@ -115,6 +115,15 @@ class SyntheticClassificationConfig(SyntheticConfig):
 
 
 @dataclass(frozen=True)
+class RingsConfig(DatasetConfig):
+    """Noisy rings around one point, drawn by the seed: two columns, for pictures."""
+
+    num_examples: int = opt(400, "Rows.", ge=2)
+    num_classes: int = opt(2, "Rings of radius 1, 2, ...; each is a class.", ge=2)
+    noise: float = opt(0.25, "Standard deviation of a row's distance from its ring.", ge=0)
+
+
+@dataclass(frozen=True)
 class TabularConfig(DatasetConfig):
     """One CSV or Parquet file of the user's own."""
 
@@ -444,6 +453,7 @@ GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
         "penguins": DatasetConfig,
         "synthetic_regression": SyntheticConfig,
         "synthetic_classification": SyntheticClassificationConfig,
+        "rings": RingsConfig,
         "tabular": TabularConfig,
     },
     "partitioner": {
@@ -532,6 +542,7 @@ _TASKS: Mapping[str, Task] = {
     "penguins": "classification",
     "synthetic_regression": "regression",
     "synthetic_classification": "classification",
+    "rings": "classification",
 }
 _NOT_RECORDED = ("output_dir", "skip_finished")
 

@@ -380,6 +380,7 @@ DRAWN: list[tuple[dict[str, Any], str]] = [
     ({"dataset": {"name": "penguins"}, "num_clients": 3, **NATURAL}, "test"),
     ({"dataset": {"name": "synthetic_regression", "num_examples": 40}}, "table"),
     ({"dataset": {"name": "synthetic_classification", "num_examples": 40}}, "table"),
+    ({"dataset": {"name": "rings", "num_examples": 40}}, "table"),
     ({"dataset": {"name": "wine", "test_fraction": 0.0}}, "deal"),
     ({"dataset": FLAMBY, "num_clients": 4}, "deal"),
     ({"dataset": {"name": "heart_disease"}, "num_clients": 4, **NATURAL}, "test"),

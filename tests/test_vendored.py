@@ -17,6 +17,7 @@ import fl_app
 from fl_app.data.synthetic import (
     NOISE,
     SEPARATION,
+    rings,
     synthetic_classification,
     synthetic_regression,
 )
@@ -160,6 +161,7 @@ def test_synthetic_data_is_a_function_of_the_seed():
     for draw in (
         lambda seed: synthetic_regression(50, 3, seed),
         lambda seed: synthetic_classification(50, 3, 4, seed),
+        lambda seed: rings(50, 3, 0.25, seed),
     ):
         assert draw(0).sha256 == draw(0).sha256
         assert draw(0).sha256 != draw(1).sha256
@@ -199,15 +201,57 @@ def test_synthetic_centres_are_drawn_at_their_separation():
     assert abs(squared - expected) < 4 * expected * np.sqrt(2 / (d * (c - 1)))
 
 
-def test_synthetic_classes_have_equal_sizes():
+CLASSES = {
+    "Gaussian": lambda n, c: synthetic_classification(n, 2, c, 0),
+    "rings": lambda n, c: rings(n, c, 0.25, 0),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_synthetic_classes_have_equal_sizes(name):
     """Sizes of classes differ by one row at most."""
-    sizes = np.bincount(synthetic_classification(100, 2, 7, 0).target)
+    sizes = np.bincount(CLASSES[name](100, 7).target)
     assert len(sizes) == 7
     assert sizes.max() - sizes.min() <= 1
 
 
-def test_synthetic_classification_needs_a_row_a_class():
+@pytest.mark.parametrize("name", CLASSES)
+def test_synthetic_classification_needs_a_row_a_class(name):
     """Fewer rows than classes is an error that names both."""
     with pytest.raises(ConfigError) as caught:
-        synthetic_classification(3, 2, 4, 0)
+        CLASSES[name](3, 4)
     assert str(caught.value) == ("dataset.num_examples=3: at least one row a class, of which are 4")
+
+
+def test_rings_without_noise_are_circles():
+    """Class c then lies at distance c + 1 from the origin, in every direction."""
+    n = 4000
+    table = rings(n, 3, 0.0, 0)
+    assert table.columns == ("x0", "x1")
+    assert np.allclose(np.hypot(*table.numeric.T), table.target + 1, rtol=0, atol=1e-12)
+    quadrants = np.bincount((table.numeric > 0) @ [1, 2], minlength=4)
+    assert (abs(quadrants - n / 4) < 4 * math.sqrt(n * 0.25 * 0.75)).all()
+
+
+def test_the_nearest_circle_is_right_as_often_as_rings_say():
+    """Two rings whose rows stray by noise are told apart with accuracy Phi(1 / (2 noise))."""
+    n, noise = 20_000, 0.25
+    table = rings(n, 2, noise, 0)
+    outer = np.hypot(*table.numeric.T) > 1.5
+    expected = 0.5 * (1 + math.erf(1 / (2 * noise) / math.sqrt(2)))
+    standard_error = math.sqrt(expected * (1 - expected) / n)
+    assert abs((outer == table.target).mean() - expected) < 4 * standard_error
+
+
+def test_no_line_separates_rings():
+    """A line is right for at most 2/3 of two circles' rows, where it touches the inner circle.
+
+    A third of the outer one lies beyond it: the angles whose cosine is above 1/2.
+    """
+    n = 9000
+    table = rings(n, 2, 0.0, 0)
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    along = table.numeric @ np.stack([np.cos(angles), np.sin(angles)])
+    beyond = along[:, :, None] > np.linspace(-2, 2, 41)
+    right = (beyond == (table.target == 1)[:, None, None]).mean(axis=0)
+    assert abs(right.max() - 2 / 3) < 4 * math.sqrt(2 / 9 / n)

@@ -22,6 +22,7 @@ from fl_app.data.tabular import load_tabular
 from fl_app.errors import ConfigError
 from fl_app.schema import (
     DatasetConfig,
+    RingsConfig,
     SyntheticClassificationConfig,
     SyntheticConfig,
     TabularConfig,
@@ -133,6 +134,11 @@ def _synthetic_classification(dataset: DatasetConfig, seed: int) -> Table:
     return synthetic.synthetic_classification(n, d, c, seed)
 
 
+def _rings(dataset: DatasetConfig, seed: int) -> Table:
+    assert isinstance(dataset, RingsConfig)
+    return synthetic.rings(dataset.num_examples, dataset.num_classes, dataset.noise, seed)
+
+
 _LOADERS: Mapping[str, Callable[[DatasetConfig, int], Table]] = {
     "digits": lambda dataset, seed: toy_sets.digits(),
     "diabetes": _diabetes,
@@ -144,4 +150,5 @@ _LOADERS: Mapping[str, Callable[[DatasetConfig, int], Table]] = {
     "penguins": lambda dataset, seed: vendored_sets.penguins(),
     "synthetic_regression": _synthetic_regression,
     "synthetic_classification": _synthetic_classification,
+    "rings": _rings,
 }

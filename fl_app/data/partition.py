@@ -26,6 +26,7 @@ from fl_app.schema import (
     HeartDiseaseConfig,
     NaturalConfig,
     PartitionerConfig,
+    RingsConfig,
     SyntheticConfig,
     TabularConfig,
     task_of,
@@ -185,7 +186,7 @@ def seed_draws(config: Config) -> str:
         none: every seed has the same rows everywhere.
     """
     dataset = config.dataset
-    if isinstance(dataset, SyntheticConfig):
+    if isinstance(dataset, SyntheticConfig | RingsConfig):
         return "table"
     fixed = isinstance(dataset, HeartDiseaseConfig) and dataset.split == "flamby"
     if dataset.test_fraction and not fixed:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.colours import ROLES
 from fl_app.models.metrics import HIGHER_IS_BETTER, NO_SCORES
 from fl_app.tracking.base import RoundRecord
 
 __all__ = ["MAX_BARS", "draw_clients", "draw_curves", "draw_data"]
 
-_COLOURS = {"server": "#1b6ca8", "eval": "#d1495b", "train": "#7a7a7a"}
 MAX_BARS = 60
 """Clients that are drawn one by one."""
 MAX_LABELS = 12
@@ -34,13 +34,17 @@ def draw_curves(rounds: Sequence[RoundRecord]) -> bytes | None:
     bytes or None
         A PNG; None where no round has a metric.
     """
-    sources = {"server": "server", "eval": "evaluate", "train": "train"}
+    sources = {
+        "server": ("server", "server"),
+        "eval": ("evaluate", "mean"),
+        "train": ("train", "clients"),
+    }
     names = [n for n in _names(rounds) if n != "train_loss" and n not in NO_SCORES]
     if not names:
         return None
     figure, axes = _panels(len(names))
     for name, axis in zip(names, axes, strict=True):
-        for label, attribute in sources.items():
+        for label, (attribute, role) in sources.items():
             points = [
                 (r.server_round, getattr(r, attribute)[name])
                 for r in rounds
@@ -48,7 +52,7 @@ def draw_curves(rounds: Sequence[RoundRecord]) -> bytes | None:
             ]
             if points:
                 x, y = zip(*points, strict=True)
-                axis.plot(x, y, label=label, color=_COLOURS[label], marker=".", lw=1.5)
+                axis.plot(x, y, label=label, marker=".", **_line(role))
         better = "higher" if name in HIGHER_IS_BETTER else "lower"
         _entitle(axis, f"{name} ({better} is better)")
         axis.set_xlabel("round")
@@ -80,11 +84,11 @@ def draw_clients(record: RoundRecord, metric: str) -> bytes | None:
     values, names = [v for v, _ in found], [f"{p:03d}" for _, p in found]
     figure, (axis,) = _panels(1, width=max(4.0, min(12.0, 0.25 * len(values) + 2)))
     if len(values) <= MAX_BARS:
-        axis.bar(names, values, color=_COLOURS["eval"])
+        axis.bar(names, values, color=ROLES["mean"].colour)
         axis.tick_params(axis="x", rotation=90, labelsize=7)
         axis.set_xlabel("client, worst first")
     else:
-        axis.plot(np.linspace(0, 1, len(values)), values, color=_COLOURS["eval"])
+        axis.plot(np.linspace(0, 1, len(values)), values, **_line("mean"))
         axis.set_xlabel(f"share of the {len(values)} clients, worst first")
     source = "eval" if record.evaluate_clients else "train"
     _entitle(axis, f"{source} {metric} of each client, round {record.server_round}")
@@ -132,6 +136,13 @@ def draw_data(targets: Mapping[int, NDArray[Any]], labels: Sequence[Any], total:
     return _png(figure)
 
 
+def _line(role: str) -> dict[str, Any]:
+    """Return matplotlib's words for a role's line; dashes are in widths of the line there."""
+    colour, dash, width = ROLES[role]
+    style = (0, tuple(length / width for length in dash)) if dash else "-"
+    return {"color": colour, "linestyle": style, "linewidth": width * 72 / _DPI}
+
+
 def _entitle(axis: Any, title: str) -> None:
     # Where its place is given, matplotlib does not look for one that no tick stands in.
     axis.set_title(title, fontsize=10, y=1.01)
@@ -162,6 +173,7 @@ def _panels(count: int, width: float = 4.0, right: float = 0.0) -> tuple[Any, li
     return figure, panels
 
 
+_DPI = 90
 _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 3.2, 0.75, 0.15, 0.6, 0.35  # inches
 
 
@@ -188,5 +200,5 @@ def _shade(position: int, count: int) -> Any:
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
+    figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()
