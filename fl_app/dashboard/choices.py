@@ -1,0 +1,566 @@
+"""What a user of the page has chosen: as fields, as an address, and as arguments of ``fl-app``.
+
+A value is one of a list, or a number within limits, or the name of a column that is in the user's
+own file. Nothing else gets from an address into a config: no path, no key, no free text. Names of
+options come from :data:`fl_app.schema.GROUPS`; what fits together is for ``compose_config`` to say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fl_app.config import compose_config
+from fl_app.dashboard import uploads
+from fl_app.data import tabular
+from fl_app.data.catalogue import load
+from fl_app.errors import ConfigError, InputError, printable
+from fl_app.schema import GROUPS, Config, TabularConfig, Task, from_dict, task_of
+
+__all__ = [
+    "BOTH",
+    "EXAMPLES",
+    "LIMITS",
+    "LOOK_AT",
+    "OPTIONS",
+    "Choices",
+    "check",
+    "command",
+    "five_seeds",
+    "fixed_clients",
+    "from_query",
+    "jobs",
+    "offered",
+    "overrides",
+    "quoted",
+    "task_for",
+    "to_query",
+]
+
+BOTH = ("fedavg", "fedstacking")
+"""Averaging and stacking: the strategies of a run of ``both``."""
+
+
+def _fault_kinds() -> tuple[str, ...]:
+    kind = next((f.default_factory for f in fields(Config) if f.name == "faults"), None)
+    options: Any = fields(kind) if isinstance(kind, type) else ()
+    return next((tuple(f.metadata["choices"]) for f in options if f.name == "kind"), ())
+
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "dataset": tuple(name for name in GROUPS["dataset"] if name != "tabular"),
+    "task": ("", "classification", "regression"),
+    "partitioner": tuple(GROUPS["partitioner"]),
+    "model": tuple(GROUPS["model"]),
+    "strategy": tuple(GROUPS["strategy"]),
+    "runtime": tuple(name for name in GROUPS["runtime"] if name != "deployment"),
+    "fault": _fault_kinds() or ("",),
+}
+"""What a field of :class:`Choices` may be; "" as a task: guessed from the target's cells."""
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "alpha": (0.01, 100),
+    "clients": (1, 1000),
+    "rounds": (1, 500),
+    "fraction": (0.1, 1),
+    "seed": (0, 1_000_000),
+    "min_replies": (1, 1000),
+    "local_epochs": (1, 100),
+    "batch_size": (0, 1024),
+    "learning_rate": (0.0001, 10),
+    "faulty": (0, 1000 if _fault_kinds() else 0),
+}
+"""Smallest and largest number that a field of :class:`Choices` may be."""
+_COLUMNS = ("target", "task", "key", "features")
+_PAGE = ("run", "round", "metric", "token")
+_MOST_COMPLAINTS = 10
+_LONGEST = 20_000
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Everything that can be chosen; each value is checked by itself.
+
+    Parameters
+    ----------
+    example : str
+        The ready example that these choices began as; "" for none.
+    dataset : str
+        A data set; of no account where there is an `upload`.
+    upload : str
+        Id of the user's own file (:mod:`fl_app.dashboard.uploads`); "" for none.
+    target, key : str
+        Columns of that file: what to predict, and whose values are the natural clients; "" as a
+        target takes the guess of :func:`fl_app.dashboard.uploads.open`.
+    task : str
+        What the target is; "" to guess.
+    features : tuple of str
+        Columns to predict from; empty: all others.
+    partitioner : str
+        How rows are dealt to clients, with `alpha` where it has one.
+    clients, rounds, fraction, min_replies, seed
+        As ``num_clients``, ``num_server_rounds``, ``fraction_train``, ``min_replies``, ``seed``.
+    model : str
+        With `local_epochs`, `batch_size` and `learning_rate` (None: the server decides).
+    strategy : str
+        The strategy; of no account with `both`.
+    both : bool
+        Whether averaging and stacking run one after the other on the same split.
+    runtime : str
+        Where clients run.
+    faulty : int
+        Clients that fail on purpose, in the way that `fault` names.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not in its list or beyond its limits.
+    """
+
+    example: str = ""
+    dataset: str = "digits"
+    upload: str = ""
+    target: str = ""
+    task: str = ""
+    key: str = ""
+    features: tuple[str, ...] = ()
+    partitioner: str = "iid"
+    alpha: float = 0.5
+    clients: int = 10
+    model: str = "auto"
+    strategy: str = "fedavg"
+    both: bool = False
+    rounds: int = 20
+    fraction: float = 1.0
+    min_replies: int = 1
+    local_epochs: int = 1
+    batch_size: int = 32
+    learning_rate: float | None = None
+    seed: int = 0
+    runtime: str = "inprocess"
+    faulty: int = 0
+    fault: str = field(default=OPTIONS["fault"][0])
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        for name, options in OPTIONS.items():
+            if (value := getattr(self, name)) not in options:
+                listed = ", ".join(filter(None, options))
+                raise ConfigError(name, value, f"one of {listed} is allowed")
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if not (low <= value <= high if value is not None else name == "learning_rate"):
+                raise ConfigError(name, value, f"{low} to {high} is allowed")
+        if self.upload and not uploads.is_id(self.upload):
+            raise ConfigError("upload", self.upload, "the id of an uploaded file is allowed")
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """The strategies that will run, one after the other."""
+        return BOTH if self.both else (self.strategy,)
+
+
+_DEFAULTS = Choices()
+
+# ---------------------------------------------------------------------------- ready examples
+_EXAMPLES: Mapping[str, tuple[dict[str, Any], str]] = {
+    "The lesson: a weighted average": (
+        {
+            "dataset": "two_lines",
+            "partitioner": "natural",
+            "clients": 2,
+            "model": "linear",
+            "local_epochs": 5,
+            "batch_size": 0,
+            "learning_rate": 0.1,
+        },
+        "Client 0 holds points of y = 2x + 1, client 1 of y = x + 1: look at the slope of each "
+        "client's model and at their average, round by round.",
+    ),
+    "Label skew: averaging or stacking": (
+        {"dataset": "digits", "partitioner": "dirichlet", "alpha": 0.1, "both": True},
+        "Each client has many rows of a few digits and few or none of the others: look at the "
+        "server's curves of the two strategies, at equal rounds and at equal bytes.",
+    ),
+    "Four hospitals": (
+        {"dataset": "heart_disease", "partitioner": "natural", "clients": 4},
+        "Every client is a hospital of its own size, with its own share of ill patients: look at "
+        "the hospitals' curves beside their mean, and at the rows that stand behind each.",
+    ),
+    "Faulty members": (
+        {"dataset": "digits", "faulty": 3, "fault": "flip", "strategy": "fedmedian"},
+        "Some of the ten clients fail on purpose: look at the replies of a round and at what the "
+        "rule made of them, then choose fedavg and start again.",
+    ),
+    "Rings: what the models know": (
+        {
+            "dataset": "rings",
+            "partitioner": "dirichlet",
+            "alpha": 0.3,
+            "clients": 6,
+            "model": "mlp",
+            "local_epochs": 5,
+            "both": True,
+        },
+        "Two rings that no line separates, in unequal shares at each client: look at the regions "
+        "of each client's model beside the server's, early and late.",
+    ),
+}
+
+
+def _can_be(values: Mapping[str, Any]) -> bool:
+    return all(values.get(name, options[0]) in options for name, options in OPTIONS.items())
+
+
+EXAMPLES: Mapping[str, Choices] = {
+    name: Choices(example=name, **values)
+    for name, (values, _) in _EXAMPLES.items()
+    if _can_be(values)
+}
+"""Ready examples by name."""
+LOOK_AT: Mapping[str, str] = {name: _EXAMPLES[name][1] for name in EXAMPLES}
+"""What to look at in each of them, in one sentence."""
+
+
+# ---------------------------------------------------------------------------- the address
+def from_query(
+    params: Mapping[str, str], home: Path | None = None, others: Collection[str] = _PAGE
+) -> tuple[Choices, list[str]]:
+    """Read the address of the page; whatever stands there, there are choices in the end.
+
+    Parameters
+    ----------
+    params : mapping of str to str
+        The query.
+    home : Path, optional
+        Where uploads are, see :func:`fl_app.tracking.spool.home_dir`.
+    others : collection of str
+        Keys that are the page's own.
+
+    Returns
+    -------
+    Choices
+        What is not named, unknown, unreadable or out of range is as in the example that the
+        address names, or else as :class:`Choices` begins.
+    list of str
+        A sentence on each value that was not used, 10 at most.
+    """
+    given = {str(key): str(text) for key, text in params.items() if str(key) not in others}
+    complaints: list[str] = []
+    chosen = _DEFAULTS
+    if name := given.pop("example", ""):
+        chosen = EXAMPLES.get(name, chosen)
+        if name not in EXAMPLES:
+            complaints.append(_complaint("example", name, f"one of {', '.join(EXAMPLES)}", ""))
+    known = {f.name for f in fields(Choices)}
+    for key, text in given.items():
+        if key not in known:
+            complaints.append(f"{printable(key, 40)}: no such choice; it is left out")
+            continue
+        try:
+            chosen = replace(chosen, **{key: _parse(key, text)})
+        except (ValueError, RecursionError):
+            allowed = f"{_allowed(key)} is allowed"
+            complaints.append(_complaint(key, text, allowed, _text(key, getattr(chosen, key))))
+        except ConfigError as error:
+            used = _text(key, getattr(chosen, key))
+            complaints.append(_complaint(key, text, error.allowed, used))
+    chosen, wrong = _with_columns(chosen, home)
+    complaints += wrong
+    return chosen, complaints[:_MOST_COMPLAINTS]
+
+
+def to_query(choices: Choices) -> dict[str, str]:
+    """Return the address of choices: what differs from their example, or from the defaults."""
+    base = EXAMPLES.get(choices.example, _DEFAULTS)
+    query = {"example": choices.example} if choices.example in EXAMPLES else {}
+    for f in fields(Choices):
+        value = getattr(choices, f.name)
+        if f.name != "example" and value != getattr(base, f.name):
+            query[f.name] = _text(f.name, value)
+    return query
+
+
+def _parse(name: str, text: str) -> Any:
+    """Read one value.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        If it is none of the field's type.
+    """
+    default = getattr(_DEFAULTS, name)
+    if isinstance(default, bool):
+        return bool(("false", "true").index(text.lower()))
+    if name == "features":
+        names = json.loads(text) if len(text) <= _LONGEST else None
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise ValueError("no list of texts")
+        return tuple(dict.fromkeys(names))
+    if name == "learning_rate":
+        return None if text == "auto" else float(text)
+    if name in LIMITS:
+        return type(default)(text)
+    return text
+
+
+def _text(name: str, value: Any) -> str:
+    """Write one value as :func:`_parse` reads it."""
+    if name == "features":
+        return json.dumps(list(value), ensure_ascii=False) if value else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "auto" if value is None else str(value)
+
+
+def _allowed(name: str) -> str:
+    if name in LIMITS:
+        low, high = LIMITS[name]
+        whole = "" if isinstance(getattr(_DEFAULTS, name), float | None) else "a whole number, "
+        return f"{whole}{low} to {high}"
+    return "a list of columns" if name == "features" else "true or false"
+
+
+def _complaint(key: str, text: str, allowed: str, used: str) -> str:
+    return f"{ConfigError(key, text, allowed)}; {used or 'none'} is used"
+
+
+def _with_columns(choices: Choices, home: Path | None) -> tuple[Choices, list[str]]:
+    """Leave out an upload that is not there, and columns that its file does not have."""
+    without = replace(choices, upload="", **{name: getattr(_DEFAULTS, name) for name in _COLUMNS})
+    if not choices.upload:
+        names = [name for name in _COLUMNS if getattr(choices, name) != getattr(_DEFAULTS, name)]
+        told = "of an uploaded file, and there is none"
+        return without, [_complaint(n, _text(n, getattr(choices, n)), told, "") for n in names]
+    try:
+        columns = uploads.columns(choices.upload, home)
+    except InputError as error:
+        return without, [f"{error}; none is used"]
+    complaints = []
+    for name in ("target", "key", "features"):
+        value = getattr(choices, name)
+        wanted = value if isinstance(value, tuple) else (value,) * bool(value)
+        if strange := [column for column in wanted if column not in columns]:
+            allowed = f"one of {tabular.listed(columns)} is allowed"
+            complaints.append(_complaint(name, strange[0], allowed, ""))
+            choices = replace(choices, **{name: getattr(_DEFAULTS, name)})
+    return choices, complaints
+
+
+# ---------------------------------------------------------------------------- what fits
+def task_for(choices: Choices, home: Path | None = None) -> Task:
+    """Return the task of the chosen data.
+
+    Raises
+    ------
+    InputError
+        If there is no such upload.
+    """
+    if choices.upload:
+        return _opened(choices, home).task
+    return task_of(GROUPS["dataset"][choices.dataset](name=choices.dataset))
+
+
+def offered(choices: Choices, home: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """Return :data:`OPTIONS` without those that do not fit the chosen data.
+
+    Raises
+    ------
+    InputError
+        If there is no such upload.
+    """
+    task = task_for(choices, home)
+    data = {"name": "tabular", "target": "y", "path": "y", "task": task}
+    if not choices.upload:
+        data = {"name": choices.dataset}
+    fitting = {
+        group: tuple(name for name in OPTIONS[group] if _fits(group, name, tuple(data.items())))
+        for group in ("partitioner", "model")
+    }
+    return {**OPTIONS, **fitting}
+
+
+@lru_cache(maxsize=256)
+def _fits(group: str, name: str, dataset: tuple[tuple[str, str], ...]) -> bool:
+    """Ask the schema, which names the group where its option does not go with the data set."""
+    try:
+        from_dict({"dataset": dict(dataset), group: {"name": name}, "num_clients": 2})
+    except ConfigError as error:
+        return error.field != group
+    return True
+
+
+def fixed_clients(choices: Choices, home: Path | None = None) -> int | None:
+    """Return how many clients the chosen data have, or None where that can be chosen.
+
+    Raises
+    ------
+    InputError
+        If there is no such upload, or it cannot be read with these columns.
+    """
+    if not choices.upload and choices.dataset == "two_lines":
+        return 2
+    if choices.partitioner != "natural" or (choices.upload and not choices.key):
+        return None
+    if not choices.upload and choices.partitioner not in offered(choices)["partitioner"]:
+        return None
+    config = compose_config([*_data(choices, home), "partitioner=iid"])
+    table = load(config.dataset, choices.seed, choices.key or None)
+    return None if table.owners is None else int(table.owners.max()) + 1
+
+
+def check(choices: Choices, home: Path | None = None) -> str:
+    """Return why the choices cannot run, in one sentence; "" if they can.
+
+    Whatever ``fl-app`` itself looks for before a run starts: keys at odds, data that cannot be
+    dealt to that many clients, folders that cannot be written to.
+    """
+    from fl_app.launch import Launch
+    from fl_app.runtimes.checks import check_before
+
+    try:
+        for job in jobs(choices, home):
+            check_before(Launch(_composed(tuple(job))))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+_composed = lru_cache(maxsize=64)(compose_config)
+
+
+# ---------------------------------------------------------------------------- fl-app's arguments
+_KEYS: Mapping[str, str] = {
+    "rounds": "num_server_rounds",
+    "fraction": "fraction_train",
+    "min_replies": "min_replies",
+    "local_epochs": "model.local_epochs",
+    "batch_size": "model.batch_size",
+    "learning_rate": "model.learning_rate",
+    "seed": "seed",
+}
+_ALWAYS = ("rounds", "seed")
+
+
+def overrides(choices: Choices, home: Path | None = None) -> list[str]:
+    """Return the choices as overrides, one run or, with `both`, a sweep over two strategies.
+
+    Parameters
+    ----------
+    choices : Choices
+        The choices.
+    home : Path, optional
+        Where uploads are.
+
+    Raises
+    ------
+    InputError
+        If the uploaded file is gone or cannot be used so.
+    """
+    return _overrides(choices, home, ",".join(choices.strategies), str(choices.seed))
+
+
+def jobs(choices: Choices, home: Path | None = None) -> list[list[str]]:
+    """Return the overrides of each run alone, as ``compose_config`` takes them.
+
+    Raises
+    ------
+    InputError
+        If the uploaded file is gone or cannot be used so.
+    """
+    return [_overrides(choices, home, name, str(choices.seed)) for name in choices.strategies]
+
+
+def command(choices: Choices, home: Path | None = None) -> str:
+    """Return the command that does the same, quoted for a shell.
+
+    Raises
+    ------
+    InputError
+        If the uploaded file is gone or cannot be used so.
+    """
+    return shlex.join(["fl-app", *["-m"] * choices.both, *overrides(choices, home)])
+
+
+def five_seeds(choices: Choices, home: Path | None = None) -> str:
+    """Return the command that does the same for five seeds, quoted for a shell.
+
+    Raises
+    ------
+    InputError
+        If the uploaded file is gone or cannot be used so.
+    """
+    seeds = f"range({choices.seed},{choices.seed + 5})"
+    swept = _overrides(choices, home, ",".join(choices.strategies), seeds)
+    return shlex.join(["fl-app", "-m", *swept])
+
+
+def _overrides(choices: Choices, home: Path | None, strategy: str, seed: str) -> list[str]:
+    clients = fixed_clients(choices, home) or choices.clients
+    found = [*_data(choices, home), f"partitioner={choices.partitioner}"]
+    dealer = GROUPS["partitioner"][choices.partitioner]
+    if any(f.name == "alpha" for f in fields(dealer)):
+        found.append(f"partitioner.alpha={choices.alpha}")
+    if choices.upload and choices.key and choices.partitioner == "natural":
+        found.append(f"partitioner.key={quoted(choices.key)}")
+    found += [f"num_clients={clients}", f"model={choices.model}", f"strategy={strategy}"]
+    for name, key in _KEYS.items():
+        value = getattr(choices, name)
+        if name in _ALWAYS or value != getattr(_DEFAULTS, name):
+            found.append(f"{key}={seed if name == 'seed' else value}")
+    if choices.faulty:
+        found += [f"faults.clients={choices.faulty}", f"faults.kind={choices.fault}"]
+    return [*found, f"runtime={choices.runtime}"]
+
+
+def _data(choices: Choices, home: Path | None) -> list[str]:
+    if not choices.upload:
+        return [f"dataset={choices.dataset}"]
+    own = _opened(choices, home)
+    found = [
+        "dataset=tabular",
+        f"dataset.path={quoted(str(own.path))}",
+        f"dataset.target={quoted(own.target)}",
+        f"dataset.task={own.task}",
+    ]
+    for name, columns in (("features", choices.features), ("categorical", own.categorical)):
+        if columns:
+            found.append(f"dataset.{name}=[{','.join(map(quoted, columns))}]")
+    if own.missing != TabularConfig.missing:
+        found.append(f"dataset.missing={own.missing}")
+    return found
+
+
+def _opened(choices: Choices, home: Path | None) -> uploads.Upload:
+    key = choices.key if choices.partitioner == "natural" else ""
+    return uploads.open(
+        choices.upload,
+        home,
+        target=choices.target,
+        task=choices.task,
+        key=key,
+        features=choices.features,
+    )
+
+
+def quoted(text: str) -> str:
+    r"""Write a text as Hydra reads it, whatever it holds.
+
+    In quotes, Hydra takes backslashes as they are unless a quotation mark follows them, and
+    OmegaConf unless ``${`` does: only those are doubled.
+
+    Examples
+    --------
+    >>> print(quoted("plain"), quoted('a "b" ${c}\\'))
+    plain "a \"b\" \${c}\\"
+    """
+    if tabular.quoted(text) == text:
+        return text
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    text = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
+    return f'"{text}"'
