@@ -1,0 +1,1 @@
+"""The live page: an interactive simulator of federated learning."""
