@@ -88,6 +88,8 @@ __all__ = [
 LOST = "the process ended without closing the run"
 
 _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4,32}")
+_HEAD, _LAST = 1 << 18, 1 << 19
+"""Bytes of the events before round 0, and of a round that is not over: others are not needed."""
 _OWN_KEY = re.compile(r"(train|eval)_client_(.+)/(\d{3,})")
 _STATUS: Mapping[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 
@@ -304,6 +306,13 @@ def _lines(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
         return
 
 
+def _line_after(path: Path, offset: int) -> int:
+    """Return where the first line begins after an offset."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return offset + len(file.readline())
+
+
 class Tail:
     """Reads a run's files as they grow. One object serves any number of tabs and threads.
 
@@ -356,7 +365,8 @@ class Tail:
             return self._view if self._start or self._begin else None
 
     # ------------------------------------------------------------ files
-    def _new_lines(self, file: str) -> Iterator[dict[str, Any]]:
+    def _new_lines(self, file: str, skip: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield what is new; with `skip` not what lies between a file's head and its end."""
         offset = self._offsets.get(file, 0)
         for path in _places(self.home, self.name, file):
             try:
@@ -366,6 +376,10 @@ class Tail:
             if size > offset:
                 for line, self._offsets[file] in _lines(path, offset):
                     yield line
+                    if skip and _HEAD < self._offsets[file] < size - _LAST:
+                        self._offsets[file] = _line_after(path, size - _LAST)
+                        yield from self._new_lines(file)
+                        return
             return
 
     def _read_start(self) -> bool:
@@ -377,7 +391,7 @@ class Tail:
 
     def _read_events(self) -> bool:
         changed = False
-        for event in self._new_lines("events.jsonl"):
+        for event in self._new_lines("events.jsonl", skip=True):
             changed = True
             try:
                 self._take(event)
@@ -543,7 +557,8 @@ class _State:
 
 
 def _waits(event: Mapping[str, Any]) -> bool:
-    return event.get("event") == "nodes" and whole(event.get("online")) < whole(event.get("wanted"))
+    wanted = max(1, whole(event.get("wanted")))
+    return event.get("event") == "nodes" and whole(event.get("online")) < wanted
 
 
 def _ui(uri: str, home: Path) -> str:
@@ -577,7 +592,7 @@ class _Watch:
         if event["event"] == "replied":
             self._closed[exchange] = event
             return
-        self._count[exchange] = self._count.get(exchange, 0) + 1
+        self._count[exchange] = whole(event.get("count")) or self._count.get(exchange, 0) + 1
         if "client" in event:
             self._replied.setdefault(exchange, []).append(int(event["client"]))
 
@@ -592,10 +607,9 @@ class _Watch:
         if closed is None:
             replied: Sequence[int] = self._replied.get(exchange, [])
             return _exchange(asked.get("clients"), replied, {}, asked, self._count.get(exchange, 0))
-        count = whole(closed.get("count", closed.get("replied")))
-        return _exchange(
-            asked.get("clients"), closed.get("clients"), closed.get("failed"), asked, count
-        )
+        named, count = closed.get("clients"), whole(closed.get("count"))
+        made = _exchange(asked.get("clients"), named, closed.get("failed"), asked, count)
+        return replace(made, num_failed=made.num_failed or whole(closed.get("failed_count")))
 
 
 def _exchange_of(event: Mapping[str, Any]) -> str:
@@ -608,15 +622,8 @@ def _exchange(
     """Build an exchange of lists, or of counts where nobody is named."""
     asked, replied = tuple(sorted(map(int, asked or ()))), tuple(sorted(map(int, replied or ())))
     reasons = {int(k): str(why) for k, why in sorted(mapping(failed).items())}
-    num_failed = len(reasons) or whole(failed)
-    return Exchange(
-        asked,
-        replied,
-        reasons,
-        len(asked) or whole(counts.get("count")),
-        len(replied) or num_replied,
-        num_failed,
-    )
+    num_asked = len(asked) or whole(counts.get("count"))
+    return Exchange(asked, replied, reasons, num_asked, len(replied) or num_replied, len(reasons))
 
 
 # ---------------------------------------------------------------------------- a round's line

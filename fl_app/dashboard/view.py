@@ -188,12 +188,6 @@ class Round:
         return rows_of(parsed(_unpacked(self.packed).get("members", "")))
 
     @property
-    def stack_phase(self) -> str:
-        """What FedStacking did: ``collect``, ``stack``, ``select``; empty for other strategies."""
-        number = self.metrics.get("stack/phase", math.nan)
-        return PHASES[int(number)] if number in (0, 1, 2) else ""
-
-    @property
     def went_back(self) -> bool:
         """Whether the round was thrown away (:mod:`fl_app.federation.stepping`)."""
         return self.metrics.get("model/went_back", 0.0) == 1
@@ -336,6 +330,11 @@ class RunView:
     def why_private(self) -> str:
         """Why no client is shown; empty where they are."""
         return WHY_PRIVATE if self.private else ""
+
+    def stack_phase(self, round_: Round) -> str:
+        """Return what FedStacking did: ``collect``, ``stack``, ``select``; else nothing."""
+        number = round_.metrics.get("stack/phase", math.nan)
+        return PHASES[int(number)] if self.strategy != "n_average" and number in (0, 1, 2) else ""
 
     def round(self, server_round: int) -> Round | None:
         """Return a round by its number, None where it is not recorded."""
@@ -526,10 +525,10 @@ def _activity(view: RunView, done: int) -> str:
         of = f" of {view.total}" if view.total else ""
         return f"round {done}{of} is over" if done else "round 0 is over: the model before training"
     online, wanted = whole(told.get("online")), whole(told.get("wanted"))
+    waiting = f"waiting for nodes: {online} of {wanted}" if wanted else "waiting for nodes"
+    there = f"{_count(online, 'node is', 'nodes are')} there"
     return {
-        "nodes": f"waiting for nodes: {online} of {wanted}"
-        if online < wanted
-        else f"all {wanted} nodes are there",
+        "nodes": waiting if online < max(1, wanted) else there,
         "tracking": "starting MLflow",
         "data": "reading the data",
         "handshake": f"handshake with {_count(whole(told.get('asked')), 'client')}",
