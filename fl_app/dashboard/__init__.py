@@ -1,0 +1,1 @@
+"""The live page: choose, start and watch federated runs in a browser."""
