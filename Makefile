@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BROWSER := .venv/.browser
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow check format ui bench bench-bits bench-peers bench-stacking clean
+.PHONY: setup run test test-slow check format ui page bench bench-bits bench-peers bench-stacking clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -26,7 +27,14 @@ run: setup  ## one federated run on real data through `flwr run` with 10 SuperNo
 test: setup  ## the fast suite
 	$(BIN)/python -m pytest
 
-test-slow: setup  ## what starts Ray, servers or many processes
+# What drives a browser is large and only these tests need it; the browser itself is the system's.
+$(BROWSER): $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+		--editable '.[browser]' \
+		|| $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	@touch $@
+
+test-slow: $(BROWSER)  ## what starts Ray, servers, a browser or many processes
 	$(BIN)/python -m pytest -m slow
 
 check: setup  ## lint, format, types, import layers
@@ -41,6 +49,9 @@ format: setup  ## rewrite in the house's format
 
 ui: setup  ## the MLflow UI on the store of fl_app
 	$(BIN)/fl-kit ui
+
+page: setup  ## the live page: choose, start and watch runs
+	$(BIN)/fl-kit dashboard
 
 bench: setup  ## rounds, commands, workers and the stack beside plain NumPy and Flower (half an hour)
 	$(BIN)/python -m benchmarks

@@ -35,19 +35,12 @@ def ui(
     uri: Annotated[str, typer.Option(help="Tracking URI; default: where runs are logged.")] = "",
 ) -> None:
     """Open the MLflow UI on the store that runs are logged to; Ctrl-C ends it."""
-    if not 1 <= port <= 65535:
-        raise InputError("--port", port, "an integer from 1 to 65535")
+    _check_free(port)
     from fl_app.tracking.store import check_uri, default_uri, is_http
 
     store = check_uri(uri or default_uri())
     if is_http(store):
         raise InputError("tracking URI", store, "a database: a server is its own UI, open it there")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise InputError("--port", port, f"a free port ({error.strerror})") from None
     # By default MLflow would start 15 processes with 2.5 GB for this.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     # Every user of the machine sees a process's arguments, and a URI may hold a password.
@@ -56,6 +49,20 @@ def ui(
     words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
     os.execv(words[0], words)
+
+
+@app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(help="Port of the page on 127.0.0.1.")] = 8501,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page where there is a screen.")
+    ] = True,
+) -> None:
+    """Open the live page: choose, start and watch runs; Ctrl-C ends the page, not the runs."""
+    _check_free(port)
+    from fl_app.dashboard.start import serve
+
+    serve(port, browser)
 
 
 @app.command()
@@ -144,6 +151,17 @@ def main() -> None:
         _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
+
+
+def _check_free(port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise InputError("--port", port, "an integer from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError("--port", port, f"a free port ({error.strerror})") from None
 
 
 def _fail(text: str, status: int) -> None:
