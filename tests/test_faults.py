@@ -13,6 +13,7 @@ from fl_app.faults import CRASH_SHARE, FLIP, fault_of, may_crash, spoiled
 from fl_app.federation.ending import Ending
 from fl_app.federation.roster import Roster
 from fl_app.schema import Config, digest, from_dict
+from fl_app.server_app import _run_name
 from tests.stacks import bits, calm, run
 
 HOLDS = {
@@ -180,6 +181,13 @@ def test_without_faults_nothing_changes() -> None:
         assert bits(run(config).final) == bits(calm(plain).final)
         assert digest(config) == digest(plain)
         assert digest(config_of(kind)) != digest(plain)
+
+
+def test_a_run_is_named_by_its_faults() -> None:
+    """Beside an honest run of the same config, also in a sweep over them."""
+    swept = ["faults.clients=3", "model.l2=1"]
+    assert _run_name(config_of("flip"), swept) == "fedavg 3 flip l2=1 s0 iid K10 softmax"
+    assert _run_name(config_of("flip", 0), ["faults.clients=0"]) == "fedavg s0 iid K10 softmax"
 
 
 def test_an_attacked_run_has_not_diverged() -> None:
