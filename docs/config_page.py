@@ -25,7 +25,9 @@ This page is generated from `fl_app/schema.py`.
 
 def page() -> str:
     """Return the whole page."""
-    parts = [HEAD, "## Top level\n", *_rows(schema.Config, skip=set(schema.GROUPS))]
+    parts = [HEAD, "## Top level\n", *_rows(schema.Config, skip={*schema.GROUPS, *schema.SECTIONS})]
+    for name, kind in schema.SECTIONS.items():
+        parts += [f"\n## `{name}`\n", f"{_summary(kind)}\n", *_rows(kind)]
     for group, options in schema.GROUPS.items():
         parts.append(f"\n## `{group}`\n")
         parts.append(f"Options: {', '.join(f'`{name}`' for name in options)}.\n")

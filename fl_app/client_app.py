@@ -26,9 +26,11 @@ from fl_app import wire
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, Partition, encode, own_partition, partition_of
 from fl_app.errors import FlAppError, InputError
+from fl_app.faults import fault_of, may_crash, spoiled
 from fl_app.federation import handshake
 from fl_app.federation.measures import Exchange, Measures
 from fl_app.grid import in_process
+from fl_app.held import hold, records_of
 from fl_app.models.base import Arrays, Model
 from fl_app.models.serving import Predictor
 from fl_app.schema import (
@@ -97,7 +99,22 @@ def describe(message: Message, context: Context) -> Message:
     return Message(handshake.to_record(description), reply_to=message)
 
 
-@app.train()
+def _faulty(message: Message, context: Context, answer: ClientAppCallable) -> Message:
+    """Let the clients that ``faults`` names fail."""
+    config = wire.read_config(wire.texts(message)[0])
+    partition, _ = _place(context)
+    kind = fault_of(config, partition)
+    if kind == "crash":
+        may_crash(config.seed, wire.server_round(message), partition)
+    reply = answer(message, context)
+    if kind in ("nan", "flip"):
+        records = records_of(reply)
+        honest = wire.read_arrays(reply)
+        records[wire.ARRAYS] = hold(spoiled(kind, wire.read_arrays(message), honest), copy=False)
+    return reply
+
+
+@app.train(mods=[_faulty])
 def train(message: Message, context: Context) -> Message:
     """Train on this client's rows, starting from the arrays that came."""
     partition, _ = _place(context)

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fl_app.errors import ConfigError
-from fl_app.schema import BASE_MODELS, GROUPS, Config, from_dict
+from fl_app.schema import BASE_MODELS, GROUPS, SECTIONS, Config, from_dict
 
 __all__ = ["check_sweep", "compose_config", "config_dir", "explain", "typed"]
 
@@ -246,6 +246,8 @@ def _explain_key(text: str, overrides: Sequence[str]) -> ConfigError:
             chosen = dict(o.split("=", 1) for o in overrides if "=" in o).get(group)
             name = chosen or next(iter(GROUPS[group]))
             from_dict({group: {"name": name, option: value}})
+        elif option and group in SECTIONS:
+            from_dict({group: {option: value}})
         else:
             from_dict({key: value})
     except ConfigError as error:

@@ -25,7 +25,9 @@ from fl_app.errors import ConfigError
 __all__ = [
     "GROUPS",
     "MIN_LEVEL_ROWS",
+    "SECTIONS",
     "Config",
+    "FaultsConfig",
     "Levels",
     "Task",
     "check",
@@ -383,6 +385,19 @@ class DpAdaptiveConfig(PrivacyConfig):
 
 
 @dataclass(frozen=True)
+class FaultsConfig:
+    """Clients that fail on purpose."""
+
+    clients: int = opt(0, "How many: the last ones by partition.", ge=0)
+    kind: str = opt(
+        "crash",
+        "How: by an error in every other round, drawn by the seed; by NaN in what they send; by "
+        "moving four times as far the other way (docs/strategies.md).",
+        choices=("crash", "nan", "flip"),
+    )
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """Where clients run."""
 
@@ -491,6 +506,8 @@ GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
     "tracking": {"mlflow": MlflowConfig, "none": TrackingConfig},
 }
 """Every group's options and the class that types each."""
+SECTIONS: Mapping[str, type[Any]] = {"faults": FaultsConfig}
+"""Keys below a common name that is no group: there is nothing to choose between."""
 
 
 @dataclass(frozen=True)
@@ -527,6 +544,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     runtime: RuntimeConfig = field(default_factory=InProcessConfig)
     tracking: TrackingConfig = field(default_factory=MlflowConfig)
 
@@ -592,6 +610,8 @@ def from_dict(data: Mapping[str, Any]) -> Config:
             raise _unknown(str(key), value, known)
         if key in GROUPS:
             values[key] = _group(key, value)
+        elif key in SECTIONS:
+            values[key] = _options(SECTIONS[key], key, value)
         else:
             values[key] = _option(Config, key, key, value)
     return check(Config(**values))
@@ -604,13 +624,19 @@ def _group(group: str, value: Any) -> Any:
     name = value.get("name")
     if not isinstance(name, str) or name not in options:
         raise ConfigError(f"{group}.name", name, f"one of {', '.join(options)}")
-    kind = options[name]
+    return _options(options[name], group, value)
+
+
+def _options(kind: type[Any], where: str, value: Any) -> Any:
     known = {f.name for f in fields(kind)}
+    if not isinstance(value, Mapping):
+        keys = ", ".join(f"{where}.{key}" for key in sorted(known))
+        raise ConfigError(where, value, f"a mapping: set {keys}")
     values = {}
     for key, item in value.items():
         if key not in known:
-            raise _unknown(f"{group}.{key}", item, known)
-        values[key] = _option(kind, key, f"{group}.{key}", item)
+            raise _unknown(f"{where}.{key}", item, known)
+        values[key] = _option(kind, key, f"{where}.{key}", item)
     return kind(**values)
 
 
@@ -671,6 +697,8 @@ def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
             return False, None
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value
+    if hint is str and isinstance(value, float) and math.isnan(value):
+        return True, "nan"  # a number to Hydra
     return isinstance(value, hint), value
 
 
@@ -769,6 +797,7 @@ def check(config: Config) -> Config:
     _check_clients(config)
     _check_cohort(config)
     _check_privacy(config)
+    _check_faults(config)
     _check_baselines(config)
     _check_stacking(config)
     if isinstance(config.runtime, SimulationConfig) and config.runtime.ray_address is not None:
@@ -947,6 +976,29 @@ def _check_privacy(config: Config) -> None:
         raise ConfigError("privacy", name, allowed)
 
 
+_UNMOVED = ("strategy=n_average", "strategy.global_member=ls", "strategy.global_member=none")
+
+
+def _check_faults(config: Config) -> None:
+    count, strategy = config.faults.clients, config.strategy
+    if not count:
+        return
+    if config.runtime.name == "deployment":
+        allowed = "0 with runtime=deployment: faults are for simulated clients"
+        raise ConfigError("faults.clients", count, allowed)
+    if strategy.name in ("local", "pooled"):
+        allowed = f"0 with strategy={strategy.name}: it has no clients that train together"
+        raise ConfigError("faults.clients", count, allowed)
+    if count > config.num_clients:
+        raise ConfigError("faults.clients", count, f"at most num_clients={config.num_clients}")
+    own = f"strategy={strategy.name}"
+    if isinstance(strategy, FedStackingConfig):
+        own = f"strategy.global_member={strategy.global_member}"
+    if config.faults.kind == "flip" and own in _UNMOVED:
+        allowed = f"crash or nan with {own}: no client moves a model that it was sent"
+        raise ConfigError("faults.kind", "flip", allowed)
+
+
 def _check_baselines(config: Config) -> None:
     name = config.strategy.name
     if name == "pooled" and config.runtime.name != "inprocess":
@@ -1055,15 +1107,18 @@ def flatten(config: Config) -> dict[str, str]:
 
 def _flat(prefix: str, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in data.items():
-        if isinstance(value, dict) and key in GROUPS:
+        if isinstance(value, dict) and (key in GROUPS or key in SECTIONS):
             yield from _flat(f"{prefix}{key}.", value)
         else:
             yield f"{prefix}{key}", to_text(value)
 
 
 def digest(config: Config) -> str:
-    """Return the SHA-256 of what decides a run's numbers: all but runtime, tracking and folders."""
-    data = to_dict(config)
-    kept = {k: v for k, v in data.items() if k not in (*_NOT_RECORDED, "runtime", "tracking")}
+    """Return the SHA-256 of what decides a run's numbers: all but runtime, tracking and folders.
+
+    Where no client fails on purpose, ``faults`` decides nothing.
+    """
+    left_out = (*_NOT_RECORDED, "runtime", "tracking", *([] if config.faults.clients else SECTIONS))
+    kept = {key: value for key, value in to_dict(config).items() if key not in left_out}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

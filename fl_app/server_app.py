@@ -590,7 +590,8 @@ def _mlflow_tracker(config: Config, name: str) -> MlflowTracker | None:
     )
 
 
-_NAMED = ("strategy", "seed", "partitioner", "partitioner.alpha", "num_clients", "model", "privacy")
+_NAMED = {"strategy", "seed", "partitioner", "partitioner.alpha", "num_clients", "model", "privacy"}
+_NAMED |= {"faults.clients", "faults.kind"}
 
 
 def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
@@ -601,10 +602,12 @@ def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
     alpha = getattr(config.partitioner, "alpha", None)
     deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
     private = "" if config.privacy.name == "none" else f" {config.privacy.name}"
+    faults = config.faults
+    faulty = f" {faults.clients} {faults.kind}" if faults.clients else ""
     pairs = (override.lstrip("+").partition("=") for override in swept)
     own = [f" {key.rpartition('.')[2]}={value}" for key, _, value in pairs if key not in _NAMED]
     more = "".join(own)
-    name = f"{config.strategy.name}{private}{more} s{config.seed}"
+    name = f"{config.strategy.name}{private}{faulty}{more} s{config.seed}"
     return f"{name} {deal} K{config.num_clients} {config.model.name}"
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from fl_app.config import config_dir
 from fl_app.launch import _KEYS
-from fl_app.schema import GROUPS, Config, to_dict
+from fl_app.schema import GROUPS, SECTIONS, Config, to_dict
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -73,6 +73,7 @@ def test_the_top_file_says_what_the_schema_says() -> None:
     """Top keys have the schema's defaults, and the defaults list its default options."""
     written, config = _yaml("config.yaml"), Config()
     top = {f.name: getattr(config, f.name) for f in fields(Config)}
+    top |= {name: to_dict(top[name]) for name in SECTIONS}
     assert {k: v for k, v in written.items() if k not in ("defaults", "hydra")} == {
         k: v for k, v in top.items() if not is_dataclass(v)
     }

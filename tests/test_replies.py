@@ -81,10 +81,26 @@ def _pickled(path: Path) -> bytes:
 
 
 HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
+# What Flower's Ray engine sends in the place of a client's exception.
+RAY = """<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'ray::ClientAppActor.run()
+  File "flwr/clientapp/client_app.py", line 161, in __call__
+ValueError: of no interest
+
+The above exception was the direct cause of the following exception:
+
+  File "fl_app/client_app.py", line 66, in train
+KeyError: 'column'
+
+The above exception was the direct cause of the following exception:
+
+ray::ClientAppActor.run() (pid=7)
+    raise ClientAppException(str(ex)) from ex
+flwr.clientapp.client_app.ClientAppException: \nException occurred. Message: 'column''>"""
 FAULTS = [
     # what came
     ({"error": "it\n  broke"}, "the client failed: it broke"),
     ({"error": ""}, "the client failed: no reason given"),
+    ({"error": RAY}, "the client failed: KeyError: 'column'"),
     ({}, "neither content nor an error"),
     # records
     ({"content": _records(metrics=None)}, "metric records []: expected ['metrics']"),

@@ -15,8 +15,10 @@ from fl_app.errors import ConfigError
 from fl_app.schema import (
     GROUPS,
     METRICS,
+    SECTIONS,
     Config,
     DatasetConfig,
+    FaultsConfig,
     ModelConfig,
     check,
     digest,
@@ -29,6 +31,7 @@ from fl_app.schema import (
 )
 
 KINDS = sorted({kind for options in GROUPS.values() for kind in options.values()}, key=repr)
+KINDS += SECTIONS.values()
 OPTIONS = [(group, name) for group, options in GROUPS.items() for name in options]
 KEYS = ", ".join(sorted(f.name for f in fields(Config)))
 
@@ -71,7 +74,7 @@ def test_every_option_has_defaults_that_are_allowed(group: str, name: str) -> No
 def test_every_key_is_explained(kind: type[Any]) -> None:
     """Each key has a sentence of help, from which the documentation is made."""
     for f in fields(kind):
-        if f.name not in GROUPS:
+        if f.name not in (*GROUPS, *SECTIONS):
             assert f.metadata["help"].endswith("."), f.name
 
 
@@ -164,6 +167,10 @@ def _variants() -> Iterator[tuple[str, Config, Config]]:
         for f in fields(chosen):
             after = replace(chosen, **{f.name: _changed(getattr(chosen, f.name))})
             yield f"{group}.{f.name}", before, replace(base, **{group: after})
+    for key, value in {"clients": 2, "kind": "nan"}.items():
+        before = FaultsConfig(clients=1)
+        after = replace(before, **{key: value})
+        yield f"faults.{key}", replace(base, faults=before), replace(base, faults=after)
 
 
 def test_a_digest_sees_every_key_but_where_a_run_runs_and_writes() -> None:
@@ -190,7 +197,7 @@ def test_flat_parameters_are_dotted_texts_without_folders() -> None:
     assert params["dataset.rows"] == "[2, 2]"
     assert params["objective"] == "null"
     assert all(isinstance(value, str) for value in params.values())
-    number = {f"{g}.{f.name}" for g in GROUPS for f in fields(getattr(config, g))}
+    number = {f"{g}.{f.name}" for g in (*GROUPS, *SECTIONS) for f in fields(getattr(config, g))}
     assert number <= params.keys()
 
 

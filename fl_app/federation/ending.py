@@ -74,7 +74,7 @@ class Ending:
         What to lower, for the error.
     lenient : bool, default False
         Whether only numbers that are not finite fail the run: where models are not meant to fit
-        all rows (``local``), or noise is added to them.
+        all rows (``local``), noise is added to them, or clients work against them.
     optimizes : bool, default False
         Whether the server makes steps of its own: then it may be its arrays, and not the clients'
         step, for which a round is thrown away.
@@ -98,11 +98,12 @@ class Ending:
     @classmethod
     def of(cls, config: Config, roster: Roster, num_classes: int) -> Ending:
         """Make the watch of a run with this config, these nodes and C classes."""
+        attacked = config.faults.clients > 0 and config.faults.kind == "flip"
         return cls(
             METRICS[task_of(config.dataset)][0],
             constant_loss(roster, num_classes),
             _remedy(config),
-            lenient=config.strategy.name == "local" or config.privacy.name != "none",
+            lenient=attacked or config.strategy.name == "local" or config.privacy.name != "none",
             whose="the global member's " if isinstance(config.strategy, FedStackingConfig) else "",
             optimizes=any(hasattr(config.strategy, name) for name in _SERVER_RATES),
         )

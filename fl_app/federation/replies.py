@@ -154,7 +154,7 @@ def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None
     nobody knows.
     """
     if message.has_error():
-        return f"the client failed: {' '.join((message.error.reason or 'no reason given').split())}"
+        return f"the client failed: {_raised(message.error.reason or 'no reason given')}"
     if not message.has_content():
         return "neither content nor an error"
     records = records_of(message)
@@ -175,6 +175,12 @@ def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None
     if spec.check is not None:
         return _check_fault(message, spec.check)
     return _arrays_fault(arrays, spec.arrays or {})
+
+
+def _raised(reason: str) -> str:
+    """Return a client's error in one line: where Ray sends tracebacks, the line that it wraps."""
+    wrapped = reason.rpartition("\n\nThe above exception was the direct cause of")[0].strip()
+    return " ".join((wrapped.rpartition("\n")[2] or reason).split())
 
 
 def _layout_fault(records: Mapping[str, Any], has_arrays: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import BIN, ROOT, end_processes, free_port
+from .support import BIN, ROOT, command, end_processes, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +73,28 @@ def test_all_runtimes_have_the_same_bits(head: str) -> None:
     assert done.stdout.count("\n") == 1 + 5 + 1
     assert "equal bits in every row" in done.stdout
     assert f"waiting for another run to leave the Ray cluster at {head}" in done.stderr
+
+
+def test_clients_fail_alike_in_all_runtimes(head: str, tmp_path: Path) -> None:
+    """Crashes, NaN and flipped moves of three clients: the same bits, and the reason is said."""
+    words = ["-m", "tracking=none", "num_server_rounds=5", "faults.clients=3"]
+    words += [
+        "faults.kind=crash,nan,flip",
+        "strategy=fedmedian",
+        "hydra.sweep.subdir=${faults.kind}",
+    ]
+    engines = {
+        "here": ["runtime=inprocess"],
+        "workers": ["runtime.num_workers=2"],
+        "ray": ["runtime=simulation", f"runtime.ray_address={head}"],
+    }
+    found = {}
+    for name, engine in engines.items():
+        done = command("fl-app", *words, *engine, f"hydra.sweep.dir={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "dropped: the client failed: " in done.stdout
+        assert "crashed on purpose (faults.kind=crash)" in done.stdout
+        results = [tmp_path / name / kind / "result.json" for kind in ("crash", "flip")]
+        found[name] = [json.loads(path.read_text())["weights_sha256"] for path in results]
+    assert found["here"] == found["workers"] == found["ray"]
+    assert len(set(found["here"])) == 2
