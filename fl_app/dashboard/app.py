@@ -7,14 +7,19 @@ run that is shown stand in its address, runs and launches on the disk.
 
 from __future__ import annotations
 
+import html
 import logging
+import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import streamlit as st
+import yaml
 
 from fl_app.dashboard import (
     charts,
@@ -31,6 +36,7 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
+from fl_app.schema import from_dict
 from fl_app.tracking.spool import home_dir
 
 __all__ = ["main"]
@@ -38,7 +44,7 @@ __all__ = ["main"]
 _LOG = logging.getLogger("fl_app")
 _OWN_FILE = "a CSV file of your own"
 _TICK, _SLOW_TICK, _MANY_ROUNDS = 1.0, 3.0, 200
-_LISTED = 40
+_LISTED, _TALL = 40, 14
 _WORDS = {
     "iid": "iid: like one another",
     "dirichlet": "dirichlet: skewed by label",
@@ -46,9 +52,10 @@ _WORDS = {
     "quantity": "quantity: unequal sizes",
     "natural": "natural: as collected",
 }
-_BADGES = {
-    "running": ("blue", ":material/autorenew:"),
-    "stopping": ("orange", ":material/hourglass:"),
+_Badge = Literal["blue", "orange", "green", "red"]
+_BADGES: Mapping[str, tuple[_Badge, str]] = {
+    **dict.fromkeys(("waiting", "starting", "running"), ("blue", ":material/autorenew:")),
+    **dict.fromkeys(("stopping", "stopped", "killed"), ("orange", ":material/stop_circle:")),
     "finished": ("green", ":material/check:"),
 }
 _STYLE = """<style>
@@ -58,9 +65,8 @@ _STYLE = """<style>
 @media (max-width: 900px) { .stMainBlockContainer { padding: 2.4rem 1rem 2rem; } }
 </style>"""
 
-_exchange = st.components.v2.component(
-    "fl_app_exchange", **dict(zip(("html", "css", "js"), picture.assets(), strict=True))
-)
+_HTML, _CSS, _JS = picture.assets()
+_exchange = st.components.v2.component("fl_app_exchange", html=_HTML, css=_CSS, js=_JS)
 
 
 def main() -> None:
@@ -93,14 +99,12 @@ def _page(home: Path) -> None:
         st.error(_plain(failure))
     if fault:
         st.error(_plain(fault))
-    _split(chosen, fault, home, open_=not shown)
+    if not fault:
+        _split(chosen, home, open_=not shown)
     if shown:
-        launch = _launch(shown, home)
-        heads = _heads(shown, home)
-        active = (launch is not None and launch.active) or any(h.status in live.ACTIVE for h in heads)
-        many = chosen.rounds > _MANY_ROUNDS
-        tick = (_SLOW_TICK if many else _TICK) if active else None
-        st.fragment(_watched, run_every=tick)(shown, home, active)
+        active = _goes_on(shown, home)
+        tick = _SLOW_TICK if chosen.rounds > _MANY_ROUNDS else _TICK
+        st.fragment(_watched, run_every=tick if active else None)(shown, home, active)
     elif not fault:
         st.info("Press **Start**: the run appears here. Every choice stands in the address.")
 
@@ -138,13 +142,10 @@ def _take_data() -> None:
     chosen = replace(Choices(), rounds=st.session_state["chosen"].rounds)
     if name != _OWN_FILE:
         fresh = replace(chosen, dataset=name)
-        natural = "natural" in choices.offered(fresh)["partitioner"] and name not in _DEALT
+        natural = "natural" in choices.offered(fresh)["partitioner"]
         chosen = replace(fresh, partitioner="natural") if natural else fresh
     _take(chosen)
     st.session_state["c_data"] = name
-
-
-_DEALT: frozenset[str] = frozenset()
 
 
 def _key(name: str, value: Any, options: Sequence[Any] | None = None) -> str:
@@ -159,9 +160,7 @@ def _key(name: str, value: Any, options: Sequence[Any] | None = None) -> str:
 
 
 def _pick(label: str, name: str, chosen: Choices, options: Sequence[str], **more: Any) -> str:
-    return str(
-        st.selectbox(label, options, key=_key(name, getattr(chosen, name), options), **more)
-    )
+    return str(st.selectbox(label, options, key=_key(name, getattr(chosen, name), options), **more))
 
 
 def _number(label: str, name: str, chosen: Choices, high: float | None = None, **more: Any) -> int:
@@ -197,9 +196,7 @@ def _widgets(chosen: Choices, home: Path) -> Choices:
     return _experiment(chosen, options, home)
 
 
-def _experiment(
-    chosen: Choices, options: Mapping[str, tuple[str, ...]], home: Path
-) -> Choices:
+def _experiment(chosen: Choices, options: Mapping[str, tuple[str, ...]], home: Path) -> Choices:
     found: dict[str, Any] = {}
     a, b = st.columns(2)
     with a:
@@ -338,15 +335,13 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
 # ---------------------------------------------------------------------------- start, stop, runs
 def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     """Draw Start, Stop and the list of runs; return what is shown."""
-    shown = st.session_state["shown"]
-    found = launches.find(home)
-    heads = live.runs(home)
-    known = {launch.id for launch in found} | {head.name for head in heads}
-    if shown and shown not in known:
-        st.warning(f"run={_plain(shown[:60])}: no run of this home has this name.")
+    shown = str(st.session_state["shown"])
+    listed = _listed(launches.find(home)[:_LISTED], live.runs(home, _LISTED))
+    launch = launches.get(shown, home)
+    if shown and launch is None and not _heads(shown, home):
+        st.warning(f"run={_plain(shown[:60])}: there is no such run on this machine.")
         shown = st.session_state["shown"] = ""
-    current = next((launch for launch in found if launch.id == shown), None)
-    waits = bool(chosen.upload == "" and st.session_state.get("c_data") == _OWN_FILE)
+    waits = st.session_state.get("c_data") == _OWN_FILE and not chosen.upload
     go, end = st.columns(2)
     go.button(
         "Start",
@@ -360,53 +355,55 @@ def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     end.button(
         "Stop",
         icon=":material/stop:",
-        disabled=current is None or not current.active,
+        disabled=launch is None or not launch.running,
         on_click=_stop,
-        args=(current,),
+        args=(launch,),
         width="stretch",
     )
-    listed = _listed(found, heads)
-    names = list(listed)
-    if shown and shown not in listed:  # a job of a launch, or one beyond the list's end
-        names, listed = [shown, *names], {shown: shown} | listed
-    if st.session_state.get("c_run") != (shown or None):
-        st.session_state["c_run"] = shown or None
+    if shown and shown not in listed:
+        listed = {shown: shown} | listed
+    st.session_state["c_run"] = shown or None
     st.selectbox(
         "Runs on this machine",
-        names,
+        list(listed),
         key="c_run",
         index=None,
         placeholder="none is shown",
         format_func=lambda name: listed.get(name, name),
         on_change=_show,
     )
-    return str(shown)
+    return shown
 
 
 def _listed(found: Sequence[launches.Launch], heads: Sequence[live.RunHead]) -> dict[str, str]:
     """Return what can be shown, newest first, with its words in the list."""
-    items = [(launch.time, launch.id, f"{launch.title} ({launch.state})") for launch in found]
-    items += [
+    items = [(launch.time, launch.id, f"{_words(launch)} ({launch.state})") for launch in found] + [
         (head.start_ms / 1000, head.name, f"{_title(head)} ({head.status})")
         for head in heads
         if not head.launch
     ]
-    items.sort(reverse=True)
     return {
-        name: f"{time.strftime('%d %b %H:%M:%S', time.localtime(at))} {_plain(words)}"
-        for at, name, words in items[:_LISTED]
+        name: f"{time.strftime('%d %b %H:%M:%S', time.localtime(at))} {words}"
+        for at, name, words in sorted(items, reverse=True)[:_LISTED]
     }
+
+
+def _words(launch: launches.Launch) -> str:
+    chosen, _ = choices.from_query(launch.choices, None)
+    data = "own file" if "upload" in launch.choices else chosen.dataset
+    return f"{data} {' and '.join(chosen.strategies)} seed {chosen.seed}"
 
 
 def _title(head: live.RunHead) -> str:
     words = (head.dataset, head.strategy, f"seed {head.seed}" if head.seed else "")
-    return " ".join(filter(None, words)) or head.title or "a run that begins"
+    return printable(" ".join(filter(None, words)) or head.title or "a run that begins")
 
 
 def _start(chosen: Choices, home: Path) -> None:
     try:
         uploads.tidy(home)
-        launch = launches.start(home, chosen)
+        words, query = choices.overrides(chosen, home), choices.to_query(chosen)
+        launch = launches.start(home, words, sweep=chosen.both, choices=query)
         st.session_state["shown"] = launch.id
     except InputError as error:
         st.session_state["failure"] = str(error)
@@ -425,32 +422,48 @@ def _show() -> None:
 
 # ---------------------------------------------------------------------------- the split
 @st.cache_data(max_entries=16, show_spinner=False)
-def _cached_split(words: tuple[str, ...]) -> split.Split:
+def _dealt(words: tuple[str, ...]) -> split.Split:
     return split.split_of(words)
 
 
-def _split(chosen: Choices, fault: str, home: Path, open_: bool) -> None:
-    if fault:
-        return
-    found = _cached_split(tuple(choices.jobs(chosen, home)[0]))
-    with st.expander(f"The split: {found.sentence}", expanded=open_):
-        for spec, alt in charts.split_charts(found):
-            st.vega_lite_chart(spec=spec, width="stretch", alt=alt)
+def _split(chosen: Choices, home: Path, open_: bool) -> None:
+    """Show who gets which rows, before anything trains."""
+    found = _dealt(tuple(choices.jobs(chosen, home)[0]))
+    first, *others = found.sentences
+    with st.expander(f"The split: {first}", expanded=open_, key="split"):
+        counts = np.array(found.counts)
+        by_label = (
+            charts.split_heat(found.labels, counts)
+            if found.task == "classification"
+            else charts.split_histogram(found.edges, counts, found.target)
+        )
+        _chart(charts.split_sizes(found.sizes), "sizes")
+        _chart(by_label, "labels")
+        st.markdown("  \n".join(map(_plain, others)))
+
+
+def _chart(chart: charts.Chart, key: str) -> None:
+    st.vega_lite_chart(spec=chart.spec, width="stretch", alt=chart.alt, key=key)
+    if chart.note:
+        st.markdown(_plain(chart.note))
 
 
 # ---------------------------------------------------------------------------- a run
-@st.cache_resource(max_entries=8, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner=False)
 def _tail(home: Path, name: str) -> live.Tail:
     return live.Tail(home, name)
-
-
-def _launch(shown: str, home: Path) -> launches.Launch | None:
-    return next((launch for launch in launches.find(home) if launch.id == shown), None)
 
 
 def _heads(shown: str, home: Path) -> list[live.RunHead]:
     heads = [head for head in live.runs(home) if shown in (head.launch, head.name)]
     return sorted(heads, key=lambda head: (head.job, head.name))
+
+
+def _goes_on(shown: str, home: Path) -> bool:
+    launch = launches.get(shown, home)
+    if launch is not None:
+        return launch.running
+    return any(head.status in live.ACTIVE for head in _heads(shown, home))
 
 
 def _watched(shown: str, home: Path, active: bool) -> None:
@@ -462,24 +475,206 @@ def _watched(shown: str, home: Path, active: bool) -> None:
 
 
 def _run(shown: str, home: Path, active: bool) -> None:
-    launch = _launch(shown, home)
-    views = [v for head in _heads(shown, home) if (v := _tail(home, head.name).read())]
-    goes_on = launch.active if launch is not None else any(v.active for v in views)
-    if active != goes_on:
-        st.rerun()  # once: with another timer, and with the buttons as they are now
-    drawn = [view for view in views if view.rounds]
-    view, metric = _head_line(launch, views, drawn, shown)
-    if not drawn or view is None or metric is None:
-        _nothing_yet(launch, views)
-        return
+    if active and not _goes_on(shown, home):
+        st.rerun()  # once: the timer goes, and the buttons are as they should be now
+    launch = launches.get(shown, home)
+    views = [view for head in _heads(shown, home) if (view := _tail(home, head.name).read())]
+    begun = [view for view in views if view.rounds]
+    view = _head_line(launch, views, shown)
+    metric = _metric(view, shown) if view is not None and view.rounds else None
+    if view is not None:
+        at = _body(view, metric, shown)
+        if len(begun) > 1 and metric is not None:
+            _side_by_side(begun, metric, launch, home)
+        if view.rounds:
+            _explained(view, at)
+            _known(view, at, home)
+    _log(launch, failed=not begun and not active)
+
+
+def _head_line(
+    launch: launches.Launch | None, views: Sequence[RunView], shown: str
+) -> RunView | None:
+    """Say how it goes, let one of several runs be chosen and return it; None before there is one."""
+    line = st.container(horizontal=True, vertical_alignment="center", key="headline")
+    current = next((v for v in views if v.active), views[-1] if views else None)
+    state = launch.state if launch is not None else (current.status if current else "starting")
+    colour, icon = _BADGES.get(state, ("red", ":material/error:"))
+    line.badge(state, icon=icon, color=colour)
+    if len(views) > 1:
+        names = [v.name for v in views]
+        titles = {v.name: v.strategy or "begins" for v in views}
+        picked = line.segmented_control(
+            "Strategy",
+            names,
+            default=names[0],
+            format_func=titles.__getitem__,
+            key=f"pick-{shown}-{len(names)}",
+            label_visibility="collapsed",
+        )
+        current = next((v for v in views if v.name == picked), views[0])
+    view = current
+    now, since = time.time(), launch.time if launch is not None else None
+    runtime = "simulation" if launch and "runtime=simulation" in launch.overrides else "inprocess"
+    ended = launch is not None and not launch.running and (view is None or view.active)
+    if ended and launch is not None:
+        line.markdown(_plain(launch.reason or "it ended without a word"))
+    else:
+        said = launches.log_tail(launch, 1) if launch is not None and not views else []
+        text = live.phase(view, now, since, runtime)
+        line.markdown(_plain(" · ".join([text, *said])))
+    if view is not None:
+        _mlflow(line, view)
+    return view
+
+
+def _mlflow(line: Any, view: RunView) -> None:
+    link = view.mlflow
+    if link.url:
+        how = f"needs `{link.command}`" if link.command else None
+        line.link_button(
+            "MLflow", link.url, icon=":material/open_in_new:", type="tertiary", help=how
+        )
+    if link.sentence:
+        line.markdown(_plain(link.sentence))
+
+
+def _metric(view: RunView, shown: str) -> live.Metric | None:
+    found = {metric.name: metric for metric in live.metrics(view)}
+    if not found:
+        return None
+    first = next(iter(found))
+    name = st.segmented_control(
+        "Metric",
+        list(found),
+        default=first,
+        key=f"metric-{shown}",
+        label_visibility="collapsed",
+    )
+    return found.get(name or first, found[first])
+
+
+def _body(view: RunView, metric: live.Metric | None, shown: str) -> int:
+    """Draw picture and curves; return the round that the picture shows."""
+    newest = view.rounds[-1].server_round if view.rounds else 0
     left, right = st.columns([11, 9])
     with left:
-        at = _picture(view, metric, shown)
-    with right:
-        spec, alt = charts.curves(view, metric, at)
-        st.vega_lite_chart(spec=spec, width="stretch", alt=alt, key=f"curves-{shown}")
-    if len(views) > 1:
-        _side_by_side(launch, drawn, metric, home)
-    _explained(view, at)
-    _known(view, at, home)
-    _log(launch)
+        chosen = _exchange(
+            data=picture.picture(view, metric),
+            key=f"exchange-{view.name}",
+            default={"round": None},
+            on_round_change=lambda: None,
+        ).round
+    at = newest if chosen is None or view.round(int(chosen)) is None else int(chosen)
+    if metric is not None:
+        with right:
+            _chart(charts.curves(view, metric, at), f"curves-{shown}")
+            for place, chart in enumerate(charts.model_values(view, at)):
+                _chart(chart, f"value-{shown}-{place}")
+    return at
+
+
+def _side_by_side(
+    views: Sequence[RunView], metric: live.Metric, launch: launches.Launch | None, home: Path
+) -> None:
+    st.subheader("Side by side, on one split", anchor=False)
+    found = compare.compare(views)
+    a, b = st.columns(2)
+    with a:
+        _chart(charts.versus(views, metric), "by-round")
+    with b:
+        _chart(charts.versus(views, metric, "MB"), "by-bytes")
+    for place, table in enumerate(found.tables):
+        _table(table, f"compared-{place}")
+    st.markdown("  \n".join(map(_plain, found.sentences)))
+    if launch is not None:
+        chosen, _ = choices.from_query(launch.choices, home)
+        st.code(choices.five_seeds(chosen, home), language="bash", wrap_lines=True)
+
+
+def _table(table: explain.Table, key: str) -> None:
+    if table.title:
+        st.markdown(f"**{_plain(table.title)}**")
+    shares = {
+        name: st.column_config.ProgressColumn(name, min_value=0, max_value=1, format="%.4f")
+        for name in table.shares
+    }
+    st.dataframe(
+        table.records(),
+        hide_index=True,
+        height="content" if len(table.rows) <= _TALL else 460,
+        placeholder="",
+        column_config=shares,
+        key=key,
+    )
+
+
+def _explained(view: RunView, at: int) -> None:
+    found = explain.explain(view, at)
+    st.subheader(_plain(found.title), anchor=False)
+    if found.formula:
+        st.latex(found.formula)
+    for place, table in enumerate(found.tables):
+        _table(table, f"made-{place}")
+    for text in found.sentences:
+        st.markdown(_plain(text))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _rows(text: str) -> Mapping[int, Any]:
+    return regions.rows_of(from_dict(yaml.safe_load(text)))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _drawn(home: Path, name: str, at: int, _view: RunView) -> regions.Pictures | None:
+    return regions.draw(
+        _view.spec,
+        regions.KeptModels(live.models_dir(home, name)),
+        _rows(_view.config),
+        at,
+        strategy=_view.strategy,
+        num_rounds=_view.total,
+    )
+
+
+def _known(view: RunView, at: int, home: Path) -> None:
+    """Show what the models know, where a picture can."""
+    st.subheader(f"What the models know after round {at}", anchor=False)
+    kept = regions.KeptModels(live.models_dir(home, view.name))
+    lack = regions.why_not(
+        view.spec,
+        runtime=view.runtime,
+        private=view.private,
+        num_clients=view.clients,
+        kept=at in kept,
+    )
+    found = None if lack else _drawn(home, view.name, at, view)
+    if found is None:
+        st.markdown(_plain(lack or "Nothing of this round is kept."))
+        return
+    if found.legend:
+        st.html("".join(_mark(mark) for mark in found.legend))
+    with st.container(horizontal=True, key="known"):
+        for place, panel in enumerate(found.panels):
+            st.vega_lite_chart(
+                spec=panel.chart, width="content", alt=panel.text, key=f"known-{place}"
+            )
+
+
+def _mark(mark: regions.Mark) -> str:
+    sign = f'<span style="color:{mark.colour}" aria-hidden="true">{mark.sign}</span>'
+    words = f"{html.escape(mark.label)}: {mark.rows} rows"
+    return f'<span style="margin-right:1.2em">{sign} {words}</span>'
+
+
+def _log(launch: launches.Launch | None, failed: bool) -> None:
+    if launch is None:
+        return
+    with st.expander("Log and command", expanded=failed):
+        st.code(shlex.join(["fl-app", *launch.argv]), language="bash", wrap_lines=True)
+        st.code("\n".join(launches.log_tail(launch, 40)) or "nothing yet", language=None)
+
+
+def _plain(text: str) -> str:
+    """Return a text with what Markdown would take for its own made harmless."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~$:])", r"\\\1", printable(text))

@@ -74,7 +74,7 @@ __all__ = [
     "Tail",
     "mean_values",
     "metrics",
-    "models",
+    "models_dir",
     "own_values",
     "phase",
     "runs",
@@ -109,31 +109,13 @@ def _read_json(home: Path, name: str, file: str) -> dict[str, Any]:
     return {}
 
 
-def models(home: Path, name: str, server_round: int) -> dict[str, NDArray[Any]]:
-    """Return a round's small models.
+def models_dir(home: Path, name: str) -> Path:
+    """Return the folder of a run's small models, ``round_0003.npz`` and so on.
 
-    Parameters
-    ----------
-    home : Path
-        As :func:`~fl_app.tracking.spool.home_dir` returns it.
-    name : str
-        The run.
-    server_round : int
-        The round.
-
-    Returns
-    -------
-    dict of str to ndarray
-        ``global/<array>`` after the round and ``client/003/<array>`` as sent; empty where the run
-        keeps none, or the file is not whole.
+    Each file holds ``global/<array>`` after the round and ``client/003/<array>`` as sent. There is
+    no such folder where the run keeps none.
     """
-    if not _NAME.fullmatch(name):
-        return {}
-    path = home / "runs" / name / "models" / f"round_{server_round:04d}.npz"
-    try:
-        return read_npz(path)
-    except Exception:  # bytes of a broken archive raise anything
-        return {}
+    return home / "runs" / name / "models"
 
 
 # ---------------------------------------------------------------------------- the list of runs
@@ -149,6 +131,7 @@ class _Start:
     output_dir: str = ""
     uri: str = ""
     process: Process | None = None
+    config: str = ""
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> _Start:
@@ -162,6 +145,7 @@ class _Start:
             _output_dir(run),
             str(mapping(content.get("target")).get("uri") or ""),
             _process(content.get("process")),
+            str(mapping(run.get("texts")).get("config/config.yaml") or ""),
         )
 
 
@@ -508,6 +492,7 @@ class Tail:
             output_dir=start.output_dir,
             launch=launch,
             job=job,
+            config=start.config,
             params=params,
             tags={**start.tags, **self._tags, **texts_of(self._end.get("tags"))},
             status=state.status,

@@ -72,7 +72,7 @@ def picture(view: RunView, metric: Metric | None, at: int | None = None) -> dict
     failures, reasons = _failures(view) if not view.private else ([], [])
     sizes = {k: n for r in rounds for k, n in r.sizes.items()}
     sizes |= {k: rows for k, (rows, _) in view.roster.items()}
-    shown = {k: _PHASES[r.stack_phase] for k, r in enumerate(rounds) if r.stack_phase}
+    shown = {k: _PHASES[p] for k, r in enumerate(rounds) if (p := view.stack_phase(r))}
     return {
         "run": view.name,
         "live": view.active,

@@ -257,6 +257,8 @@ class RunView:
     ----------
     name, title, strategy, runtime, output_dir, launch, job : str
         As in :class:`RunHead`; empty where unknown.
+    config : str
+        Its config as YAML; empty where unknown.
     params, tags : mapping of str to str
         Of the run.
     status : str
@@ -301,6 +303,7 @@ class RunView:
     output_dir: str = ""
     launch: str = ""
     job: str = ""
+    config: str = ""
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     status: Status = "starting"
