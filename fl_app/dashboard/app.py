@@ -495,7 +495,7 @@ def _run(shown: str, home: Path, active: bool) -> None:
 def _head_line(
     launch: launches.Launch | None, views: Sequence[RunView], shown: str
 ) -> RunView | None:
-    """Say how it goes, let one of several runs be chosen and return it; None before there is one."""
+    """Say how it goes; let one of several runs be chosen, and return it if there is one."""
     line = st.container(horizontal=True, vertical_alignment="center", key="headline")
     current = next((v for v in views if v.active), views[-1] if views else None)
     state = launch.state if launch is not None else (current.status if current else "starting")

@@ -58,7 +58,7 @@ from fl_app.dashboard.view import (
     worst_values,
 )
 from fl_app.errors import masked
-from fl_app.tracking.spool import Process, read_lines, read_npz
+from fl_app.tracking.spool import Process, read_lines
 from fl_app.tracking.store import default_uri, is_http, run_url
 
 __all__ = [
