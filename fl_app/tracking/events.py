@@ -26,11 +26,11 @@ more than 500 of them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import shutil
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -40,10 +40,10 @@ from typing import Any
 
 from fl_app.errors import one_line
 from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.tracking.late import LateFile
 from fl_app.tracking.recorder import now_ms
 from fl_app.tracking.spool import (
     Process,
-    append,
     home_dir,
     json_line,
     new_name,
@@ -55,7 +55,6 @@ from fl_app.tracking.spool import (
 __all__ = ["MAX_MODEL_CLIENTS", "Events", "prune"]
 
 _LOG = logging.getLogger("fl_app")
-_FLUSH_SECONDS = 0.5
 _KEPT_SECONDS, _MAX_RUNS = 7 * 24 * 3600.0, 500
 _MAX_MODEL_BYTES = 64_000_000
 MAX_MODEL_CLIENTS = 24
@@ -99,23 +98,21 @@ class Events:
         self.name = new_name(start_ms)
         self.folder: Path | None = None
         self.keeps_models = False
-        self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._pending: list[bytes] = []
-        self._timer: threading.Timer | None = None
-        self._warned = self._closed = False
+        self._file: LateFile | None = None
         self._end: tuple[str, str] | None = None
         self._models: Mapping[int, Arrays] = {}
         self._model_bytes = 0
         try:
             self.folder = run_folder(home_dir(home), self.name)
+            self._file = LateFile(self.folder / "events.jsonl")
+            self.event("begin", {"runtime": runtime, "process": asdict(Process.current())})
+            self._file.flush()
             prune(self.folder.parent)
         except OSError as error:
-            self._warn(error)
-        self.event("begin", {"runtime": runtime, "process": asdict(Process.current())})
-        self._flush()
+            _LOG.warning("a page cannot follow this run: %s", one_line(error))
 
     def event(self, kind: str, facts: Mapping[str, Any] = _NOTHING) -> None:
-        """Tell of something; it is in the file within 0.5 s. Raises nothing.
+        """Tell of something; it is in the file within 0.5 s.
 
         Parameters
         ----------
@@ -124,18 +121,9 @@ class Events:
         facts : mapping of str to object
             JSON-ready.
         """
-        if self.folder is None or self._closed:
-            return
-        try:
-            line = json_line({"time_ms": now_ms(), "event": kind, **facts})
-            with self._lock:
-                self._pending.append(line)
-                if self._timer is None:
-                    self._timer = threading.Timer(_FLUSH_SECONDS, self._flush)
-                    self._timer.daemon = True
-                    self._timer.start()
-        except Exception as error:
-            self._warn(error)
+        if self._file is not None:
+            with contextlib.suppress(RuntimeError):  # no more threads: the interpreter ends
+                self._file.add(json_line({"time_ms": now_ms(), "event": kind, **facts}))
 
     def close(self, status: str = "KILLED", error: str = "") -> None:
         """Write what is left and the last line: how :meth:`finish` said that the run ended.
@@ -147,8 +135,9 @@ class Events:
         """
         status, error = self._end or (status, error)
         self.event("end", {"status": status, "error": error})
-        self._flush()
-        self._closed = True
+        if self._file is not None:
+            self._file.flush()
+        self._file = None
 
     def __enter__(self) -> Events:
         """Return itself."""
@@ -198,27 +187,6 @@ class Events:
     def finish(self, end: RunEnd) -> None:
         """Note how the run ended, for :meth:`close`: other trackers may still have to send."""
         self._end = end.status, end.error
-
-    # ------------------------------------------------------------ parts
-
-    def _flush(self) -> None:
-        with self._writing:  # which nobody who trains waits for
-            with self._lock:
-                lines, self._pending = self._pending, []
-                timer, self._timer = self._timer, None
-            if timer is not None:
-                timer.cancel()
-            if not lines or self.folder is None:
-                return
-            try:
-                append(self.folder / "events.jsonl", b"".join(lines), sync=False)
-            except Exception as error:
-                self._warn(error)
-
-    def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            _LOG.warning("a page cannot follow this run: %s", one_line(error))
 
 
 def prune(folder: Path) -> None:

@@ -22,6 +22,7 @@ from fl_app.tracking.keys import (
     round_metrics,
     update_norm,
 )
+from fl_app.tracking.late import LateJournal
 from fl_app.tracking.spool import Journal
 
 __all__ = ["JournalTracker", "Recorder", "now_ms"]
@@ -93,7 +94,7 @@ class JournalTracker:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._journal = Journal(folder)
+        self._journal = LateJournal(folder)
         self._recorder: Recorder | None = None
 
     @property

@@ -543,7 +543,7 @@ def append(path: Path, lines: bytes, sync: bool = True) -> None:
 
 def json_line(content: Mapping[str, Any]) -> bytes:
     """Return an object as a line of JSON, NumPy's values as JSON's."""
-    return json.dumps(dict(content), default=_plain).encode() + b"\n"
+    return _JSON.encode(dict(content)).encode() + b"\n"
 
 
 def write(path: Path, content: bytes | memoryview, sync: bool = True) -> None:
@@ -592,3 +592,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON-ready")
+
+
+_JSON = json.JSONEncoder(default=_plain)
