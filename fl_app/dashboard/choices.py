@@ -202,13 +202,13 @@ _EXAMPLES: Mapping[str, tuple[dict[str, Any], str]] = {
             "dataset": "rings",
             "partitioner": "dirichlet",
             "alpha": 0.3,
-            "clients": 6,
+            "clients": 4,
             "model": "mlp",
             "local_epochs": 5,
             "both": True,
         },
-        "Two rings that no line separates, in unequal shares at each client: look at the regions "
-        "of each client's model beside the server's, early and late.",
+        "No line separates the two rings, and two of the four clients have rows of one ring only: "
+        "look at the regions of each client's model beside the server's, round by round.",
     ),
 }
 

@@ -69,6 +69,7 @@ _HEEDING = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
     "os.execv(sys.argv[1], sys.argv[1:])",
 )
+_INTERRUPTED = (130, -signal.SIGINT)
 _STAGES = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
@@ -129,7 +130,7 @@ class Launch:
             return "finished"
         code = _read(self.folder / "exit.json").get("code")
         words = _own_words(self)
-        if asked or "KILLED" in ends or code == 130 or words[-1:] == ["interrupted"]:
+        if asked or "KILLED" in ends or code in _INTERRUPTED or words[-1:] == ["interrupted"]:
             return "stopped"
         said = bool(words) or (isinstance(code, int) and code > 0)
         return "failed" if "FAILED" in ends or said else "lost"
@@ -141,11 +142,17 @@ class Launch:
 
     @property
     def reason(self) -> str:
-        """Why it failed, in one line: what its jobs or its log say; "" if nothing does."""
+        """Why it ended early, in one line: what its jobs or its log say; else "".
+
+        While it runs, what a job of a sweep failed of already.
+        """
         errors = [_read(job / "result.json").get("error") for job in self.jobs]
         if told := next(filter(None, errors), None):
             return printable(told)
-        return (_own_words(self) or log_tail(self, 1) or [""])[-1]
+        words = _own_words(self)
+        if not words and self.state in ("failed", "lost"):
+            words = log_tail(self, 1)
+        return words[-1] if words else ""
 
 
 def _own_words(launch: Launch) -> list[str]:

@@ -20,7 +20,7 @@ from typing import cast
 
 from fl_app.data.checkup import CheckReport, report
 from fl_app.data.files import read_frame
-from fl_app.errors import DataError, InputError, masked, printable
+from fl_app.errors import DataError, InputError, printable
 from fl_app.schema import Task
 from fl_app.tracking.spool import home_dir
 
@@ -28,6 +28,7 @@ __all__ = [
     "KEEP_DAYS",
     "MAX_BYTES",
     "MAX_COLUMNS",
+    "MAX_TEXTS",
     "Upload",
     "columns",
     "is_id",
@@ -41,6 +42,8 @@ MAX_BYTES = 20 * 10**6
 """Size of the largest file."""
 MAX_COLUMNS = 500
 """Most columns of a file."""
+MAX_TEXTS = 500_000
+"""Most cells of a file that are no numbers: to look at them takes long."""
 KEEP_DAYS = 7
 """Days that a file stays after it was last looked at or run on."""
 _LONGEST_HEADER = 50_000
@@ -126,10 +129,16 @@ def save(home: Path | None, content: bytes, filename: str) -> Upload:
         folder.parent.chmod(0o700)
         _write(part, content)
         try:
-            names = tuple(read_frame(part).columns)
+            frame = read_frame(part)
         except DataError as error:
             raise InputError("file", filename, error.allowed) from None
-        _check_columns(names, filename)
+        _check_columns(tuple(frame.columns), filename)
+        texts = len(frame) * sum(column.kind not in "biuf" for column in frame.dtypes)
+        if texts > MAX_TEXTS:
+            allowed = (
+                f"it has {texts} cells of text, at most {MAX_TEXTS} are taken; numbers are free"
+            )
+            raise InputError("file", filename, allowed)
         part.rename(folder / f"{name}.csv")
     except OSError as error:
         allowed = f"it cannot be kept in {folder} ({error.strerror or error})"
@@ -169,9 +178,10 @@ def _check_columns(names: Sequence[str], filename: str) -> None:
         )
     if sum(map(len, names)) > _LONGEST_HEADER:
         raise InputError("file", filename, "the names of its columns are too long")
-    if secret := next((name for name in names if masked(name) != name), None):
+    if odd := next((name for name in names if printable(name) != name), None):
         allowed = (
-            f"the column {printable(secret, 40)!r} looks like an address; give it another name"
+            f"the column {printable(odd, 40)!r} has line ends or signs that cannot be shown, or "
+            "looks like an address with a password; give it another name"
         )
         raise InputError("file", filename, allowed)
 
@@ -243,8 +253,9 @@ def _looked_at(
     found = report(path, target, kind, features or None, None, key or None)
     roles = found.roles
     sentences, one_class = _sentences(found), len(found.classes) == 1
-    if one_class:
-        sentences.append(f"problem: {target} is the same in every row; at least 2 classes")
+    if one_class:  # which a node could live with, whose fellows have other ones
+        sentences = [s for s in sentences if not s.endswith("in the other nodes' files at least")]
+        sentences.append(f"problem: {target} is the same in every row: at least 2 classes")
     return Upload(
         name,
         path,
