@@ -59,7 +59,9 @@ MAX_COUNTS = 12
 _MAX_POINTS = 200
 _FEW_ROUNDS = 30
 _RULE = "#8A929B"
-_HEIGHT, _RIGHT, _AXIS, _LINE = 280, 112, 44, 13  # pixels: chart, labels, x axis, line of text
+_HEIGHT, _AXIS, _LINE, _LETTER = 280, 44, 13, 6.2  # pixels: chart, x axis, line of text, letter
+# Streamlit writes into it: a number alone would break the page.
+_PAD = {"left": 5, "top": 8, "bottom": 5, "right": 5}
 _DASHES = ((), (6, 3), (2, 2), (8, 2, 2, 2))
 
 
@@ -200,10 +202,12 @@ def _drawn(
         mark = {"type": "rule", "color": _RULE, "strokeDash": [4, 3]}
         layers.append(_view([{"x": at}], mark, {"x": x}))
     layers += extra
-    layers += _labels(lines, low, high, x, y)
+    labels = _labels(lines, low, high, x, y)
+    longest = max((len(label["data"]["values"][0]["text"]) for label in labels), default=0)
+    layers += labels
     spec: Spec = {
         "height": _HEIGHT,
-        "padding": {"left": 5, "top": 8, "bottom": 5, "right": _RIGHT},
+        "padding": _PAD | {"right": 12 + math.ceil(_LETTER * longest)},
         "layer": layers or [_view([], {"type": "point"}, {"x": x, "y": y})],
     }
     return spec, note
@@ -230,7 +234,8 @@ def _layer(line: _Line, x: Spec, y: Spec, whole: bool) -> Spec:
         mark["strokeDash"] = list(line.dash)
     known = sum(math.isfinite(v) for v in line.y)
     if known == 1 or (line.width > 1 and known <= _FEW_ROUNDS):
-        mark["point"] = {"color": line.colour, "size": 22, "filled": True}
+        point = {"color": line.colour, "size": 22, "filled": True, "opacity": line.opacity}
+        mark["point"] = point
     name = "round" if whole else "x"
     tooltip = [
         {"field": "line", "type": "nominal"},
@@ -262,7 +267,7 @@ def _labels(lines: Sequence[_Line], low: float, high: float, x: Spec, y: Spec) -
     layers = []
     for line, place in zip(named, places, strict=True):
         assert line.end is not None
-        text = f"{line.name} {_short(line.end[1])}"
+        text = f"{line.name}: {_short(line.end[1])}"
         mark: Spec = {"type": "text", "align": "left", "baseline": "middle", "dx": 7}
         mark |= {"fontSize": 11, "color": _readable(line.colour)}
         mark |= {"fontWeight": "bold"} if line.width > 1 else {}
@@ -274,7 +279,7 @@ def _labels(lines: Sequence[_Line], low: float, high: float, x: Spec, y: Spec) -
 
 def _readable(colour: str) -> str:
     """Return the colour of a line's name: thin grey lines are too light for letters."""
-    return "#6B747E" if colour == ROLES["clients"].colour else colour
+    return "#6F7780" if colour == ROLES["clients"].colour else colour
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -505,14 +510,15 @@ def split_sizes(sizes: Sequence[int]) -> Chart:
     """Draw the training rows n_k of each client as bars."""
     rows = [{"client": k, "n": int(n)} for k, n in enumerate(sizes)]
     mark = {"type": "bar", "color": ROLES["server"].colour}
-    y = {"field": "n", "type": "quantitative", "title": "rows n_k", "axis": {"minExtent": 40}}
+    most = max((*sizes, 1))
+    y = _quantity("n", "rows n_k", [0, 1.05 * most], {"minExtent": 40}) | {"stack": None}
     tooltip = [{"field": f, "type": "quantitative"} for f in ("client", "n")]
     spec = _view(rows, mark, {"x": _clients(len(sizes)), "y": y, "tooltip": tooltip})
     alt = f"Training rows of {len(sizes)} clients"
     if len(sizes):
         total, least, most = sum(sizes), min(sizes), max(sizes)
         alt += f": {total} in all, from {least} to {most}"
-    return Chart(spec | {"height": 120, "padding": 5}, f"{alt}.")
+    return Chart(spec | {"height": 120, "padding": dict(_PAD)}, f"{alt}.")
 
 
 def _clients(count: int) -> Spec:
@@ -520,13 +526,12 @@ def _clients(count: int) -> Spec:
     return {"field": "client", "type": "ordinal", "title": "client", "sort": None, "axis": axis}
 
 
-def _shade(title: str) -> Spec:
+def _shade(most: float) -> Spec:
     """Return the colour of a count: the more, the darker."""
     return {
         "field": "rows",
         "type": "quantitative",
-        "title": title,
-        "scale": {"range": list(reversed(CIVIDIS)), "zero": True},
+        "scale": {"range": list(reversed(CIVIDIS)), "domain": [0, max(1.0, most)]},
         "legend": None,
     }
 
@@ -553,22 +558,26 @@ def split_heat(labels: Sequence[str], counts: NDArray[Any]) -> Chart:
         for k in range(table.shape[1])
         if table[i, k]
     ]
-    y: Spec = {"field": "label", "type": "ordinal", "title": "label", "axis": {"minExtent": 40}}
+    y: Spec = {"field": "label", "type": "ordinal", "title": "label"}
+    y["axis"] = {"minExtent": 40, "labelOverlap": len(labels) > MAX_COUNTS}
     y["scale"] = {"domain": [str(label) for label in labels]}
     x = _clients(table.shape[1])
     x["scale"] = {"domain": list(range(table.shape[1]))}
     tooltip = [{"field": f, "type": "nominal"} for f in ("client", "label", "rows")]
-    layers = [
-        _view(rows, {"type": "rect"}, {"x": x, "y": y, "color": _shade("rows"), "tooltip": tooltip})
-    ]
     most = int(table.max(initial=0))
+    encoding = {"x": x, "y": y, "color": _shade(most), "tooltip": tooltip}
+    layers = [_view(rows, {"type": "rect"}, encoding)]
     if max(table.shape, default=0) <= MAX_COUNTS:
         # On cells, not on the page: dark ones need white letters in any theme.
-        letters = {"condition": {"test": f"datum.rows > {most / 2}", "value": "#FFFFFF"}}
+        letters = {"condition": {"test": f"datum.rows > {0.45 * most}", "value": "#FFFFFF"}}
         text = {"field": "rows", "type": "quantitative"}
         encoding = {"x": x, "y": y, "text": text, "color": letters | {"value": "#000000"}}
         layers.append(_view(rows, {"type": "text", "fontSize": 11}, encoding))
-    spec = {"height": max(120, min(300, 22 * len(labels))), "padding": 5, "layer": layers}
+    spec = {
+        "height": max(120, min(320, 60 + 20 * len(labels))),
+        "padding": dict(_PAD),
+        "layer": layers,
+    }
     return Chart(spec, _split_alt(labels, table))
 
 
@@ -609,8 +618,13 @@ def split_histogram(edges: Sequence[float], counts: NDArray[Any], target: str = 
     x = _clients(table.shape[1])
     x["scale"] = {"domain": list(range(table.shape[1]))}
     tooltip = [{"field": f, "type": "quantitative"} for f in ("client", "low", "high", "rows")]
-    encoding = {"x": x, "y": y, "y2": {"field": "high"}, "color": _shade("rows")}
+    encoding = {
+        "x": x,
+        "y": y,
+        "y2": {"field": "high"},
+        "color": _shade(float(table.max(initial=0))),
+    }
     spec = _view(rows, {"type": "rect"}, encoding | {"tooltip": tooltip})
     alt = f"{target} of the training rows of {table.shape[1]} clients, "
     alt += f"from {_short(edges[0])} to {_short(edges[-1])}, in {len(table)} bins."
-    return Chart(spec | {"height": 220, "padding": 5}, alt)
+    return Chart(spec | {"height": 220, "padding": dict(_PAD)}, alt)
