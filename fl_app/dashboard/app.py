@@ -60,6 +60,8 @@ _BADGES: Mapping[str, tuple[_Badge, str]] = {
 }
 _STYLE = """<style>
 .stMainBlockContainer { padding: 2.4rem 2rem 3rem; max-width: 1600px; }
+.stSidebar [data-testid=stSidebarHeader] { height: 2.5rem; }
+.stSidebar [data-testid=stVerticalBlock] { gap: 0.6rem; }
 .stMain [data-testid=stHorizontalBlock] { flex-wrap: wrap; }
 .stMain [data-testid=stColumn] { min-width: min(21rem, 100%); }
 @media (max-width: 900px) { .stMainBlockContainer { padding: 2.4rem 1rem 2rem; } }
@@ -430,7 +432,7 @@ def _split(chosen: Choices, home: Path, open_: bool) -> None:
     """Show who gets which rows, before anything trains."""
     found = _dealt(tuple(choices.jobs(chosen, home)[0]))
     first, *others = found.sentences
-    with st.expander(f"The split: {first}", expanded=open_, key="split"):
+    with st.expander(f"The split: {first}", expanded=open_, key=f"split-{open_}"):
         counts = np.array(found.counts)
         by_label = (
             charts.split_heat(found.labels, counts)
@@ -521,7 +523,8 @@ def _head_line(
         line.markdown(_plain(launch.reason or "it ended without a word"))
     else:
         said = launches.log_tail(launch, 1) if launch is not None and not views else []
-        text = live.phase(view, now, since, runtime)
+        over = launch is not None and launch.running and not any(v.active for v in views) and views
+        text = "its process is ending" if over else live.phase(view, now, since, runtime)
         line.markdown(_plain(" · ".join([text, *said])))
     if view is not None:
         _mlflow(line, view)
@@ -569,8 +572,6 @@ def _body(view: RunView, metric: live.Metric | None, shown: str) -> int:
     if metric is not None:
         with right:
             _chart(charts.curves(view, metric, at), f"curves-{shown}")
-            for place, chart in enumerate(charts.model_values(view, at)):
-                _chart(chart, f"value-{shown}-{place}")
     return at
 
 
@@ -618,6 +619,12 @@ def _explained(view: RunView, at: int) -> None:
         _table(table, f"made-{place}")
     for text in found.sentences:
         st.markdown(_plain(text))
+    if by_value := charts.model_values(view, at):
+        for place, (column, chart) in enumerate(
+            zip(st.columns(len(by_value)), by_value, strict=True)
+        ):
+            with column:
+                _chart(chart, f"value-{place}")
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

@@ -55,7 +55,7 @@ _FIRST = ("accuracy", "mse", "log_loss", "mae", "brier", "r2", "balanced_accurac
 _ROWS = {
     "server": "the server's test rows",
     "eval": "the clients' validation rows",
-    "train": "the clients' training rows",
+    "train": "the clients' training rows, each by its own model",
 }
 Floats = NDArray[np.float64]
 
