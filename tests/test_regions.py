@@ -100,7 +100,7 @@ def test_a_line_is_coef_and_intercept(lesson: Ran) -> None:
         ("averaged model", "global"),
     ):
         slope, start = kept[f"{prefix}/coef"].item(), kept[f"{prefix}/intercept"].item()
-        layer = panels[title].chart["layer"][-1]
+        layer = panels[title].chart["layer"][-2]  # the last one names the lines
         x, y = np.array([[p["x"], p["y"]] for p in layer["data"]["values"]]).T
         assert np.allclose(y, slope * x + start, rtol=0, atol=1e-5)
         assert f"y = {slope:.4g} x + {start:.4g}," in panels[title].text
@@ -114,8 +114,8 @@ def test_the_lessons_scores_are_worked_out(lesson: Ran) -> None:
     other = ((b - a) ** 2 + (a + b - 2) ** 2) / 2
     text = drawn(lesson, 3)["client 0"].text
     assert text.startswith("client 0: 2 training rows. Its own model, y = ")
-    assert f"a mean squared error of {own:.3g} on them" in text
-    assert f"and a mean squared error of {(own + other) / 2:.3g} on all clients' rows" in text
+    assert f"has a mean squared error of {own:.3g} on them" in text
+    assert f"and of {(own + other) / 2:.3g} on all clients' 4 training rows" in text
 
 
 def test_axes_stand_still_over_the_rounds(lesson: Ran) -> None:
@@ -199,7 +199,7 @@ def test_areas_part_where_the_model_does() -> None:
     outwards = np.diff(level[:, CELLS // 2 :], axis=1)
     assert (outwards >= 0).all()
     assert level.max() > 0
-    assert "has 100 % right on them and 100 % right on all" in pictures.panels[0].text
+    assert "is right on 100 % of them and on 100 % of all" in pictures.panels[0].text
 
 
 def test_a_picture_stands_upright() -> None:
@@ -327,8 +327,8 @@ def test_a_client_that_sent_nothing_stands_with_its_last_model() -> None:
     assert len(pictures.panels[1].chart["layer"]) == 1
     pictures = draw(spec, kept, rows, 4, strategy="fedavg", num_rounds=T)
     assert pictures is not None
-    assert "Its own model, sent in round 3, has" in pictures.panels[1].text
-    assert "Its own model, sent in round 2, has" in pictures.panels[2].text
+    assert "Its own model, sent in round 3, is right" in pictures.panels[1].text
+    assert "Its own model, sent in round 2, is right" in pictures.panels[2].text
 
 
 @pytest.mark.parametrize("name", ["local", "pooled", "fedmedian", "fedprox"])
@@ -353,20 +353,20 @@ def test_texts_count_rows_and_what_is_right() -> None:
 
     def right(title: str, table: Table) -> str:
         share = (found[title].outputs(table).argmax(axis=1) == table.target).mean()
-        return f"{100 * share:.0f} % right"
+        return f"{100 * share:.0f} %"
 
     panels = drawn(ran, 2)
     for k, own in rows.items():
         counts = [f"{n} of class {c}" for c, n in enumerate(np.bincount(own.target)) if n]
         assert panels[f"client {k}"].text == (
-            f"client {k}: {len(own)} training rows ({', '.join(counts)}). Its own model has "
-            f"{right(f'client {k}', own)} on them and {right(f'client {k}', whole)} "
-            "on all clients' rows."
+            f"client {k}: {len(own)} training rows ({', '.join(counts)}). Its own model is right "
+            f"on {right(f'client {k}', own)} of them and on {right(f'client {k}', whole)} "
+            f"of all clients' {len(whole)} training rows."
         )
     text = panels["averaged model"].text
     assert text == (
-        f"The averaged model after round 2 has {right('averaged model', whole)} "
-        "on all clients' rows."
+        f"After round 2 the averaged model is right on {right('averaged model', whole)} "
+        f"of all clients' {len(whole)} training rows."
     )
     assert panels["averaged model"].chart["description"] == text
 

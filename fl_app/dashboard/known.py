@@ -165,10 +165,10 @@ def known(
         return [*clients, *_server(predictor, whole, strategy, server_round)]
     alone = stack.global_member
     if alone is not None:
-        clients.append(_global(predictor, whole, alone, shares[-1]))
+        clients.append(_global(predictor, whole, alone, shares[-1], num_rounds - 2))
     final = server_round >= num_rounds
     title = "stack" if final else "stack so far"
-    what = "The stack" if final else "The stack so far, before the choice in the next round,"
+    what = "The stack" if final else "The stack so far (the choice falls in the next round)"
     return [*clients, Known("stack", None, title, what, predictor, whole)]
 
 
@@ -209,10 +209,11 @@ def _base(
     return Known("client", partition, *words, predictor, member.arrays, share, member.kind)
 
 
-def _global(predictor: Predictor, whole: Arrays, member: Member, share: float) -> Known:
-    """Return the federation's own model in a stack."""
+def _global(predictor: Predictor, whole: Arrays, member: Member, share: float, made: int) -> Known:
+    """Return the federation's own model in a stack, and the round that made it."""
     if member.kind == MODEL:
-        words, arrays = _AVERAGED, member.arrays
+        title, what = _AVERAGED
+        words, arrays = (title, f"{what} of round {made}"), member.arrays
     else:
         words = "least squares", "Least squares over all clients"
         ends = {name: whole[name] for name in ("low", "high") if name in whole}

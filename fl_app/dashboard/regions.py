@@ -43,8 +43,14 @@ LEVELS = 8
 """Steps of an area's strength."""
 STRENGTHS = (0.15, 0.65)
 """Strength of an area whose class is as likely as chance, and of one that is certain."""
+_AXIS = {"titlePadding": 2, "labelPadding": 3, "minExtent": 24, "maxExtent": 24}
+"""Axes take the same room in all charts, so that these line up and stand still."""
 MAX_POINTS = 400
 """Rows that one chart shows."""
+MAX_LABELS = 8
+"""Lines up to which each has a name at its end."""
+LABEL_HEIGHT = 12
+"""Pixels from one name to the next."""
 MARGIN = 0.06
 """Share of the rows' range that is left free at either end of an axis."""
 SHAPES = (
@@ -163,7 +169,7 @@ def draw(
     *,
     strategy: str = "fedavg",
     num_rounds: int = 0,
-    size: int = 180,
+    size: int = 160,
 ) -> Pictures | None:
     """Draw what each model knew after a round.
 
@@ -173,7 +179,7 @@ def draw(
         As for :func:`fl_app.dashboard.known.known`, where :func:`why_not` has nothing to say.
     rows : mapping of int to Table
         Training rows of each client in raw units, as :func:`rows_of` gives them.
-    size : int, default 180
+    size : int, default 160
         Width and height of a chart without its axes, in pixels.
 
     Returns
@@ -209,44 +215,65 @@ class _Scene:
         own, title = self.rows[partition], f"client {partition}"
         model = self._own.get(partition)
         text = f"{title}: {self._counted(own)}."
-        if model is None:
+        if model is None or not len(own):
             later = "has not trained yet" if self.server_round == 0 else "has sent no model so far"
-            return self._panel("client", title, later, f"{text} It {later}.", own, [])
+            later = later if len(own) else "has no row of the run's classes"
+            return self._panel(
+                "client", title, [later, *self._share(None)], f"{text} It {later}.", own, []
+            )
         here, everywhere = self._score(model, own), self._score(model, self._everybody)
-        text += f" {model.what}{self._equation(model)} has {here.long} on them"
-        text += f" and {everywhere.long} on all clients' rows."
-        if model.share is not None:
-            text += f" Its share in the stack is {_percent(model.share)}."
-        share = "" if model.share is None else f", {_percent(model.share)} of the stack"
-        about = f"own rows {here.short}, all {everywhere.short}{share}"
+        text += f" {model.what}{self._equation(model)} {here.long} them"
+        text += f" and {everywhere.also} {self._all}.{_shared(model)}"
+        about = [f"own rows {here.short}, all {everywhere.short}", *self._share(model)]
         server = [m for m in self.models if m.kind == "server"]
         return self._panel("client", title, about, text, own, [model, *server])
 
     def server(self, model: Known) -> Panel:
         """Return the server's or the stack's panel: all rows, and beside a line the clients'."""
         score = self._score(model, self._everybody)
-        after = f" after round {self.server_round}" if self.server_round else ""
-        text = f"{model.what}{after}{self._equation(model)} has {score.long} on all clients' rows."
-        about = f"all rows {score.short}"
-        if model.share is not None:
-            text += f" Its share in the stack is {_percent(model.share)}."
-            about += f", {_percent(model.share)} of the stack"
+        what = model.what
+        if self.server_round:
+            what = f"After round {self.server_round} {what[0].lower()}{what[1:]}"
+        text = f"{what}{self._equation(model)} {score.long} {self._all}.{_shared(model)}"
+        about = [f"all rows {score.short}", *self._share(model)]
         beside = list(self._own.values())
         return self._panel(model.kind, model.title, about, text, self._everybody, [model, *beside])
 
+    def _share(self, model: Known | None) -> list[str]:
+        """Return a line of every panel's title where some models are members of a stack."""
+        if all(other.share is None for other in self.models):
+            return []
+        share = None if model is None else model.share
+        return [" " if share is None else f"{_percent(share)} of the stack"]
+
     def _panel(
-        self, kind: str, title: str, about: str, text: str, rows: Table, models: Sequence[Known]
+        self,
+        kind: str,
+        title: str,
+        about: Sequence[str],
+        text: str,
+        rows: Table,
+        models: Sequence[Known],
     ) -> Panel:
         """Draw rows and the first model; for a regression also the other ones' lines."""
         areas = self.encoding.task == "classification"
         layers = self._areas(models[:1]) if areas else self._lines(kind, models)
         chart = {
-            "title": {"text": title, "subtitle": about, "anchor": "start", "fontSize": 13},
+            "title": {
+                "text": title,
+                "subtitle": [*about],
+                "anchor": "start",
+                "frame": "group",
+                "fontSize": 13,
+                "offset": 6,
+            },
             "description": text,
             "width": self.size,
             "height": self.size,
+            "autosize": {"type": "pad"},
             "layer": [*layers, self._points(rows)] if areas else [self._points(rows), *layers],
-            "config": {"view": {"fill": None}},
+            "padding": 0,
+            "config": {"view": {"stroke": "#D0D4D9"}, "axis": _AXIS},
         }
         return Panel(kind, title, text, chart)
 
@@ -262,7 +289,7 @@ class _Scene:
             labels = [mark.label for mark in self.legend]
             for point, label in zip(points, rows.target[::step].tolist(), strict=True):
                 point["class"] = str(label)
-            mark |= {"size": 26, "stroke": "white", "strokeWidth": 0.7}
+            mark |= {"size": 32, "stroke": "white", "strokeWidth": 0.7}
             colours = [mark.colour for mark in self.legend]
             shapes = [shape for shape, _ in SHAPES[: len(labels)]]
             for channel, values_of in (("color", colours), ("shape", shapes)):
@@ -294,22 +321,39 @@ class _Scene:
         return layers
 
     def _lines(self, kind: str, models: Sequence[Known]) -> list[dict[str, Any]]:
-        """Return each model's line, the panel's own on top."""
-        layers = []
+        """Return each model's line, the panel's own on top, and at its end whose it is."""
+        layers, ends = [], []
         for model in reversed(models):
-            role = ROLES["clients" if model.kind == "client" else "server"]
-            first = model is models[0]
+            first, client = model is models[0], model.kind == "client"
+            role = ROLES["clients" if client else "server"]
             values = self._line(model).round(6).tolist()
             mark = {
                 "type": "line",
-                "color": "black" if first and kind == "client" else role.colour,
-                "strokeDash": [*role.dash] if first or model.kind == "client" else [4, 3],
+                "color": "black" if first and client else role.colour,
+                "strokeDash": [*role.dash] if first or client else [4, 3],
                 "strokeWidth": 2.5 if first else 1.2,
                 "clip": True,
             }
             data = {"values": [{"x": x, "y": y} for x, y in values]}
             layers.append({"data": data, "mark": mark, "encoding": self._axes()})
-        return layers
+            name = "own" if first and client else str(model.partition) if client else "server"
+            ends.append((values[-1][1], name))
+        return [*layers, *self._ends(ends if len(ends) <= MAX_LABELS else ends[-1:])]
+
+    def _ends(self, ends: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
+        """Return names right of the lines' ends, one line of text apart from each other."""
+        low, high = self._limits[1]
+        gap, place = LABEL_HEIGHT * (high - low) / self.size, -np.inf
+        points = []
+        for end, name in sorted(ends):
+            place = max(min(max(end, low), high), place + gap)
+            points.append({"x": self._limits[0][1], "y": place, "name": name, "shown": 1})
+        # One that is not seen keeps its room where there is no other.
+        points.append({"x": self._limits[0][1], "y": low, "name": "server", "shown": 0})
+        mark = {"type": "text", "align": "left", "dx": 4, "fontSize": 11, "clip": False}
+        shown = {"field": "shown", "type": "quantitative", "scale": None}
+        encoding = self._axes() | {"text": {"field": "name"}, "opacity": shown}
+        return [{"data": {"values": points}, "mark": mark, "encoding": encoding}]
 
     def _axes(self, x: str = "x", y: str = "y") -> dict[str, Any]:
         """Return the encoding of two fields on the run's axes."""
@@ -322,7 +366,7 @@ class _Scene:
                 "type": "quantitative",
                 "title": name,
                 "scale": {"domain": limits, "nice": False, "zero": False},
-                "axis": {"tickCount": 4, "grid": False, "minExtent": 24, "maxExtent": 24},
+                "axis": {"tickCount": 4, "grid": False},
             }
         return axes
 
@@ -337,6 +381,10 @@ class _Scene:
         for table in others:
             first = first.join(table)
         return first
+
+    @property
+    def _all(self) -> str:
+        return f"all clients' {len(self._everybody)} training rows"
 
     def _numbers(self, rows: Table) -> NDArray[np.float64]:
         """Return what stands on the two axes, of shape (n, 2)."""
@@ -378,10 +426,10 @@ class _Scene:
     def _score(self, model: Known, rows: Table) -> _Score:
         outputs, truth = model.outputs(rows), self.encoding.truth(rows)
         if self.encoding.task == "classification":
-            right = float((outputs.argmax(axis=1) == truth).mean()) if len(truth) else 0.0
-            return _Score(_percent(right), f"{_percent(right)} right")
-        error = float(np.square(outputs - truth).mean()) if len(truth) else 0.0
-        return _Score(f"mse {error:.3g}", f"a mean squared error of {error:.3g}")
+            right = _percent(float((outputs.argmax(axis=1) == truth).mean()))
+            return _Score(right, f"is right on {right} of", f"on {right} of")
+        error = f"{np.square(outputs - truth).mean():.3g}"
+        return _Score(f"mse {error}", f"has a mean squared error of {error} on", f"of {error} on")
 
     def _equation(self, model: Known) -> str:
         """Return ``, y = 2 x + 1,`` where a model is a straight line."""
@@ -421,10 +469,16 @@ class _Scene:
 
 @dataclass(frozen=True)
 class _Score:
-    """How good a model is on some rows, for a chart and for a sentence."""
+    """How good a model is on some rows: for a title, for a sentence, and for its second half."""
 
     short: str
     long: str
+    also: str
+
+
+def _shared(model: Known) -> str:
+    share = model.share
+    return "" if share is None else f" Its share in the stack is {_percent(share)}."
 
 
 def areas_png(probabilities: NDArray[np.float64]) -> bytes:
