@@ -91,7 +91,7 @@ def begun(launch: Launch) -> Launch:
 def later(launch: Launch) -> None:
     """Let the last signal be sent so long ago that patience is over."""
     file = launch.folder / "stop.json"
-    times = [moment - launches.PATIENCE for moment in json.loads(file.read_text())["times"]]
+    times = [moment - launch.patience for moment in json.loads(file.read_text())["times"]]
     file.write_text(json.dumps({"times": times}))
 
 
@@ -229,7 +229,8 @@ def test_an_argument_that_no_process_can_have_is_one_sentence(fake):
 # ---------------------------------------------------------------------------- stop
 def test_the_first_stop_is_ctrl_c(fake):
     """Stopping until the process is gone; a second click changes nothing."""
-    launch = begun(fake("wait"))
+    launch = begun(fake("wait", "runtime=simulation"))
+    assert launch.patience == 60
     assert launch.state == "running"
     assert {stop(launch), stop(launch)} <= {"stopping", "stopped"}
     until(lambda: not launch.running)
