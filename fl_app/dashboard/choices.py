@@ -194,8 +194,8 @@ _EXAMPLES: Mapping[str, tuple[dict[str, Any], str]] = {
     ),
     "Faulty members": (
         {"dataset": "digits", "faulty": 3, "fault": "flip", "strategy": "fedmedian"},
-        "Some of the ten clients fail on purpose: look at the replies of a round and at what the "
-        "rule made of them, then choose fedavg and start again.",
+        "The last three of the ten clients send a step the other way, four times as long: look at "
+        "the replies and at what the median made of them, then choose fedavg and start again.",
     ),
     "Rings: what the models know": (
         {

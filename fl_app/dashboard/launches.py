@@ -15,8 +15,9 @@ How a launch goes is read off these and the process table, never off MLflow.
 
 Stopping takes up to three acts of the user, so that no record is lost for haste. The first sends
 SIGINT, as Ctrl-C does: the run ends as ``KILLED``, its rounds are delivered. One that comes 20
-seconds later sends SIGTERM, a third one, 20 seconds later still, SIGKILL to the launch's process
-group. Even then every finished round is in the spool on the disk, and the next run delivers it.
+seconds later (60 with ``runtime=simulation``, which ends a SuperLink and Ray first) sends SIGTERM;
+a third one, as much later still, SIGKILL to the launch's process group. Even then every finished
+round is in the spool on the disk, and the next run delivers it.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ State = Literal["running", "stopping", "finished", "failed", "stopped", "lost"]
 
 MOST = 4
 """Launches that run at a time."""
-PATIENCE = 20.0
-"""Seconds that a launch has to end before it can be told in a harder way."""
+PATIENCE = {"inprocess": 20.0, "simulation": 60.0}
+"""Seconds that a launch has to end before it can be told in a harder way, by runtime."""
 TOKEN = "FL_APP_DASHBOARD_TOKEN"
 """Variable of the page's token, which no job inherits."""
 _KEEP_DAYS, _KEEP = 7, 500
@@ -114,6 +115,12 @@ class Launch:
         names = next((o for o in self.overrides if o.startswith("strategy=")), "")
         number = len(names.split(",")) if self.sweep else 1
         return tuple(self.folder / str(job) for job in range(number))
+
+    @property
+    def patience(self) -> float:
+        """Seconds between a stop and a harder one."""
+        found = (PATIENCE[name] for name in PATIENCE if f"runtime={name}" in self.overrides)
+        return next(found, PATIENCE["inprocess"])
 
     @property
     def state(self) -> State:
@@ -334,7 +341,7 @@ def stop(launch: Launch) -> State:
         raise InputError("stop", launch.id, allowed)
     with _stopping:  # two clicks at a time are one
         asked, now = _asked(launch), time.time()
-        if asked and abs(now - asked[-1]) < PATIENCE:
+        if asked and abs(now - asked[-1]) < launch.patience:
             return launch.state
         stage = _STAGES[min(len(asked), len(_STAGES) - 1)]
         with contextlib.suppress(OSError):  # a full disk must not keep anybody from stopping
