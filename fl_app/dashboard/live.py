@@ -12,6 +12,7 @@ imports or asks MLflow, and no file, whatever is in it, raises.
 from __future__ import annotations
 
 import calendar
+import io
 import json
 import math
 import re
@@ -58,7 +59,7 @@ from fl_app.dashboard.view import (
     worst_values,
 )
 from fl_app.errors import masked
-from fl_app.tracking.spool import Process, read_lines, read_npz
+from fl_app.tracking.spool import Process, read_lines
 from fl_app.tracking.store import default_uri, is_http, run_url
 
 __all__ = [
@@ -131,7 +132,9 @@ def models(home: Path, name: str, server_round: int) -> dict[str, NDArray[Any]]:
         return {}
     path = home / "runs" / name / "models" / f"round_{server_round:04d}.npz"
     try:
-        return read_npz(path)
+        # From memory: numpy leaves the file of a broken archive open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
     except Exception:  # bytes of a broken archive raise anything
         return {}
 
