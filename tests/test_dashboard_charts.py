@@ -42,7 +42,7 @@ def texts(chart: Chart) -> list[str]:
 
 
 def check(chart: Chart) -> None:
-    """A chart is strict JSON, stretches, and has words; Streamlit writes into its padding."""
+    """Hold a chart to strict JSON, words, a view that stretches, and a padding of its own."""
     json.dumps(chart.spec, allow_nan=False)
     assert isinstance(chart.spec["padding"], dict)
     assert not {"facet", "hconcat", "vconcat", "repeat", "width"} & set(chart.spec)

@@ -1,4 +1,4 @@
-"""What the page says of a round is what the server did: sums add up, and no rule is called another."""
+"""What the page says of a round is what the server did: sums add up, a rule has its own name."""
 
 from __future__ import annotations
 

@@ -681,11 +681,11 @@ def _participation(
     """Return who trained and who evaluated."""
     own = mapping(aggregation.get("evaluate"))
     replied = [whole(client["partition"]) for client in clients]
-    counts = {"count": metrics.get("cost/clients_asked", 0.0) if aggregation else 0.0}
-    answered = whole(metrics.get("cost/clients_replied")) if aggregation else 0
+    counts = {"count": metrics.get("cost/clients_asked", 0.0)}
+    answered = whole(metrics.get("cost/clients_replied"))
     asked = aggregation.get("asked") or (replied if len(replied) == counts["count"] else ())
     train = _exchange(asked, replied, aggregation.get("failed"), counts, answered)
-    lost = whole(metrics.get("cost/clients_failed")) if aggregation else 0
+    lost = whole(metrics.get("cost/clients_failed"))
     train = replace(train, num_failed=train.num_failed or lost)
     scored = [whole(row.get("partition")) for row in rows]
     evaluate = _exchange(own.get("asked") or scored, scored, own.get("failed"), {}, 0)
