@@ -231,6 +231,8 @@ def test_phase_of_what_is_not_there_yet_and_of_what_is_over(home: Path) -> None:
     assert phase(record.view(), 1000.0) == "sending the rest to MLflow"
     record.events(("end", {"status": "FAILED", "error": "too few replies"}))
     assert phase(record.view(), 1000.0) == "failed in round 2: too few replies"
+    record.events(("end", {"status": "KILLED", "error": "KeyboardInterrupt"}))
+    assert phase(record.view(), 1000.0) == "stopped in round 2"
 
 
 def test_who_replied_in_a_round_that_failed_is_known(home: Path) -> None:
