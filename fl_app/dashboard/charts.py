@@ -59,7 +59,7 @@ MAX_COUNTS = 12
 _MAX_POINTS = 200
 _FEW_ROUNDS = 30
 _RULE = "#8A929B"
-_HEIGHT, _AXIS, _LINE, _LETTER = 280, 44, 13, 6.2  # pixels: chart, x axis, line of text, letter
+_HEIGHT, _AXIS, _LINE = 280, 44, 13  # pixels: chart, x axis, line of text
 # Streamlit writes into it: a number alone would break the page.
 _PAD = {"left": 5, "top": 8, "bottom": 5, "right": 5}
 _DASHES = ((), (6, 3), (2, 2), (8, 2, 2, 2))
@@ -202,12 +202,11 @@ def _drawn(
         mark = {"type": "rule", "color": _RULE, "strokeDash": [4, 3]}
         layers.append(_view([{"x": at}], mark, {"x": x}))
     layers += extra
-    labels = _labels(lines, low, high, x, y)
-    longest = max((len(label["data"]["values"][0]["text"]) for label in labels), default=0)
-    layers += labels
+    # Vega fits what hangs over the right end in by itself.
+    layers += _labels(lines, low, high, x, y)
     spec: Spec = {
         "height": _HEIGHT,
-        "padding": _PAD | {"right": 12 + math.ceil(_LETTER * longest)},
+        "padding": dict(_PAD),
         "layer": layers or [_view([], {"type": "point"}, {"x": x, "y": y})],
     }
     return spec, note

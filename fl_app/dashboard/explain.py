@@ -120,14 +120,13 @@ def explain(view: RunView, server_round: int) -> Explanation:
         start = "Nothing was sent yet: every client starts from the same arrays."
         return Explanation(title, sentences=(start,))
     told = round_.aggregation
-    who = _who(round_)
     make = _private if view.private else _stacking if view.stack_phase(round_) else _averaging
+    unreadable = Explanation("", sentences=("The record of this round's replies cannot be read.",))
     try:
-        made = make(view, round_, told)
+        made = make(view, round_, told) if told or view.private else unreadable
     except (KeyError, TypeError, ValueError, AttributeError):
-        told = {}
-    if not told:
-        made = Explanation(title, sentences=("The record of this round's replies cannot be read.",))
+        made = unreadable
+    who = _who(round_)
     return Explanation(title, made.formula, (*made.tables, *who[0]), (*made.sentences, *who[1]))
 
 

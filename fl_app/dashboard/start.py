@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import secrets
 import stat
@@ -140,10 +139,8 @@ def link(port: int, token: str) -> str:
 
 def going_on(home: Path) -> list[str]:
     """Return the names of the launches that have not ended."""
-    try:
-        launches = importlib.import_module("fl_app.dashboard.launches")
-    except ImportError:
-        return []
+    from fl_app.dashboard import launches  # which loads Hydra
+
     return [each.id for each in launches.find(home) if each.state in ("running", "stopping")]
 
 
