@@ -116,8 +116,8 @@ class Picture {
     for (const [r, ...failure] of data.failures)
       this.failed.set(r, [...(this.failed.get(r) ?? []), failure]);
     this.scale();
-    if (grown && this.at === null && !this.playing && !calm.matches) this.glide();
     this.render();
+    if (grown && this.at === null && !this.playing && !calm.matches) this.glide();
   }
 
   // One colour scale for all rounds, from the bulk of the values.
@@ -314,7 +314,7 @@ class Picture {
     const trains = t !== null && t >= TRAINING && t < REPLYING && mark > OFF;
     const swell = trains ? Math.sin((Math.PI * (t - TRAINING)) / (REPLYING - TRAINING)) : 0;
     put(c.pulse, { r: s.r + 2 + 5 * swell, opacity: trains ? swell : 0 });
-    if (c.value) put(c.value, { text: has ? num(v) : mark === FAILED || mark === OFF ? "" : "–" });
+    if (c.value) put(c.value, { text: has ? num(v) : mark === REPLIED && d.metric ? "–" : "" });
     if (c.word) put(c.word, { text: mark === OFF || failed || mark === WAITING ? word : rows ? plural(rows, "row") : "", class: `small middle ${failed ? "bad" : "soft"}` });
   }
 
@@ -420,11 +420,13 @@ class Picture {
     pen.font = `11px ${style.fontFamily}`;
     pen.textAlign = "right";
     pen.textBaseline = "middle";
-    const each = Math.ceil(12 / tall);
+    const nice = (size, room) => [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000].find((n) => n * size >= room) ?? 10000;
+    const each = nice(tall, 12);
     for (let k = 0; k < K; k += each) if (k + each / 2 < K || k === 0) pen.fillText(k, gutter - 5, clamp((k + 0.5) * tall, 6, H - 5));
     pen.textAlign = "center";
-    const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000].find((n) => n * wide >= 30) ?? T;
-    for (let r = step; r <= T; r += step) pen.fillText(r, clamp(gutter + (r - 0.5) * wide, gutter + 4, width - 8), H + 9);
+    const step = nice(wide, 30);
+    for (let r = step; r <= T; r += step)
+      pen.fillText(r, Math.min(gutter + (r - 0.5) * wide, width - 1 - pen.measureText(r).width / 2), H + 9);
   }
 
   point(number) {
@@ -544,10 +546,10 @@ class Picture {
         if (!over(lasts)) return;
         from = now;
       }
-      this.show(calm.matches || lasts < 300 ? null : (now - from) / lasts);
+      this.show(calm.matches || lasts < 300 ? null : Math.max(0, now - from) / lasts);
       this.frame = requestAnimationFrame(step);
     };
-    this.frame = requestAnimationFrame(step);
+    step(performance.now());
   }
 
   listen() {

@@ -65,7 +65,7 @@ def picture(view: RunView, metric: Metric | None, at: int | None = None) -> dict
     table = strip(view, metric.name).T if metric and not view.private else np.empty((0, 0))
     clients = _clients(view, table.shape[1])
     marks = np.zeros((len(rounds), clients), np.uint8)
-    for row, r in zip(marks, rounds, strict=True):
+    for row, r in zip(marks, () if view.private else rounds, strict=not view.private):
         _mark(row, r.train, MARKS["unknown"])
     wide = np.full((len(rounds), clients), np.nan, "<f4")
     wide[: table.shape[0], : table.shape[1]] = table
@@ -151,7 +151,8 @@ def _now(view: RunView, clients: int) -> dict[str, Any] | None:
     # In its second half a round still shows who trained.
     trained, now = inside.train, inside.now
     row = np.zeros(clients, np.uint8)
-    _mark(row, trained, MARKS["waiting"] if inside.exchange == "train" else MARKS["unknown"])
+    if not view.private:
+        _mark(row, trained, MARKS["waiting"] if inside.exchange == "train" else MARKS["unknown"])
     return {
         "round": inside.server_round,
         "evaluates": inside.exchange != "train",
