@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -16,6 +17,13 @@ settings.register_profile(
     "fl_app", derandomize=True, database=None, deadline=None, max_examples=40, print_blob=False
 )
 settings.load_profile("fl_app")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections() -> None:
+    """Let collections, of which Flower makes one a reply in places, skip what is there already."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -62,14 +62,6 @@ W = np.arange(6.0).reshape(2, 3)
 Handler = Callable[[Message, Context], Any]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_collections() -> Iterator[None]:
-    """Let collections, of which Flower makes one a reply in places, skip what is there already."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """Keep Flower's own log out of the tests' output."""
