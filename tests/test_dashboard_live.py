@@ -8,17 +8,24 @@ import shutil
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fl_app.dashboard import live
-from fl_app.dashboard.live import Tail, metrics, models, phase, runs
+from fl_app.dashboard.known import KeptModels
+from fl_app.dashboard.live import Tail, metrics, models_dir, phase, runs
 from fl_app.dashboard.view import PHASES, mean_values, strip, unit, values, worst_values
 from fl_app.fedstacking import PHASES as STACKING_PHASES
 from fl_app.tracking.spool import write_npz
 from fl_app.tracking.store import run_url
 from tests.recorded import GONE, LIVING, NAME, Record, real_runs, round_line
+
+
+def models(home: Path, name: str, server_round: int) -> dict[str, Any]:
+    """Return what is kept of a round."""
+    return dict(KeptModels(models_dir(home, name)).get(server_round, {}))
 
 
 @pytest.fixture

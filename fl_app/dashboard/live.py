@@ -12,7 +12,6 @@ imports or asks MLflow, and no file, whatever is in it, raises.
 from __future__ import annotations
 
 import calendar
-import io
 import json
 import math
 import re
@@ -116,19 +115,7 @@ def models_dir(home: Path, name: str) -> Path:
     Each file holds ``global/<array>`` after the round and ``client/003/<array>`` as sent. There is
     no such folder where the run keeps none.
     """
-<<<<<<< HEAD
     return home / "runs" / name / "models"
-=======
-    if not _NAME.fullmatch(name):
-        return {}
-    path = home / "runs" / name / "models" / f"round_{server_round:04d}.npz"
-    try:
-        # From memory: numpy leaves the file of a broken archive open.
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except Exception:  # bytes of a broken archive raise anything
-        return {}
->>>>>>> live
 
 
 # ---------------------------------------------------------------------------- the list of runs
