@@ -21,10 +21,12 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from fl_app.tracking import LoggedModel, RunEnd, RunStart
+from fl_app.tracking import spool as spool_module
 from fl_app.tracking.spool import (
     Process,
     Spool,
     home_dir,
+    new_name,
     read_lines,
     read_npz,
     write_npz,
@@ -192,11 +194,59 @@ def test_a_live_spool_is_left_alone(spool: Spool) -> None:
 
 
 def test_a_removed_spool_is_gone(spool: Spool, tmp_path: Path) -> None:
-    """Nothing of it stays, and asking for it is no error."""
+    """Nothing of it stays under spool/, and asking for it is no error."""
     spool.remove()
     assert Spool.paths(tmp_path) == []
     assert Spool.claim(spool.path) is None
     assert list((tmp_path / "spool").iterdir()) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_record_stays_under_runs(
+    links: bool, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, without arrays, for its owner; a reader goes on at the offset it had."""
+    if not links:
+        monkeypatch.setattr(os, "link", _fail)
+    spool.add_round(line(0, a=0.1), ARRAYS)
+    (_, offset), *_ = spool.rounds()
+    spool.add_round(line(1), ARRAYS)
+    spool.add_note({"tag": "1"}, {})
+    model = LoggedModel("final", 1, ARRAYS, {})
+    spool.add_end(RunEnd("FINISHED", models=[model], files={"a.png": b"x"}), 99)
+    spool.mark_sent({"run_id": "7"})
+    before = {p.name: p.read_bytes() for p in spool.path.iterdir() if p.suffix.startswith(".json")}
+    kept = tmp_path / "runs" / spool.name
+    kept.mkdir(parents=True, mode=0o700)
+    (kept / "rounds.jsonl").write_text("left by a process that was killed while it did this")
+    spool.remove()
+    assert {p.name: p.read_bytes() for p in kept.iterdir()} == before
+    assert set(before) == {"run.json", "rounds.jsonl", "notes.jsonl", "end.json", "sent.json"}
+    assert [c["server_round"] for c, _ in read_lines(kept / "rounds.jsonl", offset)] == [1]
+    assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_a_home_without_room_for_the_record_is_cleared(spool: Spool, tmp_path: Path) -> None:
+    """Where runs/ cannot be made, the spool is removed all the same."""
+    (tmp_path / "runs").touch()
+    spool.remove()
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_spool_may_be_named(tmp_path: Path) -> None:
+    """Whoever watches knows the name before the spool is there."""
+    name = new_name(1_700_000_000_123)
+    spool = Spool.create(tmp_path, {}, RunStart(output_dir="/out"), 0, name)
+    assert spool.name == name
+    assert spool.start["run"]["output_dir"] == "/out"
+    spool.release()
+
+
+def test_names_are_in_the_order_of_their_starts() -> None:
+    """To the millisecond, so that the last name is the newest run."""
+    names = [new_name(1_700_000_000_000 + ms) for ms in (0, 1, 15, 16, 255, 999, 1000, 60_000)]
+    assert sorted(names) == names
+    assert new_name(5) != new_name(5)
 
 
 def test_half_made_spools_are_not_seen(tmp_path: Path) -> None:
@@ -247,6 +297,24 @@ def test_a_process_is_known_by_more_than_its_number() -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     assert Process(own.host, ended.pid, own.started).is_gone()
+
+
+def test_a_zombie_is_gone() -> None:
+    """A child that has ended is gone, although nobody asked for its status yet."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        started = spool_module._start_of(child.pid)
+        if not started:
+            pytest.skip("this system does not tell when a process began")
+        process = Process(socket.gethostname(), child.pid, started)
+        assert not process.is_gone()
+        assert child.stdin is not None
+        child.stdin.close()
+        state = Path(f"/proc/{child.pid}/stat")
+        deadline = time.monotonic() + 10
+        while state.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert process.is_gone()
 
 
 WRITER = """

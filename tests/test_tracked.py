@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
-from fl_app.tracking import RoundRecord, RunEnd, RunStart, TrackedStrategy, Trackers
+from fl_app.tracking import Asked, RoundRecord, RunEnd, RunStart, TrackedStrategy, Trackers
 from fl_app.tracking.base import flat_norm
 from fl_app.tracking.keys import aggregation_text, round_metrics
 from fl_app.tracking.tracked import content_bytes
@@ -277,6 +277,105 @@ def test_a_failing_client_is_counted(failing: int, grid: InProcessGrid) -> None:
         assert r.cost["clients_replied"] == NUM_CLIENTS - 1
         assert r.cost["clients_failed"] == 1
         assert failing not in {c.partition for c in r.train_clients}
+        assert r.train_asked.partitions == r.evaluate_asked.partitions == [0, 1, 2, 3]
+        (reason,) = r.train_asked.failed.items()
+        assert reason[0] == failing
+        assert reason[1].startswith("the client failed: ")
+        assert "this client always fails" in reason[1]
+        assert r.evaluate_asked.failed == {}
+
+
+class Watcher(Recorder):
+    """A tracker that keeps what happens between rounds, and the clients' arrays."""
+
+    keeps_models = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.models: list[tuple[int, Mapping[int, Mapping[str, Any]]]] = []
+
+    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        self.events.append((kind, dict(facts)))
+
+    def see_models(self, server_round: int, models: Mapping[int, Mapping[str, Any]]) -> None:
+        self.models.append((server_round, models))
+
+
+def test_who_is_asked_and_who_replied_is_told_at_once(grid: InProcessGrid) -> None:
+    """Two exchanges a round, two events each; and the arrays whose mean the round's are."""
+    watcher = Watcher()
+    partitions = {node: k for k, node in enumerate(grid.get_node_ids())}
+    strategy = TrackedStrategy(FedAvg(), watcher, partitions=partitions)
+    run(strategy, grid, train_config=ConfigRecord({"failing": 2}), num_rounds=1)
+    where = [{"round": 1, "exchange": what} for what in ("train", "evaluate")]
+    (asked, replied, *others) = watcher.events
+    assert asked == ("asked", {**where[0], "clients": [0, 1, 2, 3]})
+    assert (replied[0], replied[1]["clients"], set(replied[1]["failed"])) == (
+        *("replied", [0, 1, 3]),
+        {"2"},
+    )
+    assert others == [
+        ("asked", {**where[1], "clients": [0, 1, 2, 3]}),
+        ("replied", {**where[1], "clients": [0, 1, 2, 3], "failed": {}}),
+    ]
+    ((server_round, models),) = watcher.models
+    assert (server_round, set(models)) == (1, {0, 1, 3})
+    weights = [_num_examples(k) for k in models]
+    for name, array in watcher.rounds[1].arrays.items():
+        parts = [own[name] for own in models.values()]
+        assert np.average(parts, axis=0, weights=weights) == pytest.approx(array)
+
+
+def test_private_events_are_counts(grid: InProcessGrid) -> None:
+    """Under differential privacy no event names a client, and no arrays are shown."""
+    watcher = Watcher()
+    strategy = TrackedStrategy(dp(), watcher, private=True)
+    run(strategy, grid, num_rounds=1)
+    assert [(kind, set(facts) - {"round", "exchange"}) for kind, facts in watcher.events] == [
+        ("asked", {"count"}),
+        ("replied", {"count", "failed_count"}),
+    ] * 2
+    assert watcher.models == []
+    record = watcher.rounds[1]
+    assert record.train_asked == record.evaluate_asked == Asked()
+    assert not {"asked", "failed", "evaluate"} & json.loads(aggregation_text(record)).keys()
+
+
+class Arriving(InProcessGrid):
+    """A grid that shows its replies one by one before it returns them."""
+
+    show: Callable[[list[Message]], None]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        replies = super().send_and_receive(messages, timeout=timeout)
+        for reply in replies:
+            self.show([reply])
+        return replies
+
+
+@pytest.mark.parametrize(("private", "many"), [(False, False), (True, False), (False, True)])
+def test_replies_are_told_as_they_come(
+    private: bool, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By client; of a private run, and of very many clients, how many came so far."""
+    monkeypatch.setattr("fl_app.tracking.tracked._MAX_NAMED", 3 if many else 4)
+    watcher = Watcher()
+    with Arriving(app, NUM_CLIENTS) as grid:
+        partitions = {node: k for k, node in enumerate(grid.get_node_ids())}
+        strategy = TrackedStrategy(FedAvg(), watcher, partitions=partitions, private=private)
+        grid.show = strategy.saw
+        run(strategy, grid, num_rounds=1)
+    told = [f for kind, f in watcher.events if kind == "reply"]
+    key, values = ("count", [1, 2, 3, 4]) if private or many else ("client", [0, 1, 2, 3])
+    for what in ("train", "evaluate"):
+        assert sorted(f[key] for f in told if f["exchange"] == what) == values
+    kinds = [kind for kind, _ in watcher.events]
+    assert kinds == [*("asked", *["reply"] * 4, "replied")] * 2
+    strategy.saw([])  # between exchanges: nobody was asked
+    assert len(watcher.events) == len(kinds)
 
 
 def test_bytes_are_those_of_the_messages(grid: InProcessGrid) -> None:
@@ -360,6 +459,7 @@ def test_only_accepted_replies_are_clients(grid: InProcessGrid) -> None:
     """What a strategy says it did not use is no client; the others count as failed."""
     for r in tracked(Picky(), grid)[1:]:
         assert [c.partition for c in r.train_clients] == [0]
+        assert r.train_asked.failed == dict.fromkeys((1, 2, 3), "the reply was not used")
         assert len(r.evaluate_clients) == NUM_CLIENTS
         assert (r.cost["clients_replied"], r.cost["clients_failed"]) == (1, NUM_CLIENTS - 1)
 

@@ -96,7 +96,7 @@ def new_name(start_ms: int) -> str:
         Unix time in milliseconds.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(start_ms / 1000))
-    return f"{stamp}-{secrets.token_hex(4)}"
+    return f"{stamp}-{start_ms % 1000:03x}{secrets.token_hex(3)[:5]}"
 
 
 def run_folder(home: Path, name: str) -> Path:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from fl_app.tracking.spool import Process, read_lines
+
 from .support import BIN, ROOT, command, end_processes, free_port, processes_with
 
 pytestmark = pytest.mark.slow
@@ -139,12 +141,13 @@ def test_failed_simulation_exits_with_1(tmp_path: Path) -> None:
 
 
 def test_interrupted_simulation_leaves_nothing_running(tmp_path: Path) -> None:
-    """Ctrl-C during the rounds: status 130, no process is left, and MLflow says KILLED."""
+    """Ctrl-C during the rounds: status 130, no process is left; all records say KILLED."""
     from mlflow import MlflowClient
 
     marker = str(tmp_path / "home")
+    words = ["runtime=simulation", "num_clients=2", "num_server_rounds=500"]
     process = subprocess.Popen(
-        [str(BIN / "fl-app"), "runtime=simulation", "num_clients=2", "num_server_rounds=500"],
+        [str(BIN / "fl-app"), *words, f"output_dir={tmp_path}/out"],
         cwd=tmp_path,
         env=os.environ | {"FL_APP_HOME": marker},
         stdout=subprocess.PIPE,
@@ -162,5 +165,18 @@ def test_interrupted_simulation_leaves_nothing_running(tmp_path: Path) -> None:
         (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
         assert run.info.status == "KILLED"
         assert run.data.metrics["server/accuracy"] > 0
+        result = json.loads((tmp_path / "out" / "result.json").read_text())
+        assert (result["status"], result["error"]) == ("KILLED", "interrupted")
+        (folder,) = (tmp_path / "home" / "runs").iterdir()
+        assert (folder / "rounds.jsonl").read_text().count("\n") > 1
+        start = json.loads((folder / "run.json").read_text())
+        assert start["run"]["output_dir"] == f"{tmp_path}/out"
+        assert Process(**start["process"]).is_gone()
+        events = [e for e, _ in read_lines(folder / "events.jsonl")]
+        waits = [e for e in events if e["event"] == "nodes"]
+        assert (waits[-1]["online"], waits[-1]["wanted"]) == (2, 2)
+        first = [e for e in events if (e.get("round"), e.get("exchange")) == (1, "train")]
+        assert [e["event"] for e in first] == ["asked", "reply", "reply", "replied"]
+        assert {e.get("client") for e in first[1:3]} == {0, 1}
     finally:
         end_processes("FL_APP_HOME", marker)
