@@ -504,7 +504,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     -------
     dict of str to ndarray
     """
-    with np.load(path, allow_pickle=False) as arrays:
+    # Given a path, NumPy leaves a file that is no archive open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
