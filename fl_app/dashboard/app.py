@@ -526,7 +526,7 @@ def _head_line(
         picked = line.segmented_control(
             "Strategy",
             names,
-            default=names[0],
+            default=current.name if current is not None and current.active else names[0],
             format_func=titles.__getitem__,
             key=f"pick-{shown}-{len(names)}",
             label_visibility="collapsed",
