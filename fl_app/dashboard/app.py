@@ -330,6 +330,8 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
         st.markdown("The file stays on this machine, in a folder that only you can read.")
         return chosen
     columns = uploads.columns(chosen.upload, home)
+    if not chosen.target:
+        chosen = replace(chosen, target=uploads.open(chosen.upload, home).target)
     target = _pick("Column to predict", "target", chosen, columns)
     chosen = replace(chosen, target=target)
     tasks = choices.OPTIONS["task"]
@@ -680,9 +682,7 @@ def _known(view: RunView, at: int, home: Path) -> None:
         st.html("".join(_mark(mark) for mark in found.legend))
     with st.container(horizontal=True, key="known"):
         for place, panel in enumerate(found.panels):
-            st.vega_lite_chart(
-                spec=panel.chart, width="content", alt=panel.text, key=f"known-{place}"
-            )
+            st.vega_lite_chart(spec=panel.chart, width="content", key=f"known-{place}")
 
 
 def _mark(mark: regions.Mark) -> str:
