@@ -116,9 +116,13 @@ def _page(home: Path) -> None:
 def _begun(home: Path) -> tuple[Choices, Sequence[str]]:
     """Return the tab's choices; at its first run those of the address, with complaints."""
     if "chosen" not in st.session_state:
-        chosen, complaints = choices.from_query(st.query_params.to_dict(), home)
+        query = st.query_params.to_dict()
+        shown = st.session_state["shown"] = query.pop("run", "")
+        launch = launches.get(shown, home)
+        if launch is not None and not query:
+            query = dict(launch.choices)
+        chosen, complaints = choices.from_query(query, home)
         st.session_state["chosen"], st.session_state["complaints"] = chosen, complaints
-        st.session_state["shown"] = st.query_params.get("run", "")
     return st.session_state["chosen"], st.session_state.get("complaints", ())
 
 
@@ -392,6 +396,7 @@ def _buttons(chosen: Choices, fault: str, home: Path) -> str:
         placeholder="none is shown",
         format_func=lambda name: listed.get(name, name),
         on_change=_show,
+        args=(home,),
     )
     return shown
 
@@ -437,8 +442,12 @@ def _stop(launch: launches.Launch) -> None:
         st.session_state["failure"] = str(error)
 
 
-def _show() -> None:
-    st.session_state["shown"] = st.session_state["c_run"] or ""
+def _show(home: Path) -> None:
+    """Show a run; one that the page has started brings its choices along."""
+    shown = st.session_state["shown"] = st.session_state["c_run"] or ""
+    launch = launches.get(shown, home)
+    if launch is not None:
+        _take(choices.from_query(launch.choices, home)[0])
 
 
 # ---------------------------------------------------------------------------- the split
@@ -450,17 +459,39 @@ def _dealt(words: tuple[str, ...]) -> split.Split:
 def _split(chosen: Choices, home: Path, open_: bool) -> None:
     """Show who gets which rows, before anything trains."""
     found = _dealt(tuple(choices.jobs(chosen, home)[0]))
-    first, *others = found.sentences
-    with st.expander(f"The split: {first}", expanded=open_, key=f"split-{open_}"):
-        counts = np.array(found.counts)
-        by_label = (
-            charts.split_heat(found.labels, counts)
-            if found.task == "classification"
-            else charts.split_histogram(found.edges, counts, found.target)
-        )
-        _chart(charts.split_sizes(found.sizes), "sizes")
-        _chart(by_label, "labels")
-        st.markdown("  \n".join(map(_plain, others)))
+    with st.expander(f"The split: {found.sentences[0]}", expanded=open_, key=f"split-{open_}"):
+        _deal(found, "next")
+
+
+def _own_split(view: RunView) -> None:
+    """Show who has which rows in a run that somebody else started."""
+    found = _dealt_before(view.config, view.tags.get("data.sha256", ""))
+    if found is None and not view.roster:
+        return
+    with st.expander("The split of this run", key="own-split"):
+        if found is not None:
+            _deal(found, "own")
+            return
+        sizes = [view.roster.get(k, (0, 0))[0] for k in range(view.clients)]
+        _chart(charts.split_sizes(sizes), "own-sizes")
+        st.markdown("As the nodes told; which labels their rows have, only they know.")
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _dealt_before(text: str, sha256: str) -> split.Split | None:
+    return split.split_of_text(text, sha256)
+
+
+def _deal(found: split.Split, key: str) -> None:
+    counts = np.array(found.counts)
+    by_label = (
+        charts.split_heat(found.labels, counts)
+        if found.task == "classification"
+        else charts.split_histogram(found.edges, counts, found.target)
+    )
+    _chart(charts.split_sizes(found.sizes), f"{key}-sizes")
+    _chart(by_label, f"{key}-labels")
+    st.markdown("  \n".join(map(_plain, found.sentences[1:])))
 
 
 def _chart(chart: charts.Chart, key: str) -> None:
@@ -505,6 +536,8 @@ def _run(shown: str, home: Path, active: bool) -> None:
     metric = _metric(view, shown) if view is not None and view.rounds else None
     if view is not None:
         at = _body(view, metric, shown)
+        if launch is None:
+            _own_split(view)
         if len(begun) > 1 and metric is not None:
             _side_by_side(begun, metric, launch, home)
         if view.rounds:
@@ -534,20 +567,27 @@ def _head_line(
             label_visibility="collapsed",
         )
         current = next((v for v in views if v.name == picked), views[0])
-    view = current
-    now, since = time.time(), launch.time if launch is not None else None
-    runtime = "simulation" if launch and "runtime=simulation" in launch.overrides else "inprocess"
-    ended = launch is not None and not launch.running and (view is None or view.active)
-    if ended and launch is not None:
-        line.markdown(_plain(launch.reason or "it ended without a word"))
-    else:
-        said = launches.log_tail(launch, 1) if launch is not None and not views else []
-        over = launch is not None and launch.running and not any(v.active for v in views) and views
-        text = "its process is ending" if over else live.phase(view, now, since, runtime)
-        line.markdown(_plain(" · ".join([text, *said])))
-    if view is not None:
-        _mlflow(line, view)
-    return view
+    line.markdown(_plain(_sentence(launch, state, current, views)))
+    if current is not None:
+        _mlflow(line, current)
+    return current
+
+
+def _sentence(
+    launch: launches.Launch | None, state: str, view: RunView | None, views: Sequence[RunView]
+) -> str:
+    """Say what goes on, or how it ended."""
+    if launch is None:
+        return live.phase(view, time.time())
+    if not launch.running and (view is None or view.active):
+        return launch.reason or "it ended without a word"
+    if state == "stopping":
+        return "asked to end; what it did so far is kept"
+    if launch.running and views and not any(v.active for v in views):
+        return "its process is ending"
+    runtime = "simulation" if "runtime=simulation" in launch.overrides else "inprocess"
+    said = [] if views else launches.log_tail(launch, 1)
+    return " · ".join([live.phase(view, time.time(), launch.time, runtime), *said])
 
 
 def _mlflow(line: Any, view: RunView) -> None:
