@@ -61,7 +61,7 @@ _BADGES: Mapping[str, tuple[_Badge, str]] = {
 _STYLE = """<style>
 .stMainBlockContainer { padding: 2.4rem 2rem 3rem; max-width: 1600px; }
 .stSidebar [data-testid=stSidebarHeader] { height: 2.5rem; }
-.stSidebar [data-testid=stVerticalBlock] { gap: 0.6rem; }
+.stSidebar [data-testid=stVerticalBlock] { gap: 0.5rem; }
 .stMain [data-testid=stHorizontalBlock] { flex-wrap: wrap; }
 .stMain [data-testid=stColumn] { min-width: min(21rem, 100%); }
 .stMain h3 { font-size: 1.25rem; padding: 0.8rem 0 0.3rem; }
@@ -186,7 +186,6 @@ def _number(
 
 
 def _widgets(chosen: Choices, home: Path) -> Choices:
-    st.subheader("Experiment", anchor=False)
     st.selectbox(
         "Start from",
         list(choices.EXAMPLES),
