@@ -293,6 +293,10 @@ class FedStacking(FedAvg):
         """Return whether a round's metrics are those of a global member that is trained."""
         return self.global_member == "fedavg" and self.phase(server_round) == "collect"
 
+    def is_model(self, name: str) -> bool:
+        """Return whether an array of a reply is a model's: a client's sums are not recorded."""
+        return name.startswith(("global/", "base/"))
+
     def stay(self, server_round: int, replies: Iterable[Message]) -> None:
         """Take the base models of a round that is thrown away; the global member stays."""
         by_key = {self._key(message): message for message in replies}

@@ -560,3 +560,24 @@ def test_an_interrupt_before_the_tracker_leaves_a_result(
     assert read_result(f"{tmp_path}/out").status == "KILLED"
     begin, *_, end = lines(folders()[-1] / "events.jsonl")
     assert (begin["event"], end["status"]) == ("begin", "KILLED")
+
+
+@pytest.mark.parametrize("member", ["fedavg", "ls"])
+def test_no_clients_sums_are_in_the_record(tmp_path: Path, member: str) -> None:
+    """What FedStacking's clients sum over their rows is in no file; their models are."""
+    data = ["dataset=synthetic_regression", "dataset.num_features=2", "num_server_rounds=4"]
+    stack = ["strategy=fedstacking", f"strategy.global_member={member}"]
+    folder = run(tmp_path, *data, *stack, "strategy.base_models=[ridge]")
+    kept = [name for file in (folder / "models").iterdir() for name in read_npz(file)]
+    kept = [name.split("/", 2)[2] for name in kept if name.startswith("client/")]
+    told = [
+        name
+        for line in lines(folder / "rounds.jsonl")[1:]
+        for client in json.loads(
+            line["texts"][f"aggregation/round_{line['server_round']:04d}.json"]
+        )["clients"]
+        for name in client["arrays"] or {}
+    ]
+    assert any(name.startswith("base/") for name in kept)
+    assert {name.partition("/")[0] for name in kept} <= {"base", "global"}
+    assert {name.partition("/")[0] for name in told} <= {"base", "global", "norm"}

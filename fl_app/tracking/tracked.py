@@ -62,6 +62,7 @@ class TrackedStrategy(Strategy):
         The strategy to observe. Where it (or a strategy inside it, found through attributes named
         ``strategy``) has them, these are used: ``accepted``, the node ids whose replies counted in
         the last exchange; ``dropped``, partition -> reason for the others;
+        ``is_model(name)``, whether an array of a reply belongs to a model: others are not recorded;
         ``round_metrics(server_round)``, metrics of its own under their full key;
         ``round_texts(server_round)``, text artifacts; ``weighted_by_key``, the weight's name.
         Without ``accepted`` a client is any reply without error that holds one MetricRecord (and
@@ -260,8 +261,9 @@ class TrackedStrategy(Strategy):
     def _read_replies(self, replies: Sequence[Message], exchange: _Exchange) -> list[_Reply]:
         weight = _found(self.strategy, "weighted_by_key") or "num-examples"
         train = exchange.name == "train"
-        read_arrays = train and not self.private
-        seen = [_Reply.of(m, train, read_arrays, weight) for m in replies if m.has_content()]
+        shown = train and not self.private
+        is_model = (_found(self.strategy, "is_model") or _is_any) if shown else None
+        seen = [_Reply.of(m, train, is_model, weight) for m in replies if m.has_content()]
         self._bytes_up += sum(reply.num_bytes for reply in seen)
         self._numbers.learn(reply.node_id for reply in seen)
         for reply in replies:
@@ -417,7 +419,9 @@ class _Reply:
     arrays: Mapping[str, Array] | None
 
     @classmethod
-    def of(cls, message: Message, train: bool, read_arrays: bool, weight: str) -> _Reply:
+    def of(
+        cls, message: Message, train: bool, is_model: Callable[[str], bool] | None, weight: str
+    ) -> _Reply:
         arrays, metrics = [], []
         records = records_of(message)
         for record in records.values():
@@ -433,7 +437,7 @@ class _Reply:
             len(metrics) == 1 and (not train or len(arrays) == 1),
             math.nan if isinstance(num_examples, list) else float(num_examples),
             _scalars(values, weight),
-            dict(items_of(arrays[0])) if read_arrays and len(arrays) == 1 else None,
+            None if is_model is None or len(arrays) != 1 else _models(arrays[0], is_model),
         )
 
     def values(self) -> Arrays:
@@ -454,6 +458,16 @@ class _Reply:
             size += values.size
         shown = arrays if size <= MAX_SHOWN_VALUES else None
         return ClientRecord(partition, self.num_examples, self.metrics, shown, math.sqrt(squares))
+
+
+def _models(arrays: ArrayRecord, is_model: Callable[[str], bool]) -> Mapping[str, Array] | None:
+    """Return the arrays that are a model's; None where all are something else."""
+    found = {name: array for name, array in items_of(arrays).items() if is_model(name)}
+    return found if found or not arrays else None
+
+
+def _is_any(name: str) -> bool:
+    return True
 
 
 class _Numbers:
