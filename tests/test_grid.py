@@ -1229,3 +1229,25 @@ def test_arrays_reach_a_client_as_held_ones() -> None:
     grid = InProcessGrid(app_of(client), num_supernodes=2)
     for arrays in (hold({"w": W}), ArrayRecord({"w": Array(W)})):
         assert not any(r.has_error() for r in ask(grid, RecordDict({"arrays": arrays})))
+
+
+def test_a_run_gives_collections_back_as_they_were() -> None:
+    """What was there before is passed over while it runs, unless somebody froze something."""
+    app, seen = ServerApp(), []
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        seen.append((gc.get_freeze_count() > 0, gc.get_threshold()[0]))
+
+    frozen, before = gc.get_freeze_count(), gc.get_threshold()
+    assert frozen > 0
+    run_in_process(app, ClientApp(), num_supernodes=1000)
+    assert gc.get_freeze_count() == frozen
+    gc.unfreeze()
+    try:
+        run_in_process(app, ClientApp(), num_supernodes=1000)
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()
+    assert gc.get_threshold() == before
+    assert seen == [(True, before[0]), (True, 50 * 1000)]

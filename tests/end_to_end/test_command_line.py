@@ -101,11 +101,11 @@ def test_second_job_of_a_sweep_imports_nothing(tmp_path: Path) -> None:
         "try: __main__.main()\n"
         "finally: print(*counts, file=sys.stderr)"
     )
-    words = ["-m", "seed=0,1,2", "num_clients=3", "num_server_rounds=2"]
+    words = ["-m", "seed=0,1", "num_clients=3", "num_server_rounds=2"]
     done = command("python", "-c", code, *words, cwd=tmp_path, FL_APP_HOME=str(tmp_path / "home"))
-    first, *others = map(int, done.stderr.split()[-3:])
+    first, second = map(int, done.stderr.split()[-2:])
     assert first > 100, done.stderr
-    assert others == [0, 0]
+    assert second == 0
 
 
 def test_failed_run_exits_with_1(tmp_path: Path) -> None:
@@ -132,15 +132,16 @@ def test_multirun_gives_flat_runs_with_a_sweep_id(tmp_path: Path) -> None:
     """``-m`` over strategies and seeds: each job one FINISHED run, with one ``sweep.id``."""
     from mlflow import MlflowClient
 
-    words = ["-m", "strategy=fedavg,fedadam,fedmedian", "seed=0,1", "partitioner=dirichlet"]
-    status, out, err = fl_app(tmp_path, *words, "num_clients=3", "num_server_rounds=2")
+    words = ["-m", "strategy=fedavg,fedadam", "seed=0,1", "partitioner=dirichlet"]
+    words += ["num_clients=3", "num_server_rounds=2", "tracking.figures=false"]
+    status, out, err = fl_app(tmp_path, *words)
     assert status == 0, out + err
     client = MlflowClient(f"sqlite:///{tmp_path}/home/mlflow.db")
     experiment = client.get_experiment_by_name("digits")
     runs = client.search_runs([experiment.experiment_id])
     assert {(r.data.tags["strategy"], r.data.tags["seed"]) for r in runs} == {
-        (strategy, seed) for strategy in ("fedavg", "fedadam", "fedmedian") for seed in "01"
+        (strategy, seed) for strategy in ("fedavg", "fedadam") for seed in "01"
     }
-    assert len(runs) == 6
+    assert len(runs) == 4
     assert {r.info.status for r in runs} == {"FINISHED"}
     assert len({r.data.tags["sweep.id"] for r in runs}) == 1

@@ -23,7 +23,7 @@ from fl_app.tracking.store import run_url
 from .support import ROOT, command, free_port
 
 SECRET = "sekret-word"
-SMALL = ("dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking.figures=false")
+SMALL = ("dataset=digits", "num_clients=2", "num_server_rounds=1", "tracking.figures=false")
 
 
 def found(folder: Path, *texts: str) -> list[str]:
@@ -220,7 +220,7 @@ def test_a_finished_run(runtime: str, server: str, tmp_path: Path) -> None:
     words = [f"tracking.uri={uri}"] * (runtime == "inprocess")
     done = run(tmp_path, "-m", *SMALL, f"runtime={runtime}", "seed=0,1", *words, **env)
     assert done.returncode == 0, done.stdout + done.stderr
-    report = ["fl-kit", "report", "--uri", uri, "--mlflow-experiment", "iris", "--out", "r"]
+    report = ["fl-kit", "report", "--uri", uri, "--mlflow-experiment", "digits", "--out", "r"]
     compared = command(*report, "--baseline", "strategy=fedavg", cwd=tmp_path)
     assert found(tmp_path, done.stdout, done.stderr, compared.stdout, compared.stderr) == []
     assert "View run" not in done.stdout
