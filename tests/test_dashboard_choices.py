@@ -126,6 +126,8 @@ CHOICES = st.builds(
     fraction=st.floats(*LIMITS["fraction"]),
     learning_rate=st.none() | st.floats(*LIMITS["learning_rate"]),
     seed=st.integers(*map(int, LIMITS["seed"])),
+    examples=st.integers(*map(int, LIMITS["examples"])),
+    classes=st.integers(*map(int, LIMITS["classes"])),
     runtime=st.sampled_from(OPTIONS["runtime"]),
     fault=st.sampled_from(OPTIONS["fault"]),
 )

@@ -115,8 +115,8 @@ def test_large_models_are_shares_and_norms(tmp_path: Path) -> None:
     made = explain(view, 1)
     replies = table_of(made, "Replies")
     assert replies.columns == ("client", "n_k", "n_k/N", "‖W_k‖")
-    assert replies.rows == ((0, 5, 0.5, 2.0), (1, 5, 0.5, 3.0))
-    assert table_of(made, "What FedAvg returned").rows == (("FedAvg", 8.0),)
+    returned = ("FedAvg returned", None, None, 8.0)
+    assert replies.rows == (("0", 5, 0.5, 2.0), ("1", 5, 0.5, 3.0), returned)
     assert "more than 32 values" in made.sentences[0]
     assert made.formula is not None
 
@@ -124,10 +124,15 @@ def test_large_models_are_shares_and_norms(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- other rules
 @pytest.mark.parametrize("rule", sorted(module.OTHERS))
 def test_another_rule_shows_replies_and_what_it_returned(tmp_path: Path, rule: str) -> None:
-    made = explain(recorded(tmp_path, rule).view(), 1)
+    made = explain(recorded(tmp_path / "small", rule).view(), 1)
     (table,) = made.tables
     assert table.rows[-1] == (f"{rule} returned", None, None, 4.0, 5.0)
     assert made.formula is None
+    clients = [ClientRecord(k, 5, {}, None, 2.0 + k) for k in range(2)]
+    many = {"w": np.ones(64)}
+    large = recorded(tmp_path / "large", rule, train_clients=clients, aggregate=many)
+    (table,) = explain(large.view(), 1).tables
+    assert table.rows[-1] == (f"{rule} returned", None, None, 8.0)
     assert not any("Σ" in str(cell) for row in table.rows for cell in row)
     assert made.sentences[0].startswith(rule)
 

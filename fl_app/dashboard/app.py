@@ -36,7 +36,7 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
-from fl_app.schema import from_dict
+from fl_app.schema import GROUPS, from_dict
 from fl_app.tracking.spool import home_dir
 
 __all__ = ["main"]
@@ -64,6 +64,7 @@ _STYLE = """<style>
 .stSidebar [data-testid=stVerticalBlock] { gap: 0.6rem; }
 .stMain [data-testid=stHorizontalBlock] { flex-wrap: wrap; }
 .stMain [data-testid=stColumn] { min-width: min(21rem, 100%); }
+.stMain h3 { font-size: 1.25rem; padding: 0.8rem 0 0.3rem; }
 @media (max-width: 900px) { .stMainBlockContainer { padding: 2.4rem 1rem 2rem; } }
 </style>"""
 
@@ -165,9 +166,16 @@ def _pick(label: str, name: str, chosen: Choices, options: Sequence[str], **more
     return str(st.selectbox(label, options, key=_key(name, getattr(chosen, name), options), **more))
 
 
-def _number(label: str, name: str, chosen: Choices, high: float | None = None, **more: Any) -> int:
-    low, top = map(int, choices.LIMITS[name])
-    top = int(top if high is None else high)
+def _number(
+    label: str,
+    name: str,
+    chosen: Choices,
+    high: float | None = None,
+    low: int | None = None,
+    **more: Any,
+) -> int:
+    first, top = map(int, choices.LIMITS[name])
+    low, top = first if low is None else low, int(top if high is None else high)
     key = _key(name, getattr(chosen, name))
     st.session_state[key] = min(max(int(st.session_state[key] or low), low), top)
     return int(st.number_input(label, low, top, step=1, key=key, **more))
@@ -200,6 +208,10 @@ def _widgets(chosen: Choices, home: Path) -> Choices:
 
 def _experiment(chosen: Choices, options: Mapping[str, tuple[str, ...]], home: Path) -> Choices:
     found: dict[str, Any] = {}
+    if not chosen.upload and (own := choices.drawn(chosen.dataset)):
+        for column, (name, key) in zip(st.columns(2), own.items(), strict=False):
+            with column:
+                found[name] = _drawn_number(chosen, name, key)
     a, b = st.columns(2)
     with a:
         found["partitioner"] = _pick(
@@ -242,6 +254,14 @@ def _experiment(chosen: Choices, options: Mapping[str, tuple[str, ...]], home: P
     return replace(chosen, **found)
 
 
+def _drawn_number(chosen: Choices, name: str, key: str) -> int:
+    """Ask for rows or classes of data that are drawn; 0 stands for what they begin with."""
+    begins = getattr(GROUPS["dataset"][chosen.dataset](), key)
+    shown = replace(chosen, **{name: getattr(chosen, name) or begins})
+    number = _number("Rows" if name == "examples" else "Classes", name, shown, low=2)
+    return 0 if number == begins else number
+
+
 def _is_on(name: str, chosen: Choices) -> bool:
     return bool(st.session_state.get(f"c_{name}", getattr(chosen, name)))
 
@@ -268,13 +288,10 @@ def _details(
             "Batch (0: all rows)", "batch_size", chosen, help="Rows of a step."
         )
     rates = sorted({0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, chosen.learning_rate or 0.1})
-    key = _key("learning_rate", chosen.learning_rate, [None, *rates])
-    found["learning_rate"] = st.selectbox(
-        "Learning rate",
-        [None, *rates],
-        key=key,
-        format_func=lambda rate: "auto" if rate is None else f"{rate:g}",
-    )
+    words = {"auto": None, **{f"{rate:g}": rate for rate in rates}}
+    now = "auto" if chosen.learning_rate is None else f"{chosen.learning_rate:g}"
+    key = _key("learning_rate", now, [*words])
+    found["learning_rate"] = words[st.selectbox("Learning rate", [*words], key=key)]
     if choices.LIMITS["faulty"][1] > 0:
         a, b = st.columns(2)
         with a:
@@ -313,6 +330,8 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
         st.markdown("The file stays on this machine, in a folder that only you can read.")
         return chosen
     columns = uploads.columns(chosen.upload, home)
+    if not chosen.target:
+        chosen = replace(chosen, target=uploads.open(chosen.upload, home).target)
     target = _pick("Column to predict", "target", chosen, columns)
     chosen = replace(chosen, target=target)
     tasks = choices.OPTIONS["task"]
@@ -509,7 +528,7 @@ def _head_line(
         picked = line.segmented_control(
             "Strategy",
             names,
-            default=names[0],
+            default=current.name if current is not None and current.active else names[0],
             format_func=titles.__getitem__,
             key=f"pick-{shown}-{len(names)}",
             label_visibility="collapsed",
@@ -663,9 +682,7 @@ def _known(view: RunView, at: int, home: Path) -> None:
         st.html("".join(_mark(mark) for mark in found.legend))
     with st.container(horizontal=True, key="known"):
         for place, panel in enumerate(found.panels):
-            st.vega_lite_chart(
-                spec=panel.chart, width="content", alt=panel.text, key=f"known-{place}"
-            )
+            st.vega_lite_chart(spec=panel.chart, width="content", key=f"known-{place}")
 
 
 def _mark(mark: regions.Mark) -> str:

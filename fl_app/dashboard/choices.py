@@ -32,6 +32,7 @@ __all__ = [
     "Choices",
     "check",
     "command",
+    "drawn",
     "five_seeds",
     "fixed_clients",
     "from_query",
@@ -73,6 +74,8 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "local_epochs": (1, 100),
     "batch_size": (0, 1024),
     "learning_rate": (0.0001, 10),
+    "examples": (0, 100_000),
+    "classes": (0, 20),
     "faulty": (0, 1000 if _fault_kinds() else 0),
 }
 """Smallest and largest number that a field of :class:`Choices` may be."""
@@ -92,6 +95,8 @@ class Choices:
         The ready example that these choices began as; "" for none.
     dataset : str
         A data set; of no account where there is an `upload`.
+    examples, classes : int
+        Rows and classes of data that are drawn, 0 as the data set begins; of no account elsewhere.
     upload : str
         Id of the user's own file (:mod:`fl_app.dashboard.uploads`); "" for none.
     target, key : str
@@ -124,6 +129,8 @@ class Choices:
 
     example: str = ""
     dataset: str = "digits"
+    examples: int = 0
+    classes: int = 0
     upload: str = ""
     target: str = ""
     task: str = ""
@@ -200,15 +207,20 @@ _EXAMPLES: Mapping[str, tuple[dict[str, Any], str]] = {
     "Rings: what the models know": (
         {
             "dataset": "rings",
+            "examples": 600,
+            "classes": 3,
             "partitioner": "dirichlet",
             "alpha": 0.3,
             "clients": 4,
             "model": "mlp",
             "local_epochs": 5,
+            "learning_rate": 0.3,
+            "rounds": 8,
             "both": True,
         },
-        "No line separates the two rings, and two of the four clients have rows of one ring only: "
-        "look at the regions of each client's model beside the server's, round by round.",
+        "No line separates the three rings, and no client has many rows of all of them: look at "
+        "what each client's model takes the plane for, at their average, and at the stack in the "
+        "last round. A stack sends more bytes: see side by side.",
     ),
 }
 
@@ -520,7 +532,9 @@ def _overrides(choices: Choices, home: Path | None, strategy: str, seed: str) ->
 
 def _data(choices: Choices, home: Path | None) -> list[str]:
     if not choices.upload:
-        return [f"dataset={choices.dataset}"]
+        wanted = [(key, getattr(choices, name)) for name, key in drawn(choices.dataset).items()]
+        more = [f"dataset.{key}={number}" for key, number in wanted if number]
+        return [f"dataset={choices.dataset}", *more]
     own = _opened(choices, home)
     found = [
         "dataset=tabular",
@@ -534,6 +548,13 @@ def _data(choices: Choices, home: Path | None) -> list[str]:
     if own.missing != TabularConfig.missing:
         found.append(f"dataset.missing={own.missing}")
     return found
+
+
+def drawn(dataset: str) -> dict[str, str]:
+    """Return the fields of :class:`Choices` that such data have, with fl-app's names for them."""
+    known = {f.name for f in fields(GROUPS["dataset"][dataset])}
+    keys = {"examples": "num_examples", "classes": "num_classes"}
+    return {name: key for name, key in keys.items() if key in known}
 
 
 def _opened(choices: Choices, home: Path | None) -> uploads.Upload:

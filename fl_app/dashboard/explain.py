@@ -164,12 +164,12 @@ def _averaging(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explana
     if rule == "Local" or not replies:
         return Explanation("", None, _replies_table(replies, None), sentences)
     if rule not in AVERAGES | SERVER_STEPS:
-        tables = _replies_table(replies, names if small else None, rule, returned)
+        norm = _norm(told.get("aggregate"))
+        tables = _replies_table(replies, names if small else None, rule, returned, norm)
         return Explanation("", None, tables, (*sentences, *_large(small, replies)))
     formula = _formula(round_, told) if rule in AVERAGES else _formula(round_, told, r"\bar W")
     if not small:
-        tables = _replies_table(replies, None)
-        tables = (*tables, *_norms(rule, told))
+        tables = _replies_table(replies, None, rule, None, _norm(told.get("aggregate")))
         return Explanation("", formula, tables, (*sentences, *_large(False, replies)))
     assert returned is not None
     total = sum((r.product for r in replies), np.zeros(len(returned)))
@@ -338,6 +338,7 @@ def _replies_table(
     names: Sequence[str] | None,
     rule: str = "",
     returned: Floats | None = None,
+    norm: float | None = None,
 ) -> tuple[Table, ...]:
     """Return the replies, with their values where they are named, and what the rule returned."""
     if not replies:
@@ -353,6 +354,8 @@ def _replies_table(
         rows.append(row + ([reply.norm] if normed else []))
     if rule and names is not None and returned is not None:
         rows.append([f"{rule} returned", None, None, *returned.tolist()])
+    elif norm is not None and normed:
+        rows.append([f"{rule} returned", None, None, *[None] * len(names or ()), norm])
     return (_table("Replies", columns, rows),)
 
 
