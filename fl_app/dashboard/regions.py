@@ -43,10 +43,8 @@ LEVELS = 8
 """Steps of an area's strength."""
 STRENGTHS = (0.15, 0.65)
 """Strength of an area whose class is as likely as chance, and of one that is certain."""
-_AXIS = {
-    **{"titlePadding": 2, "labelPadding": 3, "minExtent": 24, "maxExtent": 24},
-    **{"labelColor": QUIET, "titleColor": QUIET},
-}
+_ROOM: dict[str, Any] = {"titlePadding": 2, "labelPadding": 3, "minExtent": 24, "maxExtent": 24}
+_AXIS = _ROOM | {"labelColor": QUIET, "titleColor": QUIET}
 """Axes take the same room in all charts, so that these line up and stand still."""
 MAX_POINTS = 400
 """Rows that one chart shows."""
