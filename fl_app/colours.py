@@ -9,7 +9,7 @@ References
 Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/color/.
 Nuñez, Anderton and Renslow 2018, "Optimizing colormaps with consideration for color vision
 deficiency" (cividis), https://doi.org/10.1371/journal.pone.0199239.
-WCAG 2.2, 1.4.11, https://www.w3.org/TR/WCAG22/#non-text-contrast.
+WCAG 2.2, 1.4.11 and 1.4.3, https://www.w3.org/TR/WCAG22/#non-text-contrast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["CIVIDIS", "CLASSES", "HUES", "ROLES", "STRATEGIES", "Role", "strategy_style"]
+__all__ = [
+    "CIVIDIS",
+    "CLASSES",
+    "HUES",
+    "QUIET",
+    "ROLES",
+    "STRATEGIES",
+    "Role",
+    "letters",
+    "strategy_style",
+]
 
 Dash = tuple[int, ...]
 """Lengths of dashes and gaps in pixels in turn; () is a solid line."""
@@ -72,6 +82,34 @@ CIVIDIS = (
     *("#8A8678", "#A59C74", "#C3B369", "#E1CC55", "#FEE838"),
 )
 """Dark to light at equal steps: values from low to high, or from good to bad."""
+
+QUIET = "#5F6770"
+"""Letters that need not be seen first, such as those of axes."""
+_LETTERS = 1.05 / 4.6 - 0.05
+"""Largest luminance of letters on white: WCAG 1.4.3 asks for 4.5:1."""
+
+
+def letters(colour: str) -> str:
+    """Return a line's colour, if need be darker, for its name on white.
+
+    Parameters
+    ----------
+    colour : str
+        As ``#RRGGBB``.
+
+    Examples
+    --------
+    >>> letters("#0072B2"), letters("#D55E00")
+    ('#0072B2', '#C15400')
+    """
+    shares = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    if luminance <= _LETTERS:
+        return colour
+    dimmed = [s * _LETTERS / luminance for s in linear]
+    shares = [12.92 * s if s <= 0.0031308 else 1.055 * s ** (1 / 2.4) - 0.055 for s in dimmed]
+    return "#" + "".join(f"{int(255 * s):02X}" for s in shares)
 
 
 def strategy_style(name: str) -> tuple[str, Dash]:

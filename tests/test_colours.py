@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fl_app.colours import CIVIDIS, CLASSES, HUES, ROLES, STRATEGIES, strategy_style
+from fl_app.colours import (
+    CIVIDIS,
+    CLASSES,
+    HUES,
+    QUIET,
+    ROLES,
+    STRATEGIES,
+    letters,
+    strategy_style,
+)
 from fl_app.schema import GROUPS
 
 SIGHTS = {
@@ -89,6 +98,13 @@ def test_lines_stand_out_on_white() -> None:
     """WCAG 1.4.11 asks for 3:1; the thin lines of many clients may be a background."""
     lines = {*HUES, *(role.colour for name, role in ROLES.items() if name != "clients")}
     assert min(map(contrast_on_white, lines)) >= 3
+
+
+def test_names_of_lines_can_be_read_on_white() -> None:
+    """WCAG 1.4.3 asks for 4.5:1; what has it already stays as it is."""
+    drawn = {*HUES, *(role.colour for role in ROLES.values())}
+    assert min(contrast_on_white(letters(colour)) for colour in drawn | {QUIET}) >= 4.5
+    assert all(letters(colour) == colour for colour in drawn if contrast_on_white(colour) > 4.6)
 
 
 def test_roles_differ_in_more_than_colour() -> None:

@@ -648,7 +648,7 @@ def _side_by_side(
     st.markdown("  \n".join(map(_plain, found.sentences)))
     if launch is not None:
         chosen, _ = choices.from_query(launch.choices, home)
-        st.code(choices.five_seeds(chosen, home), language="bash", wrap_lines=True)
+        st.code(choices.five_seeds(chosen, home), language=None, wrap_lines=True)
 
 
 def _table(table: explain.Table, key: str) -> None:
@@ -734,8 +734,12 @@ def _log(launch: launches.Launch | None, failed: bool) -> None:
     if launch is None:
         return
     with st.expander("Log and command", expanded=failed):
-        st.code(shlex.join(["fl-app", *launch.argv]), language="bash", wrap_lines=True)
-        st.code("\n".join(launches.log_tail(launch, 40)) or "nothing yet", language=None)
+        st.code(shlex.join(["fl-app", *launch.argv]), language=None, wrap_lines=True)
+        st.code(
+            "\n".join(launches.log_tail(launch, 40)) or "nothing yet",
+            language=None,
+            wrap_lines=True,
+        )
 
 
 def _plain(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.colours import CIVIDIS, ROLES, strategy_style
+from fl_app.colours import CIVIDIS, QUIET, ROLES, letters, strategy_style
 from fl_app.dashboard.compare import is_stack, last_result
 from fl_app.dashboard.explain import value_names
 from fl_app.dashboard.view import (
@@ -60,8 +60,6 @@ _MAX_POINTS = 200
 _FEW_ROUNDS = 30
 _RULE = "#8A929B"
 _HEIGHT, _AXIS, _LINE = 280, 44, 13  # pixels: chart, x axis, line of text
-# Streamlit writes into it: a number alone would break the page.
-_PAD = {"left": 5, "top": 8, "bottom": 5, "right": 5}
 _DASHES = ((), (6, 3), (2, 2), (8, 2, 2, 2))
 
 
@@ -206,7 +204,7 @@ def _drawn(
     layers += _labels(lines, low, high, x, y)
     spec: Spec = {
         "height": _HEIGHT,
-        "padding": dict(_PAD),
+        **_frame(),
         "layer": layers or [_view([], {"type": "point"}, {"x": x, "y": y})],
     }
     return spec, note
@@ -215,6 +213,12 @@ def _drawn(
 def _quantity(field: str, title: str, domain: Sequence[float], axis: Spec) -> Spec:
     scale = {"domain": [_plain(v) for v in domain], "nice": False, "zero": False}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+
+
+def _frame() -> Spec:
+    # Streamlit writes into the padding: a number alone would break the page.
+    padding = {"left": 5, "top": 8, "bottom": 5, "right": 5}
+    return {"padding": padding, "config": {"axis": {"labelColor": QUIET, "titleColor": QUIET}}}
 
 
 def _view(rows: Sequence[Spec], mark: Spec, encoding: Spec) -> Spec:
@@ -268,17 +272,12 @@ def _labels(lines: Sequence[_Line], low: float, high: float, x: Spec, y: Spec) -
         assert line.end is not None
         text = f"{line.name}: {_short(line.end[1])}"
         mark: Spec = {"type": "text", "align": "left", "baseline": "middle", "dx": 7}
-        mark |= {"fontSize": 11, "color": _readable(line.colour)}
+        mark |= {"fontSize": 11, "color": letters(line.colour)}
         mark |= {"fontWeight": "bold"} if line.width > 1 else {}
         row = {"x": _plain(line.end[0]), "y": _plain(place), "text": text}
         encoding = {"x": x, "y": y, "text": {"field": "text", "type": "nominal"}}
         layers.append(_view([row], mark, encoding))
     return layers
-
-
-def _readable(colour: str) -> str:
-    """Return the colour of a line's name: thin grey lines are too light for letters."""
-    return "#6F7780" if colour == ROLES["clients"].colour else colour
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -517,7 +516,7 @@ def split_sizes(sizes: Sequence[int]) -> Chart:
     if len(sizes):
         total, least, most = sum(sizes), min(sizes), max(sizes)
         alt += f": {total} in all, from {least} to {most}"
-    return Chart(spec | {"height": 120, "padding": dict(_PAD)}, f"{alt}.")
+    return Chart(spec | {"height": 120, **_frame()}, f"{alt}.")
 
 
 def _clients(count: int) -> Spec:
@@ -568,13 +567,13 @@ def split_heat(labels: Sequence[str], counts: NDArray[Any]) -> Chart:
     layers = [_view(rows, {"type": "rect"}, encoding)]
     if max(table.shape, default=0) <= MAX_COUNTS:
         # On cells, not on the page: dark ones need white letters in any theme.
-        letters = {"condition": {"test": f"datum.rows > {0.45 * most}", "value": "#FFFFFF"}}
+        ink = {"condition": {"test": f"datum.rows > {0.45 * most}", "value": "#FFFFFF"}}
         text = {"field": "rows", "type": "quantitative"}
-        encoding = {"x": x, "y": y, "text": text, "color": letters | {"value": "#000000"}}
+        encoding = {"x": x, "y": y, "text": text, "color": ink | {"value": "#000000"}}
         layers.append(_view(rows, {"type": "text", "fontSize": 11}, encoding))
     spec = {
         "height": max(120, min(320, 60 + 20 * len(labels))),
-        "padding": dict(_PAD),
+        **_frame(),
         "layer": layers,
     }
     return Chart(spec, _split_alt(labels, table))
@@ -626,4 +625,4 @@ def split_histogram(edges: Sequence[float], counts: NDArray[Any], target: str = 
     spec = _view(rows, {"type": "rect"}, encoding | {"tooltip": tooltip})
     alt = f"{target} of the training rows of {table.shape[1]} clients, "
     alt += f"from {_short(edges[0])} to {_short(edges[-1])}, in {len(table)} bins."
-    return Chart(spec | {"height": 220, "padding": dict(_PAD)}, alt)
+    return Chart(spec | {"height": 220, **_frame()}, alt)

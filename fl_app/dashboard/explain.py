@@ -363,7 +363,7 @@ def _norms(rule: str, told: Mapping[str, Any]) -> tuple[Table, ...]:
     norm = _norm(told.get("aggregate"))
     if norm is None:
         return ()
-    return (_table(f"What {rule} returned", ["", "‖W‖"], [[rule, norm]]),)
+    return (_table(f"What {rule} returned", ["rule", "‖W‖"], [[rule, norm]]),)
 
 
 def _products(
@@ -431,7 +431,7 @@ def _private(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanati
     if returned is not None:
         names = value_names(round_, told.get("aggregate"))
         row = [rule, *returned.tolist()]
-        tables = (_table(f"What {rule} returned, noise and all", ["", *names], [row]),)
+        tables = (_table(f"What {rule} returned, noise and all", ["rule", *names], [row]),)
     return Explanation("", None, tables, tuple(sentences))
 
 

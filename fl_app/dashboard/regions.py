@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.colours import CLASSES, ROLES
+from fl_app.colours import CLASSES, QUIET, ROLES
 from fl_app.dashboard.known import KeptModels, Known, known
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import partition_of
@@ -43,7 +43,8 @@ LEVELS = 8
 """Steps of an area's strength."""
 STRENGTHS = (0.15, 0.65)
 """Strength of an area whose class is as likely as chance, and of one that is certain."""
-_AXIS = {"titlePadding": 2, "labelPadding": 3, "minExtent": 24, "maxExtent": 24}
+_ROOM: dict[str, Any] = {"titlePadding": 2, "labelPadding": 3, "minExtent": 24, "maxExtent": 24}
+_AXIS = _ROOM | {"labelColor": QUIET, "titleColor": QUIET}
 """Axes take the same room in all charts, so that these line up and stand still."""
 MAX_POINTS = 400
 """Rows that one chart shows."""

@@ -1,0 +1,149 @@
+"""Makes docs/pictures/*.png of the live page: ``make pictures``, or ``python -m docs.pictures``.
+
+It starts the page as a user does, with a home of its own, runs what each picture shows, and takes
+it with the system's Chromium. ``python -m docs.pictures lesson`` makes one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+FOLDER = Path(__file__).with_name("pictures")
+WIDTH, COLOURS = 1280, 128
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a picture shows.
+
+    Parameters
+    ----------
+    choices : mapping of str to str
+        The address of the run.
+    end : str
+        Selector of the first thing that is not in the picture.
+    server_round : int or None
+        The round that is chosen; None: the last.
+    """
+
+    choices: Mapping[str, str]
+    end: str
+    server_round: int | None = None
+
+
+PICTURES: Mapping[str, Picture] = {
+    "lesson": Picture(
+        {"example": "The lesson: a weighted average"},
+        "h3:has-text('What the models know')",
+        3,
+    ),
+    "comparison": Picture(
+        {"example": "Label skew: averaging or stacking"},
+        "h3:has-text('What the server made')",
+    ),
+    "many_clients": Picture(
+        {"clients": "100", "rounds": "100", "partitioner": "dirichlet", "alpha": "0.3"}
+        | {"fraction": "0.3", "model": "mlp"},
+        "h3:has-text('What the server made')",
+        60,
+    ),
+}
+
+
+@contextmanager
+def served(home: Path) -> Iterator[str]:
+    """Start the page and yield its link; end it, and with it what it has started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["-m", "fl_app.commands", "dashboard", "--no-browser", "--port", str(port)]
+    page = subprocess.Popen(
+        [sys.executable, *words],
+        env=os.environ | {"FL_APP_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert page.stdout is not None
+        link = page.stdout.readline().strip()
+        for _ in range(300):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.2)
+        yield link
+    finally:
+        page.send_signal(signal.SIGINT)
+        page.wait(30)
+
+
+def taken(page: Page, link: str, picture: Picture) -> bytes:
+    """Run what a picture shows and return it as PNG."""
+    page.set_viewport_size({"width": WIDTH, "height": 1000})
+    page.goto(f"{link}&{urlencode(picture.choices)}", wait_until="load")
+    page.get_by_role("button", name="Start", disabled=False).click(timeout=120_000)
+    page.locator(".stMarkdownBadge", has_text="finished").wait_for(timeout=600_000)
+    page.locator(".picture rect.box").first.wait_for(timeout=60_000)
+    if picture.server_round is not None:
+        page.locator(".picture .round").fill(str(picture.server_round))
+    page.locator("[data-testid=stVegaLiteChart] svg:visible").first.wait_for(timeout=60_000)
+    end = page.locator(picture.end)
+    end.wait_for(timeout=60_000)
+    page.mouse.move(WIDTH - 2, 2)
+    height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+    page.set_viewport_size({"width": WIDTH, "height": int(height)})
+    page.wait_for_timeout(5000)  # charts are drawn, nothing travels any more
+    box = end.bounding_box()
+    assert box is not None
+    return page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": box["y"] - 8})
+
+
+def reduced(png: bytes) -> Image.Image:
+    """Return a picture with few colours, which makes a small file."""
+    return Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Make all pictures, or those that are named."""
+    parser = argparse.ArgumentParser(description="Make the pictures of the live page.")
+    parser.add_argument("names", nargs="*", choices=[*PICTURES, []], default=[])
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    asked: Any = parser.parse_args(words)
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        sys.exit("Chromium is not installed")
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as home,
+        served(Path(home)) as link,
+        sync_playwright() as play,
+    ):
+        browser = play.chromium.launch(executable_path=browser_path, chromium_sandbox=False)
+        for name in asked.names or PICTURES:
+            page = browser.new_page(reduced_motion="reduce")
+            path = asked.folder / f"{name}.png"
+            reduced(taken(page, link, PICTURES[name])).save(path, optimize=True)
+            page.close()
+            print(f"{path}: {path.stat().st_size // 1000} kB")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
