@@ -15,7 +15,7 @@ import pytest
 
 from fl_app.dashboard import live
 from fl_app.dashboard.known import KeptModels
-from fl_app.dashboard.live import Tail, metrics, models_dir, phase, runs
+from fl_app.dashboard.live import Tail, heads_of, metrics, models_dir, phase, runs
 from fl_app.dashboard.view import PHASES, mean_values, strip, unit, values, worst_values
 from fl_app.fedstacking import PHASES as STACKING_PHASES
 from fl_app.tracking.spool import write_npz
@@ -392,6 +392,17 @@ def test_a_run_belongs_to_the_launch_whose_folder_it_writes_to(home: Path) -> No
     third = "20260102-030407-0123abcd"
     Record(home, third).start(output_dir="/elsewhere/0")
     assert runs(home, limit=1)[0].launch == ""
+
+
+def test_the_runs_of_a_launch_are_found_in_the_order_of_its_jobs(home: Path) -> None:
+    launch, late = "20260102-030404-123-0123abcd", "20260102-030406-0123abcd"
+    folder = home / "dashboard" / "launches" / launch
+    Record(home, late).start(output_dir=str(folder / "0"))
+    Record(home).start(output_dir=str(folder / "1"))
+    Record(home, "20260102-030407-0123abcd").start(output_dir="/elsewhere/0")
+    assert [(h.name, h.job) for h in heads_of(home, launch)] == [(late, "0"), (NAME, "1")]
+    assert [h.name for h in heads_of(home, NAME)] == [NAME]
+    assert heads_of(home, "20260102-030409-123-0123abcd") == heads_of(home, "../x") == []
 
 
 def test_the_link_to_mlflow_says_what_must_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

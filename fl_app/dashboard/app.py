@@ -362,7 +362,7 @@ def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     shown = str(st.session_state["shown"])
     listed = _listed(launches.find(home)[:_LISTED], live.runs(home, _LISTED))
     launch = launches.get(shown, home)
-    if shown and launch is None and not _heads(shown, home):
+    if shown and launch is None and not live.heads_of(home, shown):
         st.warning(f"run={_plain(shown[:60])}: there is no such run on this machine.")
         shown = st.session_state["shown"] = ""
     waits = st.session_state.get("c_data") == _OWN_FILE and not chosen.upload
@@ -505,16 +505,11 @@ def _tail(home: Path, name: str) -> live.Tail:
     return live.Tail(home, name)
 
 
-def _heads(shown: str, home: Path) -> list[live.RunHead]:
-    heads = [head for head in live.runs(home) if shown in (head.launch, head.name)]
-    return sorted(heads, key=lambda head: (head.job, head.name))
-
-
 def _goes_on(shown: str, home: Path) -> bool:
     launch = launches.get(shown, home)
     if launch is not None:
         return launch.running
-    return any(head.status in live.ACTIVE for head in _heads(shown, home))
+    return any(head.status in live.ACTIVE for head in live.heads_of(home, shown))
 
 
 def _watched(shown: str, home: Path, active: bool) -> None:
@@ -529,7 +524,7 @@ def _run(shown: str, home: Path, active: bool) -> None:
     if active and not _goes_on(shown, home):
         st.rerun()  # once: the timer goes, and the buttons are as they should be now
     launch = launches.get(shown, home)
-    views = [view for head in _heads(shown, home) if (view := _tail(home, head.name).read())]
+    views = [view for head in live.heads_of(home, shown) if (view := _tail(home, head.name).read())]
     begun = [view for view in views if view.rounds]
     view = _head_line(launch, views, shown)
     metric = _metric(view, shown) if view is not None and view.rounds else None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import calendar
 import json
 import math
+import os
 import re
 import shlex
 import sys
@@ -72,6 +73,7 @@ __all__ = [
     "RunHead",
     "RunView",
     "Tail",
+    "heads_of",
     "mean_values",
     "metrics",
     "models_dir",
@@ -87,6 +89,7 @@ __all__ = [
 
 LOST = "the process ended without closing the run"
 
+_STAMP = len("20260131-101500")
 _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4,32}")
 _HEAD, _LAST = 1 << 18, 1 << 19
 """Bytes of the events before round 0, and of a round that is not over: others are not needed."""
@@ -174,15 +177,44 @@ def runs(home: Path, limit: int = 200) -> list[RunHead]:
     -------
     list of RunHead
     """
+    heads = (_head(home, name) for name in sorted(_names(home), reverse=True))
+    found = (head for head in heads if head is not None)
+    return [head for head, _ in zip(found, range(limit), strict=False)]
+
+
+def heads_of(home: Path, shown: str) -> list[RunHead]:
+    """Return the run of a name, or the runs of a launch of the page in the order of its jobs.
+
+    Parameters
+    ----------
+    home : Path
+        As :func:`~fl_app.tracking.spool.home_dir` returns it.
+    shown : str
+        The run's name on this machine, or the launch's id.
+
+    Returns
+    -------
+    list of RunHead
+        Empty where there is none.
+    """
+    if _NAME.fullmatch(shown):
+        names = [shown]
+    else:  # both begin with the time of their start
+        later = (name for name in _names(home) if name[:_STAMP] >= shown[:_STAMP])
+        starts = ((name, _start_of(home, name)) for name in later)
+        names = [n for n, s in starts if s and _launch_of(home, s.output_dir)[0] == shown]
+    found = [head for name in names if (head := _head(home, name)) is not None]
+    return sorted(found, key=lambda head: (head.job, head.name))
+
+
+def _names(home: Path) -> set[str]:
     names: set[str] = set()
     for folder in ("spool", "runs"):
         try:
-            names |= {p.name for p in (home / folder).iterdir() if _NAME.fullmatch(p.name)}
+            names |= {name for name in os.listdir(home / folder) if _NAME.fullmatch(name)}
         except OSError:
             continue
-    heads = (_head(home, name) for name in sorted(names, reverse=True))
-    found = (head for head in heads if head is not None)
-    return [head for head, _ in zip(found, range(limit), strict=False)]
+    return names
 
 
 def _head(home: Path, name: str) -> RunHead | None:
