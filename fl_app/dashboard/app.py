@@ -130,6 +130,7 @@ def _take(chosen: Choices) -> None:
     """Put choices into the widgets."""
     st.session_state["chosen"] = chosen
     st.session_state["complaints"] = ()
+    st.session_state.pop("refused", None)
     for f in fields(Choices):
         st.session_state.pop(f"c_{f.name}", None)
     st.session_state["c_example"] = chosen.example or None
@@ -153,6 +154,22 @@ def _take_data() -> None:
         chosen = replace(fresh, partitioner="natural") if natural else fresh
     _take(chosen)
     st.session_state["c_data"] = name
+
+
+def _take_file(home: Path) -> None:
+    """Choose the file that was given; one that is refused leaves none chosen."""
+    given = st.session_state["c_file"]
+    if given is None:
+        return
+    chosen = replace(st.session_state["chosen"], upload="", target="", task="", key="", features=())
+    refused = ""
+    try:
+        kept = uploads.save(home, given.getvalue(), given.name)
+        chosen = replace(chosen, upload=kept.id, target=kept.target)
+    except InputError as error:
+        refused = str(error)
+    _take(chosen)
+    st.session_state["c_data"], st.session_state["refused"] = _OWN_FILE, refused
 
 
 def _key(name: str, value: Any, options: Sequence[Any] | None = None) -> str:
@@ -316,17 +333,14 @@ def _fixed(chosen: Choices, home: Path) -> int | None:
 
 def _own_file(chosen: Choices, home: Path) -> Choices:
     """Take a file, and what to do with it; what `fl-kit check` says stands beside it."""
-    given = st.file_uploader("CSV file, 20 MB at most", type=["csv"], max_upload_size=20)
-    if given is not None and st.session_state.get("uploaded") != given.file_id:
-        st.session_state["uploaded"] = given.file_id
-        try:
-            kept = uploads.save(home, given.getvalue(), given.name)
-            chosen = replace(chosen, upload=kept.id, target=kept.target, task="", key="")
-            _take(chosen)
-            st.session_state["c_data"] = _OWN_FILE
-            st.session_state.pop("refused", None)
-        except InputError as error:
-            st.session_state["refused"] = str(error)
+    st.file_uploader(
+        "CSV file, 20 MB at most",
+        type=["csv"],
+        max_upload_size=20,
+        key="c_file",
+        on_change=_take_file,
+        args=(home,),
+    )
     if refused := st.session_state.get("refused"):
         st.error(_plain(refused))
     if not chosen.upload:
