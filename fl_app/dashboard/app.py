@@ -314,19 +314,30 @@ def _fixed(chosen: Choices, home: Path) -> int | None:
         return None  # `check` says why
 
 
+def _take_file(home: Path) -> None:
+    """Keep the file that was given; what was chosen for another one goes."""
+    st.session_state.pop("refused", None)
+    if (given := st.session_state["c_file"]) is None:
+        return
+    try:
+        kept = uploads.save(home, given.getvalue(), given.name)
+    except InputError as error:
+        st.session_state["refused"] = str(error)
+        return
+    chosen = st.session_state["chosen"]
+    _take(replace(chosen, upload=kept.id, target=kept.target, task="", key=""))
+
+
 def _own_file(chosen: Choices, home: Path) -> Choices:
     """Take a file, and what to do with it; what `fl-kit check` says stands beside it."""
-    given = st.file_uploader("CSV file, 20 MB at most", type=["csv"], max_upload_size=20)
-    if given is not None and st.session_state.get("uploaded") != given.file_id:
-        st.session_state["uploaded"] = given.file_id
-        try:
-            kept = uploads.save(home, given.getvalue(), given.name)
-            chosen = replace(chosen, upload=kept.id, target=kept.target, task="", key="")
-            _take(chosen)
-            st.session_state["c_data"] = _OWN_FILE
-            st.session_state.pop("refused", None)
-        except InputError as error:
-            st.session_state["refused"] = str(error)
+    st.file_uploader(
+        "CSV file, 20 MB at most",
+        type=["csv"],
+        max_upload_size=20,
+        key="c_file",
+        on_change=_take_file,
+        args=(home,),
+    )
     if refused := st.session_state.get("refused"):
         st.error(_plain(refused))
     if not chosen.upload:
