@@ -591,8 +591,9 @@ def _sentence(
     if launch.running and views and not any(v.active for v in views):
         return "its process is ending"
     runtime = "simulation" if "runtime=simulation" in launch.overrides else "inprocess"
-    said = [] if views else launches.log_tail(launch, 1)
-    return " · ".join([live.phase(view, time.time(), launch.time, runtime), *said])
+    if not views and (said := launches.log_tail(launch, 1)):
+        return f"{said[-1]}, {time.time() - launch.time:.0f} s"
+    return live.phase(view, time.time(), launch.time, runtime)
 
 
 def _mlflow(line: Any, view: RunView) -> None:
@@ -602,7 +603,7 @@ def _mlflow(line: Any, view: RunView) -> None:
         line.link_button(
             "MLflow", link.url, icon=":material/open_in_new:", type="tertiary", help=how
         )
-    if link.sentence:
+    if link.sentence and (view.rounds or not view.active):
         line.markdown(_plain(link.sentence))
 
 

@@ -200,6 +200,11 @@ _EXAMPLES: Mapping[str, tuple[dict[str, Any], str]] = {
         "the hospitals' curves beside their mean, and at the rows that stand behind each.",
     ),
     "Faulty members": (
+        {"dataset": "digits", "faulty": 3, "fault": "crash"},
+        "The last three of the ten clients crash in about half of the rounds: look at who failed "
+        "and why, and at the shares n_k/N of those that replied.",
+    ),
+    "Hostile members": (
         {"dataset": "digits", "faulty": 3, "fault": "flip", "strategy": "fedmedian"},
         "The last three of the ten clients send a step the other way, four times as long: look at "
         "the replies and at what the median made of them, then choose fedavg and start again.",
