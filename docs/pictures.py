@@ -73,7 +73,7 @@ PICTURES: Mapping[str, Picture] = {
 
 @contextmanager
 def served(home: Path) -> Iterator[str]:
-    """Start the page and yield its link; end it, and with it what it has started."""
+    """Start the page, yield its link, and end it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
