@@ -209,6 +209,16 @@ def test_a_file_of_ones_own() -> None:
     whole(at.run())
     assert button(at, "Start").disabled
     rows = "".join(f"{k},{k % 7},{'ab'[k % 2]}\n" for k in range(60))
+    at.file_uploader[0].set_value(("own.csv", f"x,z,y\n{rows}".encode(), "text/csv"))
+    whole(at.run())
+    assert list(at.error) == []
+    assert (chosen_in(at).target, query_of(at)["target"]) == ("y", "y")
+    at.file_uploader[0].set_value(("other.csv", f"x,z,kind\n{rows}".encode(), "text/csv"))
+    whole(at.run())
+    assert at.selectbox(key="c_target").value == "kind"
+    at.file_uploader[0].set_value(("bad.csv", b"x\n1\n", "text/csv"))
+    whole(at.run())
+    assert "one column only" in at.error[0].value
     kept = uploads.save(None, f"x,z,kind\n{rows}".encode(), "own.csv")
     at = opened({"upload": kept.id}, Choices(clients=3, rounds=2))
     assert list(at.error) == []

@@ -321,9 +321,8 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
         try:
             kept = uploads.save(home, given.getvalue(), given.name)
             chosen = replace(chosen, upload=kept.id, target=kept.target, task="", key="")
-            _take(chosen)
-            st.session_state["c_data"] = _OWN_FILE
-            st.session_state.pop("refused", None)
+            for gone in ("c_target", "c_task", "c_key", "refused"):
+                st.session_state.pop(gone, None)
         except InputError as error:
             st.session_state["refused"] = str(error)
     if refused := st.session_state.get("refused"):
