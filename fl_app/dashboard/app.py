@@ -330,20 +330,6 @@ def _fixed(chosen: Choices, home: Path) -> int | None:
         return None  # `check` says why
 
 
-def _take_file(home: Path) -> None:
-    """Keep the file that was given; what was chosen for another one goes."""
-    st.session_state.pop("refused", None)
-    if (given := st.session_state["c_file"]) is None:
-        return
-    try:
-        kept = uploads.save(home, given.getvalue(), given.name)
-    except InputError as error:
-        st.session_state["refused"] = str(error)
-        return
-    chosen = st.session_state["chosen"]
-    _take(replace(chosen, upload=kept.id, target=kept.target, task="", key=""))
-
-
 def _own_file(chosen: Choices, home: Path) -> Choices:
     """Take a file, and what to do with it; what `fl-kit check` says stands beside it."""
     st.file_uploader(
