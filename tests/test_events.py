@@ -359,6 +359,16 @@ def test_small_models_are_kept_round_by_round(tmp_path: Path) -> None:
             assert np.mean(own, axis=0) == pytest.approx(arrays[f"global/{name}"])
 
 
+def test_of_a_stack_only_models_are_kept(tmp_path: Path) -> None:
+    """A client's models, neither its sums and scores nor the models that leave out a fold."""
+    data = ("dataset=synthetic_classification", "dataset.num_features=2")
+    folder = run(tmp_path, *data, "strategy=fedstacking", "num_server_rounds=4")
+    rounds = [read_npz(folder / "models" / f"round_{r:04d}.npz") for r in range(5)]
+    kinds = [{n.split("/")[2] for n in arrays if n.startswith("client/")} for arrays in rounds]
+    assert kinds == [set(), {"global", "base"}, {"global"}, set(), set()]
+    assert any(name.startswith("global/member/") for name in rounds[-1])
+
+
 def test_models_have_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond 24 clients theirs are left out, beyond the budget of a run all are."""
     monkeypatch.setattr("fl_app.tracking.events._MAX_MODEL_BYTES", 3000)

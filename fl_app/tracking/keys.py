@@ -328,7 +328,8 @@ def aggregation_text(record: RoundRecord) -> str:
         "rule": record.rule,
         "num_examples": _whole(total) if clients else None,
     }
-    lines = ",\n  ".join(_line(client) for client in clients)
+    # Inside a string the quotation marks would have backslashes.
+    lines = _line(clients)[1:-1].replace('}, {"partition": ', '},\n  {"partition": ')
     shown = _line(_shown(aggregate if small else None, norm))
     text = f'{_line(head)[:-1]},\n "clients": [\n  {lines}\n ],\n "aggregate": {shown}'
     tail = _asked(record.train_asked)
