@@ -77,8 +77,6 @@ _ONLINE_TIMEOUT, _REMOTE_POLL = 60.0, 0.5
 _REPLY_TIMEOUT = 3600.0
 _MAX_LOSS_ROWS = 50_000  # 600 kB
 _MAX_PICTURED = 2  # features of a model that a picture can show
-# Of a stack's replies: sums, and models without some rows, say more of rows than a model does.
-_STACK_MODELS = ("global/", "base/")
 
 app = ServerApp()
 log = logging.getLogger("fl_app")
@@ -328,8 +326,6 @@ class Run:
         if self.events is not None:
             few = len(features) <= _MAX_PICTURED and len(roster) <= MAX_MODEL_CLIENTS
             self.events.keeps_models = few and not private
-            if self.predictor.stacked:
-                self.events.model_prefixes = _STACK_MODELS
         start = start_arrays(config, roster, self.predictor)
         strategy = TrackedStrategy(
             federated,

@@ -83,8 +83,6 @@ class Events:
         Its folder; None where there is none.
     keeps_models : bool, default False
         Whether arrays are kept: to be set before the first round.
-    model_prefixes : tuple of str, default ("",)
-        How the names of those arrays of clients begin that are models, and are kept.
 
     Examples
     --------
@@ -100,7 +98,6 @@ class Events:
         self.name = new_name(start_ms)
         self.folder: Path | None = None
         self.keeps_models = False
-        self.model_prefixes: tuple[str, ...] = ("",)
         self._file: LateFile | None = None
         self._end: tuple[str, str] | None = None
         self._models: Mapping[int, Arrays] = {}
@@ -177,8 +174,7 @@ class Events:
             return
         arrays = {f"global/{name}": array for name, array in record.arrays.items()}
         for partition, own in sorted(models.items()):
-            names = [name for name in own if name.startswith(self.model_prefixes)]
-            arrays |= {f"client/{partition:03d}/{name}": own[name] for name in names}
+            arrays |= {f"client/{partition:03d}/{name}": array for name, array in own.items()}
         content = npz_bytes(arrays)
         self._model_bytes += len(content)
         if self._model_bytes > _MAX_MODEL_BYTES:
