@@ -64,6 +64,7 @@ _STYLE = """<style>
 .stMain [data-testid=stHorizontalBlock] { flex-wrap: wrap; }
 .stMain [data-testid=stColumn] { min-width: min(21rem, 100%); }
 .stMain h3 { font-size: 1.25rem; padding: 0.8rem 0 0.3rem; }
+.st-key-known [data-testid=stElementToolbar] { display: none; }
 @media (max-width: 900px) { .stMainBlockContainer { padding: 2.4rem 1rem 2rem; } }
 </style>"""
 
@@ -421,9 +422,15 @@ def _listed(found: Sequence[launches.Launch], heads: Sequence[live.RunHead]) -> 
         if not head.launch
     ]
     return {
-        name: f"{time.strftime('%d %b %H:%M:%S', time.localtime(at))} {words}"
-        for at, name, words in sorted(items, reverse=True)[:_LISTED]
+        name: f"{_clock(at)} {words}" for at, name, words in sorted(items, reverse=True)[:_LISTED]
     }
+
+
+def _clock(at: float) -> str:
+    """Return the time of day, with the day where that is another one."""
+    then = time.localtime(at)
+    today = time.strftime("%F", then) == time.strftime("%F")
+    return time.strftime("%H:%M:%S" if today else "%d %b %H:%M", then)
 
 
 def _words(launch: launches.Launch) -> str:
