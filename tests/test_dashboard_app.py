@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("streamlit", reason="Streamlit is not installed")
 from streamlit.testing.v1 import AppTest
 
-from fl_app.dashboard import app, choices, launches, live
+from fl_app.dashboard import app, choices, launches, live, split
 from fl_app.dashboard.choices import EXAMPLES, Choices
 from fl_app.errors import InputError
 from tests.recorded import GONE, NAME, Record, real_runs
@@ -307,13 +307,33 @@ def test_a_private_run_says_why_there_is_nothing_of_a_client(home: Path) -> None
     told = {"rule": "FedAvg", "num_examples": None, "clients": [], "aggregate": {"norm": 1.0}}
     cost = {"cost/clients_asked": 4, "cost/clients_replied": 3, "cost/clients_failed": 1}
     record = Record(home, where="runs").begin(GONE)
-    record.start(params={"privacy.name": "dp_fixed", "num_clients": "4"}, process=GONE)
-    record.rounds(0, clients=())
+    params = {"privacy.name": "dp_fixed", "num_clients": "4"}
+    texts = {"config/config.yaml": "num_clients: 4\ndataset: {name: iris}\n"}
+    record.start(params=params, process=GONE, texts=texts).rounds(0, clients=())
     record.rounds(1, clients=(), metrics=cost, texts={"aggregation/round_0001.json": told})
     record.end()
     at = opened({"run": NAME})
     assert "Under differential privacy" in said(at)
     assert "4 clients were asked, 3 replied" in said(at)
+    assert "The split of this run" not in [e.label for e in at.expander]
+
+
+@pytest.mark.parametrize("now", ["gone", "another"])
+def test_rows_that_are_not_those_of_the_run_are_not_shown(home: Path, now: str) -> None:
+    """Neither as a split nor below what the models know; all else of the run is."""
+    own = home / "own.csv"
+    home.mkdir()
+    own.write_text("a,b,y\n" + "1,2,u\n3,4,v\n" * 20)
+    words = ["dataset=tabular", f"dataset.path={own}", "dataset.target=y", "num_clients=2"]
+    (view,) = real_runs(home, [*words, "dataset.task=classification", "num_server_rounds=1"])
+    assert split.GONE not in said(opened({"run": view.name}))
+    own.unlink() if now == "gone" else own.write_text("a,b,y\n" + "2,1,v\n3,4,u\n" * 20)
+    app._rows.clear()
+    app._dealt_before.clear()
+    at = opened({"run": view.name})
+    assert list(at.error) == []
+    assert said(at).count(split.GONE) == 2
+    assert "The products add up to what FedAvg returned" in said(at)
 
 
 BROKEN = {

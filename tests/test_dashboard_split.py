@@ -12,7 +12,7 @@ import yaml
 from fl_app.config import compose_config
 from fl_app.dashboard import uploads
 from fl_app.dashboard.choices import Choices, jobs
-from fl_app.dashboard.split import MAX_POINTS, split_of, split_of_config, split_of_text
+from fl_app.dashboard.split import MAX_POINTS, config_of_text, split_of, split_of_text
 from fl_app.data.partition import partition_of, whole_table
 from fl_app.errors import InputError
 from fl_app.schema import to_dict
@@ -94,14 +94,14 @@ def test_a_past_run_is_dealt_again_if_its_rows_are_here():
         config = compose_config(words)
         text = yaml.safe_dump(to_dict(config), sort_keys=False)
         digest = whole_table(config).sha256
-        assert split_of_text(text, digest) == split_of_config(config) == split_of(words)
-        assert split_of_text(text, "0" * 64) is None
+        assert split_of_text(text, digest) == split_of(words)
+        assert config_of_text(text, digest) == config_of_text(text) == config
+        assert config_of_text(text, "0" * 64) is split_of_text(text, "0" * 64) is None
     own.path.unlink()
-    assert split_of_text(text) is None
+    assert config_of_text(text) is split_of_text(text) is None
     wild = compose_config(["dataset=tabular", "dataset.target=y", "runtime=deployment"])
-    assert split_of_config(wild) is None
-    for odd in ("", "- 1", "a: [", "colour: red", "seed: -1"):
-        assert split_of_text(odd) is None
+    for odd in (yaml.safe_dump(to_dict(wild)), "", "- 1", "a: [", "colour: red", "seed: -1"):
+        assert config_of_text(odd) is split_of_text(odd) is None
 
 
 def test_a_thousand_clients_take_no_time():

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import streamlit as st
-import yaml
 
 from fl_app.dashboard import (
     charts,
@@ -36,7 +35,7 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
-from fl_app.schema import GROUPS, from_dict
+from fl_app.schema import GROUPS
 from fl_app.tracking.spool import home_dir
 
 __all__ = ["main"]
@@ -478,6 +477,8 @@ def _split(chosen: Choices, home: Path, open_: bool) -> None:
 
 def _own_split(view: RunView) -> None:
     """Show who has which rows in a run that somebody else started."""
+    if view.private:
+        return  # whoever has the data could deal them again, but the page shows no client
     found = _dealt_before(view.config, view.tags.get("data.sha256", ""))
     if found is None and not view.roster:
         return
@@ -487,7 +488,8 @@ def _own_split(view: RunView) -> None:
             return
         sizes = [view.roster.get(k, (0, 0))[0] for k in range(view.clients)]
         _chart(charts.split_sizes(sizes), "own-sizes")
-        st.markdown("As the nodes told; which labels their rows have, only they know.")
+        at_nodes = "As the nodes told; which labels their rows have, only they know."
+        st.markdown(at_nodes if view.runtime == "deployment" else split.GONE)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -696,16 +698,19 @@ def _explained(view: RunView, at: int) -> None:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _rows(text: str) -> Mapping[int, Any]:
-    return regions.rows_of(from_dict(yaml.safe_load(text)))
+def _rows(text: str, sha256: str) -> Mapping[int, Any] | None:
+    config = split.config_of_text(text, sha256)
+    return None if config is None else regions.rows_of(config)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _drawn(home: Path, name: str, at: int, _view: RunView) -> regions.Pictures | None:
+def _drawn(
+    home: Path, name: str, at: int, _view: RunView, _dealt: Mapping[int, Any]
+) -> regions.Pictures | None:
     return regions.draw(
         _view.spec,
         regions.KeptModels(live.models_dir(home, name)),
-        _rows(_view.config),
+        _dealt,
         at,
         strategy=_view.strategy,
         num_rounds=_view.total,
@@ -723,7 +728,9 @@ def _known(view: RunView, at: int, home: Path) -> None:
         num_clients=view.clients,
         kept=at in kept,
     )
-    found = None if lack else _drawn(home, view.name, at, view)
+    dealt = None if lack else _rows(view.config, view.tags.get("data.sha256", ""))
+    lack = lack or ("" if dealt else split.GONE)
+    found = _drawn(home, view.name, at, view, dealt) if dealt else None
     if found is None:
         st.markdown(_plain(lack or "Nothing of this round is kept."))
         return

@@ -21,10 +21,12 @@ from fl_app.data.table import Table
 from fl_app.errors import InputError
 from fl_app.schema import Config, StrategyConfig, TabularConfig, Task, from_dict, task_of
 
-__all__ = ["MAX_POINTS", "Points", "Split", "split_of", "split_of_config", "split_of_text"]
+__all__ = ["GONE", "MAX_POINTS", "Points", "Split", "config_of_text", "split_of", "split_of_text"]
 
 MAX_POINTS = 5000
 """Most rows that are given as points, of all clients together."""
+GONE = "The data of this run are not here any more, or are others now: its rows cannot be shown."
+"""What there is to say where :func:`config_of_text` returns nothing."""
 _BINS = 10
 
 
@@ -121,38 +123,39 @@ def split_of(overrides: Sequence[str]) -> Split:
     return _split(compose_config(list(overrides)))
 
 
-def split_of_config(config: Config, sha256: str = "") -> Split | None:
-    """Return the deal of a run from its record, if its rows can be had here.
+def split_of_text(text: str, sha256: str = "") -> Split | None:
+    """Return the deal of a run from its record; None where its rows cannot be had here.
+
+    As :func:`config_of_text`.
+    """
+    try:
+        config = config_of_text(text, sha256)
+        return None if config is None else _split(config)
+    except InputError:
+        return None
+
+
+def config_of_text(text: str, sha256: str = "") -> Config | None:
+    """Return a run's config from its record, if the rows that it deals can be had here.
 
     Parameters
     ----------
-    config : Config
-        The run's config.
+    text : str
+        The run's ``config/config.yaml``.
     sha256 : str, optional
         Digest of the data that the run used (its tag ``data.sha256``).
 
     Returns
     -------
-    Split or None
-        None where each node has a file of its own, and where the file is gone or another one now.
+    Config or None
+        None where each node has a file of its own, where the file is gone or another one now, and
+        where this version cannot read the config.
     """
-    if config.runtime.name == "deployment" and isinstance(config.dataset, TabularConfig):
-        return None
     try:
-        if sha256 and whole_table(config).sha256 != sha256:
+        config = from_dict(yaml.safe_load(text))
+        if config.runtime.name == "deployment" and isinstance(config.dataset, TabularConfig):
             return None
-        return _split(config)
-    except InputError:
-        return None
-
-
-def split_of_text(text: str, sha256: str = "") -> Split | None:
-    """Return the deal of a run from the text of its ``config/config.yaml``.
-
-    As :func:`split_of_config`; None too where this version cannot read the config.
-    """
-    try:
-        return split_of_config(from_dict(yaml.safe_load(text)), sha256)
+        return config if whole_table(config).sha256 == sha256 or not sha256 else None
     except (InputError, yaml.YAMLError):
         return None
 
