@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 from fl_app.dashboard import launches, live
 from fl_app.dashboard.live import RunView
 from tests.end_to_end.browser import NARROW, Server, Tab, browsing, serving
-from tests.recorded import real_runs
+from tests.recorded import LIVING, Record, real_runs, round_line
 from tests.test_dashboard_app import BAD as BAD_VALUES
 from tests.test_dashboard_app import LESSON
 from tests.test_dashboard_uploads import BAD as BAD_FILES
@@ -378,3 +381,108 @@ def test_who_prefers_no_motion_gets_none(browser: Any, open_tab: Open, lesson: R
         places.add(tab.picture("mover.down").get_attribute("cy"))
     assert len(places) == 1
     explained(tab, 5)
+
+
+# ---------------------------------------------------------------------------- many clients
+K, R = 100, 500
+
+
+def many(home: Path, name: str, rounds: int) -> Record:
+    """Record a run of 100 clients that goes on."""
+    record = Record(home, name, "runs").begin()
+    record.start(params={"num_clients": str(K)}, process=LIVING, num_server_rounds=R)
+    record.events(("roster", {"nodes": [[k, 13 + k, 4] for k in range(K)]}))
+    for server_round in range(rounds + 1):
+        record.line("rounds.jsonl", many_line(server_round))
+    return record
+
+
+def many_line(server_round: int) -> dict[str, Any]:
+    """Return a line as a real run writes it: 26 kB, no number like another."""
+    draw = np.random.default_rng(server_round).random
+    norms, scores = draw(K).tolist(), draw((K, 3)).round(12).tolist()
+    clients = [
+        {"partition": k, "num_examples": 13 + k, "weight": 0.01, "arrays": {"norm": norms[k]}}
+        for k in range(K)
+    ]
+    told = {"rule": "FedAvg", "clients": clients, "asked": [*range(K)], "failed": {}}
+    path = f"aggregation/round_{server_round:04d}.json"
+    cost = {"cost/clients_asked": K, "cost/clients_replied": K}
+    texts = {path: told | {"server_round": server_round}} if server_round else {}
+    line = round_line(server_round, metrics=cost, clients=range(K), texts=texts)
+    for row, values in zip(line["clients"], scores, strict=server_round > 0):
+        row |= dict(zip(("accuracy", "log_loss", "brier"), values, strict=True))
+    return line
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return what processes have used of processors."""
+    used = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
+def descendants() -> set[int]:
+    """Return the processes that this one has started, and theirs: the browser's, not the page's."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {os.getpid()}
+
+
+def resident(pid: int) -> float:
+    """Return a process's memory in MB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def answer(tab: Tab, *rounds: int) -> float:
+    """Return in how many seconds a choice of a round reaches the explanation, at best."""
+    took = []
+    for server_round in rounds:
+        begin = time.perf_counter()
+        tab.picture("round").fill(str(server_round))
+        tab.sees(re.compile(rf"^What the server made of round {server_round}$"))
+        took.append(time.perf_counter() - begin)
+    return min(took)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc on this system")
+def test_many_clients_and_rounds_cost_little(browser: Any, tmp_path: Path) -> None:
+    """100 clients, 500 rounds, going on: below one core, 60 MB; a choice is answered in time."""
+    context = browser.new_context()
+    with serving(tmp_path) as server:
+        (lesson,) = real_runs(server.home, ["experiment=two_lines"])
+        tab = Tab(context, server.link()).ready()
+        tab.sees(re.compile("^The split: "))
+        idle = resident(server.process.pid)
+        tab.page.goto(server.link(run=lesson.name))
+        explained(tab, 5)
+        quick = answer(tab, 1, 2, 3, 4)
+        record = many(server.home, "20360102-030405-0123abcd", R - 20)
+        tab.page.goto(server.link(run=record.name))
+        tab.sees(f"What the server made of round {R - 20}")
+        browsers = descendants() - {server.process.pid}
+        before, begin = cpu_seconds(browsers), time.monotonic()
+        for server_round in range(R - 19, R - 9):
+            record.line("rounds.jsonl", many_line(server_round))
+            tab.page.wait_for_timeout(1000)
+        cores = (cpu_seconds(browsers) - before) / (time.monotonic() - begin)
+        slow = answer(tab, 100, 200, 300, 400)
+        grown = resident(server.process.pid) - idle
+        tab.close()
+    told = (
+        f"{cores:.2f} cores, {grown:.0f} MB over {idle:.0f}, {slow:.2f} s, the lesson {quick:.2f} s"
+    )
+    print(told)
+    assert (record.own / "rounds.jsonl").stat().st_size > 9e6
+    assert cores < 1, told
+    assert grown < 60, told
+    assert slow < max(1.0, 6 * quick), told
