@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunView]:
         "pooled": [*SMALL, "strategy=pooled", "num_server_rounds=1"],
         "local": [*SMALL, "strategy=local", "num_server_rounds=1"],
         "n_average": [*SMALL, "strategy=n_average", "num_server_rounds=1"],
+        "nan": [
+            *("dataset=iris", "num_clients=3", "num_server_rounds=2"),
+            *("faults.clients=2", "faults.kind=nan"),
+        ],
     }
     views = real_runs(tmp_path_factory.mktemp("home"), *jobs.values())
     return dict(zip(jobs, views, strict=True))
@@ -183,6 +188,17 @@ def test_a_round_that_was_thrown_away(tmp_path: Path) -> None:
     assert made.formula is None
     assert "thrown away" in made.sentences[0]
     assert "the step 2: from 0.5 to 7" in made.sentences[0]
+    assert made.sentences[0].endswith("and the next round repeats it at half the step.")
+    record.rounds(2, metrics=cost | {"train/mse": 0.4}, record=replace(told, server_round=2))
+    assert "the step 2. The model stays" in explain(record.view(), 2).sentences[0]
+
+
+def test_a_round_that_was_thrown_away_for_what_is_no_number(real: dict[str, RunView]) -> None:
+    """The loss did not rise; the last round is not repeated by any."""
+    view = real["nan"]
+    words = [explain(view, r).sentences[0] for r in (1, 2)]
+    assert all("thrown away: not all replies were finite numbers" in each for each in words)
+    assert ["next round" in each for each in words] == [True, False]
 
 
 # ---------------------------------------------------------------------------- who failed

@@ -25,6 +25,8 @@ NARROW = 4
 """Values of a model up to which one table holds them beside their products."""
 TOLERANCE = 1e-6
 """Share of the largest value by which a sum may miss what the rule returned."""
+NOT_FINITE = "NaN or infinity"
+"""What the reason says of a reply that throws a round away (:mod:`fl_app.federation.replies`)."""
 AVERAGES = frozenset({"FedAvg", "FedProx"})
 """Rules that return the weighted average itself."""
 SERVER_STEPS = frozenset({"FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"})
@@ -159,7 +161,7 @@ def _averaging(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explana
     small = returned is not None and sizes == {len(returned)}
     if round_.went_back:
         tables = _replies_table(replies, names if small else None)
-        return Explanation("", None, tables, (_went_back(round_),))
+        return Explanation("", None, tables, (_went_back(view, round_),))
     sentences = _about(view, round_, rule, replies)
     if rule == "Local" or not replies:
         return Explanation("", None, _replies_table(replies, None), sentences)
@@ -218,15 +220,21 @@ def _large(small: bool, replies: Sequence[_Reply]) -> tuple[str, ...]:
     return (text,) if any(reply.norm is not None for reply in replies) else ()
 
 
-def _went_back(round_: Round) -> str:
+def _went_back(view: RunView, round_: Round) -> str:
     get = round_.metrics.get
     step, last, loss = get("model/learning_rate"), get("model/last_loss"), _loss(round_)
     used = "" if step is None else f" with the step {step:.4g}"
-    rose = "" if last is None or loss is None else f": from {last:.4g} to {loss:.4g}"
-    return (
-        f"This round was thrown away: the loss rose too far{used}{rose}. The model stays what it "
-        "was before the round, and the next round repeats it at half the step."
+    # With other clients than in the rounds before, the two losses need not be those compared.
+    rose = (
+        "" if last is None or loss is None or loss <= last else f": from {last:.4g} to {loss:.4g}"
     )
+    why = f"the loss rose too far{used}{rose}"
+    if not rose and any(NOT_FINITE in reason for reason in round_.train.failed.values()):
+        why = f"not all replies were finite numbers{used}"
+    over = 0 < view.total <= round_.server_round
+    then = "" if over else ", and the next round repeats it at half the step"
+    kept = "The model stays what it was before the round"
+    return f"This round was thrown away: {why}. {kept}{then}."
 
 
 def _loss(round_: Round) -> float | None:
@@ -426,7 +434,7 @@ def _private(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanati
         delta = get("privacy/delta", math.nan)
         sentences.append(f"Spent so far: epsilon {spent:.4g} at delta {delta:g}.")
     if round_.went_back:
-        sentences.append(_went_back(round_))
+        sentences.append(_went_back(view, round_))
     returned, rule = _flat(told.get("aggregate")), str(told.get("rule") or view.strategy)
     tables = _norms(rule, told)
     if returned is not None:
@@ -442,7 +450,7 @@ def _stacking(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanat
     replies = _replies_table(_replies(told), None)
     if round_.went_back:
         return Explanation(
-            "", None, replies, (_went_back(round_), *_bases(get("stack/base_models")))
+            "", None, replies, (_went_back(view, round_), *_bases(get("stack/base_models")))
         )
     if phase == "collect":
         return Explanation("", None, replies, _collected(view, round_))
