@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_app.dashboard import launches, live
+from fl_app.dashboard import choices, launches, live
+from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
 from tests.end_to_end.browser import NARROW, Server, Tab, browsing, serving
 from tests.recorded import LIVING, Record, real_runs, round_line
@@ -25,8 +26,8 @@ from tests.test_dashboard_uploads import GOOD
 
 pytestmark = pytest.mark.slow
 
-QUICK = {"dataset": "iris", "clients": 3, "rounds": 4}
-LONG = {"dataset": "digits", "rounds": 500, "model": "mlp", "local_epochs": 100}
+QUICK = {"dataset": "iris", "clients": 3, "rounds": 3}
+LONG = Choices(model="mlp", local_epochs=100, rounds=500)
 Open = Callable[..., Tab]
 
 
@@ -76,15 +77,6 @@ def open_tab(context: Any, server: Server) -> Iterator[Open]:
 def lesson(server: Server) -> RunView:
     """Return a run of the lesson, over, as the page reads it."""
     return real_runs(server.home, ["experiment=two_lines"])[0]
-
-
-@pytest.fixture(scope="module")
-def going(server: Server) -> Iterator[launches.Launch]:
-    """Return a run that goes on for longer than the tests."""
-    words = ["dataset=digits", "model=mlp", "model.local_epochs=100", "num_server_rounds=500"]
-    found = launches.start(server.home, words, choices={"rounds": "500"})
-    yield found
-    launches.stop(found)
 
 
 def mlflow_status(server: Server, launch_id: str) -> str:
@@ -156,42 +148,51 @@ def test_a_round_is_chosen_by_slider_keyboard_and_play(open_tab: Open, lesson: R
 
 
 # ---------------------------------------------------------------------------- come back, stop
-def test_a_reload_in_the_middle_finds_the_run(open_tab: Open, going: launches.Launch) -> None:
-    tab = open_tab(run=going.id)
-    tab.badge("running")
-    before = newest(tab)
-    tab.page.reload()
-    tab.ready().badge("running")
-    tab.until(lambda: newest(tab) > before)
-    assert tab.query["run"] == going.id
-    assert tab.button("Stop").is_enabled()
+class TestARunThatGoesOn:
+    """For longer than these tests look at it."""
 
+    @pytest.fixture(scope="class")
+    def going(self, server: Server) -> Iterator[launches.Launch]:
+        words = choices.overrides(LONG, server.home)
+        found = launches.start(server.home, words, choices=choices.to_query(LONG))
+        yield found
+        launches.stop(found)
 
-def test_a_run_outlives_the_pages_server(
-    open_tab: Open, server: Server, going: launches.Launch
-) -> None:
-    """Killed and started again, it has the run: in the tab that was open, and by the same link."""
-    tab = open_tab(run=going.id)
-    tab.badge("running")
-    before = newest(tab)
-    server.end()
-    tab.page.wait_for_timeout(500)
-    assert going.running
-    server.start()
-    tab.until(lambda: newest(tab) > before)
-    tab.badge("running")
-    tab.until(lambda: tab.query.get("run") == going.id)
-    other = open_tab(run=going.id)
-    other.badge("running")
-    assert newest(other) >= before
-    tab.forgive_an_absent_server()
+    def test_a_reload_in_the_middle_finds_it(self, open_tab: Open, going: launches.Launch) -> None:
+        tab = open_tab(run=going.id)
+        tab.badge("running")
+        before = newest(tab)
+        tab.page.reload()
+        tab.ready().badge("running")
+        tab.until(lambda: newest(tab) > before)
+        assert tab.query["run"] == going.id
+        assert tab.button("Stop").is_enabled()
+
+    def test_it_outlives_the_pages_server(
+        self, open_tab: Open, server: Server, going: launches.Launch
+    ) -> None:
+        """Started again, it has the run: in the tab that was open, and by the same link."""
+        tab = open_tab(run=going.id)
+        tab.badge("running")
+        before = newest(tab)
+        server.end()
+        tab.page.wait_for_timeout(500)
+        assert going.running
+        server.start()
+        tab.until(lambda: newest(tab) > before)
+        tab.badge("running")
+        tab.until(lambda: tab.query.get("run") == going.id)
+        other = open_tab(run=going.id)
+        other.badge("running")
+        assert newest(other) >= before
+        tab.forgive_an_absent_server()
 
 
 def test_another_browser_finds_a_run_and_stops_it(
     open_tab: Open, browser: Any, server: Server
 ) -> None:
     """It is "stopping" until its process is gone, in both; MLflow has it as KILLED."""
-    tab = open_tab(**LONG)
+    tab = open_tab(**choices.to_query(LONG))
     name = tab.start()
     tab.badge("running")
     newest(tab)
@@ -221,7 +222,7 @@ def test_two_strategies_side_by_side(open_tab: Open) -> None:
     tab.start()
     tab.badge("finished")
     tab.sees("Side by side, on one split")
-    tab.sees("At equal rounds: round 4")
+    tab.sees("At equal rounds: round 3")
     tab.sees(re.compile("^At equal bytes: "))
     tab.sees("One seed is an anecdote")
     tab.sees("seed=range")
@@ -230,7 +231,7 @@ def test_two_strategies_side_by_side(open_tab: Open) -> None:
         if "method" in table[0]:
             assert [row["method"] for row in table] == ["fedavg", "fedstacking"]
     tab.page.get_by_role("radio", name="fedstacking").click()
-    tab.sees("What the server made of round 4")
+    tab.sees("What the server made of round 3")
     tab.page.set_viewport_size(NARROW)
     assert fits(tab)
 
@@ -344,7 +345,7 @@ def test_without_mlflow_rounds_are_shown_and_it_is_said(
         tab = open_tab(within=context, at=away, **QUICK)
         tab.start()
         tab.badge("finished")
-        tab.sees("What the server made of round 4")
+        tab.sees("What the server made of round 3")
         tab.sees("waits in the spool")
         tab.page.goto("about:blank")
     assert "Traceback" not in away.log.read_text()
