@@ -572,6 +572,21 @@ def test_an_interrupt_before_the_tracker_leaves_a_result(
     assert (begin["event"], end["status"]) == ("begin", "KILLED")
 
 
+def test_an_interrupt_while_the_record_is_sent_leaves_the_end_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record says FINISHED and will be sent later, so the events say no other thing."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fl_app.tracking.recorder.JournalTracker.finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    end = lines(folders()[-1] / "events.jsonl")[-1]
+    assert (end["event"], end["status"], end["error"]) == ("end", "FINISHED", "")
+
+
 @pytest.mark.parametrize("member", ["fedavg", "ls"])
 def test_no_clients_sums_are_in_the_record(tmp_path: Path, member: str) -> None:
     """What FedStacking's clients sum over their rows is in no file; their models are."""

@@ -30,6 +30,7 @@ __all__ = [
     "aggregation_text",
     "array_metrics",
     "artifact_path",
+    "bytes_text",
     "client_rows",
     "client_table",
     "higher_is_better",
@@ -153,6 +154,21 @@ def higher_is_better(metric: str) -> bool:
     """
     words = re.split(r"[^a-z0-9]+", metric.lower())
     return metric in HIGHER_IS_BETTER or not _BETTER_WORDS.isdisjoint(words)
+
+
+def bytes_text(count: float, digits: int = 3) -> str:
+    """Return a number of bytes for people.
+
+    Examples
+    --------
+    >>> bytes_text(999.6), bytes_text(12_345_678, 4)
+    ('1 kB', '12.35 MB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if float(f"{count:.{digits}g}") < 1000:
+            return f"{count:.{digits}g} {unit}"
+        count /= 1000
+    return f"{count:.{digits}g} GB"
 
 
 def round_metrics(record: RoundRecord, many_clients: bool = False) -> dict[str, float]:
