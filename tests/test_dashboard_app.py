@@ -366,9 +366,9 @@ def test_broken_files_are_shown_as_far_as_they_go(home: Path, where: str) -> Non
 def test_a_run_that_is_not_there_is_a_sentence(name: str) -> None:
     """And the address forgets it."""
     at = opened({"run": name})
-    (warning,) = at.warning
-    assert "there is no such run on this machine" in warning.value
-    assert len(warning.value) < 200
+    (error,) = at.main.error
+    assert "there is no such run on this machine" in error.value
+    assert len(error.value) < 200
     assert "run" not in query_of(at)
 
 

@@ -123,7 +123,7 @@ def _begun(home: Path) -> tuple[Choices, Sequence[str]]:
             query = dict(launch.choices)
         chosen, complaints = choices.from_query(query, home)
         st.session_state["chosen"], st.session_state["complaints"] = chosen, complaints
-    return st.session_state["chosen"], st.session_state.get("complaints", ())
+    return st.session_state["chosen"], st.session_state.pop("complaints", ())
 
 
 def _take(chosen: Choices) -> None:
@@ -318,6 +318,13 @@ def _details(
             found["faulty"] = _number("Faulty clients", "faulty", chosen, clients)
         with b:
             found["fault"] = _pick("They", "fault", chosen, options["fault"])
+    found["min_replies"] = _number(
+        "Fewest replies",
+        "min_replies",
+        chosen,
+        clients,
+        help="A round with fewer usable ones fails, and the run with it.",
+    )
     found["runtime"] = _pick(
         "Engine", "runtime", chosen, options["runtime"], help="simulation: Flower's Ray engine"
     )
@@ -364,7 +371,18 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
         help="Column whose values are the clients of a natural split.",
     )
     chosen = replace(chosen, task=task, key=key)
-    kept = uploads.open(chosen.upload, home, target=target, task=task, key=key)
+    others = [name for name in columns if name not in (target, key)]
+    known = [name for name in chosen.features if name in others]
+    features = st.multiselect(
+        "Columns to predict from",
+        others,
+        key=_key("features", known),
+        placeholder="all others",
+    )
+    chosen = replace(chosen, features=tuple(features))
+    kept = uploads.open(
+        chosen.upload, home, target=target, task=task, key=key, features=chosen.features
+    )
     with st.expander("What fl-kit check says", expanded=not kept.usable):
         st.markdown("\n".join(f"- {_plain(text)}" for text in kept.sentences))
     return chosen
@@ -377,7 +395,7 @@ def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     listed = _listed(launches.find(home)[:_LISTED], live.runs(home, _LISTED))
     launch = launches.get(shown, home)
     if shown and launch is None and not live.heads_of(home, shown):
-        st.warning(f"run={_plain(shown[:60])}: there is no such run on this machine.")
+        st.session_state["failure"] = f"run={shown[:60]}: there is no such run on this machine"
         shown = st.session_state["shown"] = ""
     waits = st.session_state.get("c_data") == _OWN_FILE and not chosen.upload
     go, end = st.columns(2)
