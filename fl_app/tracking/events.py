@@ -90,7 +90,7 @@ class Events:
 
         with Events("inprocess") as events:
             events.event("handshake", {"asked": 4})
-            TrackedStrategy(FedAvg(), Trackers(MlflowTracker(name=events.name), events)).start(...)
+            TrackedStrategy(FedAvg(), Trackers(events, MlflowTracker(name=events.name))).start(...)
     """
 
     def __init__(self, runtime: str, home: str | Path | None = None) -> None:
