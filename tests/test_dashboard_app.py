@@ -353,6 +353,20 @@ def test_rows_that_are_not_those_of_the_run_are_not_shown(home: Path, now: str) 
     assert "The products add up to what FedAvg returned" in said(at)
 
 
+def test_a_launch_that_could_not_write_its_end_says_why(home: Path) -> None:
+    """As on a full disk: its log knows more than its record, which has no spec either."""
+    record = Record(home, where="runs").begin(GONE)
+    folder = home / "dashboard" / "launches" / "20260102-030405-000-0123abcd"
+    record.start(process=GONE, output_dir=str(folder / "0")).rounds(0, 1)
+    folder.mkdir(parents=True)
+    launch = {"argv": [], "process": GONE, "time": 1.0, "overrides": [], "sweep": False}
+    (folder / "launch.json").write_text(json.dumps(launch | {"choices": {}}))
+    (folder / "log.txt").write_text("fl-app: no space left\n")
+    at = opened({"run": folder.name})
+    assert "ended in round 2: no space left" in said(at)
+    assert "What kind of models these are is not recorded" in said(at)
+
+
 BROKEN = {
     "run.json": "{",
     "rounds.jsonl": '{"server_round": "x"}\n\x00\n[]\n{"server_round": 1, "metrics": {"a": "b"}}\n',

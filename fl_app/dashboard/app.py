@@ -578,6 +578,8 @@ def _sentence(
         return live.phase(view, time.time())
     if not launch.running and (view is None or view.active):
         return launch.reason or "it ended without a word"
+    if view is not None and view.status == "lost" and (why := launch.reason):
+        return f"{live.phase(replace(view, error=''), time.time())}: {why}"
     if state == "stopping":
         return "asked to end; what it did so far is kept"
     if launch.running and views and not any(v.active for v in views):
@@ -713,6 +715,7 @@ def _known(view: RunView, at: int, home: Path) -> None:
         private=view.private,
         num_clients=view.clients,
         kept=at in kept,
+        over=not view.active,
     )
     dealt = None if lack else _rows(view.config, view.tags.get("data.sha256", ""))
     lack = lack or ("" if dealt else split.GONE)
