@@ -6,7 +6,7 @@ BROWSER := .venv/.browser
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow check format ui page bench bench-bits bench-peers bench-stacking clean
+.PHONY: setup run test test-slow check format ui page pictures bench bench-bits bench-peers bench-stacking clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -52,6 +52,9 @@ ui: setup  ## the MLflow UI on the store of fl_app
 
 page: setup  ## the live page: choose, start and watch runs
 	$(BIN)/fl-kit dashboard
+
+pictures: $(BROWSER)  ## docs/pictures: the live page as it is now
+	$(BIN)/python -m docs.pictures
 
 bench: setup  ## rounds, commands, workers and the stack beside plain NumPy and Flower (half an hour)
 	$(BIN)/python -m benchmarks

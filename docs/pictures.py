@@ -20,14 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 FOLDER = Path(__file__).with_name("pictures")
-WIDTH, COLOURS = 1280, 128
+WIDTH, COLOURS = 1280, 256
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,14 @@ class Picture:
         Selector of the first thing that is not in the picture.
     server_round : int or None
         The round that is chosen; None: the last.
+    metric : str
+        The metric that is chosen; "": the first.
     """
 
     choices: Mapping[str, str]
     end: str
     server_round: int | None = None
+    metric: str = ""
 
 
 PICTURES: Mapping[str, Picture] = {
@@ -62,15 +64,16 @@ PICTURES: Mapping[str, Picture] = {
     "many_clients": Picture(
         {"clients": "100", "rounds": "100", "partitioner": "dirichlet", "alpha": "0.3"}
         | {"fraction": "0.3", "model": "mlp"},
-        "h3:has-text('What the server made')",
+        "strong:text-is('Replies')",
         60,
+        "log_loss",
     ),
 }
 
 
 @contextmanager
 def served(home: Path) -> Iterator[str]:
-    """Start the page and yield its link; end it, and with it what it has started."""
+    """Start the page, yield its link, and end it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -101,6 +104,8 @@ def taken(page: Page, link: str, picture: Picture) -> bytes:
     page.get_by_role("button", name="Start", disabled=False).click(timeout=120_000)
     page.locator(".stMarkdownBadge", has_text="finished").wait_for(timeout=600_000)
     page.locator(".picture rect.box").first.wait_for(timeout=60_000)
+    if picture.metric:
+        page.get_by_role("radio", name=picture.metric, exact=True).click()
     if picture.server_round is not None:
         page.locator(".picture .round").fill(str(picture.server_round))
     page.locator("[data-testid=stVegaLiteChart] svg:visible").first.wait_for(timeout=60_000)
@@ -125,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the pictures of the live page.")
     parser.add_argument("names", nargs="*", choices=[*PICTURES, []], default=[])
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    asked: Any = parser.parse_args(words)
+    asked = parser.parse_args(words)
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if browser_path is None:
         sys.exit("Chromium is not installed")

@@ -37,7 +37,7 @@ from flwr.app import (
 )
 from flwr.app.message.recorddict import _SyncedDict
 from flwr.app.message.typeddict import TypedDict
-from flwr.common.constant import SType
+from flwr.common.constant import SUPERLINK_NODE_ID, SType
 from numpy.typing import NDArray
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "record_dict",
     "records_of",
     "reply",
+    "sender",
     "stamp",
 ]
 
@@ -453,6 +454,23 @@ def answers(reply: Message, message: Message) -> bool:
         and mine["_dst_node_id"] == asked["_src_node_id"]
         and mine["_run_id"] == asked["_run_id"]
     )
+
+
+def sender(reply: Message, sent: Iterable[Metadata]) -> int:
+    """Return the id of the node whose reply it is.
+
+    Parameters
+    ----------
+    reply : Message
+        A reply. Where a node is lost, it is an error from the SuperLink in the node's stead.
+    sent : iterable of Metadata
+        Those of the exchange's messages, with the ids that the grid gave them.
+    """
+    node_id = reply.metadata.src_node_id
+    if node_id != SUPERLINK_NODE_ID:
+        return node_id
+    answered = reply.metadata.reply_to_message_id
+    return next((m.dst_node_id for m in sent if m.message_id == answered), node_id)
 
 
 def records_of(message: Message) -> dict[str, Any]:

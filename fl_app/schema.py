@@ -437,7 +437,7 @@ class DeploymentConfig(RuntimeConfig):
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """No record besides `result.json`."""
+    """No MLflow: `result.json`, and the rounds in FL_APP_HOME for 7 days."""
 
     name: str = opt("mlflow", "Name of the tracker.")
 

@@ -258,12 +258,12 @@ class Run:
         events = self.events
         self.mlflow = _mlflow_tracker(config, "" if events is None else events.name)
         members: list[Tracker] = [self.console, self.best, *self.observers]
+        if events is not None:
+            members.append(events)  # knows the end before MLflow, which Ctrl-C may interrupt
         if self.mlflow is not None:
             members.append(self.mlflow)
         elif events is not None and events.folder is not None:
             members.append(JournalTracker(events.folder))
-        if events is not None:
-            members.append(events)
         self.trackers = Trackers(*members)
         self.predictor: Predictor | None = None
         self.private: Private | None = None

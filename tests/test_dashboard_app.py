@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("streamlit", reason="Streamlit is not installed")
 from streamlit.testing.v1 import AppTest
 
-from fl_app.dashboard import app, choices, launches, live, split, uploads
+from fl_app.dashboard import app, choices, launches, live, split
 from fl_app.dashboard.choices import EXAMPLES, Choices
 from fl_app.errors import InputError
 from tests.recorded import GONE, NAME, Record, real_runs
@@ -208,19 +208,17 @@ def test_a_file_of_ones_own() -> None:
     at.selectbox(key="c_data").set_value(app._OWN_FILE)
     whole(at.run())
     assert button(at, "Start").disabled
-    rows = "".join(f"{k},{k % 7},{'ab'[k % 2]}\n" for k in range(60))
-    at.file_uploader[0].set_value(("own.csv", f"x,z,y\n{rows}".encode(), "text/csv"))
+    rows = "".join(f"{k},{k % 7},{'ab'[k % 2]}\n" for k in range(60)).encode()
+    at.file_uploader(key="c_file").upload("bad.csv", b"x\n1\n", "text/csv")
     whole(at.run())
-    assert list(at.error) == []
-    assert (chosen_in(at).target, query_of(at)["target"]) == ("y", "y")
-    at.file_uploader[0].set_value(("other.csv", f"x,z,kind\n{rows}".encode(), "text/csv"))
+    assert "file=bad.csv: it has one column only" in said(at)
+    assert button(at, "Start").disabled
+    at.file_uploader(key="c_file").upload("own.csv", b"x,z,kind\n" + rows, "text/csv")
     whole(at.run())
-    assert at.selectbox(key="c_target").value == "kind"
-    at.file_uploader[0].set_value(("bad.csv", b"x\n1\n", "text/csv"))
-    whole(at.run())
-    assert "one column only" in at.error[0].value
-    kept = uploads.save(None, f"x,z,kind\n{rows}".encode(), "own.csv")
-    at = opened({"upload": kept.id}, Choices(clients=3, rounds=2))
+    assert "file=" not in said(at)
+    kept = chosen_in(at).upload
+    assert query_of(at) == {"rounds": "3", "upload": kept, "target": "kind"}
+    at = opened({"upload": kept}, Choices(clients=3, rounds=2))
     assert list(at.error) == []
     assert at.selectbox(key="c_target").value == "kind"
     assert "60 rows, 3 columns" in said(at)
@@ -397,9 +395,9 @@ def test_broken_files_are_shown_as_far_as_they_go(home: Path, where: str) -> Non
 def test_a_run_that_is_not_there_is_a_sentence(name: str) -> None:
     """And the address forgets it."""
     at = opened({"run": name})
-    (warning,) = at.warning
-    assert "there is no such run on this machine" in warning.value
-    assert len(warning.value) < 200
+    (error,) = at.main.error
+    assert "there is no such run on this machine" in error.value
+    assert len(error.value) < 200
     assert "run" not in query_of(at)
 
 

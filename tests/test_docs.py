@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from fl_app.dashboard.choices import EXAMPLES
 from fl_app.schema import GROUPS
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,19 @@ def test_every_name_has_its_words(page: str, group: str) -> None:
     """Each strategy and each data set of the schema is told on its page."""
     text = (ROOT / "docs" / f"{page}.md").read_text()
     assert [name for name in GROUPS[group] if f"`{name}`" not in text] == []
+
+
+def test_every_ready_example_has_its_words() -> None:
+    """Each example of the live page is told on its page, by the name that it has there."""
+    text = (ROOT / "docs" / "page.md").read_text()
+    assert [name for name in EXAMPLES if f"| {name} |" not in text] == []
+
+
+def test_pictures_are_small() -> None:
+    """A clone does not pay for the pictures: 150 kB each at most."""
+    pictures = list((ROOT / "docs" / "pictures").glob("*.png"))
+    assert len(pictures) == 3
+    assert max(picture.stat().st_size for picture in pictures) <= 150_000
 
 
 @pytest.mark.parametrize("page", [*sorted(p.name for p in ROOT.glob("*.md")), "docs"])

@@ -359,6 +359,16 @@ def test_small_models_are_kept_round_by_round(tmp_path: Path) -> None:
             assert np.mean(own, axis=0) == pytest.approx(arrays[f"global/{name}"])
 
 
+def test_of_a_stack_only_models_are_kept(tmp_path: Path) -> None:
+    """A client's models, neither its sums and scores nor the models that leave out a fold."""
+    data = ("dataset=synthetic_classification", "dataset.num_features=2")
+    folder = run(tmp_path, *data, "strategy=fedstacking", "num_server_rounds=4")
+    rounds = [read_npz(folder / "models" / f"round_{r:04d}.npz") for r in range(5)]
+    kinds = [{n.split("/")[2] for n in arrays if n.startswith("client/")} for arrays in rounds]
+    assert kinds == [set(), {"global", "base"}, {"global"}, set(), set()]
+    assert any(name.startswith("global/member/") for name in rounds[-1])
+
+
 def test_models_have_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond 24 clients theirs are left out, beyond the budget of a run all are."""
     monkeypatch.setattr("fl_app.tracking.events._MAX_MODEL_BYTES", 3000)
@@ -560,6 +570,21 @@ def test_an_interrupt_before_the_tracker_leaves_a_result(
     assert read_result(f"{tmp_path}/out").status == "KILLED"
     begin, *_, end = lines(folders()[-1] / "events.jsonl")
     assert (begin["event"], end["status"]) == ("begin", "KILLED")
+
+
+def test_an_interrupt_while_the_record_is_sent_leaves_the_end_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record says FINISHED and will be sent later, so the events say no other thing."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fl_app.tracking.recorder.JournalTracker.finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    end = lines(folders()[-1] / "events.jsonl")[-1]
+    assert (end["event"], end["status"], end["error"]) == ("end", "FINISHED", "")
 
 
 @pytest.mark.parametrize("member", ["fedavg", "ls"])

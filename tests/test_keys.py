@@ -20,6 +20,7 @@ from fl_app.tracking.keys import (
     aggregation_text,
     array_metrics,
     artifact_path,
+    bytes_text,
     client_rows,
     client_table,
     higher_is_better,
@@ -302,3 +303,19 @@ def test_table_has_one_row_a_client_and_round() -> None:
     table = json.loads(client_table(rows))
     assert table["columns"] == ["server_round", "partition", "num_examples", "mse", "mae"]
     assert table["data"] == [[1, 0, 3, 1.0, None], [2, 1, 4, None, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("count", "digits", "text"),
+    [
+        (0, 3, "0 B"),
+        (999, 3, "999 B"),
+        (999_499, 3, "999 kB"),
+        (999_500, 3, "1 MB"),
+        (999_500, 4, "999.5 kB"),
+        (2.5e12, 3, "2.5e+03 GB"),
+    ],
+)
+def test_bytes_are_said_in_few_digits(count: float, digits: int, text: str) -> None:
+    """A number that rounds to 1000 of a unit is 1 of the next one."""
+    assert bytes_text(count, digits) == text

@@ -45,7 +45,7 @@ from fl_app.tracking import (
     replay,
 )
 from fl_app.tracking.mlflow_store import MlflowStore
-from fl_app.tracking.spool import Process, Spool, read_npz
+from fl_app.tracking.spool import Process, Spool, new_name, read_npz
 from fl_app.tracking.store import masked
 
 NUM_CLIENTS, NUM_ROUNDS = 3, 3
@@ -449,8 +449,13 @@ def test_replaying_twice_is_replaying_once(uri: str, client: MlflowClient, tmp_p
 
 
 def test_the_next_start_sends_what_was_left(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    """Any tracker with the same home replays: a killed run is closed, with all its rounds."""
+    """Any tracker with the same home replays: a killed run is closed, with all its rounds.
+
+    Records that stayed here go when they are old, also where nobody tells of events.
+    """
     spooled(tmp_path, uri, "left behind")
+    old = tmp_path / "runs" / new_name(0)
+    old.mkdir(parents=True)
     tracker = MlflowTracker(uri, "next", home=tmp_path)
     tracker.start(RunStart())
     tracker.finish(RunEnd("FINISHED"))
@@ -458,6 +463,7 @@ def test_the_next_start_sends_what_was_left(uri: str, client: MlflowClient, tmp_
     assert found.info.status == "KILLED"
     assert set(history(client, found.info.run_id, "server/mse")) == set(range(4))
     assert Spool.paths(tmp_path) == []
+    assert not old.exists()
 
 
 def test_runs_of_dead_processes_are_closed(uri: str, client: MlflowClient, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.federation.replies import ReplySpec, accept, sender, spec_of
-from fl_app.held import HeldArray, hold, read
+from fl_app.federation.replies import ReplySpec, accept, spec_of
+from fl_app.held import HeldArray, hold, read, sender
 from tests.messages import NODE_IDS, asked_of, content_of, lost, reply_of, roster_of, sent_to
 
 ARRAYS = {"coef": np.arange(6.0).reshape(2, 3), "intercept": np.array([1.0, 2.0])}
@@ -280,7 +280,8 @@ def test_a_node_that_is_lost_or_silent_is_named(caplog: pytest.LogCaptureFixture
     roster = roster_of(3)
     sent = [sent_to(node.node_id) for node in roster]
     replies = [lost(NODE_IDS[2]), _good(NODE_IDS[0])]
-    assert [sender(reply, sent) for reply in replies] == [NODE_IDS[2], NODE_IDS[0]]
+    asked = [message.metadata for message in sent]
+    assert [sender(reply, asked) for reply in replies] == [NODE_IDS[2], NODE_IDS[0]]
     usable, dropped = accept(replies, asked_of(roster), SPEC, "x", sent)
     assert len(usable) == 1
     assert dropped == {1: "no reply in time", 2: "the client failed: Node Unavailable"}

@@ -64,6 +64,7 @@ _STYLE = """<style>
 .stMain [data-testid=stHorizontalBlock] { flex-wrap: wrap; }
 .stMain [data-testid=stColumn] { min-width: min(21rem, 100%); }
 .stMain h3 { font-size: 1.25rem; padding: 0.8rem 0 0.3rem; }
+.st-key-known [data-testid=stElementToolbar] { display: none; }
 @media (max-width: 900px) { .stMainBlockContainer { padding: 2.4rem 1rem 2rem; } }
 </style>"""
 
@@ -122,13 +123,14 @@ def _begun(home: Path) -> tuple[Choices, Sequence[str]]:
             query = dict(launch.choices)
         chosen, complaints = choices.from_query(query, home)
         st.session_state["chosen"], st.session_state["complaints"] = chosen, complaints
-    return st.session_state["chosen"], st.session_state.get("complaints", ())
+    return st.session_state["chosen"], st.session_state.pop("complaints", ())
 
 
 def _take(chosen: Choices) -> None:
     """Put choices into the widgets."""
     st.session_state["chosen"] = chosen
     st.session_state["complaints"] = ()
+    st.session_state.pop("refused", None)
     for f in fields(Choices):
         st.session_state.pop(f"c_{f.name}", None)
     st.session_state["c_example"] = chosen.example or None
@@ -152,6 +154,22 @@ def _take_data() -> None:
         chosen = replace(fresh, partitioner="natural") if natural else fresh
     _take(chosen)
     st.session_state["c_data"] = name
+
+
+def _take_file(home: Path) -> None:
+    """Choose the file that was given; one that is refused leaves none chosen."""
+    given = st.session_state["c_file"]
+    if given is None:
+        return
+    chosen = replace(st.session_state["chosen"], upload="", target="", task="", key="", features=())
+    refused = ""
+    try:
+        kept = uploads.save(home, given.getvalue(), given.name)
+        chosen = replace(chosen, upload=kept.id, target=kept.target)
+    except InputError as error:
+        refused = str(error)
+    _take(chosen)
+    st.session_state["c_data"], st.session_state["refused"] = _OWN_FILE, refused
 
 
 def _key(name: str, value: Any, options: Sequence[Any] | None = None) -> str:
@@ -300,6 +318,13 @@ def _details(
             found["faulty"] = _number("Faulty clients", "faulty", chosen, clients)
         with b:
             found["fault"] = _pick("They", "fault", chosen, options["fault"])
+    found["min_replies"] = _number(
+        "Fewest replies",
+        "min_replies",
+        chosen,
+        clients,
+        help="A round with fewer usable ones fails, and the run with it.",
+    )
     found["runtime"] = _pick(
         "Engine", "runtime", chosen, options["runtime"], help="simulation: Flower's Ray engine"
     )
@@ -315,16 +340,14 @@ def _fixed(chosen: Choices, home: Path) -> int | None:
 
 def _own_file(chosen: Choices, home: Path) -> Choices:
     """Take a file, and what to do with it; what `fl-kit check` says stands beside it."""
-    given = st.file_uploader("CSV file, 20 MB at most", type=["csv"], max_upload_size=20)
-    if given is not None and st.session_state.get("uploaded") != given.file_id:
-        st.session_state["uploaded"] = given.file_id
-        try:
-            kept = uploads.save(home, given.getvalue(), given.name)
-            chosen = replace(chosen, upload=kept.id, target=kept.target, task="", key="")
-            for gone in ("c_target", "c_task", "c_key", "refused"):
-                st.session_state.pop(gone, None)
-        except InputError as error:
-            st.session_state["refused"] = str(error)
+    st.file_uploader(
+        "CSV file, 20 MB at most",
+        type=["csv"],
+        max_upload_size=20,
+        key="c_file",
+        on_change=_take_file,
+        args=(home,),
+    )
     if refused := st.session_state.get("refused"):
         st.error(_plain(refused))
     if not chosen.upload:
@@ -348,7 +371,18 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
         help="Column whose values are the clients of a natural split.",
     )
     chosen = replace(chosen, task=task, key=key)
-    kept = uploads.open(chosen.upload, home, target=target, task=task, key=key)
+    others = [name for name in columns if name not in (target, key)]
+    known = [name for name in chosen.features if name in others]
+    features = st.multiselect(
+        "Columns to predict from",
+        others,
+        key=_key("features", known),
+        placeholder="all others",
+    )
+    chosen = replace(chosen, features=tuple(features))
+    kept = uploads.open(
+        chosen.upload, home, target=target, task=task, key=key, features=chosen.features
+    )
     with st.expander("What fl-kit check says", expanded=not kept.usable):
         st.markdown("\n".join(f"- {_plain(text)}" for text in kept.sentences))
     return chosen
@@ -361,7 +395,7 @@ def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     listed = _listed(launches.find(home)[:_LISTED], live.runs(home, _LISTED))
     launch = launches.get(shown, home)
     if shown and launch is None and not live.heads_of(home, shown):
-        st.warning(f"run={_plain(shown[:60])}: there is no such run on this machine.")
+        st.session_state["failure"] = f"run={shown[:60]}: there is no such run on this machine"
         shown = st.session_state["shown"] = ""
     waits = st.session_state.get("c_data") == _OWN_FILE and not chosen.upload
     go, end = st.columns(2)
@@ -406,9 +440,15 @@ def _listed(found: Sequence[launches.Launch], heads: Sequence[live.RunHead]) -> 
         if not head.launch
     ]
     return {
-        name: f"{time.strftime('%d %b %H:%M:%S', time.localtime(at))} {words}"
-        for at, name, words in sorted(items, reverse=True)[:_LISTED]
+        name: f"{_clock(at)} {words}" for at, name, words in sorted(items, reverse=True)[:_LISTED]
     }
+
+
+def _clock(at: float) -> str:
+    """Return the time of day, with the day where that is another one."""
+    then = time.localtime(at)
+    today = time.strftime("%F", then) == time.strftime("%F")
+    return time.strftime("%H:%M:%S" if today else "%d %b %H:%M", then)
 
 
 def _words(launch: launches.Launch) -> str:

@@ -59,7 +59,8 @@ MAX_COUNTS = 12
 _MAX_POINTS = 200
 _FEW_ROUNDS = 30
 _RULE = "#8A929B"
-_HEIGHT, _AXIS, _LINE = 280, 44, 13  # pixels: chart, x axis, line of text
+_HEIGHT, _TALL, _AXIS, _LINE = 280, 420, 44, 13  # pixels: charts, x axis, line of text
+_FEW_CLIENTS = 8
 _DASHES = ((), (6, 3), (2, 2), (8, 2, 2, 2))
 
 
@@ -123,6 +124,7 @@ def curves(view: RunView, metric: Metric, at: int | None = None) -> Chart:
     x = [float(r.server_round) for r in view.rounds]
     lines = [*_client_lines(view, metric.name, x), *_roles(view, metric, x)]
     spec, note = _drawn(lines, at, view.total, _title(view, metric))
+    spec["height"] = _TALL if view.clients > _FEW_CLIENTS else _HEIGHT  # as the picture beside it
     rows = shown_rows(view)
     told = [f"{_better(metric)} by round"]
     told += [_told(line) for line in lines if line.labelled and line.width > 1]
@@ -201,7 +203,7 @@ def _drawn(
         layers.append(_view([{"x": at}], mark, {"x": x}))
     layers += extra
     # Vega fits what hangs over the right end in by itself.
-    layers += _labels(lines, low, high, x, y)
+    layers += _labels(lines, low, high, right, x, y)
     spec: Spec = {
         "height": _HEIGHT,
         **_frame(),
@@ -258,7 +260,9 @@ def _thinned(line: _Line) -> list[tuple[float, float]]:
     return points[::every] + ([] if (len(points) - 1) % every == 0 else [points[-1]])
 
 
-def _labels(lines: Sequence[_Line], low: float, high: float, x: Spec, y: Spec) -> list[Spec]:
+def _labels(
+    lines: Sequence[_Line], low: float, high: float, right: float, x: Spec, y: Spec
+) -> list[Spec]:
     """Return each line's name and last value at its end, pushed apart; without clients if many."""
     named = [line for line in lines if line.end and line.labelled]
     room = (_HEIGHT - _AXIS) / _LINE
@@ -276,6 +280,9 @@ def _labels(lines: Sequence[_Line], low: float, high: float, x: Spec, y: Spec) -
         mark |= {"fontWeight": "bold"} if line.width > 1 else {}
         row = {"x": _plain(line.end[0]), "y": _plain(place), "text": text}
         encoding = {"x": x, "y": y, "text": {"field": "text", "type": "nominal"}}
+        if line.end[0] < right:  # on the chart, where another line may pass
+            halo = {"stroke": "white", "strokeWidth": 4, "opacity": 0.85}
+            layers.append(_view([row], mark | halo, encoding))
         layers.append(_view([row], mark, encoding))
     return layers
 

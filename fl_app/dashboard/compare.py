@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fl_app.dashboard.explain import Cell, Table
 from fl_app.dashboard.view import Metric, Round, RunView, metrics, unit
+from fl_app.tracking.keys import bytes_text
 
 __all__ = ["Comparison", "compare", "is_stack", "last_result"]
 
@@ -156,7 +157,7 @@ def _equal_bytes(
         if not reached:
             sentences.append(_when_reached(view, last, budget))
     columns = ("method", "round", *_columns(views[0], shown), "MB so far", "note")
-    title = f"At equal bytes: {_size(budget)} up and down"
+    title = f"At equal bytes: {bytes_text(budget)} up and down"
     return [Table(title, columns, tuple(rows))], sentences
 
 
@@ -170,8 +171,9 @@ def _when_reached(view: RunView, last: Round, budget: float) -> str:
     a_round = last.total_bytes / max(1, last.server_round)
     rounds = math.ceil(budget / a_round) if a_round else 0
     return (
-        f"{view.strategy} sent {_size(last.total_bytes)} in {last.server_round} rounds: not reached"
-        + (f"; at {_size(a_round)} a round it would be in round {rounds}." if rounds else ".")
+        f"{view.strategy} sent {bytes_text(last.total_bytes)} in {last.server_round} rounds: "
+        "not reached"
+        + (f"; at {bytes_text(a_round)} a round it would be in round {rounds}." if rounds else ".")
     )
 
 
@@ -183,11 +185,3 @@ def _value(round_: Round | None, metric: Metric) -> float | None:
 def _megabytes(round_: Round | None) -> float | None:
     total = math.nan if round_ is None else round_.total_bytes
     return total / 1e6 if math.isfinite(total) else None
-
-
-def _size(count: float) -> str:
-    for name in ("B", "kB"):
-        if count < 999.5:
-            return f"{count:.3g} {name}"
-        count /= 1000
-    return f"{count:.3g} MB"

@@ -247,7 +247,8 @@ def _loss(round_: Round) -> float | None:
 def _check(total: Floats, returned: Floats, rule: str) -> str:
     off = float(np.max(np.abs(total - returned), initial=0.0))
     if off <= TOLERANCE * max(1.0, float(np.max(np.abs(returned), initial=0.0))):
-        return f"The products add up to what {rule} returned (largest difference {off:.1e})."
+        how = f"largest difference {off:.1e}" if off else "to the last bit"
+        return f"The products add up to what {rule} returned ({how})."
     return f"The products miss what {rule} returned by up to {off:.3g}."
 
 

@@ -44,6 +44,7 @@ from filelock import FileLock
 
 from fl_app.dashboard import uploads
 from fl_app.dashboard.choices import quoted
+from fl_app.dashboard.view import parsed
 from fl_app.errors import InputError, printable
 from fl_app.tracking.spool import Process, _start_of, home_dir
 from fl_app.tracking.store import check_uri
@@ -469,10 +470,9 @@ def _root(home: Path | None) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     """Return a JSON object, or nothing where there is none."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return parsed(path.read_bytes())
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

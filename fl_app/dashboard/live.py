@@ -44,19 +44,12 @@ from fl_app.dashboard.view import (
     RunView,
     Status,
     mapping,
-    mean_values,
     metrics,
-    own_values,
     parsed,
     phase,
     rows_of,
-    shown_rows,
-    strip,
     texts_of,
-    unit,
-    values,
     whole,
-    worst_values,
 )
 from fl_app.errors import masked
 from fl_app.tracking.spool import Process, read_lines
@@ -74,17 +67,10 @@ __all__ = [
     "RunView",
     "Tail",
     "heads_of",
-    "mean_values",
     "metrics",
     "models_dir",
-    "own_values",
     "phase",
     "runs",
-    "shown_rows",
-    "strip",
-    "unit",
-    "values",
-    "worst_values",
 ]
 
 LOST = "the process ended without closing the run"

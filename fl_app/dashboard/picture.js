@@ -136,6 +136,7 @@ class Picture {
     }
     this.legend.querySelector(".ramp").hidden = !this.range;
     this.legend.querySelector(".off").hidden = !this.marks.includes(OFF) && !d.now?.marks.includes(OFF);
+    put(this.legend.querySelector(".off em"), { text: d.clients > FEW ? "not asked (small), not measured (white)" : "not asked" });
     this.legend.querySelector(".lost").hidden = !d.failed.some(Boolean) && !d.now?.failures.length;
     for (const part of this.legend.querySelectorAll(".sent")) part.hidden = !d.rounds.length && !d.now;
   }

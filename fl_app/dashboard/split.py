@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from fl_app.config import compose_config
+from fl_app.dashboard.view import counted
 from fl_app.data.partition import Partition, partition_of, test_table, whole_table
 from fl_app.data.strata import classes_of
 from fl_app.data.table import Table
@@ -92,7 +93,7 @@ class Split:
         """What the deal comes to, in words."""
         k = len(self.sizes)
         found = [
-            f"{sum(self.sizes)} rows train on {_many(k, 'client')}, {sum(self.validation)} "
+            f"{sum(self.sizes)} rows train on {counted(k, 'client')}, {sum(self.validation)} "
             f"validate, {self.test} test on the server"
         ]
         if k > 1:
@@ -219,10 +220,6 @@ def _points(parts: Sequence[Partition], rows: int) -> tuple[Points, ...]:
         y = target[:, 0].tolist() if regression else [str(label) for label in target.tolist()]
         found.append(Points(tuple(map(tuple, table.numeric[kept].tolist())), tuple(y)))
     return tuple(found)
-
-
-def _many(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _range(values: Sequence[int]) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "RunHead",
     "RunView",
     "Status",
+    "counted",
     "mean_values",
     "metrics",
     "own_values",
@@ -511,7 +512,7 @@ def phase(
     done = view.rounds[-1].server_round if view.rounds else -1
     match view.status:
         case "finished":
-            return f"finished after {_count(max(done, 0), 'round')}"
+            return f"finished after {counted(max(done, 0), 'round')}"
         case "failed" | "killed" | "lost":
             word = {"failed": "failed", "killed": "stopped", "lost": "ended"}[view.status]
             where = f" in round {done + 1}" if 0 <= done < view.total else ""
@@ -534,12 +535,12 @@ def _activity(view: RunView, done: int) -> str:
         return f"round {done}{of} is over" if done else "round 0 is over: the model before training"
     online, wanted = whole(told.get("online")), whole(told.get("wanted"))
     waiting = f"waiting for nodes: {online} of {wanted}" if wanted else "waiting for nodes"
-    there = f"{_count(online, 'node is', 'nodes are')} there"
+    there = f"{counted(online, 'node is', 'nodes are')} there"
     return {
         "nodes": waiting if online < max(1, wanted) else there,
         "tracking": "starting MLflow",
         "data": "reading the data",
-        "handshake": f"handshake with {_count(whole(told.get('asked')), 'client')}",
+        "handshake": f"handshake with {counted(whole(told.get('asked')), 'client')}",
         "roster": "building the model",
         "model": "scoring the model before training",
     }.get(view.stage, "starting")
@@ -551,15 +552,16 @@ def _inside(at: InRound, total: int) -> str:
     if at.closed:
         work = "combining" if trains else "adding up the scores of"
         lost = f", {now.num_failed} failed" if now.num_failed else ""
-        return f"{where}: {work} {_count(now.num_replied, 'reply', 'replies')}{lost}"
+        return f"{where}: {work} {counted(now.num_replied, 'reply', 'replies')}{lost}"
     if at.one_by_one:
         verb = "replied" if trains else "sent their scores"
-        return f"{where}: {now.num_replied} of {_count(now.num_asked, 'client')} have {verb}"
+        return f"{where}: {now.num_replied} of {counted(now.num_asked, 'client')} have {verb}"
     verb = "train" if trains else "evaluate"
-    return f"{where}: {_count(now.num_asked, 'client')} {verb}{'s' if now.num_asked == 1 else ''}"
+    return f"{where}: {counted(now.num_asked, 'client')} {verb}{'s' if now.num_asked == 1 else ''}"
 
 
-def _count(number: int, one: str, many: str = "") -> str:
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: ``1 reply``, ``2 replies``."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 

@@ -25,10 +25,18 @@ from fl_app.federation.averaging import (
 from fl_app.federation.cohort import GridView, choose_cohort
 from fl_app.federation.ending import Ending
 from fl_app.federation.measures import Exchange, Measures
-from fl_app.federation.replies import ReplySpec, accept, overflowed, sender, spec_of
+from fl_app.federation.replies import ReplySpec, accept, overflowed, spec_of
 from fl_app.federation.roster import Node, Roster
 from fl_app.federation.stepping import Stepping
-from fl_app.held import hold, items_of, metric_record, quick_message, read, records_of
+from fl_app.held import (
+    hold,
+    items_of,
+    metric_record,
+    quick_message,
+    read,
+    records_of,
+    sender,
+)
 
 __all__ = ["Federated", "Participation", "Particular"]
 
@@ -253,7 +261,8 @@ class Federated(Strategy):
 
     def _overflowed(self, replies: Iterable[Message]) -> set[int]:
         """Return the partitions whose replies are not finite."""
-        nodes = (self._asked.get(sender(m, self._sent)) for m in replies if overflowed(m))
+        sent = [m.metadata for m in self._sent]
+        nodes = (self._asked.get(sender(m, sent)) for m in replies if overflowed(m))
         return {node.partition for node in nodes if node is not None}
 
     def _counts(self, server_round: int, usable: Iterable[Message], lost: Iterable[int]) -> bool:

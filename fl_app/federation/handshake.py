@@ -39,8 +39,8 @@ from fl_app.aggregation import Moments, merge_moments, moments
 from fl_app.data.encoding import Encoding, in_company, labels_of, scaler
 from fl_app.data.partition import Partition, public_names
 from fl_app.errors import FederationError
-from fl_app.federation.replies import sender
 from fl_app.federation.roster import Node, Roster
+from fl_app.held import sender
 from fl_app.schema import MIN_LEVEL_ROWS, Config, TabularConfig, min_level_rows_of, to_json
 
 __all__ = ["Description", "describe", "describe_left", "shake_hands"]
@@ -395,10 +395,11 @@ def _ask(
     """Return the answers that can be read, by node; the others sit out."""
     content = RecordDict({wire.CONFIG: record})
     messages = [Message(content, node, wire.DESCRIBE) for node in node_ids]
-    silent = {m.metadata.dst_node_id for m in messages}
+    sent = [m.metadata for m in messages]
+    silent = {m.dst_node_id for m in sent}
     answers: Answers = []
     for message in grid.send_and_receive(messages, timeout=timeout):
-        node = sender(message, messages)
+        node = sender(message, sent)
         if node not in silent:
             _sit_out(out, f"node {node}", "it was not asked, or answers twice")
             continue

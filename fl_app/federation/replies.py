@@ -16,14 +16,13 @@ from typing import Any, TypeGuard
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
-from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fl_app import wire
 from fl_app.errors import FlAppError
 from fl_app.federation.roster import Node
-from fl_app.held import HeldArray, dtype_name, items_of, read, records_of
+from fl_app.held import HeldArray, dtype_name, items_of, read, records_of, sender
 
-__all__ = ["ArraySpec", "ReplySpec", "accept", "overflowed", "sender", "spec_of"]
+__all__ = ["ArraySpec", "ReplySpec", "accept", "overflowed", "spec_of"]
 
 log = logging.getLogger("fl_app")
 
@@ -58,24 +57,6 @@ class ReplySpec:
 def spec_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return names, shapes and dtypes of a record."""
     return {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
-
-
-def sender(reply: Message, sent: Iterable[Message]) -> int:
-    """Return the id of the node whose reply it is.
-
-    Parameters
-    ----------
-    reply : Message
-        A reply. Where a node is lost, it is an error from the SuperLink in the node's stead.
-    sent : iterable of Message
-        The exchange's messages, with the ids that the grid gave them.
-    """
-    node_id = reply.metadata.src_node_id
-    if node_id != SUPERLINK_NODE_ID:
-        return node_id
-    answered = reply.metadata.reply_to_message_id
-    ids = (m.metadata.dst_node_id for m in sent if m.metadata.message_id == answered)
-    return next(ids, node_id)
 
 
 def accept(
@@ -113,7 +94,7 @@ def accept(
     usable: dict[int, Message] = {}
     dropped: dict[int, str] = {}
     for reply in replies:
-        node_id = sender(reply, sent)
+        node_id = sender(reply, (m.metadata for m in sent))
         node = asked.get(node_id)
         if node is None:
             log.warning("%s: reply of node %d dropped: it was not asked", where, node_id)

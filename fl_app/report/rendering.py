@@ -16,6 +16,7 @@ from fl_app.report.comparing import Comparison, Outcome, Row, Table
 from fl_app.report.grounds import KINDS
 from fl_app.report.intervals import Interval
 from fl_app.report.runs import listed, natural, short
+from fl_app.tracking.keys import bytes_text
 
 __all__ = [
     "Block",
@@ -151,7 +152,7 @@ def _cells(row: Row, digits: int, with_bytes: bool) -> tuple[str, ...]:
     cells.append("" if own else f"{row.wins}/{row.ties}/{row.losses}")
     cells.append(f"{row.server_round:.4g}")
     if with_bytes:
-        cells.append("" if row.bytes is None else _bytes(row.bytes))
+        cells.append("" if row.bytes is None else bytes_text(row.bytes, 4))
     return tuple(cells)
 
 
@@ -205,14 +206,6 @@ def decimals_for(values: Iterable[float]) -> int:
         return 4
     exponent = math.floor(math.log10(largest))
     return min(12, max(0, 4 - max(exponent, 0) if exponent >= -1 else 3 - exponent))
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if round(count, 1) < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:.4g} GB"
 
 
 # ---------------------------------------------------------------------------- blocks -> text

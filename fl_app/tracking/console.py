@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fl_app.errors import printable
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
+from fl_app.tracking.keys import bytes_text
 
 __all__ = ["LINE_PREFIX", "RESULT_MARK", "ConsoleTracker", "own_text"]
 
@@ -128,7 +129,7 @@ class ConsoleTracker:
             parts.append(
                 f"{cost['clients_replied']:.0f}/{cost['clients_asked']:.0f} clients"
                 f" {cost['seconds']:.2f} s"
-                f" {_bytes(cost['bytes_up'])} up {_bytes(cost['bytes_down'])} down so far"
+                f" {bytes_text(cost['bytes_up'])} up {bytes_text(cost['bytes_down'])} down so far"
             )
         if r.extra.get(_WENT_BACK):
             parts.append("thrown away")
@@ -158,14 +159,6 @@ class ConsoleTracker:
         # One write: Flower's log splits what comes in several and mixes it with other threads'.
         self.console.file.write("".join(f"{self.prefix}{line}".rstrip() + "\n" for line in lines))
         self.console.file.flush()
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def _is_lesson(record: RoundRecord) -> bool:

@@ -30,6 +30,7 @@ __all__ = [
     "aggregation_text",
     "array_metrics",
     "artifact_path",
+    "bytes_text",
     "client_rows",
     "client_table",
     "higher_is_better",
@@ -153,6 +154,21 @@ def higher_is_better(metric: str) -> bool:
     """
     words = re.split(r"[^a-z0-9]+", metric.lower())
     return metric in HIGHER_IS_BETTER or not _BETTER_WORDS.isdisjoint(words)
+
+
+def bytes_text(count: float, digits: int = 3) -> str:
+    """Return a number of bytes for people.
+
+    Examples
+    --------
+    >>> bytes_text(999.6), bytes_text(12_345_678, 4)
+    ('1 kB', '12.35 MB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if float(f"{count:.{digits}g}") < 1000:
+            return f"{count:.{digits}g} {unit}"
+        count /= 1000
+    return f"{count:.{digits}g} GB"
 
 
 def round_metrics(record: RoundRecord, many_clients: bool = False) -> dict[str, float]:
@@ -328,7 +344,8 @@ def aggregation_text(record: RoundRecord) -> str:
         "rule": record.rule,
         "num_examples": _whole(total) if clients else None,
     }
-    lines = ",\n  ".join(_line(client) for client in clients)
+    # Inside a string the quotation marks would have backslashes.
+    lines = _line(clients)[1:-1].replace('}, {"partition": ', '},\n  {"partition": ')
     shown = _line(_shown(aggregate if small else None, norm))
     text = f'{_line(head)[:-1]},\n "clients": [\n  {lines}\n ],\n "aggregate": {shown}'
     tail = _asked(record.train_asked)

@@ -16,12 +16,14 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.carrier import Pace, Run
+from fl_app.tracking.events import prune
 from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, quiet
 from fl_app.tracking.passwords import whole
 from fl_app.tracking.recorder import Recorder, now_ms
@@ -227,6 +229,8 @@ class MlflowTracker:
         for name, reason in report.waiting.items():
             _LOG.info("spool %s still waits: %s", name, reason)
         self._store.reap({path.name for path in Spool.paths(self.home)})
+        with suppress(FileNotFoundError):  # nothing was sent yet
+            prune(self.home / "runs")
 
 
 def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:

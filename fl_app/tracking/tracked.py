@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl_app.errors import one_line, printable
-from fl_app.held import HeldArray, is_kind, items_of, read, records_of
+from fl_app.held import HeldArray, is_kind, items_of, read, records_of, sender
 from fl_app.tracking.base import (
     Arrays,
     Asked,
@@ -250,7 +249,8 @@ class TrackedStrategy(Strategy):
         exchange = self._exchange
         if exchange is None:
             return
-        known = [k for m in replies if (k := exchange.nodes.get(exchange.sender(m))) is not None]
+        nodes = [sender(reply, exchange.sent) for reply in replies]
+        known = [exchange.nodes[node] for node in nodes if node in exchange.nodes]
         exchange.arrived += len(known)
         if self.private or exchange.asked > _MAX_NAMED:
             self._tell("reply", exchange, {"count": exchange.arrived})
@@ -269,7 +269,7 @@ class TrackedStrategy(Strategy):
         for reply in replies:
             if reply.has_error():
                 reason = reply.error.reason or "no reason given"
-                exchange.errors[exchange.sender(reply)] = f"the client failed: {reason}"
+                exchange.errors[sender(reply, exchange.sent)] = f"the client failed: {reason}"
         return seen
 
     def _note_replies(
@@ -387,14 +387,6 @@ class _Exchange:
     nodes: Mapping[int, int] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
     told: Asked = field(default_factory=Asked)
-
-    def sender(self, reply: Message) -> int:
-        """Return whose reply it is; of a lost node the SuperLink sends an error in its stead."""
-        node_id = reply.metadata.src_node_id
-        if node_id != SUPERLINK_NODE_ID:
-            return node_id
-        answered = reply.metadata.reply_to_message_id
-        return next((m.dst_node_id for m in self.sent if m.message_id == answered), node_id)
 
 
 @dataclass

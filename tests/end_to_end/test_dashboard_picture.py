@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,14 +13,11 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.browser import browsing
 from tests.end_to_end.support import free_port
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-]
+pytestmark = pytest.mark.slow
 
 APP = """
 import numpy as np, streamlit as st
@@ -80,15 +76,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Return a browser; as root its sandbox must be off."""
-    with sync_api.sync_playwright() as play:
-        found = play.chromium.launch(
-            executable_path=CHROMIUM,
-            chromium_sandbox=False,
-            args=["--disable-gpu", "--no-first-run", "--disable-background-networking"],
-        )
+    with browsing() as found:
         yield found
-        found.close()
 
 
 class Shown:

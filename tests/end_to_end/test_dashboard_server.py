@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.support import free_port
+from tests.end_to_end.browser import Server, serving
 
 pytestmark = pytest.mark.slow
 
@@ -27,75 +19,6 @@ WEBSOCKET = {
     "Sec-WebSocket-Version": "13",
 }
 PATHS = ["/", "/index.html", "/static/js/x.js", "/_stcore/host-config", "/_stcore/metrics"]
-
-
-@dataclass
-class Server:
-    """A page's server, and the folders that it may know."""
-
-    port: int
-    process: subprocess.Popen[str]
-    home: Path
-    user: Path
-    cwd: Path
-
-    @property
-    def token(self) -> str:
-        """Return what is in the token's file."""
-        return (self.home / "dashboard" / "token").read_text().strip()
-
-    @property
-    def cookie(self) -> dict[str, str]:
-        """Return the header that opens the page."""
-        return {"Cookie": f"fl_app_dashboard_{self.port}={self.token}"}
-
-    def ask(
-        self, path: str, method: str = "GET", **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body; of a websocket that opens, no body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            connection.request(method, path, headers=headers)
-            answer = connection.getresponse()
-            body = b"" if answer.status == 101 else answer.read()
-            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, body
-        finally:
-            connection.close()
-
-
-@contextlib.contextmanager
-def serving(root: Path) -> Iterator[Server]:
-    """Start the command as a user does, and end it."""
-    home, user, cwd = root / "fl_app", root / "user", root / "cwd"
-    user.mkdir()
-    cwd.mkdir()
-    port = free_port()
-    screen = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
-    env = {name: value for name, value in os.environ.items() if name not in screen}
-    env |= {"FL_APP_HOME": str(home), "HOME": str(user), "STREAMLIT_SERVER_ADDRESS": "0.0.0.0"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fl_app.commands", "dashboard", "--port", str(port)],
-        env=env,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    found = Server(port, process, home, user, cwd)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                assert found.ask("/_stcore/health")[::2] == (200, b"ok")
-                break
-            except OSError:
-                assert process.poll() is None, process.communicate()[0]
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-        yield found
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -154,22 +77,9 @@ def test_other_names_and_other_pages_are_refused(server: Server) -> None:
 
 def test_it_listens_on_this_machine_only(server: Server) -> None:
     """Every socket that the process listens on has the address 127.0.0.1."""
-    if not Path("/proc/net/tcp").exists():
-        pytest.skip("no /proc/net/tcp on this system")
-    fds = Path(f"/proc/{server.process.pid}/fd")
-    mine = {os.readlink(fd)[8:-1] for fd in fds.iterdir() if os.readlink(fd).startswith("socket:")}
-    rows = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        if (path := Path(f"/proc/{server.process.pid}/net/{table}")).exists()
-        for line in path.read_text().splitlines()[1:]
-    ]
-    listening = [row[1] for row in rows if row[3] == "0A" and row[9] in mine]
-    home = socket.inet_aton("127.0.0.1")
-    address = int.from_bytes(home, sys.byteorder)
-    assert listening == [f"{address:08X}:{server.port:04X}"]
-    elsewhere = [row[2] for row in rows if row[9] in mine and row[3] != "0A"]
-    assert all(remote.startswith(f"{address:08X}:") for remote in elsewhere)
+    listening, others = server.sockets()
+    assert listening == [f"127.0.0.1:{server.port}"]
+    assert all(address.startswith("127.0.0.1:") for address in others)
 
 
 def test_the_token_is_in_no_argument(server: Server) -> None:
@@ -183,8 +93,8 @@ def test_it_ends_by_ctrl_c_and_leaves_nothing_elsewhere(tmp_path: Path) -> None:
     """Exit status 0, the link and a word on the runs printed, no file outside its home."""
     with serving(tmp_path) as server:
         assert server.ask("/_stcore/stream", **WEBSOCKET, **server.cookie)[0] == 101
-        server.process.send_signal(signal.SIGINT)
-        out, _ = server.process.communicate(timeout=30)
+        server.end(signal.SIGINT)
+    out = server.log.read_text()
     assert server.process.returncode == 0, out
     lines = out.splitlines()
     assert lines[0] == f"http://127.0.0.1:{server.port}/?token={server.token}"
