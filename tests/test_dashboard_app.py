@@ -262,6 +262,21 @@ def test_start_writes_a_launch_of_these_choices(home: Path) -> None:
     assert any("num_server_rounds=3" in code.value for code in again.code)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_run_whose_file_is_gone_says_so(home: Path) -> None:
+    """Also where it is chosen in the list: what is chosen then is not what has run."""
+    kept = uploads.save(None, b"x,y\n" + b"1,0\n2,1\n" * 30, "own.csv")
+    chosen = Choices(upload=kept.id, target="y", clients=2, rounds=2)
+    words = choices.overrides(chosen)
+    launch = launches.start(home, words, choices=choices.to_query(chosen))
+    kept.path.unlink()
+    assert f"dataset.path={kept.path}" in choices.five_seeds(launch.overrides)
+    at = opened()
+    at.selectbox(key="c_run").set_value(launch.id)
+    whole(at.run())
+    assert "there is no such file any more" in at.warning[0].value
+
+
 def test_a_start_and_a_stop_that_fail_are_sentences(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +349,20 @@ def test_rows_that_are_not_those_of_the_run_are_not_shown(home: Path, now: str) 
     assert list(at.error) == []
     assert said(at).count(split.GONE) == 2
     assert "The products add up to what FedAvg returned" in said(at)
+
+
+def test_a_launch_that_could_not_write_its_end_says_why(home: Path) -> None:
+    """As on a full disk: its log knows more than its record, which has no spec either."""
+    record = Record(home, where="runs").begin(GONE)
+    folder = home / "dashboard" / "launches" / "20260102-030405-000-0123abcd"
+    record.start(process=GONE, output_dir=str(folder / "0")).rounds(0, 1)
+    folder.mkdir(parents=True)
+    launch = {"argv": [], "process": GONE, "time": 1.0, "overrides": [], "sweep": False}
+    (folder / "launch.json").write_text(json.dumps(launch | {"choices": {}}))
+    (folder / "log.txt").write_text("fl-app: no space left\n")
+    at = opened({"run": folder.name})
+    assert "ended in round 2: no space left" in said(at)
+    assert "What kind of models these are is not recorded" in said(at)
 
 
 BROKEN = {
@@ -410,7 +439,7 @@ def test_two_runs_of_a_launch_stand_side_by_side(home: Path) -> None:
         "argv": ["-m", "strategy=fedavg,fedstacking"],
         "process": GONE,
         "time": 1.0,
-        "overrides": ["strategy=fedavg,fedstacking"],
+        "overrides": ["strategy=fedavg,fedstacking", "seed=0"],
         "sweep": True,
         "choices": choices.to_query(replace(CHEAP, both=True)),
     }

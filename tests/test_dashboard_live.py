@@ -291,6 +291,17 @@ def test_own_values_worst_and_mean(home: Path) -> None:
     assert values(view, metrics(view)[0]).tolist() == [0.5, 0.51]
 
 
+def test_a_private_mean_is_on_validation_rows_like_any(tmp_path: Path) -> None:
+    """No client is there to tell which; training rows where the run has no others."""
+    record = Record(tmp_path).start(params={"privacy.name": "dp_fixed"})
+    for number in (1, 2):
+        scores = {"train/accuracy": 0.9, "train/loss": 3.0, "eval/accuracy": 0.3}
+        record.rounds(number, clients=(), metrics=scores)
+    view = record.view()
+    assert mean_values(view, "accuracy").tolist() == [0.2, 0.2]
+    assert mean_values(view, "loss").tolist() == [3.0, 3.0]
+
+
 def test_a_client_of_few_rows_is_not_the_worst_where_others_have_more(home: Path) -> None:
     rows = [{"partition": k, "num_examples": n, "mse": v} for k, n, v in ((0, 1, 9.0), (1, 5, 2.0))]
     record = Record(home).start().rounds(0)

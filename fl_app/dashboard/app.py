@@ -484,7 +484,9 @@ def _show(home: Path) -> None:
     shown = st.session_state["shown"] = st.session_state["c_run"] or ""
     launch = launches.get(shown, home)
     if launch is not None:
-        _take(choices.from_query(launch.choices, home)[0])
+        chosen, complaints = choices.from_query(launch.choices, home)
+        _take(chosen)
+        st.session_state["complaints"] = complaints
 
 
 # ---------------------------------------------------------------------------- the split
@@ -574,7 +576,7 @@ def _run(shown: str, home: Path, active: bool) -> None:
         if launch is None:
             _own_split(view)
         if len(begun) > 1 and metric is not None:
-            _side_by_side(begun, metric, launch, home)
+            _side_by_side(begun, metric, launch)
         if view.rounds:
             _explained(view, at)
             _known(view, at, home)
@@ -616,6 +618,8 @@ def _sentence(
         return live.phase(view, time.time())
     if not launch.running and (view is None or view.active):
         return launch.reason or "it ended without a word"
+    if view is not None and view.status == "lost" and (why := launch.reason):
+        return f"{live.phase(replace(view, error=''), time.time())}: {why}"
     if state == "stopping":
         return "asked to end; what it did so far is kept"
     if launch.running and views and not any(v.active for v in views):
@@ -671,7 +675,7 @@ def _body(view: RunView, metric: live.Metric | None, shown: str) -> int:
 
 
 def _side_by_side(
-    views: Sequence[RunView], metric: live.Metric, launch: launches.Launch | None, home: Path
+    views: Sequence[RunView], metric: live.Metric, launch: launches.Launch | None
 ) -> None:
     st.subheader("Side by side, on one split", anchor=False)
     found = compare.compare(views)
@@ -684,8 +688,7 @@ def _side_by_side(
         _table(table, f"compared-{place}")
     st.markdown("  \n".join(map(_plain, found.sentences)))
     if launch is not None:
-        chosen, _ = choices.from_query(launch.choices, home)
-        st.code(choices.five_seeds(chosen, home), language=None, wrap_lines=True)
+        st.code(choices.five_seeds(launch.overrides), language=None, wrap_lines=True)
 
 
 def _table(table: explain.Table, key: str) -> None:
@@ -752,6 +755,7 @@ def _known(view: RunView, at: int, home: Path) -> None:
         private=view.private,
         num_clients=view.clients,
         kept=at in kept,
+        over=not view.active,
     )
     dealt = None if lack else _rows(view.config, view.tags.get("data.sha256", ""))
     lack = lack or ("" if dealt else split.GONE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -479,7 +479,7 @@ def overrides(choices: Choices, home: Path | None = None) -> list[str]:
     InputError
         If the uploaded file is gone or cannot be used so.
     """
-    return _overrides(choices, home, ",".join(choices.strategies), str(choices.seed))
+    return _overrides(choices, home, ",".join(choices.strategies))
 
 
 def jobs(choices: Choices, home: Path | None = None) -> list[list[str]]:
@@ -490,7 +490,7 @@ def jobs(choices: Choices, home: Path | None = None) -> list[list[str]]:
     InputError
         If the uploaded file is gone or cannot be used so.
     """
-    return [_overrides(choices, home, name, str(choices.seed)) for name in choices.strategies]
+    return [_overrides(choices, home, name) for name in choices.strategies]
 
 
 def command(choices: Choices, home: Path | None = None) -> str:
@@ -504,20 +504,23 @@ def command(choices: Choices, home: Path | None = None) -> str:
     return shlex.join(["fl-app", *["-m"] * choices.both, *overrides(choices, home)])
 
 
-def five_seeds(choices: Choices, home: Path | None = None) -> str:
-    """Return the command that does the same for five seeds, quoted for a shell.
+def five_seeds(overrides: Sequence[str]) -> str:
+    """Return the command that does for five seeds what overrides do for one, quoted for a shell.
 
-    Raises
-    ------
-    InputError
-        If the uploaded file is gone or cannot be used so.
+    Parameters
+    ----------
+    overrides : sequence of str
+        As :func:`overrides` makes them; what has run needs no file to be told again.
     """
-    seeds = f"range({choices.seed},{choices.seed + 5})"
-    swept = _overrides(choices, home, ",".join(choices.strategies), seeds)
-    return shlex.join(["fl-app", "-m", *swept])
+    words = [
+        f"seed=range({seed},{int(seed) + 5})" if name == "seed" and seed.isdecimal() else word
+        for word in overrides
+        for name, _, seed in [word.partition("=")]
+    ]
+    return shlex.join(["fl-app", "-m", *words])
 
 
-def _overrides(choices: Choices, home: Path | None, strategy: str, seed: str) -> list[str]:
+def _overrides(choices: Choices, home: Path | None, strategy: str) -> list[str]:
     clients = fixed_clients(choices, home) or choices.clients
     found = [*_data(choices, home), f"partitioner={choices.partitioner}"]
     dealer = GROUPS["partitioner"][choices.partitioner]
@@ -529,7 +532,7 @@ def _overrides(choices: Choices, home: Path | None, strategy: str, seed: str) ->
     for name, key in _KEYS.items():
         value = getattr(choices, name)
         if name in _ALWAYS or value != getattr(_DEFAULTS, name):
-            found.append(f"{key}={seed if name == 'seed' else value}")
+            found.append(f"{key}={value}")
     if choices.faulty:
         found += [f"faults.clients={choices.faulty}", f"faults.kind={choices.fault}"]
     return [*found, f"runtime={choices.runtime}"]

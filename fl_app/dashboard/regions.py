@@ -80,6 +80,7 @@ def why_not(
     private: bool = False,
     num_clients: int = 1,
     kept: bool = True,
+    over: bool = False,
 ) -> str:
     """Say in one sentence why there is no picture; empty where there is one.
 
@@ -95,13 +96,17 @@ def why_not(
         Its clients.
     kept : bool
         Whether models of any round are there.
+    over : bool
+        Whether the run is over: what it has not told it never will.
     """
     if private:
         return "Under differential privacy no client's model is kept, so there is no picture."
     if runtime == "deployment":
         return "In a deployment the rows stay at their nodes, so there is no picture."
-    if not spec:
+    if not spec and not over:
         return "The pictures come with the first round."
+    if not spec:
+        return "What kind of models these are is not recorded, so there is no picture."
     encoding = Encoding.from_dict(spec["encoding"])
     features, classes = len(encoding.feature_names), len(encoding.labels)
     if encoding.numeric != encoding.columns:

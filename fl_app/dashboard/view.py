@@ -452,8 +452,14 @@ def strip(view: RunView, name: str) -> Floats:
 
 
 def mean_values(view: RunView, name: str) -> Floats:
-    """Return the clients' mean in each round, weighted by rows as the server does it, (R,)."""
-    key = f"{'eval' if shown_rows(view) == 'validation' else 'train'}/{name}"
+    """Return the clients' mean in each round, weighted by rows as the server does it, (R,).
+
+    On the rows that :func:`shown_rows` names; under privacy, where it names none, on those of
+    ``eval/`` if the run has any.
+    """
+    rows = shown_rows(view)
+    validation = rows == "validation" or (not rows and f"eval/{name}" in view.keys)
+    key = f"{'eval' if validation else 'train'}/{name}"
     return np.array([r.metrics.get(key, math.nan) for r in view.rounds])
 
 
