@@ -445,8 +445,10 @@ class Run:
             tags["privacy.epsilon"] = f"{self.private.epsilon:.6g}"
         models = self._models() if status == "FINISHED" else []
         files = {**self._figures(status), **self._losses(status)}
-        self.trackers.finish(RunEnd(status, tags, models, {}, error, files))
-        self._write_result(status, seconds, tags.get("weights.sha256"), error)
+        try:
+            self.trackers.finish(RunEnd(status, tags, models, {}, error, files))
+        finally:  # whoever has no patience with MLflow still has the result
+            self._write_result(status, seconds, tags.get("weights.sha256"), error)
         if self.private is not None and not self.console.brief:
             self.console.say(self.private.statement())
         self._say_where()

@@ -274,6 +274,8 @@ def test_a_run_without_an_end_was_killed(tmp_path: Path) -> None:
     (run,) = store.runs.values()
     assert run["end"] == ("KILLED", last)
     assert {m.step for m in run["metrics"]} == set(range(NUM_ROUNDS))
+    kept = json.loads((tmp_path / "runs" / spool.name / "end.json").read_text())
+    assert (kept["status"], kept["end_ms"]) == ("KILLED", last), "a page says so too"
 
 
 def test_a_store_that_was_made_anew_gets_a_new_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.errors import FlAppError, one_line
+from fl_app.tracking.base import RunEnd
 from fl_app.tracking.carrier import (
     MAX_REASON,
     Carrier,
@@ -28,6 +29,7 @@ __all__ = ["Replay", "Sender", "replay_spools"]
 _LOG = logging.getLogger("fl_app")
 _FLUSH_SECONDS, _MAX_BACKOFF_SECONDS = 1.0, 30.0
 _LAST_TRY_SECONDS = 8.0
+_UNSAID = "the process ended without closing the run"
 _NEVER = threading.Event()
 
 
@@ -113,16 +115,9 @@ def _replay(
     except Exception as error:
         silent[uri] = one_line(error, MAX_REASON)
         raise
-    Carrier(spool, store, pace).close(spool.end or _end_of_dead(spool))
-
-
-def _end_of_dead(spool: Spool) -> dict[str, Any]:
-    """Return the end of a run whose process was killed before it could say one."""
-    return {
-        "status": "KILLED",
-        "error": "the process ended without closing the run",
-        "end_ms": spool.last_sign_ms(),
-    }
+    if not spool.end:  # its process was killed before it could say one
+        spool.add_end(RunEnd("KILLED", error=_UNSAID), spool.last_sign_ms())
+    Carrier(spool, store, pace).close(spool.end)
 
 
 class Sender(threading.Thread):
