@@ -16,7 +16,7 @@ import pytest
 from fl_app.dashboard import live
 from fl_app.dashboard.known import KeptModels
 from fl_app.dashboard.live import Tail, heads_of, metrics, models_dir, phase, runs
-from fl_app.dashboard.view import PHASES, mean_values, strip, unit, values, worst_values
+from fl_app.dashboard.view import PHASES, mean_values, shown_rows, strip, unit, values, worst_values
 from fl_app.fedstacking import PHASES as STACKING_PHASES
 from fl_app.tracking.spool import write_npz
 from fl_app.tracking.store import run_url
@@ -317,7 +317,7 @@ def test_own_values_are_of_training_rows_where_nobody_validates(home: Path) -> N
     del line["metrics"]["server/accuracy"], line["metrics"]["eval/accuracy"]
     record.line("rounds.jsonl", line | {"clients": []})
     view = record.view()
-    assert live.shown_rows(view) == "training"
+    assert shown_rows(view) == "training"
     assert view.rounds[0].training.partitions.tolist() == [0, 12]
     assert [(m.name, m.source, m.higher) for m in metrics(view)] == [("mse", "train", False)]
     assert strip(view, "mse").shape == (13, 1)
