@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("streamlit", reason="Streamlit is not installed")
 from streamlit.testing.v1 import AppTest
 
-from fl_app.dashboard import app, choices, launches, live, split
+from fl_app.dashboard import app, choices, launches, live, split, uploads
 from fl_app.dashboard.choices import EXAMPLES, Choices
 from fl_app.errors import InputError
 from tests.recorded import GONE, NAME, Record, real_runs
