@@ -334,7 +334,7 @@ def test_a_client_that_sent_nothing_stands_with_its_last_model() -> None:
 @pytest.mark.parametrize("name", ["local", "pooled", "fedmedian", "fedprox"])
 def test_other_strategies_have_pictures_too(name: str) -> None:
     """What the server has goes by another name where it is no average of the clients' arrays."""
-    titles = {"local": "mean of all", "pooled": "pooled model", "fedmedian": "server's model"}
+    titles = {"local": "client 2", "pooled": "pooled model", "fedmedian": "server's model"}
     config = config_of(
         strategy={"name": name}, **RINGS | ({"num_clients": 1} if name == "pooled" else {})
     )
@@ -342,7 +342,13 @@ def test_other_strategies_have_pictures_too(name: str) -> None:
     panels = drawn(ran, T)
     assert list(panels)[-1] == titles.get(name, "averaged model")
     assert list(drawn(ran, 0))[-1] == "start"
-    assert len(panels) == 1 + (1 if name == "pooled" else 3)
+    assert len(panels) == {"local": 3, "pooled": 2}.get(name, 4)
+
+
+def test_only_what_is_all_is_a_hundred_percent() -> None:
+    shares = (0.0, 0.001, 0.5, 0.996, 0.9999, 1.0)
+    written = ["0 %", "0.1 %", "50 %", "99.6 %", "99.9 %", "100 %"]
+    assert [regions._percent(share) for share in shares] == written
 
 
 def test_texts_count_rows_and_what_is_right() -> None:

@@ -392,7 +392,7 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
 def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     """Draw Start, Stop and the list of runs; return what is shown."""
     shown = str(st.session_state["shown"])
-    listed = _listed(launches.find(home)[:_LISTED], live.runs(home, _LISTED))
+    listed = _listed(launches.find(home)[:_LISTED], live.runs(home, 3 * _LISTED))
     launch = launches.get(shown, home)
     if shown and launch is None and not live.heads_of(home, shown):
         st.session_state["failure"] = f"run={shown[:60]}: there is no such run on this machine"

@@ -33,6 +33,7 @@ from fl_app.dashboard.view import (
     values,
     worst_values,
 )
+from fl_app.models.metrics import HIGHER_IS_BETTER
 
 __all__ = [
     "MAX_LINES",
@@ -61,6 +62,7 @@ _FEW_ROUNDS = 30
 _RULE = "#8A929B"
 _HEIGHT, _TALL, _AXIS, _LINE = 280, 420, 44, 13  # pixels: charts, x axis, line of text
 _FEW_CLIENTS = 8
+_RATIOS = HIGHER_IS_BETTER - {"accuracy"}  # over all clients' rows, which is no mean of theirs
 _DASHES = ((), (6, 3), (2, 2), (8, 2, 2, 2))
 
 
@@ -152,10 +154,11 @@ def _roles(view: RunView, metric: Metric, x: Sequence[float]) -> list[_Line]:
         "mean": mean_values(view, metric.name),
         **({"server": values(view, metric)} if metric.source == "server" else {}),
     }
+    words = {"mean": "all together"} if metric.name in _RATIOS else {}
     return [
-        _Line(name, x, own.tolist(), ROLES[name].colour, ROLES[name].dash, ROLES[name].width)
+        _Line(words.get(name, name), x, own.tolist(), role.colour, role.dash, role.width)
         for name, own in found.items()
-        if np.isfinite(own).any()
+        if np.isfinite(own).any() and (role := ROLES[name])
     ]
 
 

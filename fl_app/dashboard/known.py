@@ -222,16 +222,14 @@ def _global(predictor: Predictor, whole: Arrays, member: Member, share: float, m
 
 def _server(predictor: Predictor, whole: Arrays, strategy: str, server_round: int) -> list[Known]:
     """Return what the server has, where it has anything."""
-    if not whole:
-        return []
+    if not whole or (predictor.many and server_round):
+        return []  # where each client keeps its own, the server has no model
     if server_round == 0:
         words = "start", "The model that all start from"
-    elif predictor.many:
-        words = "mean of all", "The mean of what the clients' own models say"
     elif "weights" in whole:
         words = "average", "The average of what the base models say"
     else:
         words = _WORDS.get(strategy, ("server's model", "The server's model"))
     # Before the first round all clients of `local` have the same arrays, under their plain names.
-    use = replace(predictor, many=predictor.many and server_round > 0)
+    use = replace(predictor, many=False)
     return [Known("server", None, *words, use, whole)]

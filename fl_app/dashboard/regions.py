@@ -524,4 +524,6 @@ def _png(pixels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    """Write a share; only what is all, or nothing, is 100 or 0 %."""
+    digits = 1 if 0 < share < 0.005 or 0.995 <= share < 1 else 0
+    return f"{min(100 * share, 99.9) if share < 1 else 100:.{digits}f} %"
