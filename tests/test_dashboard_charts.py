@@ -141,7 +141,8 @@ def test_without_a_test_set_the_mean_stands_alone(tmp_path: Path) -> None:
 def test_what_is_over_all_rows_is_not_called_a_mean(tmp_path: Path) -> None:
     record = Record(tmp_path).start()
     told = {"train_client_r2/000": 0.4, "train_client_r2/001": 0.6, "train/r2": 0.7}
-    view = record.line("rounds.jsonl", round_line(1) | {"metrics": told, "clients": []}).view()
+    record.line("rounds.jsonl", round_line(1) | {"metrics": told, "clients": []})
+    view = record.view()
     chart = curves(view, metrics(view)[0])
     names = {layer["data"]["values"][0]["line"] for layer in marks(chart, "line")}
     assert names == {"all together", "worst", "client 0", "client 1"}
