@@ -342,6 +342,14 @@ def test_the_lesson_is_the_experiment_of_that_name():
     assert compose_config(overrides(lesson)) == written
 
 
+def test_clients_of_too_few_rows_are_seen_before_a_run():
+    """800 clients of 1294 rows: no node could tell its moments."""
+    assert check(Choices(clients=800)).startswith(
+        "clients=800: as many as leave one of them 5 rows"
+    )
+    assert check(Choices(clients=200)) == ""
+
+
 @pytest.mark.skipif(LIMITS["faulty"][1] == 0, reason="no faults in this version")
 def test_clients_that_fail_on_purpose():
     choices = EXAMPLES["Faulty members"]

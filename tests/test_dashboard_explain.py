@@ -215,13 +215,13 @@ def test_who_was_asked_in_vain_is_named_with_the_reason(tmp_path: Path) -> None:
     record = Record(tmp_path).start().rounds(0)
     record.rounds(1, texts={"aggregation/round_0001.json": told})
     made = explain(record.view(), 1)
-    assert table_of(made, "Asked in vain").rows == (
+    assert table_of(made, "Who failed, and why").rows == (
         (1, "train", "the client failed: no such file"),
         (2, "evaluate", "no reply in time"),
     )
     assert made.sentences[-2:] == (
-        "2 clients were asked to train, 1 of them in vain.",
-        "3 clients were asked to evaluate, 1 of them in vain.",
+        "2 clients were asked to train; 1 of them failed.",
+        "3 clients were asked to evaluate; 1 of them failed.",
     )
 
 

@@ -105,7 +105,7 @@ def test_a_crash_costs_its_reply_and_is_said(caplog: pytest.LogCaptureFixture) -
     said = [r.getMessage() for r in caplog.records if r.name == "fl_app"]
     assert said == [
         f"round {t}, train: reply of partition {k} dropped: the client failed: "
-        "<class 'fl_app.errors.FlAppError'>:<'crashed on purpose (faults.kind=crash)'>"
+        "fl_app.errors.FlAppError: crashed on purpose (faults.kind=crash)"
         for t, who in expected.items()
         for k in sorted(who)
     ]

@@ -336,7 +336,7 @@ def test_a_run_where_every_client_fails_does_not_complete() -> None:
     everybody = dict.fromkeys(range(3), ValueError("no data"))
     with pytest.raises(FederationError, match="round 1: 0 usable replies of 3 asked") as caught:
         _run(FedAvg(**ALL), _app(broken=everybody), num_nodes=3)
-    assert "partition 0: the client failed: <class 'ValueError'>:<'no data'>" in str(caught.value)
+    assert "partition 0: the client failed: ValueError: no data" in str(caught.value)
 
 
 def test_a_failed_evaluation_leaves_training_alone() -> None:

@@ -35,7 +35,7 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
-from fl_app.schema import GROUPS
+from fl_app.schema import GROUPS, TabularConfig
 from fl_app.tracking.spool import home_dir
 
 __all__ = ["main"]
@@ -43,7 +43,7 @@ __all__ = ["main"]
 _LOG = logging.getLogger("fl_app")
 _OWN_FILE = "a CSV file of your own"
 _TICK, _SLOW_TICK, _MANY_ROUNDS = 1.0, 3.0, 200
-_LISTED, _TALL = 40, 14
+_LISTED, _TALL, _SHORT = 40, 14, 8
 _WORDS = {
     "iid": "iid: like one another",
     "dirichlet": "dirichlet: skewed by label",
@@ -64,6 +64,7 @@ _STYLE = """<style>
 .stMain [data-testid=stHorizontalBlock] { flex-wrap: wrap; }
 .stMain [data-testid=stColumn] { min-width: min(21rem, 100%); }
 .stMain h3 { font-size: 1.25rem; padding: 0.8rem 0 0.3rem; }
+.stMain .katex-display { padding-top: 0.4rem; }
 .st-key-known [data-testid=stElementToolbar] { display: none; }
 @media (max-width: 900px) { .stMainBlockContainer { padding: 2.4rem 1rem 2rem; } }
 </style>"""
@@ -102,7 +103,10 @@ def _page(home: Path) -> None:
         st.error(_plain(failure))
     if fault:
         st.error(_plain(fault))
-    if not fault:
+    elif _waits(chosen):
+        st.info("Choose a CSV file on the left: its split appears here, then it can be started.")
+        fault = "no file"
+    else:
         _split(chosen, home, open_=not shown)
     if shown:
         active = _goes_on(shown, home)
@@ -170,6 +174,12 @@ def _take_file(home: Path) -> None:
         refused = str(error)
     _take(chosen)
     st.session_state["c_data"], st.session_state["refused"] = _OWN_FILE, refused
+
+
+def _take_key() -> None:
+    """Deal rows by a column that was chosen for that."""
+    if st.session_state["c_key"]:
+        st.session_state["c_partitioner"] = "natural"
 
 
 def _key(name: str, value: Any, options: Sequence[Any] | None = None) -> str:
@@ -317,7 +327,8 @@ def _details(
         with a:
             found["faulty"] = _number("Faulty clients", "faulty", chosen, clients)
         with b:
-            found["fault"] = _pick("They", "fault", chosen, options["fault"])
+            about = "crash: no reply in half of the rounds; nan: NaN; flip: four steps back"
+            found["fault"] = _pick("Fault", "fault", chosen, options["fault"], help=about)
     found["min_replies"] = _number(
         "Fewest replies",
         "min_replies",
@@ -369,6 +380,7 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
         none,
         format_func=lambda name: name or "no column says it",
         help="Column whose values are the clients of a natural split.",
+        on_change=_take_key,
     )
     chosen = replace(chosen, task=task, key=key)
     others = [name for name in columns if name not in (target, key)]
@@ -383,6 +395,8 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
     kept = uploads.open(
         chosen.upload, home, target=target, task=task, key=key, features=chosen.features
     )
+    if kept.missing != TabularConfig.missing:
+        st.markdown(f"Missing cells: `dataset.missing={kept.missing}`.")
     with st.expander("What fl-kit check says", expanded=not kept.usable):
         st.markdown("\n".join(f"- {_plain(text)}" for text in kept.sentences))
     return chosen
@@ -397,13 +411,12 @@ def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     if shown and launch is None and not live.heads_of(home, shown):
         st.session_state["failure"] = f"run={shown[:60]}: there is no such run on this machine"
         shown = st.session_state["shown"] = ""
-    waits = st.session_state.get("c_data") == _OWN_FILE and not chosen.upload
     go, end = st.columns(2)
     go.button(
         "Start",
         type="primary",
         icon=":material/play_arrow:",
-        disabled=bool(fault) or waits,
+        disabled=bool(fault) or _waits(chosen),
         on_click=_start,
         args=(chosen, home),
         width="stretch",
@@ -430,6 +443,11 @@ def _buttons(chosen: Choices, fault: str, home: Path) -> str:
         args=(home,),
     )
     return shown
+
+
+def _waits(chosen: Choices) -> bool:
+    """Say whether a file is still to be chosen."""
+    return st.session_state.get("c_data") == _OWN_FILE and not chosen.upload
 
 
 def _listed(found: Sequence[launches.Launch], heads: Sequence[live.RunHead]) -> dict[str, str]:
@@ -694,16 +712,18 @@ def _side_by_side(
 def _table(table: explain.Table, key: str) -> None:
     if table.title:
         st.markdown(f"**{_plain(table.title)}**")
-    shares = {
+    config: dict[str, Any] = {
         name: st.column_config.ProgressColumn(name, min_value=0, max_value=1, format="%.4f")
         for name in table.shares
     }
+    if any(len(str(row[0])) > _SHORT for row in table.rows):
+        config[table.columns[0]] = st.column_config.Column(width=150)
     st.dataframe(
         table.records(),
         hide_index=True,
         height="content" if len(table.rows) <= _TALL else 460,
         placeholder="",
-        column_config=shares,
+        column_config=config,
         key=key,
     )
 
@@ -713,6 +733,10 @@ def _explained(view: RunView, at: int) -> None:
     st.subheader(_plain(found.title), anchor=False)
     if found.formula:
         st.latex(found.formula)
+        st.markdown(
+            "n_k: the rows that client k trains on; N: their sum over the replies; W_k: the model "
+            f"that it sent, after training from the server's of round {at - 1}."
+        )
     for place, table in enumerate(found.tables):
         _table(table, f"made-{place}")
     for text in found.sentences:
@@ -763,6 +787,7 @@ def _known(view: RunView, at: int, home: Path) -> None:
     if found is None:
         st.markdown(_plain(lack or "Nothing of this round is kept."))
         return
+    st.markdown("Points and shares: rows to train on, a client's own and all clients'.")
     if found.legend:
         st.html("".join(_mark(mark) for mark in found.legend))
     with st.container(horizontal=True, key="known"):

@@ -155,6 +155,8 @@ def _roles(view: RunView, metric: Metric, x: Sequence[float]) -> list[_Line]:
         **({"server": values(view, metric)} if metric.source == "server" else {}),
     }
     words = {"mean": "all together"} if metric.name in _RATIOS else {}
+    if shown_rows(view) == "training" and metric.source != "train":
+        words = {name: f"{words.get(name, name)}, training rows" for name in ("mean", "worst")}
     return [
         _Line(words.get(name, name), x, own.tolist(), role.colour, role.dash, role.width)
         for name, own in found.items()

@@ -20,6 +20,7 @@ from fl_app.config import compose_config
 from fl_app.dashboard import uploads
 from fl_app.data import tabular
 from fl_app.data.catalogue import load
+from fl_app.data.partition import most_rows
 from fl_app.errors import ConfigError, InputError, printable
 from fl_app.schema import GROUPS, Config, TabularConfig, Task, from_dict, task_of
 
@@ -207,7 +208,7 @@ _EXAMPLES: Mapping[str, tuple[dict[str, Any], str]] = {
     "Hostile members": (
         {"dataset": "digits", "faulty": 3, "fault": "flip", "strategy": "fedmedian"},
         "The last three of the ten clients send a step the other way, four times as long: look at "
-        "the replies and at what the median made of them, then choose fedavg and start again.",
+        "the server's curve under the median, then choose fedavg and start again.",
     ),
     "Rings: what the models know": (
         {
@@ -442,7 +443,11 @@ def check(choices: Choices, home: Path | None = None) -> str:
 
     try:
         for job in jobs(choices, home):
-            check_before(Launch(_composed(tuple(job))))
+            config = _composed(tuple(job))
+            check_before(Launch(config))
+        if config.dataset.standardize and most_rows(config) < config.min_rows:
+            allowed = f"as many as leave one of them {config.min_rows} rows is allowed"
+            raise ConfigError("clients", config.num_clients, allowed)
     except InputError as error:
         return str(error)
     return ""

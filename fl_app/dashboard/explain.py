@@ -129,7 +129,8 @@ def explain(view: RunView, server_round: int) -> Explanation:
     except (KeyError, TypeError, ValueError, AttributeError):
         made = unreadable
     who = _who(round_)
-    return Explanation(title, made.formula, (*made.tables, *who[0]), (*made.sentences, *who[1]))
+    sentences = (*made.sentences, *who[1], *_faulty(view))
+    return Explanation(title, made.formula, (*made.tables, *who[0]), sentences)
 
 
 # ---------------------------------------------------------------------------- who took part
@@ -141,13 +142,29 @@ def _who(round_: Round) -> tuple[list[Table], list[str]]:
         rows += [(k, word, why) for k, why in exchange.failed.items()]
         if exchange.num_failed:
             sentences.append(_asked(word, exchange))
-    tables = [Table("Asked in vain", ("client", "to", "reason"), tuple(rows))] if rows else []
+    tables = [Table("Who failed, and why", ("client", "to", "reason"), tuple(rows))] if rows else []
     return tables, sentences
+
+
+FAULTS: Mapping[str, str] = {
+    "crash": "crash in about half of the rounds",
+    "nan": "send NaN in place of numbers",
+    "flip": "send the start minus four times their own move",
+}
+
+
+def _faulty(view: RunView) -> list[str]:
+    """Say which clients fail on purpose."""
+    number, kind = view.params.get("faults.clients", "0"), view.params.get("faults.kind", "")
+    if view.private or not number.isdecimal() or not int(number) or kind not in FAULTS:
+        return []
+    last = range(view.clients - int(number), view.clients)
+    return [f"On purpose, clients {', '.join(map(str, last))} {FAULTS[kind]}."]
 
 
 def _asked(word: str, exchange: Exchange) -> str:
     return (
-        f"{exchange.num_asked} clients were asked to {word}, {exchange.num_failed} of them in vain."
+        f"{exchange.num_asked} clients were asked to {word}; {exchange.num_failed} of them failed."
     )
 
 

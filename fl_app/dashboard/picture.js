@@ -142,8 +142,8 @@ class Picture {
   }
 
   goodness(v) {
-    const [low, high] = this.range, t = high > low ? clamp((v - low) / (high - low), 0, 1) : 1;
-    return this.data.higher ? t : high > low ? 1 - t : 1;
+    const [low, high] = this.range, t = high > low ? clamp((v - low) / (high - low), 0, 1) : 0.5;
+    return this.data.higher ? t : 1 - t;
   }
 
   mixed(t) {
@@ -279,7 +279,7 @@ class Picture {
     const start = !d.rounds.length && !f.now;
     put(L.boxed, { class: t !== null && t >= COMBINING ? "box combining" : "box" });
     put(L.name, { text: "server" });
-    put(L.metric, { text: start ? "" : d.metric });
+    put(L.metric, { text: start ? "" : d.whose ? `${d.metric}, ${d.whose}` : d.metric });
     put(L.big, { text: start ? "…" : num(f.server) });
     const change = known(f.before) && known(f.server) ? f.server - f.before : NaN;
     put(L.delta, { text: known(change) ? `${change < 0 ? "−" : "+"}${+Math.abs(change).toPrecision(2)}` : "" });
@@ -316,7 +316,7 @@ class Picture {
     const swell = trains ? Math.sin((Math.PI * (t - TRAINING)) / (REPLYING - TRAINING)) : 0;
     put(c.pulse, { r: s.r + 2 + 5 * swell, opacity: trains ? swell : 0 });
     if (c.value) put(c.value, { text: has ? num(v) : mark === REPLIED && d.metric ? "–" : "" });
-    if (c.word) put(c.word, { text: mark === OFF || failed || mark === WAITING ? word : rows ? plural(rows, "row") : "", class: `small middle ${failed ? "bad" : "soft"}` });
+    if (c.word) put(c.word, { text: mark === OFF || failed || mark === WAITING ? word : rows ? `n_k ${rows}` : "", class: `small middle ${failed ? "bad" : "soft"}` });
   }
 
   word(mark) {
@@ -444,7 +444,7 @@ class Picture {
 
   hint() {
     const d = this.data, own = d.own ? ` on own ${d.own} rows` : "";
-    return `clients × rounds: ${d.metric}${own}, dark is better`;
+    return this.range ? `clients × rounds: ${d.metric}${own}, dark is better` : "clients × rounds: who replied; no client's own value is recorded";
   }
 
   cellText(number, k) {

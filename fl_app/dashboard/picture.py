@@ -86,6 +86,7 @@ def picture(view: RunView, metric: Metric | None, at: int | None = None) -> dict
         "unit": unit(view, metric.name) if metric else "",
         "higher": metric.higher if metric else True,
         "where": metric.rows if metric else "",
+        "whose": "clients' own, mean" if metric and metric.source == "train" else "",
         "own": shown_rows(view),
         "rounds": [r.server_round for r in rounds],
         "server": _numbers(values(view, metric) if metric else [math.nan] * len(rounds)),

@@ -232,7 +232,8 @@ class _Scene:
         text += f" and {everywhere.also} {self._all}.{_shared(model)}"
         about = [f"own rows {here.short}, all {everywhere.short}", *self._share(model)]
         server = [m for m in self.models if m.kind == "server"]
-        return self._panel("client", title, about, text, own, [model, *server])
+        head = f"{title}: base model" if model.base else title
+        return self._panel("client", title, about, text, own, [model, *server], head)
 
     def server(self, model: Known) -> Panel:
         """Return the server's or the stack's panel: all rows, and beside a line the clients'."""
@@ -260,13 +261,14 @@ class _Scene:
         text: str,
         rows: Table,
         models: Sequence[Known],
+        head: str = "",
     ) -> Panel:
         """Draw rows and the first model; for a regression also the other ones' lines."""
         areas = self.encoding.task == "classification"
         layers = self._areas(models[:1]) if areas else self._lines(kind, models)
         chart = {
             "title": {
-                "text": title,
+                "text": head or title,
                 "subtitle": [*about],
                 "anchor": "start",
                 "frame": "group",

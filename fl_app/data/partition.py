@@ -37,6 +37,7 @@ __all__ = [
     "Partition",
     "encode",
     "largest_partition",
+    "most_rows",
     "own_partition",
     "partition_of",
     "public_names",
@@ -117,6 +118,11 @@ def partition_of(config: Config, partition: int) -> Partition:
         train.append(parts[k][fit])
         held.append(parts[k][keep])
     return Partition(table.take(np.concatenate(train)), table.take(np.concatenate(held)))
+
+
+def most_rows(config: Config) -> int:
+    """Return the rows of the largest partition, for training and for ``eval/``."""
+    return max(len(part) for part in _dealt(config)[1])
 
 
 def largest_partition(config: Config) -> tuple[int, int]:

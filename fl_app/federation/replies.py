@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ log = logging.getLogger("fl_app")
 
 ArraySpec = Mapping[str, tuple[tuple[int, ...], str]]
 _MAX_REASON = 300
+_FLOWERS_FORM = re.compile(r"<class '([\w.]+)'>:<'(.*)'>")
 _MAX_NUMBER = 1e30  # FedStacking, which squares numbers, takes none beyond it
 _MAX_WEIGHT = 2**53  # beyond it float64 has no integers left, and sums of weights no meaning
 
@@ -161,7 +163,10 @@ def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None
 def _raised(reason: str) -> str:
     """Return a client's error in one line: where Ray sends tracebacks, the line that it wraps."""
     wrapped = reason.rpartition("\n\nThe above exception was the direct cause of")[0].strip()
-    return " ".join((wrapped.rpartition("\n")[2] or reason).split())
+    line = " ".join((wrapped.rpartition("\n")[2] or reason).split())
+    if found := _FLOWERS_FORM.fullmatch(line):
+        return f"{found[1]}: {found[2]}"
+    return line
 
 
 def _layout_fault(records: Mapping[str, Any], has_arrays: bool) -> str | None:
