@@ -350,6 +350,15 @@ def test_clients_of_too_few_rows_are_seen_before_a_run():
     assert check(Choices(clients=200)) == ""
 
 
+def test_the_lesson_with_unequal_rows():
+    config = compose_config(
+        overrides(replace(EXAMPLES["The lesson: a weighted average"], examples=6))
+    )
+    assert config.dataset.rows == (2, 6)
+    config = compose_config(overrides(Choices(dataset="rings", examples=90, classes=3)))
+    assert (config.dataset.num_examples, config.dataset.num_classes) == (90, 3)
+
+
 @pytest.mark.skipif(LIMITS["faulty"][1] == 0, reason="no faults in this version")
 def test_clients_that_fail_on_purpose():
     choices = EXAMPLES["Faulty members"]

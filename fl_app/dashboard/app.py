@@ -35,7 +35,7 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
-from fl_app.schema import GROUPS, TabularConfig
+from fl_app.schema import TabularConfig
 from fl_app.tracking.spool import home_dir
 
 __all__ = ["main"]
@@ -239,9 +239,9 @@ def _widgets(chosen: Choices, home: Path) -> Choices:
 def _experiment(chosen: Choices, options: Mapping[str, tuple[str, ...]], home: Path) -> Choices:
     found: dict[str, Any] = {}
     if not chosen.upload and (own := choices.drawn(chosen.dataset)):
-        for column, (name, key) in zip(st.columns(2), own.items(), strict=False):
+        for column, (name, made) in zip(st.columns(2), own.items(), strict=False):
             with column:
-                found[name] = _drawn_number(chosen, name, key)
+                found[name] = _drawn_number(chosen, name, made)
     a, b = st.columns(2)
     with a:
         found["partitioner"] = _pick(
@@ -284,12 +284,12 @@ def _experiment(chosen: Choices, options: Mapping[str, tuple[str, ...]], home: P
     return replace(chosen, **found)
 
 
-def _drawn_number(chosen: Choices, name: str, key: str) -> int:
-    """Ask for rows or classes of data that are drawn; 0 stands for what they begin with."""
-    begins = getattr(GROUPS["dataset"][chosen.dataset](), key)
-    shown = replace(chosen, **{name: getattr(chosen, name) or begins})
-    number = _number("Rows" if name == "examples" else "Classes", name, shown, low=2)
-    return 0 if number == begins else number
+def _drawn_number(chosen: Choices, name: str, made: choices.Drawn) -> int:
+    """Ask for rows or classes of data that are made; 0 stands for what they begin with."""
+    now: dict[str, Any] = {name: getattr(chosen, name) or made.begins}
+    shown = replace(chosen, **now)
+    number = _number(made.label, name, shown, low=2)
+    return 0 if number == made.begins else number
 
 
 def _is_on(name: str, chosen: Choices) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fl_app.config import compose_config
 from fl_app.dashboard import uploads
@@ -31,6 +31,7 @@ __all__ = [
     "LOOK_AT",
     "OPTIONS",
     "Choices",
+    "Drawn",
     "check",
     "command",
     "drawn",
@@ -97,7 +98,8 @@ class Choices:
     dataset : str
         A data set; of no account where there is an `upload`.
     examples, classes : int
-        Rows and classes of data that are drawn, 0 as the data set begins; of no account elsewhere.
+        Rows and classes of data that are made (of two lines: rows of client 1), 0 as the data set
+        begins; of no account elsewhere.
     upload : str
         Id of the user's own file (:mod:`fl_app.dashboard.uploads`); "" for none.
     target, key : str
@@ -188,7 +190,7 @@ _EXAMPLES: Mapping[str, tuple[dict[str, Any], str]] = {
             "learning_rate": 0.1,
         },
         "Client 0 holds points of y = 2x + 1, client 1 of y = x + 1: look at the slope of each "
-        "client's model and at their average, round by round.",
+        "client's model and at their average, round by round; then give client 1 six rows.",
     ),
     "Label skew: averaging or stacking": (
         {"dataset": "digits", "partitioner": "dirichlet", "alpha": 0.1, "both": True},
@@ -545,8 +547,8 @@ def _overrides(choices: Choices, home: Path | None, strategy: str) -> list[str]:
 
 def _data(choices: Choices, home: Path | None) -> list[str]:
     if not choices.upload:
-        wanted = [(key, getattr(choices, name)) for name, key in drawn(choices.dataset).items()]
-        more = [f"dataset.{key}={number}" for key, number in wanted if number]
+        wanted = [(own, getattr(choices, name)) for name, own in drawn(choices.dataset).items()]
+        more = [own.override.format(number) for own, number in wanted if number]
         return [f"dataset={choices.dataset}", *more]
     own = _opened(choices, home)
     found = [
@@ -563,11 +565,26 @@ def _data(choices: Choices, home: Path | None) -> list[str]:
     return found
 
 
-def drawn(dataset: str) -> dict[str, str]:
-    """Return the fields of :class:`Choices` that such data have, with fl-app's names for them."""
-    known = {f.name for f in fields(GROUPS["dataset"][dataset])}
-    keys = {"examples": "num_examples", "classes": "num_classes"}
-    return {name: key for name, key in keys.items() if key in known}
+class Drawn(NamedTuple):
+    """A number that decides on data that are made: what it counts, its override, its default."""
+
+    label: str
+    override: str
+    begins: int
+
+
+def drawn(dataset: str) -> dict[str, Drawn]:
+    """Return those fields of :class:`Choices` that such data have."""
+    own = GROUPS["dataset"][dataset]()
+    if dataset == "two_lines":
+        first, begins = own.rows
+        return {"examples": Drawn("Rows of client 1", f"dataset.rows=[{first},{{}}]", begins)}
+    kinds = {"examples": ("Rows", "num_examples"), "classes": ("Classes", "num_classes")}
+    return {
+        name: Drawn(label, f"dataset.{key}={{}}", getattr(own, key))
+        for name, (label, key) in kinds.items()
+        if hasattr(own, key)
+    }
 
 
 def _opened(choices: Choices, home: Path | None) -> uploads.Upload:
