@@ -277,8 +277,15 @@ class Tab:
             self.page.wait_for_timeout(50)
 
     def table(self, *columns: str) -> list[dict[str, str]]:
-        """Return the table that has these columns, as the browser gives it to screen readers."""
-        return next(found for found in self.tables() if set(columns) <= set(found[0]))
+        """Wait for the table that has these columns, as the browser gives it to screen readers."""
+        found: list[list[dict[str, str]]] = []
+
+        def is_there() -> bool:
+            found[:] = [table for table in self.tables() if set(columns) <= set(table[0])]
+            return bool(found)
+
+        self.until(is_there)
+        return found[0]
 
     def tables(self) -> list[list[dict[str, str]]]:
         """Return all tables that have rows."""

@@ -131,7 +131,11 @@ def test_a_round_is_chosen_by_slider_keyboard_and_play(open_tab: Open, lesson: R
     def rows() -> dict[str, dict[str, str]]:
         return {row["client"]: row for row in tab.table("n_k/N")}
 
-    tab.until(lambda: abs(float(rows()["Σ"]["n_k/N · coef.x"]) - recorded["coef"][0][0]) < 1e-6)
+    def sum_is_there() -> bool:
+        cell = rows().get("Σ", {}).get("n_k/N · coef.x")
+        return cell is not None and abs(float(cell) - recorded["coef"][0][0]) < 1e-6
+
+    tab.until(sum_is_there)
     for column, array in (("n_k/N · coef.x", "coef"), ("n_k/N · intercept", "intercept")):
         told = {client: float(row[column]) for client, row in rows().items()}
         value = float(np.ravel(recorded[array])[0])
