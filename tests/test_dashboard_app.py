@@ -29,6 +29,12 @@ CHEAP = Choices(dataset="iris", clients=3, rounds=3)
 """Choices that are dealt and checked in no time."""
 
 
+@pytest.fixture(autouse=True)
+def _main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give back what AppTest takes: processes that are spawned later begin with ``__main__``."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "fl_app_home"
