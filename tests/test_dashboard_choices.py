@@ -359,7 +359,6 @@ def test_the_lesson_with_unequal_rows():
     assert (config.dataset.num_examples, config.dataset.num_classes) == (90, 3)
 
 
-@pytest.mark.skipif(LIMITS["faulty"][1] == 0, reason="no faults in this version")
 def test_clients_that_fail_on_purpose():
     choices = EXAMPLES["Faulty members"]
     assert f"faults.clients={choices.faulty}" in overrides(choices)

@@ -249,7 +249,6 @@ def _experiment(chosen: Choices, options: Mapping[str, tuple[str, ...]], home: P
             "partitioner",
             chosen,
             options["partitioner"],
-            format_func=lambda name: name,
             help=" · ".join(_WORDS.get(name, name) for name in options["partitioner"]),
         )
     chosen = replace(chosen, **found)
@@ -322,13 +321,12 @@ def _details(
     now = "auto" if chosen.learning_rate is None else f"{chosen.learning_rate:g}"
     key = _key("learning_rate", now, [*words])
     found["learning_rate"] = words[st.selectbox("Learning rate", [*words], key=key)]
-    if choices.LIMITS["faulty"][1] > 0:
-        a, b = st.columns(2)
-        with a:
-            found["faulty"] = _number("Faulty clients", "faulty", chosen, clients)
-        with b:
-            about = "crash: no reply in half of the rounds; nan: NaN; flip: four steps back"
-            found["fault"] = _pick("Fault", "fault", chosen, options["fault"], help=about)
+    a, b = st.columns(2)
+    with a:
+        found["faulty"] = _number("Faulty clients", "faulty", chosen, clients)
+    with b:
+        about = "crash: no reply in half of the rounds; nan: NaN; flip: four steps back"
+        found["fault"] = _pick("Fault", "fault", chosen, options["fault"], help=about)
     found["min_replies"] = _number(
         "Fewest replies",
         "min_replies",

@@ -22,7 +22,7 @@ from fl_app.data import tabular
 from fl_app.data.catalogue import load
 from fl_app.data.partition import most_rows
 from fl_app.errors import ConfigError, InputError, printable
-from fl_app.schema import GROUPS, Config, TabularConfig, Task, from_dict, task_of
+from fl_app.schema import GROUPS, FaultsConfig, TabularConfig, Task, from_dict, task_of
 
 __all__ = [
     "BOTH",
@@ -50,12 +50,6 @@ BOTH = ("fedavg", "fedstacking")
 """Averaging and stacking: the strategies of a run of ``both``."""
 
 
-def _fault_kinds() -> tuple[str, ...]:
-    kind = next((f.default_factory for f in fields(Config) if f.name == "faults"), None)
-    options: Any = fields(kind) if isinstance(kind, type) else ()
-    return next((tuple(f.metadata["choices"]) for f in options if f.name == "kind"), ())
-
-
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "dataset": tuple(name for name in GROUPS["dataset"] if name != "tabular"),
     "task": ("", "classification", "regression"),
@@ -63,7 +57,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "model": tuple(GROUPS["model"]),
     "strategy": tuple(GROUPS["strategy"]),
     "runtime": tuple(name for name in GROUPS["runtime"] if name != "deployment"),
-    "fault": _fault_kinds() or ("",),
+    "fault": next(f.metadata["choices"] for f in fields(FaultsConfig) if f.name == "kind"),
 }
 """What a field of :class:`Choices` may be; "" as a task: guessed from the target's cells."""
 LIMITS: Mapping[str, tuple[float, float]] = {
@@ -78,7 +72,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "learning_rate": (0.0001, 10),
     "examples": (0, 100_000),
     "classes": (0, 20),
-    "faulty": (0, 1000 if _fault_kinds() else 0),
+    "faulty": (0, 1000),
 }
 """Smallest and largest number that a field of :class:`Choices` may be."""
 _COLUMNS = ("target", "task", "key", "features")
@@ -233,17 +227,11 @@ _EXAMPLES: Mapping[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def _can_be(values: Mapping[str, Any]) -> bool:
-    return all(values.get(name, options[0]) in options for name, options in OPTIONS.items())
-
-
 EXAMPLES: Mapping[str, Choices] = {
-    name: Choices(example=name, **values)
-    for name, (values, _) in _EXAMPLES.items()
-    if _can_be(values)
+    name: Choices(example=name, **values) for name, (values, _) in _EXAMPLES.items()
 }
 """Ready examples by name."""
-LOOK_AT: Mapping[str, str] = {name: _EXAMPLES[name][1] for name in EXAMPLES}
+LOOK_AT: Mapping[str, str] = {name: sentence for name, (_, sentence) in _EXAMPLES.items()}
 """What to look at in each of them, in one sentence."""
 
 
