@@ -35,7 +35,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -44,9 +44,10 @@ from filelock import FileLock
 
 from fl_app.dashboard import uploads
 from fl_app.dashboard.choices import quoted
+from fl_app.dashboard.start import TOKEN
 from fl_app.dashboard.view import parsed
 from fl_app.errors import InputError, printable
-from fl_app.tracking.spool import Process, _start_of, home_dir
+from fl_app.tracking.spool import Process, home_dir
 from fl_app.tracking.store import check_uri
 
 __all__ = ["MOST", "Launch", "State", "find", "get", "log_tail", "start", "stop", "tidy"]
@@ -57,8 +58,6 @@ MOST = 4
 """Launches that run at a time."""
 PATIENCE = {"inprocess": 20.0, "simulation": 60.0}
 """Seconds that a launch has to end before it can be told in a harder way, by runtime."""
-TOKEN = "FL_APP_DASHBOARD_TOKEN"
-"""Variable of the page's token, which no job inherits."""
 _KEEP_DAYS, _KEEP = 7, 500
 _TWICE_SECONDS = 2.0
 _LAST_BYTES = 65_536
@@ -307,10 +306,10 @@ def _environment(root: Path) -> dict[str, str]:
 
 
 def _process(child: subprocess.Popen[bytes]) -> Process:
-    started = _start_of(child.pid)
-    if not started and child.poll() is not None:
-        started = "gone before it could be looked at"
-    return Process(socket.gethostname(), child.pid, started)
+    found = Process.of(child.pid)
+    if not found.started and child.poll() is not None:
+        return replace(found, started="gone before it could be looked at")
+    return found
 
 
 def _await(child: subprocess.Popen[bytes], folder: Path) -> None:

@@ -133,7 +133,12 @@ class Process:
     @classmethod
     def current(cls) -> Process:
         """Return this process."""
-        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()))
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """Return a process of this machine; of one that is gone the start is empty."""
+        return cls(socket.gethostname(), pid, _start_of(pid))
 
     def is_gone(self) -> bool:
         """Return whether the process is known to have ended; False where that cannot be known.
