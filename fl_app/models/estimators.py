@@ -4,12 +4,9 @@ A fitted estimator leaves a client as numbers only, in arrays whose every value 
 use: no pickle, no object, no code. What cannot be written so without its training rows (nearest
 neighbours, kernel machines) is refused by name.
 
-Linear models and naive Bayes travel as their parameters in float32. A tree travels in level
-order with each inner node's children side by side, so that the j-th inner node (from 0) has the
-children ``2j + 1`` and ``2j + 2``: the links need no bytes, and no array can say a loop
-(Jacobson 1989, "Space-efficient static trees and graphs", https://doi.org/10.1109/SFCS.1989.63533).
-Features of trees are rounded to float32 when fitted and when predicted; a threshold rounded down
-to float32 then splits exactly as the fitted one does.
+Linear models and naive Bayes travel as their parameters in float32, trees as
+:mod:`fl_app.models.trees` has them. Features of trees are rounded to float32 when fitted and when
+predicted; a threshold rounded down to float32 then splits exactly as the fitted one does.
 
 References
 ----------
@@ -31,25 +28,37 @@ from threadpoolctl import ThreadpoolController
 
 from fl_app.errors import ConfigError, DataError
 from fl_app.models.base import Arrays
+from fl_app.models.trees import (
+    MAX_DEPTH,
+    MAX_NODES,
+    MAX_VALUE,
+    TREES,
+    Forest,
+    Nodes,
+    Received,
+    check_trees,
+    encode_trees,
+    float32,
+    single,
+)
 from fl_app.schema import Task, require_base_model
 
-__all__ = ["ESTIMATORS", "MAX_BYTES", "MAX_NODES", "check", "fit", "predict"]
+__all__ = [
+    "ESTIMATORS",
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "MAX_NODES",
+    "MAX_VALUE",
+    "check",
+    "fit",
+    "predict",
+]
 
 Floats = NDArray[np.float64]
 Encoded = dict[str, NDArray[Any]]
 
 MAX_BYTES = 2**24
 """Bytes that the arrays of one estimator may have."""
-MAX_NODES = 2**18
-"""Nodes that the trees of one estimator may have together."""
-MAX_TREES = 2**11
-"""Trees that one estimator may have."""
-MAX_DEPTH = 32
-"""Edges from a root to its farthest leaf."""
-MAX_VALUE = 1e30
-"""Largest magnitude of a parameter: far from overflow in any product of two."""
-
-_CHUNK = 2**16
 
 
 # ---------------------------------------------------------------------------- what the others use
@@ -242,7 +251,7 @@ class Ridge:
         # svd alone needs no well-conditioned matrix, whatever the number of rows.
         model = Solver(alpha=self.alpha, solver="svd").fit(x, y)
         return {
-            "coef": _float32(model.coef_).reshape(num_outputs, x.shape[1]),
+            "coef": float32(model.coef_).reshape(num_outputs, x.shape[1]),
             "baseline": np.asarray(model.intercept_, np.float64).reshape(num_outputs),
         }
 
@@ -276,12 +285,12 @@ class Logistic:
         present = _present(y, num_outputs)
         if present.sum() == 1:
             nothing = {"coef": np.zeros((0, x.shape[1])), "intercept": np.zeros(0)}
-            return {k: _float32(v) for k, v in nothing.items()} | {"present": present}
+            return {k: float32(v) for k, v in nothing.items()} | {"present": present}
         from sklearn.linear_model import LogisticRegression
 
         model = LogisticRegression(C=self.C, max_iter=int(self.max_iter)).fit(x, y)
         parameters = {"coef": model.coef_, "intercept": model.intercept_}
-        return {k: _float32(v) for k, v in parameters.items()} | {"present": present}
+        return {k: float32(v) for k, v in parameters.items()} | {"present": present}
 
     @staticmethod
     def check(reader: Received, task: Task, num_features: int, outputs: int) -> None:
@@ -318,9 +327,9 @@ class GaussianNB:
         # Equal rows have no variance to smooth with; any common one leaves the prior to decide.
         variance = model.var_ if model.epsilon_ > 0 else np.ones_like(model.var_)
         return {
-            "log_prior": _float32(np.log(model.class_prior_)),
-            "mean": _float32(model.theta_),
-            "variance": _float32(np.maximum(variance, 1 / MAX_VALUE)),
+            "log_prior": float32(np.log(model.class_prior_)),
+            "mean": float32(model.theta_),
+            "variance": float32(np.maximum(variance, 1 / MAX_VALUE)),
             "present": _present(y, num_outputs),
         }
 
@@ -345,7 +354,6 @@ class GaussianNB:
 
 
 # ---------------------------------------------------------------------------- trees
-_TREES = ("sizes", "feature", "threshold", "value")
 
 
 @dataclass(frozen=True)
@@ -362,7 +370,7 @@ class RandomForest:
     min_samples_leaf: int = _param(1, 1, 10_000)
 
     tasks: ClassVar[Sequence[Task]] = ("regression", "classification")
-    names: ClassVar[Sequence[str]] = _TREES
+    names: ClassVar[Sequence[str]] = TREES
 
     def fit(self, x: Floats, y: NDArray[Any], task: Task, num_outputs: int, seed: int) -> Encoded:
         """Return the encoded trees with ``present`` or ``baseline``."""
@@ -379,18 +387,18 @@ class RandomForest:
             bootstrap=len(x) >= 10,
             random_state=seed,
             n_jobs=1,
-        ).fit(_single(x), y if classes else _flat(y - offset))
+        ).fit(single(x), y if classes else _flat(y - offset))
         nodes = [
-            _Nodes(t.feature, t.threshold, t.children_left, t.children_right, t.value)
+            Nodes(t.feature, t.threshold, t.children_left, t.children_right, t.value)
             for t in (e.tree_ for e in model.estimators_)
         ]
         own = {"present": _present(y, num_outputs)} if classes else {"baseline": offset}
-        return _encode_trees(nodes) | own
+        return encode_trees(nodes) | own
 
     @staticmethod
     def check(reader: Received, task: Task, num_features: int, outputs: int) -> None:
         """Check the trees, at least one, and that class shares are shares."""
-        value = _check_trees(reader, num_features, outputs)
+        value = check_trees(reader, num_features, outputs)
         reader.demand("sizes", len(reader.arrays["sizes"]) > 0, "at least one tree")
         if task == "classification":
             shares = bool((value >= 0).all() and np.allclose(value.sum(axis=1), 1, atol=1e-4))
@@ -399,7 +407,7 @@ class RandomForest:
     @staticmethod
     def outputs(arrays: Arrays, x: Floats) -> Floats:
         """Return the mean of the leaves' values."""
-        forest = _Forest.decode(arrays)
+        forest = Forest.decode(arrays)
         value = arrays["value"].astype(np.float64)
         parts = [value[leaves].sum(axis=1) for leaves in forest.leaves(x)]
         return np.asarray(np.concatenate(parts) / len(arrays["sizes"]))
@@ -420,7 +428,7 @@ class HistGradientBoosting:
     min_samples_leaf: int = _param(10, 1, 10_000)
 
     tasks: ClassVar[Sequence[Task]] = ("regression", "classification")
-    names: ClassVar[Sequence[str]] = (*_TREES, "start")
+    names: ClassVar[Sequence[str]] = (*TREES, "start")
 
     def fit(self, x: Floats, y: NDArray[Any], task: Task, num_outputs: int, seed: int) -> Encoded:
         """Return the encoded trees with ``start`` and ``present`` or ``baseline``."""
@@ -436,7 +444,7 @@ class HistGradientBoosting:
         rounds = zip(*(model._predictors for model in models), strict=True)
         nodes = [_boosted(tree) for parts in rounds for trees in parts for tree in trees]
         starts = [np.ravel(model._baseline_prediction) for model in models]
-        return _encode_trees(nodes) | own | {"start": np.concatenate([np.zeros(0), *starts])}
+        return encode_trees(nodes) | own | {"start": np.concatenate([np.zeros(0), *starts])}
 
     def _boost(self, task: Task, x: Floats, y: NDArray[Any], seed: int) -> Any:
         from sklearn import ensemble
@@ -452,12 +460,12 @@ class HistGradientBoosting:
             min_samples_leaf=int(self.min_samples_leaf),
             early_stopping=False,
             random_state=seed,
-        ).fit(_single(x), y)
+        ).fit(single(x), y)
 
     @staticmethod
     def check(reader: Received, task: Task, num_features: int, outputs: int) -> None:
         """Check the trees and that they can be dealt to the outputs."""
-        _check_trees(reader, num_features, 1)
+        check_trees(reader, num_features, 1)
         columns = _num_scores(outputs) if task == "classification" else outputs
         reader.take("start", np.float64, (columns,))
         trees = len(reader.arrays["sizes"])
@@ -474,10 +482,18 @@ class HistGradientBoosting:
             rounds = len(arrays["sizes"]) // columns
             sums = [
                 value[leaves].reshape(len(leaves), rounds, columns).sum(axis=1)
-                for leaves in _Forest.decode(arrays).leaves(x)
+                for leaves in Forest.decode(arrays).leaves(x)
             ]
             raw = np.concatenate(sums) + arrays["start"]
         return _probabilities(raw) if "present" in arrays else raw
+
+
+def _boosted(tree: Any) -> Nodes:
+    """Read one tree of scikit-learn's histogram gradient boosting."""
+    nodes = tree.nodes
+    inner = nodes["is_leaf"] == 0
+    left, right = (np.where(inner, nodes[side], 0).astype(np.int64) for side in ("left", "right"))
+    return Nodes(nodes["feature_idx"], nodes["num_threshold"], left, right, nodes["value"])
 
 
 ESTIMATORS: Mapping[str, type[Estimator]] = {
@@ -490,165 +506,7 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
 """Base estimators by name; the fields of a class are its hyperparameters."""
 
 
-# ---------------------------------------------------------------------------- codec of trees
-@dataclass(frozen=True)
-class _Nodes:
-    """One fitted tree in any order: columns over its nodes, children by position."""
-
-    feature: NDArray[Any]
-    threshold: NDArray[Any]
-    left: NDArray[Any]
-    right: NDArray[Any]
-    value: NDArray[Any]
-
-    def level_order(self) -> _Nodes:
-        """Return the same nodes by level, children side by side; -1 as feature of a leaf."""
-        level = np.zeros(1, np.intp)
-        levels = []
-        while len(level):
-            levels.append(level)
-            inner = level[self.left[level] > 0]
-            level = np.stack([self.left[inner], self.right[inner]], axis=1).ravel()
-        order = np.concatenate(levels)
-        is_inner = self.left[order] > 0
-        return _Nodes(
-            np.where(is_inner, self.feature[order], -1),
-            *(column[order] for column in (self.threshold, self.left, self.right, self.value)),
-        )
-
-
-def _boosted(tree: Any) -> _Nodes:
-    """Read one tree of scikit-learn's histogram gradient boosting."""
-    nodes = tree.nodes
-    inner = nodes["is_leaf"] == 0
-    left, right = (np.where(inner, nodes[side], 0).astype(np.int64) for side in ("left", "right"))
-    return _Nodes(nodes["feature_idx"], nodes["num_threshold"], left, right, nodes["value"])
-
-
-def _encode_trees(trees: Sequence[_Nodes]) -> Encoded:
-    """Concatenate trees in level order."""
-    ordered = [tree.level_order() for tree in trees]
-    sizes = np.array([len(tree.feature) for tree in ordered], np.int32)
-    if not len(sizes):
-        one = np.zeros((0, 1), np.float32)
-        return {"sizes": sizes, "feature": sizes.copy(), "threshold": one[:, 0], "value": one}
-    feature = np.concatenate([tree.feature for tree in ordered]).astype(np.int32)
-    threshold = np.concatenate([tree.threshold for tree in ordered])[feature >= 0]
-    value = np.concatenate([tree.value.reshape(len(tree.value), -1) for tree in ordered])
-    return {
-        "sizes": sizes,
-        "feature": feature,
-        "threshold": _rounded_down(threshold),
-        "value": _float32(value[feature < 0]),
-    }
-
-
-def _check_trees(reader: Received, num_features: int, width: int) -> NDArray[np.float32]:
-    """Check the arrays of trees and return the leaves' values."""
-    sizes = reader.take("sizes", np.int32, (None,))
-    reader.demand("sizes", len(sizes) <= MAX_TREES, f"at most {MAX_TREES} trees")
-    reader.demand("sizes", bool((sizes > 0).all()), "at least 1 node a tree")
-    nodes = int(sizes.sum(dtype=np.int64))
-    reader.demand("sizes", nodes <= MAX_NODES, f"at most {MAX_NODES} nodes")
-    feature = reader.take("feature", np.int32, (nodes,))
-    known = bool(((feature >= -1) & (feature < num_features)).all())
-    reader.demand("feature", known, f"-1 or a feature below {num_features}")
-    inner = int((feature >= 0).sum())
-    reader.take("threshold", np.float32, (inner,))
-    value = reader.take("value", np.float32, (nodes - inner, width))
-    counts = np.add.reduceat(feature >= 0, np.cumsum(sizes) - sizes, dtype=np.int64) if nodes else 0
-    full = bool(np.all(sizes == 2 * counts + 1))
-    reader.demand("feature", full, "one leaf more than inner nodes in each tree")
-    forest = _Forest.decode(reader.arrays)
-    later = bool((forest.child[forest.inner] > np.flatnonzero(forest.inner)).all())
-    reader.demand("feature", later, "children after their parent")
-    reader.demand("feature", forest.depth() <= MAX_DEPTH, f"at most {MAX_DEPTH} levels of splits")
-    return value
-
-
-@dataclass(frozen=True)
-class _Forest:
-    """Trees ready to be walked: a leaf is its own child, so that a row stays once it is there."""
-
-    root: NDArray[np.int64]
-    child: NDArray[np.int64]
-    feature: NDArray[np.int64]
-    threshold: NDArray[np.float32]
-    inner: NDArray[np.bool_]
-
-    @classmethod
-    def decode(cls, arrays: Arrays) -> _Forest:
-        """Rebuild the links from the order of the nodes."""
-        sizes = arrays["sizes"].astype(np.int64)
-        root = np.cumsum(sizes) - sizes
-        inner = arrays["feature"] >= 0
-        before: NDArray[np.int64] = np.cumsum(inner) - inner
-        first = np.repeat(root, sizes)
-        child = np.where(inner, first + 2 * (before - before[first]) + 1, np.arange(len(inner)))
-        threshold = np.full(len(inner), np.inf, np.float32)
-        threshold[inner] = arrays["threshold"]
-        feature = np.maximum(arrays["feature"], 0).astype(np.int64)
-        return cls(root, child, feature, threshold, inner)
-
-    def depth(self) -> int:
-        """Return the levels of splits, or one more than allowed where there are more."""
-        level = self.root
-        for depth in range(MAX_DEPTH + 1):
-            level = self.child[level[self.inner[level]]]
-            if not len(level):
-                return depth
-            level = np.concatenate([level, level + 1])
-        return MAX_DEPTH + 1
-
-    def leaves(self, x: Floats) -> Iterator[NDArray[np.int64]]:
-        """Yield the leaves (numbered over all trees) that chunks of rows reach, (rows, trees)."""
-        number = np.cumsum(~self.inner) - 1
-        rows = _single(x)
-        step = max(1, _CHUNK // max(1, len(self.root)))
-        for first in range(0, max(1, len(rows)), step):
-            yield number[self._walk(rows[first : first + step])]
-
-    def _walk(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
-        cells = rows.ravel()
-        offset = (np.arange(len(rows)) * rows.shape[1])[:, None]
-        node = np.broadcast_to(self.root, (len(rows), len(self.root)))
-        for _ in range(MAX_DEPTH):
-            right = cells[offset + self.feature[node]] > self.threshold[node]
-            following = self.child[node] + right
-            if np.array_equal(following, node):
-                break
-            node = following
-        return node
-
-
 # ---------------------------------------------------------------------------- helpers
-@dataclass(frozen=True)
-class Received:
-    """Arrays of one estimator as they came, read with their expected dtype and shape."""
-
-    name: str
-    arrays: Arrays
-
-    def take(self, key: str, dtype: type[Any], shape: tuple[int | None, ...]) -> NDArray[Any]:
-        """Return an array of finite, bounded values of this dtype and shape (None: any length)."""
-        array = self.arrays[key]
-        good = array.ndim == len(shape) and all(
-            want is None or have == want for have, want in zip(array.shape, shape, strict=True)
-        )
-        if array.dtype != np.dtype(dtype) or not good:
-            allowed = f"{np.dtype(dtype).name} of shape {shape}".replace("None", "any")
-            raise DataError(f"{self.name}.{key}", f"{array.dtype} {array.shape}", allowed)
-        if array.dtype.kind == "f":
-            bounded = bool((np.abs(array) <= MAX_VALUE).all())
-            self.demand(key, bounded, f"finite values of at most {MAX_VALUE:g}")
-        return array
-
-    def demand(self, key: str, condition: bool, allowed: str) -> None:
-        """Raise a DataError that names the array unless the condition holds."""
-        if not condition:
-            raise DataError(f"{self.name}.{key}", self.arrays[key].ravel()[:8], allowed)
-
-
 def _configured(name: str, params: Mapping[str, float]) -> Estimator:
     """Build an estimator from hyperparameters, each checked against its type and range."""
     kind = ESTIMATORS[name]
@@ -698,11 +556,6 @@ def _rows(x: NDArray[Any]) -> Floats:
     return np.clip(x.astype(np.float64), -MAX_VALUE, MAX_VALUE)
 
 
-def _single(x: Floats) -> NDArray[np.float32]:
-    """Round features as trees see them."""
-    return x.astype(np.float32)
-
-
 def _target(y: NDArray[Any], task: Task, num_outputs: int) -> NDArray[Any]:
     if task == "classification":
         good = y.ndim == 1 and y.dtype.kind in "iu" and bool(((y >= 0) & (y < num_outputs)).all())
@@ -718,16 +571,6 @@ def _target(y: NDArray[Any], task: Task, num_outputs: int) -> NDArray[Any]:
 def _flat(y: Floats) -> Floats:
     """Return one target as a vector, as scikit-learn wants it."""
     return y[:, 0] if y.shape[1] == 1 else y
-
-
-def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(values, dtype=np.float32)
-
-
-def _rounded_down(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the largest float32 that is not above each value."""
-    near = values.astype(np.float32)
-    return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def _present(y: NDArray[Any], num_outputs: int) -> NDArray[np.uint8]:
