@@ -37,6 +37,7 @@ from fl_app.schema import (
     METRICS,
     BaseModelsConfig,
     Config,
+    FedXgbBaggingConfig,
     TabularConfig,
     min_level_rows_of,
 )
@@ -123,6 +124,8 @@ def train(message: Message, context: Context) -> Message:
     rows = federation.rows(partition, context)
     if isinstance(config.strategy, BaseModelsConfig):
         return _stack(message, context, federation, rows)
+    if isinstance(config.strategy, FedXgbBaggingConfig):
+        return _boost(message, config.strategy, partition, federation, rows)
     rng = later(config.seed, "train", wire.server_round(message), partition)
     mu, center = wire.setting(message, "proximal-mu", 0.0), wire.center(message)
     with one_thread(), _no_warnings():
@@ -174,6 +177,26 @@ def _stack(message: Message, context: Context, federation: _Federation, rows: En
             "train", outputs, rows.truth, wire.center(message)
         )
     return wire.reply(message, metrics, len(rows.x), arrays, measures | _left_out(rows.left_out))
+
+
+def _boost(
+    message: Message,
+    params: FedXgbBaggingConfig,
+    partition: int,
+    federation: _Federation,
+    rows: Encoded,
+) -> Message:
+    """Grow the trees of one boosting round on this client's rows."""
+    rng = later(federation.config.seed, "boost", wire.server_round(message), partition)
+    ensemble = federation.predictor.ensemble
+    with one_thread(), _no_warnings():
+        start = wire.read_arrays(message)
+        trees = ensemble.fit(start, rows.x, rows.y, params, rng)
+        outputs = federation.encoding.in_units(ensemble.predict(start, rows.x, trees))
+        metrics, measures = federation.measures.score(
+            "train", outputs, rows.truth, wire.center(message)
+        )
+    return wire.reply(message, metrics, len(rows.x), trees, measures | _left_out(rows.left_out))
 
 
 def _no_warnings() -> np.errstate:
@@ -262,7 +285,6 @@ class _Federation:
 def _federation(config_json: str, encoding_json: str) -> _Federation:
     config, encoding = wire.read_config(config_json), wire.read_encoding(encoding_json)
     # Also under `local`, where each client gets its own arrays only, under their plain names.
-    stacked = isinstance(config.strategy, BaseModelsConfig)
-    predictor = Predictor(encoding, config.model, stacked=stacked)
+    predictor = Predictor.of(config, encoding)
     measures = Measures.of(config, encoding)
     return _Federation(config, encoding, predictor.build(), predictor, measures)

@@ -35,6 +35,7 @@ Dash = tuple[int, ...]
 SOLID: Dash = ()
 DASHED: Dash = (6, 3)
 DOTTED: Dash = (2, 2)
+DASH_DOTTED: Dash = (6, 3, 2, 3)
 
 
 class Role(NamedTuple):
@@ -60,12 +61,12 @@ HUES = (
 """Blue, vermilion, green, purple, black, indigo, brown, grey."""
 
 STRATEGIES: Mapping[str, tuple[str, Dash]] = {
-    name: (HUES[number % len(HUES)], SOLID if number < len(HUES) else DASHED)
+    name: (HUES[number % len(HUES)], (SOLID, DASHED, DASH_DOTTED)[number // len(HUES)])
     for number, name in enumerate(
         (
             *("fedavg", "fedstacking", "fedprox", "fedadam", "fedmedian", "krum", "qfedavg"),
             *("fedavgm", "n_average", "local", "pooled", "fedyogi", "fedtrimmedavg"),
-            *("multikrum", "bulyan", "fedadagrad"),
+            *("multikrum", "bulyan", "fedadagrad", "fedxgbbagging"),
         )
     )
 }

@@ -350,6 +350,22 @@ class FedStackingConfig(BaseModelsConfig):
     )
 
 
+@dataclass(frozen=True)
+class FedXgbBaggingConfig(StrategyConfig):
+    """Federated boosted trees: each round adds one boosting round's trees of every client."""
+
+    eta: float = opt(0.3, "Step of a round: that of the mean of its clients' trees.", gt=0, le=1)
+    max_depth: int = opt(6, "Levels of splits of a tree at most.", ge=1, le=16)
+    min_child_weight: float | None = opt(
+        None,
+        "Sum of Hessians that a leaf needs, which for regression is its rows; null: 5 for "
+        "regression, 1 for classes.",
+        ge=0,
+    )
+    reg_lambda: float = opt(1.0, "Weight of the penalty on the squares of leaves.", ge=0)
+    subsample: float = opt(1.0, "Share of a client's rows that a tree is grown on.", gt=0, le=1)
+
+
 # ---------------------------------------------------------------------------- the other groups
 @dataclass(frozen=True)
 class PrivacyConfig:
@@ -492,6 +508,7 @@ GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
         "multikrum": MultiKrumConfig,
         "bulyan": KrumConfig,
         "qfedavg": QFedAvgConfig,
+        "fedxgbbagging": FedXgbBaggingConfig,
         "fedstacking": FedStackingConfig,
         "n_average": BaseModelsConfig,
         "local": StrategyConfig,
@@ -976,7 +993,12 @@ def _check_privacy(config: Config) -> None:
         raise ConfigError("privacy", name, allowed)
 
 
-_UNMOVED = ("strategy=n_average", "strategy.global_member=ls", "strategy.global_member=none")
+_UNMOVED = (
+    "strategy=n_average",
+    "strategy=fedxgbbagging",
+    "strategy.global_member=ls",
+    "strategy.global_member=none",
+)
 
 
 def _check_faults(config: Config) -> None:

@@ -44,7 +44,6 @@ from fl_app.models.serving import Predictor
 from fl_app.schema import (
     GROUPS,
     METRICS,
-    BaseModelsConfig,
     Config,
     DeploymentConfig,
     MlflowConfig,
@@ -311,12 +310,7 @@ class Run:
                 log.warning("%s", line)
             test = test.take(encoding.known(test))
         self._tell_roster(roster, self._row_tags(roster, test))
-        self.predictor = Predictor(
-            encoding,
-            config.model,
-            many=config.strategy.name == "local",
-            stacked=isinstance(config.strategy, BaseModelsConfig),
-        )
+        self.predictor = Predictor.of(config, encoding, many=config.strategy.name == "local")
         self.trackers.event("model", {"spec": self.predictor.to_spec()})
         federated = federated_of(config, roster, self.predictor)
         self.ending, inner = federated.ending, federated.strategy
@@ -354,6 +348,7 @@ class Run:
         if test is None or not len(test):
             return lambda server_round, arrays: None
         x = predictor.encoding.features(test).astype(self.config.model.dtype)
+        x.setflags(write=False)
         y = predictor.encoding.truth(test)
         self.test_rows = x, y
         before = replace(predictor, many=False)

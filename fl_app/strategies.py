@@ -10,7 +10,7 @@ FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127.
 FedAvgM: Hsu et al. 2019, https://arxiv.org/abs/1909.06335.
 FedMedian, FedTrimmedAvg: Yin et al. 2018, https://arxiv.org/abs/1803.01498.
 Krum, MultiKrum: Blanchard et al. 2017, https://arxiv.org/abs/1703.02757.
-FedStacking: :mod:`fl_app.fedstacking`.
+FedStacking: :mod:`fl_app.fedstacking`. FedXgbBagging: :mod:`fl_app.fedxgb`.
 Bulyan: El Mhamdi et al. 2018, https://arxiv.org/abs/1802.07927.
 QFedAvg: Li et al. 2020, https://arxiv.org/abs/1905.10497.
 """
@@ -52,9 +52,17 @@ from fl_app.errors import ConfigError, FederationError
 from fl_app.federation.replies import ReplySpec, spec_of
 from fl_app.federation.roster import Roster
 from fl_app.fedstacking import FedStacking, NAverage
+from fl_app.fedxgb import FedXgbBagging
+from fl_app.models.boosted import require_xgboost
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import LS, PRIOR, Member, pack_range
-from fl_app.schema import BaseModelsConfig, Config, FedStackingConfig, StrategyConfig
+from fl_app.schema import (
+    BaseModelsConfig,
+    Config,
+    FedStackingConfig,
+    FedXgbBaggingConfig,
+    StrategyConfig,
+)
 from fl_app.seeding import generator
 from fl_app.stacking import bounds
 from fl_app.wire import TRAIN_LOSS
@@ -128,16 +136,21 @@ def strategy_of(
     roster : Roster
         The nodes of the run.
     predictor : Predictor
-        Gives FedStacking the shape of the models.
+        Gives FedStacking and boosted trees the shape of the models.
     learning_rate : float, optional
         The clients' first step, where the config says ``auto``.
 
     Raises
     ------
     ConfigError
-        Where the nodes' rows do not suffice for what FedStacking is asked to do.
+        Where the nodes' rows do not suffice for what FedStacking is asked to do, or the package
+        is missing that a strategy needs.
     """
     own = config.strategy
+    if isinstance(own, FedXgbBaggingConfig):
+        if config.runtime.name != "deployment":  # there its nodes need the package
+            require_xgboost()
+        return FedXgbBagging(predictor.ensemble, **_ALL)
     if not isinstance(own, BaseModelsConfig):
         rate = config.model.learning_rate
         return build_strategy(own, roster, learning_rate if rate == "auto" else rate)
@@ -227,6 +240,8 @@ def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[s
         Builds the model.
     """
     own = config.strategy
+    if isinstance(own, FedXgbBaggingConfig):
+        return predictor.ensemble.begin(_constant(roster, predictor))
     global_member = getattr(own, "global_member", "none")
     if not isinstance(own, BaseModelsConfig) or global_member == "fedavg":
         return predictor.build().start(generator(config.seed, "model"))
@@ -238,6 +253,17 @@ def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[s
         shares = roster.label_shares if any(roster.label_shares) else None
         return {PRIOR: np.array(shares or [1 / kinds.num_outputs] * kinds.num_outputs)}
     return {PRIOR: (np.array(limits[0]) + np.array(limits[1])) / 2}
+
+
+def _constant(roster: Roster, predictor: Predictor) -> list[float]:
+    """Return the classes' shares, or the targets' mean in the models' unit; else equal ones, 0."""
+    encoding = predictor.encoding
+    if encoding.task == "classification":
+        shares = list(roster.label_shares)
+        return shares if any(shares) else [1 / len(encoding.labels)] * len(encoding.labels)
+    targets = zip(roster.target_mean, encoding.target_mean, encoding.target_scale, strict=False)
+    known = [(mean - own) / scale for mean, own, scale in targets]
+    return known or [0.0] * len(encoding.targets)
 
 
 class Local(FedAvg):

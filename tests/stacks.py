@@ -21,7 +21,7 @@ from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import Stack
-from fl_app.schema import BaseModelsConfig, Config, from_dict, to_json
+from fl_app.schema import Config, from_dict, to_json
 from fl_app.seeding import one_thread
 from fl_app.server_app import federated_of
 from fl_app.strategies import start_arrays
@@ -176,11 +176,8 @@ def run(
     with grid(clients.app(), config.num_clients, shuffle_replies=shuffle) as nodes, one_thread():
         test = test_table(config)
         roster, encoding = shake_hands(nodes, nodes.get_node_ids(), config, 60.0)
-        many, stacked = (
-            config.strategy.name == "local",
-            isinstance(config.strategy, BaseModelsConfig),
-        )
-        predictor = Predictor(encoding, config.model, many, stacked)
+        many = config.strategy.name == "local"
+        predictor = Predictor.of(config, encoding, many)
         federated = federated_of(config, roster, predictor)
         tracked = TrackedStrategy(federated, kept, partitions=roster.partitions)
         record = wire.run_record(to_json(config), encoding, roster.target_mean)

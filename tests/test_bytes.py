@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "local": {"name": "local"},
     "fedstacking": {"name": "fedstacking", "base_models": ["logistic", "random_forest"]},
 }
+if find_spec("xgboost") is not None:
+    STRATEGIES["fedxgbbagging"] = {"name": "fedxgbbagging"}
 
 
 class Spy(InProcessGrid):

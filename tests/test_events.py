@@ -20,6 +20,7 @@ import fl_app.grid
 from fl_app import server_app
 from fl_app.client_app import app as client_app
 from fl_app.config import compose_config
+from fl_app.dashboard.known import KeptModels, known
 from fl_app.errors import FlAppError
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.launch import Launch
@@ -367,6 +368,18 @@ def test_of_a_stack_only_models_are_kept(tmp_path: Path) -> None:
     kinds = [{n.split("/")[2] for n in arrays if n.startswith("client/")} for arrays in rounds]
     assert kinds == [set(), {"global", "base"}, {"global"}, set(), set()]
     assert any(name.startswith("global/member/") for name in rounds[-1])
+
+
+def test_of_boosted_trees_only_the_ensemble_is_kept(tmp_path: Path) -> None:
+    """A client's trees of one round are no model; the page draws the ensemble alone."""
+    pytest.importorskip("xgboost")
+    data = ("dataset=synthetic_classification", "dataset.num_features=2")
+    folder = run(tmp_path, *data, "strategy=fedxgbbagging", "num_server_rounds=2")
+    kept = KeptModels(folder / "models")
+    assert [{name.split("/")[0] for name in kept[r]} for r in range(3)] == [{"global"}] * 3
+    spec = next(e["spec"] for e in lines(folder / "events.jsonl") if e["event"] == "model")
+    (only,) = known(spec, kept, 2, strategy="fedxgbbagging", num_rounds=2)
+    assert only.title == "boosted trees"
 
 
 def test_models_have_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain, count, repeat
 from multiprocessing import active_children
 from pathlib import Path
@@ -628,6 +629,8 @@ def test_forgotten_grid_leaves_no_process() -> None:
 
 # ----------------------------------------------------------------------------- whole runs
 
+needs_xgboost = pytest.mark.skipif(find_spec("xgboost") is None, reason="the extra xgboost")
+BOOSTED = ["strategy=fedxgbbagging", "strategy.subsample=0.7"]
 FOREST = ["strategy=fedstacking", "strategy.base_models=[random_forest]"]
 
 
@@ -646,7 +649,11 @@ def digest(folder: Path, *overrides: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [["strategy=fedavg"], FOREST], ids=["fedavg", "forest"])
+@pytest.mark.parametrize(
+    "strategy",
+    [["strategy=fedavg"], FOREST, pytest.param(BOOSTED, marks=needs_xgboost)],
+    ids=["fedavg", "forest", "boosted"],
+)
 def test_same_bits(strategy: list[str], tmp_path: Path) -> None:
     """Final weights are equal to the last bit, with half of the clients in each round."""
     words = [*strategy, "dataset=wine", "num_clients=6", "fraction_train=0.5"]

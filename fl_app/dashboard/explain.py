@@ -39,6 +39,8 @@ OTHERS: Mapping[str, str] = {
     "MultiKrum": "chooses the replies nearest to their neighbours and averages them by rows.",
     "Bulyan": "chooses replies as Krum does and, value by value, averages those nearest to their "
     "median; rows do not weigh.",
+    "FedXgbBagging": "adds the new trees of every client, each at the same share of its step; "
+    "rows do not weigh.",
     "QFedAvg": "weighs each reply by a power of its client's loss: whoever does badly counts more.",
 }
 FAMILIES: Mapping[str, str] = {

@@ -32,6 +32,7 @@ LOOK_BACK = 20
 _AVERAGED = "averaged model", "The averaged model"
 _WORDS = {
     **dict.fromkeys(("fedavg", "fedprox", "fedstacking"), _AVERAGED),
+    "fedxgbbagging": ("boosted trees", "The boosted trees of all clients"),
     "pooled": ("pooled model", "The model of all rows in one place"),
 }
 """Title and words of what a strategy makes; of others it is the server's model."""

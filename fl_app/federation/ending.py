@@ -16,7 +16,7 @@ import numpy as np
 
 from fl_app.errors import FederationError
 from fl_app.federation.roster import Roster
-from fl_app.schema import METRICS, Config, FedStackingConfig, task_of
+from fl_app.schema import METRICS, Config, FedStackingConfig, FedXgbBaggingConfig, task_of
 
 __all__ = ["DivergenceError", "Ending", "constant_loss"]
 
@@ -176,6 +176,8 @@ class Ending:
 
 def _remedy(config: Config) -> str:
     """Say what to lower, as it is typed."""
+    if isinstance(config.strategy, FedXgbBaggingConfig):  # it trains no model by steps
+        return f"lower strategy.eta ({config.strategy.eta:g})"
     rate = config.model.learning_rate
     rates = [] if rate == "auto" else [f"model.learning_rate ({rate:g})"]
     for name in _SERVER_RATES:

@@ -52,6 +52,7 @@ __all__ = [
     "check",
     "fit",
     "predict",
+    "probabilities",
 ]
 
 Floats = NDArray[np.float64]
@@ -303,7 +304,7 @@ class Logistic:
     def outputs(arrays: Arrays, x: Floats) -> Floats:
         """Return the softmax of ``x coef' + intercept``."""
         coef, intercept = (arrays[k].astype(np.float64) for k in ("coef", "intercept"))
-        return _probabilities(x @ coef.T + intercept)
+        return probabilities(x @ coef.T + intercept)
 
 
 @dataclass(frozen=True)
@@ -485,7 +486,7 @@ class HistGradientBoosting:
                 for leaves in Forest.decode(arrays).leaves(x)
             ]
             raw = np.concatenate(sums) + arrays["start"]
-        return _probabilities(raw) if "present" in arrays else raw
+        return probabilities(raw) if "present" in arrays else raw
 
 
 def _boosted(tree: Any) -> Nodes:
@@ -583,7 +584,7 @@ def _num_scores(classes: int) -> int:
     return {1: 0, 2: 1}.get(classes, classes)
 
 
-def _probabilities(raw: Floats) -> Floats:
+def probabilities(raw: Floats) -> Floats:
     """Turn raw scores into probabilities; one class or two have their first score, 0, left out."""
     if raw.shape[1] <= 1:
         raw = np.concatenate([np.zeros((len(raw), 1)), raw], axis=1)

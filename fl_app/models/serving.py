@@ -18,10 +18,18 @@ from fl_app.data.encoding import Encoding
 from fl_app.data.frames import features_from_frame
 from fl_app.errors import DataError
 from fl_app.models.base import Arrays, Model
+from fl_app.models.boosted import BoostedTrees
 from fl_app.models.metrics import row_losses, score_all
 from fl_app.models.registry import build
 from fl_app.models.stack import Kinds, StackModel
-from fl_app.schema import GROUPS, ModelConfig, to_dict
+from fl_app.schema import (
+    GROUPS,
+    BaseModelsConfig,
+    Config,
+    FedXgbBaggingConfig,
+    ModelConfig,
+    to_dict,
+)
 from fl_app.seeding import one_thread
 
 __all__ = ["Predictor", "predictor", "split_members"]
@@ -43,12 +51,22 @@ class Predictor:
         the mean of their outputs.
     stacked : bool, default False
         Whether they are a stack's (``strategy=fedstacking``, :mod:`fl_app.models.stack`).
+    boosted : bool, default False
+        Whether they are boosted trees (``strategy=fedxgbbagging``, :mod:`fl_app.models.boosted`).
     """
 
     encoding: Encoding
     model: ModelConfig
     many: bool = False
     stacked: bool = False
+    boosted: bool = False
+
+    @classmethod
+    def of(cls, config: Config, encoding: Encoding, many: bool = False) -> Predictor:
+        """Return how the arrays of a run with this config predict."""
+        own = config.strategy
+        stacked = isinstance(own, BaseModelsConfig)
+        return cls(encoding, config.model, many, stacked, isinstance(own, FedXgbBaggingConfig))
 
     def outputs(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C) or targets of shape (n, T), in their raw unit."""
@@ -85,8 +103,16 @@ class Predictor:
         return self.encoding.in_units(self._model.predict(arrays, x))
 
     @cached_property
-    def _model(self) -> Model | StackModel:
+    def _model(self) -> Model | StackModel | BoostedTrees:
+        if self.boosted:
+            return self.ensemble
         return StackModel(self.kinds()) if self.stacked else self.build()
+
+    @cached_property
+    def ensemble(self) -> BoostedTrees:
+        """What boosted trees are here; it remembers what they said of rows."""
+        features, outputs = len(self.encoding.feature_names), len(self.encoding.output_names)
+        return BoostedTrees(self.encoding.task, features, outputs)
 
     def kinds(self) -> Kinds:
         """Return what the models of a stack are."""
@@ -111,6 +137,7 @@ class Predictor:
             "model": to_dict(self.model),
             "many": self.many,
             "stacked": self.stacked,
+            "boosted": self.boosted,
         }
 
     @classmethod
@@ -118,7 +145,8 @@ class Predictor:
         """Read :meth:`to_spec`'s form back."""
         model: ModelConfig = GROUPS["model"][spec["model"]["name"]](**spec["model"])
         encoding = Encoding.from_dict(spec["encoding"])
-        return cls(encoding, model, bool(spec["many"]), bool(spec.get("stacked")))
+        kinds = (bool(spec.get(kind)) for kind in ("many", "stacked", "boosted"))
+        return cls(encoding, model, *kinds)
 
 
 def predictor(spec: Mapping[str, Any], arrays: Arrays) -> Callable[[Any], NDArray[Any]]:

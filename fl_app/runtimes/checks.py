@@ -9,7 +9,7 @@ from pathlib import Path
 from fl_app.data.partition import largest_partition, partition_of
 from fl_app.errors import ConfigError
 from fl_app.launch import Launch
-from fl_app.schema import FedStackingConfig, MlflowConfig
+from fl_app.schema import FedStackingConfig, FedXgbBaggingConfig, MlflowConfig
 from fl_app.tracking.spool import home_dir
 from fl_app.tracking.store import check_uri, default_uri
 
@@ -32,6 +32,10 @@ def check_before(launch: Launch) -> None:
     if launch.config.runtime.name != "deployment":
         # There the nodes that are online decide how the rows are dealt, if they are.
         partition_of(launch.config, 0)
+        if isinstance(launch.config.strategy, FedXgbBaggingConfig):
+            from fl_app.models.boosted import require_xgboost
+
+            require_xgboost()
         if isinstance(launch.config.strategy, FedStackingConfig):
             from fl_app.strategies import check_rows
 

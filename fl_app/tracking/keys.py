@@ -282,8 +282,8 @@ def array_metrics(arrays: Arrays, value_names: Mapping[str, Sequence[str]]) -> d
     return metrics
 
 
-def update_norm(arrays: Arrays, previous: Arrays) -> float:
-    """Return the Euclidean norm of the change, 0 where names or shapes changed.
+def update_norm(arrays: Arrays, previous: Arrays) -> float | None:
+    """Return the Euclidean norm of the change, None where names or shapes changed.
 
     Parameters
     ----------
@@ -292,15 +292,15 @@ def update_norm(arrays: Arrays, previous: Arrays) -> float:
 
     Returns
     -------
-    float
+    float or None
     """
     if arrays.keys() != previous.keys():
-        return 0.0
+        return None
     if any(
         array.shape != previous[name].shape or array.dtype.kind not in "fiub"
         for name, array in arrays.items()
     ):
-        return 0.0
+        return None
     return flat_norm(
         {name: np.subtract(a, previous[name], dtype=np.float64) for name, a in arrays.items()}
     )

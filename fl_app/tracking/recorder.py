@@ -67,8 +67,9 @@ class Recorder:
             self._clients.update(client.partition for client in clients)
         many = max(len(self._clients), record.num_clients) > MAX_SHOWN_CLIENTS
         metrics = round_metrics(record, many) | array_metrics(record.arrays, record.value_names)
-        if record.server_round:
-            metrics["model/update_norm"] = update_norm(record.arrays, self._previous)
+        moved = update_norm(record.arrays, self._previous) if record.server_round else None
+        if moved is not None:
+            metrics["model/update_norm"] = moved
         self._previous = record.arrays
         named = self._names(metrics)
         infinite = [key for key, value in named.items() if math.isinf(value)]

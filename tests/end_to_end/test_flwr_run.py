@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,14 @@ def test_bad_override_ends_the_run_with_its_line(stock: Stock) -> None:
     assert stock.last_status()["status"] == "finished:failed"
 
 
-OVERRIDES = ("num_clients=4", "num_server_rounds=2", "fraction_train=0.5", "strategy=fedadam")
+OVERRIDES = ("num_clients=4", "num_server_rounds=2", "fraction_train=0.5")
+needs_xgboost = pytest.mark.skipif(find_spec("xgboost") is None, reason="the extra xgboost")
 
 
-def test_simulation_has_the_bits_of_inprocess(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "strategy", ["fedadam", pytest.param("fedxgbbagging", marks=needs_xgboost)]
+)
+def test_simulation_has_the_bits_of_inprocess(strategy: str, tmp_path: Path) -> None:
     """The same config gives equal final weights in Ray's actors and in this process."""
     results = {}
     for runtime in ("inprocess", "simulation"):
@@ -113,6 +118,7 @@ def test_simulation_has_the_bits_of_inprocess(tmp_path: Path) -> None:
             "fl-app",
             f"runtime={runtime}",
             *OVERRIDES,
+            f"strategy={strategy}",
             f"output_dir={output}",
             cwd=tmp_path,
             FL_APP_HOME=str(tmp_path / "home"),

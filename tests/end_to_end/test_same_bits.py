@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from fl_app.server_app import app as server_app
 
 from .support import server_context
 
-STRATEGIES = ("fedavg", "fedadam", "fedmedian", "local", "fedstacking")
+needs_xgboost = pytest.mark.skipif(find_spec("xgboost") is None, reason="the extra xgboost")
+BOOSTED = pytest.param("fedxgbbagging", marks=needs_xgboost)
+STRATEGIES = ("fedavg", "fedadam", "fedmedian", "local", "fedstacking", BOOSTED)
 
 
 def digest(tmp_path: Path, shuffle: int | None, *overrides: str) -> str:

@@ -84,14 +84,13 @@ def test_the_record_has_every_round(name: str, runs: dict[str, Recorded]) -> Non
     for key in ("family", "lambda", "rows"):
         assert run_.steps(f"stack/{key}") == [3, 4]
     assert run_.steps("stack/members") == [3]
-    assert run_.steps("model/update_norm") == [1, 2, 3, 4]
     assert run_.paths("weights") == [f"weights/round_{r:04d}.npz" for r in range(T + 1)]
     assert len(run_.paths("aggregation")) == T
     assert run_.run.data.tags["strategy"] == run_.run.data.params["strategy.name"] == "fedstacking"
-    # Where the arrays' names change there is no update to measure.
-    changed = [set(run_.weights(r)) != set(run_.weights(r - 1)) for r in range(1, T + 1)]
-    norms = run_.values("model/update_norm")
-    assert all(norm == 0 for norm, new in zip(norms, changed, strict=True) if new)
+    # Where the arrays' names or shapes change there is no update to measure.
+    shapes = [{n: a.shape for n, a in run_.weights(r).items()} for r in range(T + 1)]
+    same = [r for r in range(1, T + 1) if shapes[r] == shapes[r - 1]]
+    assert run_.steps("model/update_norm") == same
 
 
 @pytest.mark.parametrize("name", RUNS)
