@@ -21,6 +21,8 @@ from scipy.special import softmax
 from fl_app.config import compose_config
 from fl_app.data.partition import test_table as held_out
 from fl_app.errors import ConfigError, DataError
+from fl_app.federation.ending import Ending
+from fl_app.federation.stepping import Stepping
 from fl_app.grid import InProcessGrid
 from fl_app.launch import Launch
 from fl_app.models import boosted
@@ -246,6 +248,16 @@ def test_an_ensemble_without_trees_says_the_shares(shares: list[float]) -> None:
     np.testing.assert_allclose(said, [shares, shares], rtol=1e-12)
 
 
+@needs_xgboost
+def test_of_one_class_there_is_nothing_to_learn() -> None:
+    """Where the federation knows one class only, no tree is grown and it is certain."""
+    ensemble = BoostedTrees("classification", D, 1)
+    x, arrays = rows_of("two", 0)[0], ensemble.begin([1.0])
+    trees = ensemble.fit(arrays, x, np.zeros(len(x), np.int64), PARAMS, generator(0, "x"))
+    ensemble.check(trees)
+    assert (ensemble.predict(ensemble.grown(arrays, [trees] * 2), x) == np.ones((len(x), 1))).all()
+
+
 def stump(feature: int = 0, value: float = 1.0) -> Nodes:
     """Make a tree with one split at 0."""
     children = np.array([1, 0, 0]), np.array([2, 0, 0])
@@ -350,6 +362,14 @@ def test_what_makes_no_sense_is_refused(overrides: str, told: str) -> None:
     """Noise on trees, a flip of what no client moves, and parameters out of range."""
     with pytest.raises(ConfigError, match=told):
         compose_config(["strategy=fedxgbbagging", *overrides.split()])
+
+
+def test_no_step_of_ours_is_in_play() -> None:
+    """``model.learning_rate`` decides nothing: a run that diverged is told to lower ``eta``."""
+    config = config_of()
+    assert config.model.learning_rate == "auto"
+    assert Stepping.of(config, D) is None
+    assert Ending.of(config, roster_of(2), 3).remedy == "lower strategy.eta (0.3)"
 
 
 # ---------------------------------------------------------------------------- whole runs

@@ -4,8 +4,8 @@ Clients continue the ensemble by one boosting round each, and its trees are all 
 xgboost is needed where trees are fitted, and nowhere else: nothing that came over a wire reaches
 its parser, and a logged model predicts without it. Arrays are those of :mod:`fl_app.models.trees`
 with values of width 1, whose trees are dealt to the R outputs in turn, and ``start`` (R,) float64,
-the raw outputs before the first tree. R is T targets, 1 for two classes (log odds of the second),
-else C.
+the raw outputs before the first tree. R is T targets, 1 for two classes (log odds of the second), 0
+for one, else C.
 
 References
 ----------
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fl_app.errors import ConfigError, DataError
 from fl_app.models.base import Arrays
-from fl_app.models.estimators import probabilities
+from fl_app.models.estimators import num_scores, probabilities
 from fl_app.models.trees import TREES, Forest, Nodes, Received, check_trees, encode_trees, single
 from fl_app.schema import MIN_LEVEL_ROWS, FedXgbBaggingConfig, Task
 
@@ -80,7 +80,7 @@ class BoostedTrees:
     @property
     def columns(self) -> int:
         """R, the raw outputs, and the trees of a boosting round."""
-        return 1 if self.task == "classification" and self.num_outputs == 2 else self.num_outputs
+        return num_scores(self.num_outputs) if self.task == "classification" else self.num_outputs
 
     # ------------------------------------------------------------------------ the server's side
     def begin(self, constant: Sequence[float]) -> dict[str, NDArray[Any]]:
@@ -94,7 +94,7 @@ class BoostedTrees:
         start = np.array(constant, np.float64)
         if self.task == "classification":
             start = np.log(np.maximum(start, _LEAST_SHARE))
-            start = start[1:] - start[0] if self.num_outputs == 2 else start
+            start = start[1:] - start[0] if self.num_outputs <= 2 else start
         return {START: start} | encode_trees([])
 
     def check(self, arrays: Arrays) -> None:
@@ -159,6 +159,8 @@ class BoostedTrees:
         require_xgboost()
         import xgboost
 
+        if not self.columns:  # of one class there is nothing to learn
+            return encode_trees([])
         margin = self._raw(arrays, x).astype(np.float32)
         data = xgboost.DMatrix(single(x), label=y, base_margin=margin, nthread=1)
         booster = xgboost.train(self._settings(params, rng), data, num_boost_round=1)

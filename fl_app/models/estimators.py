@@ -51,6 +51,7 @@ __all__ = [
     "MAX_VALUE",
     "check",
     "fit",
+    "num_scores",
     "predict",
     "probabilities",
 ]
@@ -296,7 +297,7 @@ class Logistic:
     @staticmethod
     def check(reader: Received, task: Task, num_features: int, outputs: int) -> None:
         """Check ``coef`` and ``intercept``."""
-        rows = _num_scores(outputs)
+        rows = num_scores(outputs)
         reader.take("coef", np.float32, (rows, num_features))
         reader.take("intercept", np.float32, (rows,))
 
@@ -467,7 +468,7 @@ class HistGradientBoosting:
     def check(reader: Received, task: Task, num_features: int, outputs: int) -> None:
         """Check the trees and that they can be dealt to the outputs."""
         check_trees(reader, num_features, 1)
-        columns = _num_scores(outputs) if task == "classification" else outputs
+        columns = num_scores(outputs) if task == "classification" else outputs
         reader.take("start", np.float64, (columns,))
         trees = len(reader.arrays["sizes"])
         fair = trees % columns == 0 if columns else trees == 0
@@ -579,7 +580,7 @@ def _present(y: NDArray[Any], num_outputs: int) -> NDArray[np.uint8]:
     return (np.bincount(y, minlength=num_outputs) > 0).astype(np.uint8)
 
 
-def _num_scores(classes: int) -> int:
+def num_scores(classes: int) -> int:
     """Return how many raw scores tell classes apart: one fewer for one class or two."""
     return {1: 0, 2: 1}.get(classes, classes)
 
