@@ -195,6 +195,12 @@ class ModelConfig:
 
     name: str = opt("auto", "Name of the model; `auto` is `linear` or `softmax` by the task.")
     local_epochs: int = opt(1, "Passes over a client's rows in one round.", ge=1)
+    local_steps: int | None = opt(
+        None,
+        "Mini-batch steps of one round, whatever a client's rows, in place of `local_epochs`; they "
+        "go on over as many passes as it takes.",
+        ge=1,
+    )
     batch_size: int = opt(32, "Rows of one step; 0 takes all rows.", ge=0)
     learning_rate: float | Literal["auto"] = opt(
         "auto",
