@@ -44,7 +44,6 @@ from fl_app.models.serving import Predictor
 from fl_app.schema import (
     GROUPS,
     METRICS,
-    BaseModelsConfig,
     Config,
     DeploymentConfig,
     MlflowConfig,
@@ -54,6 +53,7 @@ from fl_app.schema import (
     digest,
     fewest_replies,
     flatten,
+    has_base_models,
     objective_of,
     task_of,
     to_dict,
@@ -315,7 +315,7 @@ class Run:
             encoding,
             config.model,
             many=config.strategy.name == "local",
-            stacked=isinstance(config.strategy, BaseModelsConfig),
+            stacked=has_base_models(config.strategy),
         )
         self.trackers.event("model", {"spec": self.predictor.to_spec()})
         federated = federated_of(config, roster, self.predictor)

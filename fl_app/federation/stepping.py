@@ -113,8 +113,8 @@ class Stepping:
         limit: float = math.inf,
         constant: float | None = None,
     ) -> Stepping | None:
-        """Return who decides on the step of a run with D features; None where its config does."""
-        if config.model.learning_rate != "auto":
+        """Return who decides on the step of a run with D features; None where nobody has to."""
+        if config.model.learning_rate != "auto" or config.strategy.name == "pooled":
             return None
         return cls(
             first_step(task_of(config.dataset), num_features),

@@ -44,6 +44,10 @@ class Model(Protocol):
         """
         ...
 
+    def gradient(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the gradient of the training loss, with its penalty, over the rows."""
+        ...
+
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C) or targets of shape (n, T)."""
         ...

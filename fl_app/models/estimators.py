@@ -33,16 +33,16 @@ from fl_app.errors import ConfigError, DataError
 from fl_app.models.base import Arrays
 from fl_app.schema import Task, require_base_model
 
-__all__ = ["ESTIMATORS", "MAX_BYTES", "MAX_NODES", "check", "fit", "predict"]
+__all__ = ["DEFAULTS", "ESTIMATORS", "MAX_BYTES", "MAX_NODES", "check", "fit", "predict"]
 
 Floats = NDArray[np.float64]
 Encoded = dict[str, NDArray[Any]]
 
 MAX_BYTES = 2**24
 """Bytes that the arrays of one estimator may have."""
-MAX_NODES = 2**18
+MAX_NODES = 2**19
 """Nodes that the trees of one estimator may have together."""
-MAX_TREES = 2**11
+MAX_TREES = 2**12
 """Trees that one estimator may have."""
 MAX_DEPTH = 32
 """Edges from a root to its farthest leaf."""
@@ -488,6 +488,17 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
     "hist_gradient_boosting": HistGradientBoosting,
 }
 """Base estimators by name; the fields of a class are its hyperparameters."""
+DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "gaussian_nb": {"var_smoothing": 1e-9},
+    "random_forest": {"n_estimators": 100, "max_depth": MAX_DEPTH, "min_samples_leaf": 1},
+    "hist_gradient_boosting": {
+        "max_iter": 100,
+        "learning_rate": 0.1,
+        "max_leaf_nodes": 31,
+        "min_samples_leaf": 20,
+    },
+}
+"""scikit-learn's own hyperparameters where ours are others, to be small: for a fit on all rows."""
 
 
 # ---------------------------------------------------------------------------- codec of trees
