@@ -21,7 +21,7 @@ from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import Stack
-from fl_app.schema import BaseModelsConfig, Config, from_dict, to_json
+from fl_app.schema import Config, from_dict, has_base_models, to_json
 from fl_app.seeding import one_thread
 from fl_app.server_app import federated_of
 from fl_app.strategies import start_arrays
@@ -178,7 +178,7 @@ def run(
         roster, encoding = shake_hands(nodes, nodes.get_node_ids(), config, 60.0)
         many, stacked = (
             config.strategy.name == "local",
-            isinstance(config.strategy, BaseModelsConfig),
+            has_base_models(config.strategy),
         )
         predictor = Predictor(encoding, config.model, many, stacked)
         federated = federated_of(config, roster, predictor)
