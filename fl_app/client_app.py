@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,17 @@ from fl_app.federation.measures import Exchange, Measures
 from fl_app.grid import in_process
 from fl_app.held import hold, records_of
 from fl_app.models.base import Arrays, Model
+from fl_app.models.optimum import converge
 from fl_app.models.serving import Predictor
 from fl_app.schema import (
     METRICS,
-    BaseModelsConfig,
     Config,
     FedXgbBaggingConfig,
     TabularConfig,
+    has_base_models,
     min_level_rows_of,
 )
-from fl_app.seeding import later, one_thread
+from fl_app.seeding import generator, later, one_thread
 from fl_app.stack_client import StackClient
 
 __all__ = ["app"]
@@ -122,7 +123,7 @@ def train(message: Message, context: Context) -> Message:
     federation = _federation(*wire.texts(message))
     config, model = federation.config, federation.model
     rows = federation.rows(partition, context)
-    if isinstance(config.strategy, BaseModelsConfig):
+    if has_base_models(config.strategy):
         return _stack(message, context, federation, rows)
     if isinstance(config.strategy, FedXgbBaggingConfig):
         return _boost(message, config.strategy, partition, federation, rows)
@@ -130,14 +131,26 @@ def train(message: Message, context: Context) -> Message:
     mu, center = wire.setting(message, "proximal-mu", 0.0), wire.center(message)
     with one_thread(), _no_warnings():
         start = wire.read_arrays(message)
-        step = wire.learning_rate(message)
-        arrays = model.fit(start, rows.x, rows.y, rng, mu, step)
+        if config.strategy.name == "pooled":
+            arrays = _converged(message, federation, rows)
+        else:
+            step = wire.learning_rate(message)
+            arrays = model.fit(start, rows.x, rows.y, rng, mu, step)
         metrics, measures = federation.score("train", arrays, rows.x, rows.truth, center)
         if config.strategy.name == "qfedavg":
             loss = METRICS[federation.encoding.task][0]
             before, _ = federation.score("train", start, rows.x, rows.truth)
             metrics[wire.TRAIN_LOSS] = before[loss]
     return wire.reply(message, metrics, len(rows.x), arrays, measures | _left_out(rows.left_out))
+
+
+def _converged(message: Message, federation: _Federation, rows: Encoded) -> Arrays:
+    """Train on all rows to convergence in the first round; nothing is left for the others."""
+    start, config = wire.read_arrays(message), federation.config
+    if wire.server_round(message) > 1:
+        return start
+    rng = generator(config.seed, "pooled")
+    return converge(federation.model_with, start, rows.x, rows.y, rng, config.model.l2)
 
 
 @app.evaluate()
@@ -254,6 +267,10 @@ class _Federation:
     predictor: Predictor
     measures: Measures
     _rows: dict[tuple[int, str | None], Encoded] = field(default_factory=dict)
+
+    def model_with(self, l2: float) -> Model:
+        """Return the run's model with another penalty."""
+        return replace(self.predictor, model=replace(self.config.model, l2=l2)).build()
 
     def score(
         self,

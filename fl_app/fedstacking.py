@@ -21,6 +21,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -422,7 +423,11 @@ class FedStacking(FedAvg):
         if self.global_member == "ls" or not self._bases:
             # This round's clients had too few rows; another round's may have enough.
             return dict(self._sent)
-        return Stack(self._members(), None, self._n_average(), self.low, self.high).to_arrays()
+        return self._ensemble().to_arrays()
+
+    def _ensemble(self) -> Stack:
+        """Return the base models so far without a global member, and not learnt."""
+        return Stack(self._members(), None, self._n_average(), self.low, self.high)
 
     def _take_bases(self, replies: Mapping[int, Message]) -> dict[int, Arrays]:
         """Keep the base models and numbers of rows that are new; return each reply's arrays."""
@@ -702,25 +707,44 @@ class FedStacking(FedAvg):
 
 
 class NAverage(FedStacking):
-    """The average of all clients' base models by their rows: an ensemble made once.
+    """All clients' base models, averaged by their rows or by majority vote: an ensemble made once.
 
     What FedStacking learns to do better than. Every round collects base models of clients that
     have not sent theirs; with all clients in each round nothing changes after the first.
 
     Parameters
     ----------
+    combine : {"rows", "classes", "votes"}, default "rows"
+        Average of the models' outputs weighted by their clients' rows, or for each class by their
+        rows of it; or the share of the models whose likeliest class it is. The last two are for
+        classification.
     num_outputs, bounds, partitions, check_member
         As for :class:`FedStacking`.
     **kwargs
         As for Flower's FedAvg.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, combine: str = "rows", **kwargs: Any) -> None:
         super().__init__(num_rounds=3, global_member="none", max_members=sys.maxsize, **kwargs)
+        if combine not in ("rows", "classes", "votes")[: 1 if self.low else 3]:
+            raise ConfigError("strategy.combine", combine, "rows; for classes also classes, votes")
+        self.combine = combine
 
     def phase(self, server_round: int) -> str:
         """Every round collects."""
         return "collect"
+
+    def _ensemble(self) -> Stack:
+        """Return the base models so far, combined as asked."""
+        average = super()._ensemble()
+        if self.combine == "rows":
+            return average
+        if self.combine == "votes":
+            equal = np.full_like(average.weights, 1 / len(average.weights))
+            return replace(average, weights=equal, votes=True)
+        told = self._told(average.members)
+        weights = stacking.class_shares(*told, self.num_outputs).astype(np.float32)
+        return replace(average, weights=weights)
 
 
 def _take_array(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fl_app.errors import ConfigError
 
@@ -35,6 +35,7 @@ __all__ = [
     "flatten",
     "from_dict",
     "from_json",
+    "has_base_models",
     "min_level_rows_of",
     "objective_of",
     "task_of",
@@ -195,6 +196,12 @@ class ModelConfig:
 
     name: str = opt("auto", "Name of the model; `auto` is `linear` or `softmax` by the task.")
     local_epochs: int = opt(1, "Passes over a client's rows in one round.", ge=1)
+    local_steps: int | None = opt(
+        None,
+        "Mini-batch steps of one round, whatever a client's rows, in place of `local_epochs`; they "
+        "go on over as many passes as it takes.",
+        ge=1,
+    )
     batch_size: int = opt(32, "Rows of one step; 0 takes all rows.", ge=0)
     learning_rate: float | Literal["auto"] = opt(
         "auto",
@@ -310,7 +317,7 @@ REFUSED: Mapping[str, str] = dict.fromkeys(
 
 @dataclass(frozen=True)
 class BaseModelsConfig(StrategyConfig):
-    """The average of the clients' base models, weighted by their rows: an ensemble made once."""
+    """A strategy whose clients fit base models."""
 
     base_models: tuple[str, ...] | None = opt(
         None,
@@ -323,6 +330,34 @@ class BaseModelsConfig(StrategyConfig):
         """Return the base model of a partition, once the config is checked."""
         assert self.base_models is not None
         return self.base_models[partition % len(self.base_models)]
+
+
+@dataclass(frozen=True)
+class PooledConfig(BaseModelsConfig):
+    """All rows in one place: the run's model trained to convergence, or one of scikit-learn's."""
+
+    base_models: tuple[str, ...] | None = opt(
+        None,
+        "One of ridge, logistic, gaussian_nb, random_forest, hist_gradient_boosting, fitted once "
+        "with scikit-learn's own defaults; null: the run's model.",
+    )
+
+
+def has_base_models(strategy: StrategyConfig) -> TypeGuard[BaseModelsConfig]:
+    """Return whether clients fit base models under a strategy of a checked config."""
+    return isinstance(strategy, BaseModelsConfig) and strategy.base_models is not None
+
+
+@dataclass(frozen=True)
+class NAverageConfig(BaseModelsConfig):
+    """An ensemble of the clients' base models, made once: their average or majority vote."""
+
+    combine: str = opt(
+        "rows",
+        "How: average weighted by the clients' rows, or for each class by their rows of it; or one "
+        "vote a model (classification), a tie for the class that comes first.",
+        choices=("rows", "classes", "votes"),
+    )
 
 
 @dataclass(frozen=True)
@@ -510,9 +545,9 @@ GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
         "qfedavg": QFedAvgConfig,
         "fedxgbbagging": FedXgbBaggingConfig,
         "fedstacking": FedStackingConfig,
-        "n_average": BaseModelsConfig,
+        "n_average": NAverageConfig,
         "local": StrategyConfig,
-        "pooled": StrategyConfig,
+        "pooled": PooledConfig,
     },
     "privacy": {"none": PrivacyConfig, "dp_fixed": DpFixedConfig, "dp_adaptive": DpAdaptiveConfig},
     "runtime": {
@@ -1064,7 +1099,10 @@ def require_base_model(name: str, task: Task, field_name: str = "strategy.base_m
 
 
 def _resolve_base_models(strategy: BaseModelsConfig, task: Task) -> BaseModelsConfig:
+    pooled = isinstance(strategy, PooledConfig)
     if strategy.base_models is None:
+        if pooled:
+            return strategy
         default = "ridge" if task == "regression" else "logistic"
         return replace(strategy, base_models=(default,))
     if not strategy.base_models:
@@ -1072,11 +1110,19 @@ def _resolve_base_models(strategy: BaseModelsConfig, task: Task) -> BaseModelsCo
         raise ConfigError("strategy.base_models", [], f"at least one of {fitting}")
     for name in strategy.base_models:
         require_base_model(name, task)
+    if pooled and (len(strategy.base_models) > 1 or "model" in strategy.base_models):
+        allowed = "one of scikit-learn's with strategy=pooled; null: the run's model"
+        raise ConfigError("strategy.base_models", list(strategy.base_models), allowed)
     return strategy
 
 
 def _check_stacking(config: Config) -> None:
-    if not isinstance(config.strategy, FedStackingConfig):
+    own = config.strategy
+    regression = task_of(config.dataset) == "regression"
+    if isinstance(own, NAverageConfig) and own.combine != "rows" and regression:
+        allowed = "rows for a regression task, which has no classes"
+        raise ConfigError("strategy.combine", own.combine, allowed)
+    if not isinstance(own, FedStackingConfig):
         return
     if config.num_server_rounds < 3:
         raise ConfigError(

@@ -137,7 +137,7 @@ class StackClient:
 
     def _base(self, request: StackRequest) -> Member:
         """Return the base model fitted on all training rows."""
-        kind = self._strategy.kind_of(self.partition)
+        kind = self._kind
         everything = np.ones(self._num_rows, np.bool_)
         return Member(
             kind, self._remember("base", lambda: self._fit(kind, "base", everything, request))
@@ -148,7 +148,8 @@ class StackClient:
     ) -> dict[str, NDArray[Any]]:
         """Fit a base model on some of the rows."""
         x, y = self.rows.x, self.rows.y
-        if kind == "gaussian_nb":
+        alone = self.config.strategy.name == "pooled"  # no row has to be kept from anybody
+        if kind == "gaussian_nb" and not alone:
             # Its arrays are means over the rows of a class: the floor of every other sum. Mean and
             # variance of two rows are those two.
             floor = max(3, request.min_rows)
@@ -159,7 +160,11 @@ class StackClient:
         if kind != MODEL:
             task, outputs = self.encoding.task, self._width
             # A leaf of one row tells its target; boosting's leaves are larger anyway.
-            params = {"min_samples_leaf": request.min_rows} if kind == "random_forest" else {}
+            params: Mapping[str, float] = {}
+            if alone:
+                params = estimators.DEFAULTS.get(kind, {})
+            elif kind == "random_forest":
+                params = {"min_samples_leaf": request.min_rows}
             return estimators.fit(
                 kind, x[kept], y[kept], task=task, num_outputs=outputs, rng=rng, params=params
             )
@@ -241,7 +246,7 @@ class StackClient:
 
         def make() -> dict[str, NDArray[Any]]:
             folds = self._row_folds(request)
-            kind = self._strategy.kind_of(self.partition)
+            kind = self._kind
             nothing = 1 / self._width if layout.classes else 0.0
             block = np.full((self._num_rows, self._width), nothing)
             for fold in np.unique(folds):
@@ -329,6 +334,10 @@ class StackClient:
     def _strategy(self) -> BaseModelsConfig:
         assert isinstance(self.config.strategy, BaseModelsConfig)
         return self.config.strategy
+
+    @property
+    def _kind(self) -> str:
+        return self._strategy.kind_of(self.partition)
 
     @property
     def _has_ls(self) -> bool:

@@ -66,6 +66,7 @@ __all__ = [
     "check_sums",
     "choose",
     "choose_members",
+    "class_shares",
     "combine",
     "equations",
     "features",
@@ -753,11 +754,8 @@ class _Problem:
     counts: Floats
 
     def shares(self) -> Floats:
-        """Return each member's share of the rows of a class, (m, C); of all rows if none told."""
-        total = self.counts.sum(axis=0)
-        whole = (self.rows / self.rows.sum())[:, None]
-        shares = np.where(total > 0, self.counts / np.where(total > 0, total, 1.0), whole)
-        return np.broadcast_to(shares, (len(shares), self.layout.num_outputs))
+        """Return :func:`class_shares` of the members."""
+        return class_shares(self.rows, self.counts, self.layout.num_outputs)
 
     def start(self) -> Floats:
         """Return W0, (B, C): half shares, half global member."""
@@ -822,6 +820,31 @@ def candidates(
 def provisional(table: Sequence[Candidate]) -> Candidate:
     """Return the candidate of least cross-validated error: the model until clients have chosen."""
     return min(table, key=lambda candidate: np.nan_to_num(candidate.loss, nan=np.inf))
+
+
+def class_shares(
+    num_examples: NDArray[Any], counts: NDArray[Any], num_outputs: int
+) -> NDArray[np.float64]:
+    """Return each member's share of the rows of a class; of all rows where none told of it.
+
+    Parameters
+    ----------
+    num_examples : ndarray of shape (m,)
+        Rows of the members' clients.
+    counts : ndarray of shape (m, C) or (m, 1)
+        Their rows of each class (regression: all rows) as they tell them.
+    num_outputs : int
+        C, or T targets.
+
+    Returns
+    -------
+    ndarray of shape (m, C) or (m, T)
+        Columns sum to 1.
+    """
+    total = counts.sum(axis=0)
+    whole = (num_examples / num_examples.sum())[:, None]
+    shares = np.where(total > 0, counts / np.where(total > 0, total, 1.0), whole)
+    return np.broadcast_to(shares, (len(shares), num_outputs))
 
 
 def _problems(layout: Layout, pooled: Pooled, rows: Floats, counts: Floats) -> list[_Problem]:

@@ -57,11 +57,11 @@ from fl_app.models.boosted import require_xgboost
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import LS, PRIOR, Member, pack_range
 from fl_app.schema import (
-    BaseModelsConfig,
     Config,
     FedStackingConfig,
     FedXgbBaggingConfig,
     StrategyConfig,
+    has_base_models,
 )
 from fl_app.seeding import generator
 from fl_app.stacking import bounds
@@ -118,7 +118,9 @@ def build_strategy(
     """
     if config.name == "local":
         return Local(roster, **_ALL)
-    own = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
+    own = {f.name: getattr(config, f.name) for f in fields(config)}
+    for ours in ("name", "base_models"):
+        own.pop(ours, None)
     if config.name == "qfedavg":
         own |= {"client_learning_rate": learning_rate, "train_loss_key": TRAIN_LOSS}
     return _FLOWER[config.name](**own, **_ALL)
@@ -151,7 +153,7 @@ def strategy_of(
         if config.runtime.name != "deployment":  # there its nodes need the package
             require_xgboost()
         return FedXgbBagging(predictor.ensemble, **_ALL)
-    if not isinstance(own, BaseModelsConfig):
+    if not has_base_models(own):
         rate = config.model.learning_rate
         return build_strategy(own, roster, learning_rate if rate == "auto" else rate)
     kinds = predictor.kinds()
@@ -162,7 +164,7 @@ def strategy_of(
         "check_member": kinds.check,
     }
     if not isinstance(own, FedStackingConfig):
-        return NAverage(**shape, **_ALL)
+        return NAverage(combine=getattr(own, "combine", "rows"), **shape, **_ALL)
     check_rows(own, max(node.num_examples for node in roster), kinds.num_features)
     return FedStacking(
         num_rounds=config.num_server_rounds,
@@ -243,7 +245,7 @@ def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[s
     if isinstance(own, FedXgbBaggingConfig):
         return predictor.ensemble.begin(_constant(roster, predictor))
     global_member = getattr(own, "global_member", "none")
-    if not isinstance(own, BaseModelsConfig) or global_member == "fedavg":
+    if not has_base_models(own) or global_member == "fedavg":
         return predictor.build().start(generator(config.seed, "model"))
     kinds, limits = predictor.kinds(), _bounds(roster, predictor)
     if global_member == LS:

@@ -359,8 +359,11 @@ i32, f32 = np.int32, np.float32
     [
         (swap(sizes=i32([3])), r"feature=int32 \(5,\): int32 of shape \(3,\)"),
         (swap(sizes=i32([0, 5])), "sizes=.*at least 1 node a tree"),
-        (swap(sizes=i32([2**30, 2**30])), "sizes=.*at most 262144 nodes"),
-        (swap(sizes=np.ones(2049, i32)), "sizes=.*at most 2048 trees"),
+        (swap(sizes=i32([2**30, 2**30])), f"sizes=.*at most {estimators.MAX_NODES} nodes"),
+        (
+            swap(sizes=np.ones(estimators.MAX_TREES + 1, i32)),
+            f"sizes=.*at most {estimators.MAX_TREES} trees",
+        ),
         (swap(sizes=np.zeros(0, i32)), "feature="),
         (swap(sizes=np.array([5])), "sizes=int64"),
         (swap(feature=i32([0, -1, 5, -1, -1])), "feature=.*-1 or a feature below 5"),

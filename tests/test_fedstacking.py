@@ -25,7 +25,7 @@ from fl_app.config import compose_config
 from fl_app.data.partition import encode, partition_of
 from fl_app.data.partition import test_table as held_out
 from fl_app.errors import ConfigError, FederationError, InputError
-from fl_app.fedstacking import FAMILY_NUMBERS, PHASES, FedStacking
+from fl_app.fedstacking import FAMILY_NUMBERS, PHASES, FedStacking, NAverage
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models import estimators
@@ -804,6 +804,37 @@ def test_fifteen_rows_a_client_are_enough() -> None:
     kinds, layout = ran.predictor.kinds(), ran.stack.layout
     alone = [kinds.outputs(m, x, layout).argmax(axis=1) for m in ran.stack.members.values()]
     assert ran.score("accuracy") > np.mean([a == truth for a in alone])
+
+
+@pytest.mark.parametrize("combine", ["rows", "classes", "votes"])
+def test_an_ensemble_weighs_its_models_as_asked(combine: str) -> None:
+    """By n_k / N, by the told rows of a class over all told of it, or each model alike.
+
+    Three islands of penguins: Adelie live on all, Chinstrap and Gentoo on one each.
+    """
+    strategy = {"name": "n_average", "combine": combine}
+    deal = {"partitioner": {"name": "natural"}, "num_clients": 3}
+    ran = run(config_of("penguins", strategy, **deal))
+    counts = np.stack([np.bincount(ran.rows(k).y, minlength=3) for k in range(3)]).astype(float)
+    expected = {
+        "rows": np.tile(counts.sum(axis=1, keepdims=True) / counts.sum(), 3),
+        "classes": counts / counts.sum(axis=0),
+        "votes": np.full((3, 3), 1 / 3),
+    }[combine]
+    np.testing.assert_allclose(ran.final["weights"], expected, rtol=1e-6)
+    assert ("votes" in ran.final) == (combine == "votes")
+    x, truth = held_back(ran)
+    right = ran.predictor.outputs(ran.final, x).argmax(axis=1) == truth
+    assert right.mean() == pytest.approx(ran.score("accuracy"), rel=1e-12)
+    if combine == "classes":  # who never saw a class has no say in it
+        assert right.mean() > 0.95
+
+
+@pytest.mark.parametrize("combine", ["classes", "votes", "mean"])
+def test_targets_have_no_classes_to_weigh_or_vote_for(combine: str) -> None:
+    """A library user gets the error that the config gives."""
+    with pytest.raises(ConfigError, match=f"strategy.combine={combine}: rows; for classes"):
+        NAverage(num_outputs=1, bounds=([0.0], [1.0]), combine=combine)
 
 
 @pytest.mark.parametrize("shares", [(), (0.0, 0.0, 0.0)])

@@ -149,7 +149,9 @@ def test_every_model_of_the_schema_can_be_built(name: str) -> None:
 
 
 # ---------------------------------------------------------------------------- descend
-def _visits(n: int, batch_size: int, epochs: int) -> list[list[int]]:
+def _visits(
+    n: int, batch_size: int, epochs: int = 1, steps_asked: int | None = None
+) -> list[list[int]]:
     """Record the rows of each step."""
     steps: list[list[int]] = []
 
@@ -159,7 +161,7 @@ def _visits(n: int, batch_size: int, epochs: int) -> list[list[int]]:
         return {name: np.zeros_like(a) for name, a in arrays.items()}
 
     rows = np.arange(float(n))
-    config = replace(FULL, batch_size=batch_size, local_epochs=epochs)
+    config = replace(FULL, batch_size=batch_size, local_epochs=epochs, local_steps=steps_asked)
     descend(config, gradient, {"w": np.zeros(1)}, rows[:, None], rows, _rng())
     return steps
 
@@ -183,6 +185,16 @@ def test_each_epoch_has_an_order_of_its_own_and_a_full_batch_none() -> None:
     assert list(chain(*steps[:2])) != list(chain(*steps[2:]))
     for batch_size in (0, 40, 99):
         assert _visits(40, batch_size, 2) == [list(range(40))] * 2
+
+
+@given(n=st.integers(1, 20), batch_size=st.integers(0, 8), steps=st.integers(1, 40))
+def test_local_steps_are_counted_whatever_the_rows(n: int, batch_size: int, steps: int) -> None:
+    """Clients of all sizes take equally many steps; they are the first ones of enough epochs."""
+    found = _visits(n, batch_size, steps_asked=steps)
+    assert len(found) == steps
+    size = batch_size if 0 < batch_size < n else n
+    epochs = -(-steps // -(-n // size))
+    assert found == _visits(n, batch_size, epochs)[:steps]
 
 
 def test_a_step_that_nobody_decided_on_is_refused() -> None:
@@ -230,6 +242,29 @@ def test_the_lessons_first_steps_by_hand() -> None:
 
 
 # ---------------------------------------------------------------------------- softmax
+@pytest.mark.parametrize("steps", [1, 7])
+def test_two_columns_at_half_the_rate_are_one_logistic_output(steps: int) -> None:
+    """From 0, z = w1 - w0 at rate r/2 moves as the weights of a logistic output do at rate r.
+
+    The gradient of the log loss is +g for the one column and -g for the other, with g that of the
+    single output s(z'x): each step of r/2 moves the difference by r g.
+    """
+    rate = 0.3
+    config = replace(FULL, batch_size=4, local_steps=steps, learning_rate=rate / 2)
+    x, y = _rng(1).normal(size=(11, 3)), _rng(2).integers(0, 2, size=11)
+    model = _softmax(config, outputs=2)
+    found = model.fit(model.start(_rng()), x, y, _rng())
+
+    def logistic(arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        error = (1 / (1 + np.exp(-(x @ arrays["w"] + arrays["b"]))) - y) / len(x)
+        return {"w": x.T @ error, "b": error.sum(keepdims=True)}
+
+    start = {"w": np.zeros(3), "b": np.zeros(1)}
+    one = descend(replace(config, learning_rate=rate), logistic, start, x, y.astype(float), _rng())
+    np.testing.assert_allclose(found["coef"][1] - found["coef"][0], one["w"], rtol=1e-12)
+    np.testing.assert_allclose(np.diff(found["intercept"]), one["b"], rtol=1e-12)
+
+
 def test_a_class_that_a_client_lacks_keeps_its_weights_in_shape() -> None:
     """All C classes stay, finite; the one without rows becomes less likely."""
     model = _softmax(replace(FULL, local_epochs=20, batch_size=4))

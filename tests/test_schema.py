@@ -334,6 +334,23 @@ def test_any_json_value_for_a_group_is_refused_by_name(group: str, value: Any) -
             "fraction_train=0.5: strategy=pooled trains every client: 1",
         ),
         (
+            {"strategy": {"name": "pooled", "base_models": ["logistic", "random_forest"]}},
+            "strategy.base_models=['logistic', 'random_forest']: one of scikit-learn's with "
+            "strategy=pooled; null: the run's model",
+        ),
+        (
+            {"strategy": {"name": "pooled", "base_models": ["model"]}},
+            "strategy.base_models=['model']: one of scikit-learn's with strategy=pooled; "
+            "null: the run's model",
+        ),
+        (
+            {
+                "strategy": {"name": "n_average", "combine": "votes"},
+                "dataset": {"name": "diabetes"},
+            },
+            "strategy.combine=votes: rows for a regression task, which has no classes",
+        ),
+        (
             {"strategy": {"name": "local"}, "fraction_train": 0.5},
             "fraction_train=0.5: strategy=local trains every client: 1",
         ),

@@ -283,6 +283,34 @@ def test_least_squares_alone_says_probabilities() -> None:
     np.testing.assert_allclose(out.sum(axis=1), 1)
 
 
+# ---------------------------------------------------------------------------- votes
+def test_votes_by_hand() -> None:
+    """Three models, three classes: each has one vote, whatever its weight or certainty.
+
+    Row 0: votes 0, 1, 1. Row 1: one vote each, a tie that the first class wins. Row 2: the first
+    model finds classes 1 and 2 equally likely and votes for 1, as does the third.
+    """
+    said = [
+        [[0.98, 0.02, 0.0], [0.9, 0.1, 0.0], [0.2, 0.4, 0.4]],
+        [[0.4, 0.5, 0.1], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9]],
+        [[0.3, 0.4, 0.3], [0.3, 0.3, 0.4], [0.1, 0.6, 0.3]],
+    ]
+
+    class Said(Kinds):
+        def outputs(self, member: Member, x: Any, layout: Any) -> NDArray[np.float64]:
+            return np.array(said[int(member.arrays["number"][0])])
+
+    members = {k: Member(MODEL, {"number": np.array([k])}) for k in range(3)}
+    third = np.full((3, 3), 1 / 3, np.float32)
+    arrays = stored(Stack(members, None, third, votes=True).to_arrays())
+    assert Stack.from_arrays(arrays).votes
+    own = KINDS
+    model = StackModel(Said(own.model, own.task, own.num_features, own.num_outputs))
+    found = model.predict(arrays, X[:3])
+    np.testing.assert_allclose(found * 3, [[1, 2, 0], [1, 1, 1], [0, 2, 1]], atol=1e-6)
+    assert found.argmax(axis=1).tolist() == [1, 0, 1]
+
+
 # ---------------------------------------------------------------------------- as it is stored
 RUNS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "every kind": (
@@ -296,6 +324,12 @@ RUNS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model": {"name": "mlp", "dtype": "float32"}},
     ),
     "least squares": ("breast_cancer", {"global_member": "ls"}, {}),
+    "majority vote": (
+        "wine",
+        {"name": "n_average", "combine": "votes", "base_models": ["logistic", "random_forest"]},
+        {},
+    ),
+    "class average": ("wine", {"name": "n_average", "combine": "classes"}, {}),
     "text labels": ("penguins", {}, {"partitioner": {"name": "natural"}, "num_clients": 3}),
     "trees of targets": ("diabetes", {"base_models": ["random_forest"]}, {"num_clients": 2}),
     "least squares of targets": ("diabetes", {"global_member": "ls"}, {}),

@@ -523,6 +523,8 @@ def test_a_stack_of_one_is_that_model(layout: Layout) -> None:
 
 def test_averages_weigh_by_rows() -> None:
     """``n_average`` weighs members by all their rows, ``class_average`` by those of each class."""
+    shares = stacking.class_shares(np.array([30, 10]), np.array([[3, 0, 0], [1, 5, 0]]), 3)
+    assert shares.tolist() == [[0.75, 0.0, 0.75], [0.25, 1.0, 0.25]]  # nobody told of the third
     c = client(CLASSES, n=8)
     table = solved(CLASSES, [c])
     p = np.square(c.features[:, :-1].reshape(8, 4, 3))[:, :3]

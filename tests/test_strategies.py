@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,13 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Result
 from numpy.typing import NDArray
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+)
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.naive_bayes import GaussianNB
 
 from fl_app import wire
 from fl_app.client_app import app as client_app
@@ -21,7 +29,9 @@ from fl_app.errors import FederationError
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
+from fl_app.models.base import Model
 from fl_app.models.metrics import score
+from fl_app.models.optimum import converge
 from fl_app.models.registry import build
 from fl_app.models.serving import Predictor
 from fl_app.schema import (
@@ -128,7 +138,7 @@ def test_float32_stays_float32_in_every_strategy(name: str) -> None:
     assert {str(a.dtype) for a in read(_federate(config)[1].arrays).values()} == {"float32"}
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedadam", "qfedavg", "pooled"])
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "qfedavg"])
 def test_the_servers_step_is_the_same_for_shuffled_replies(name: str) -> None:
     """What is merged is sorted first: weights, metrics and steps do not depend on arrival."""
     rows = {"name": "synthetic_regression", "num_features": 30, "num_examples": 600}
@@ -204,19 +214,67 @@ def test_clients_with_identical_data_are_one_client(name: str, num_clients: int)
 
 
 def test_pooled_is_one_client_with_all_rows() -> None:
-    """``strategy=pooled`` trains the model directly on all training rows."""
+    """``strategy=pooled`` trains to convergence on all training rows, in the first round."""
     config = _config(strategy={"name": "pooled"})
     encoding, result = _federate(config)
     rows = _rows(config, encoding, 0)
-    model = build(config.model, len(encoding.feature_names), 1, "regression")
-    arrays = model.start(generator(0, "model"))
+
+    def make(l2: float) -> Model:
+        own = replace(config.model, l2=l2)
+        return build(own, len(encoding.feature_names), 1, "regression")
+
+    start = make(0.0).start(generator(0, "model"))
     with one_thread():
-        for t in (1, 2, 3):
-            arrays = model.fit(arrays, rows.x, rows.y, generator(config.seed, "train", t, 0))
+        arrays = converge(make, start, rows.x, rows.y, generator(config.seed, "pooled"))
+    losses = [m["mse"] for m in result.evaluate_metrics_clientapp.values()]
+    assert len(losses) == 3
+    assert len(set(losses)) == 1
     assert len(rows.x) == sum(
         len(partition_of(_config(), k).train) for k in range(config.num_clients)
     )
     assert _bits(read(result.arrays)) == _bits(arrays)
+
+
+def test_neither_steps_nor_rounds_change_the_pooled_model() -> None:
+    """There is nothing to tune: rate, batches, epochs, steps and rounds have no effect."""
+    plain = _federate(_config(strategy={"name": "pooled"}, num_server_rounds=1))[1]
+    model = {"name": "auto", "batch_size": 7, "local_epochs": 3, "local_steps": 2}
+    other = _federate(_config(strategy={"name": "pooled"}, model=model, num_server_rounds=4))[1]
+    assert _bits(read(plain.arrays)) == _bits(read(other.arrays))
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "theirs"),
+    [
+        ("logistic", "wine", LogisticRegression(max_iter=200)),
+        ("gaussian_nb", "wine", GaussianNB()),
+        ("hist_gradient_boosting", "wine", HistGradientBoostingClassifier(early_stopping=False)),
+        ("hist_gradient_boosting", "diabetes", HistGradientBoostingRegressor(early_stopping=False)),
+        ("ridge", "diabetes", Ridge()),
+        ("random_forest", "wine", RandomForestClassifier()),
+    ],
+    ids=str,
+)
+def test_a_pooled_base_model_is_scikit_learns_with_its_defaults(
+    name: str, dataset: str, theirs: Any
+) -> None:
+    """A reference without federation says what scikit-learn's own class says of the same rows."""
+    strategy = {"name": "pooled", "base_models": [name]}
+    config = _config(strategy=strategy, dataset={"name": dataset})
+    encoding, result = _federate(config)
+    rows = _rows(config, encoding, 0)
+    x, y = rows.x.astype(np.float32).astype(np.float64), rows.y
+    if hasattr(theirs, "random_state"):
+        draw = generator(config.seed, "base", 0, 0).integers(2**31)
+        theirs.set_params(random_state=int(draw) if name != "logistic" else None)
+    theirs.fit(x, y[:, 0] if y.ndim == 2 else y)
+    predictor = Predictor(encoding, config.model, stacked=True)
+    found = predictor.outputs(read(result.arrays), rows.x_eval)
+    if y.ndim == 2:
+        expected = encoding.in_units(theirs.predict(rows.x_eval).reshape(-1, 1))
+    else:
+        expected = theirs.predict_proba(rows.x_eval)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------- local

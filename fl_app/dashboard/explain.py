@@ -216,7 +216,8 @@ def _about(view: RunView, round_: Round, rule: str, replies: Sequence[_Reply]) -
     if rule == "NAverage":
         return (
             "Models are not averaged: each client sends its base model once, and what is averaged "
-            "by rows, n_k/N, are the models' outputs.",
+            "are the models' outputs, by rows, n_k/N, or by the rows of each class, or their votes "
+            "(strategy.combine).",
         )
     if rule in SERVER_STEPS:
         return (

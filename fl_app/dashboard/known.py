@@ -227,7 +227,9 @@ def _server(predictor: Predictor, whole: Arrays, strategy: str, server_round: in
         return []  # where each client keeps its own, the server has no model
     if server_round == 0:
         words = "start", "The model that all start from"
-    elif "weights" in whole:
+    elif "votes" in whole:
+        words = "majority vote", "The majority vote of the base models"
+    elif "weights" in whole and strategy != "pooled":
         words = "average", "The average of what the base models say"
     else:
         words = _WORDS.get(strategy, ("server's model", "The server's model"))

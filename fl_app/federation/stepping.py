@@ -113,8 +113,10 @@ class Stepping:
         limit: float = math.inf,
         constant: float | None = None,
     ) -> Stepping | None:
-        """Return who decides on the step of a run with D features; None where its config does."""
-        if config.model.learning_rate != "auto" or isinstance(config.strategy, FedXgbBaggingConfig):
+        """Return who decides on the step of a run with D features; None where nobody has to."""
+        own = config.strategy
+        moves = own.name != "pooled" and not isinstance(own, FedXgbBaggingConfig)
+        if config.model.learning_rate != "auto" or not moves:
             return None
         return cls(
             first_step(task_of(config.dataset), num_features),

@@ -6,7 +6,8 @@ every message. Array names, shapes and dtype never change in a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,11 +37,15 @@ class Model(Protocol):
         proximal_mu: float = 0.0,
         learning_rate: float | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Return the arrays after ``local_epochs`` passes over x of shape (n, D) and y.
+        """Return the arrays after a round's steps on x of shape (n, D) and y.
 
         ``proximal_mu`` adds ``mu/2 |w - w_start|^2`` to the loss (FedProx). ``learning_rate`` is
         the round's step where the config says ``auto``; None: the config's.
         """
+        ...
+
+    def gradient(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the gradient of the training loss, with its penalty, over the rows."""
         ...
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
@@ -63,7 +68,8 @@ def descend(
     Parameters
     ----------
     config : ModelConfig
-        Gives ``local_epochs``, ``batch_size`` (0: all rows, no shuffling) and ``learning_rate``.
+        Gives ``local_epochs`` or ``local_steps``, ``batch_size`` (0: all rows, no shuffling) and
+        ``learning_rate``.
     gradient : callable (arrays, x, y) -> arrays
         Gradient of the mean loss over the rows.
     start : mapping of str to ndarray
@@ -88,17 +94,23 @@ def descend(
     rate = next(iter(arrays.values())).dtype.type(step_size)
     n = len(x)
     size = config.batch_size if 0 < config.batch_size < n else n
-    for _ in range(config.local_epochs):
+    steps = config.local_steps or config.local_epochs * -(-n // size)
+    for rows in islice(_batches(n, size, rng), steps):
+        if rows is None:
+            grad = gradient(arrays, x, y)
+        else:
+            grad = gradient(arrays, x.take(rows, axis=0), y.take(rows, axis=0))
+        for name, array in arrays.items():
+            step = grad[name]
+            if proximal_mu:
+                step = step + array.dtype.type(proximal_mu) * (array - start[name])
+            array -= rate * step
+    return arrays
+
+
+def _batches(n: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64] | None]:
+    """Yield the rows of one mini-batch after another, each pass in a new order; None for all."""
+    while True:
         order = rng.permutation(n) if size < n else None
         for first in range(0, n, size):
-            if order is None:
-                grad = gradient(arrays, x, y)
-            else:
-                rows = order[first : first + size]
-                grad = gradient(arrays, x.take(rows, axis=0), y.take(rows, axis=0))
-            for name, array in arrays.items():
-                step = grad[name]
-                if proximal_mu:
-                    step = step + array.dtype.type(proximal_mu) * (array - start[name])
-                array -= rate * step
-    return arrays
+            yield None if order is None else order[first : first + size]

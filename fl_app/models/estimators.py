@@ -44,6 +44,7 @@ from fl_app.models.trees import (
 from fl_app.schema import Task, require_base_model
 
 __all__ = [
+    "DEFAULTS",
     "ESTIMATORS",
     "MAX_BYTES",
     "MAX_DEPTH",
@@ -506,6 +507,17 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
     "hist_gradient_boosting": HistGradientBoosting,
 }
 """Base estimators by name; the fields of a class are its hyperparameters."""
+DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "gaussian_nb": {"var_smoothing": 1e-9},
+    "random_forest": {"n_estimators": 100, "max_depth": MAX_DEPTH, "min_samples_leaf": 1},
+    "hist_gradient_boosting": {
+        "max_iter": 100,
+        "learning_rate": 0.1,
+        "max_leaf_nodes": 31,
+        "min_samples_leaf": 20,
+    },
+}
+"""scikit-learn's own hyperparameters where ours are others, to be small: for a fit on all rows."""
 
 
 # ---------------------------------------------------------------------------- helpers

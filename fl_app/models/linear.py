@@ -47,15 +47,14 @@ class Linear:
         learning_rate: float | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the arrays after local training."""
-        return descend(self.config, self._gradient, arrays, x, y, rng, proximal_mu, learning_rate)
+        return descend(self.config, self.gradient, arrays, x, y, rng, proximal_mu, learning_rate)
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return targets of shape (n, T)."""
         return affine(arrays, x)
 
-    def _gradient(
-        self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]
-    ) -> dict[str, NDArray[Any]]:
+    def gradient(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the gradient of the loss over the rows."""
         error = (affine(arrays, x) - y) * x.dtype.type(2 / len(x))
         return affine_gradient(arrays, x, error, self.config.l2)
 

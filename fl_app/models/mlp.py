@@ -64,7 +64,7 @@ class Mlp:
         learning_rate: float | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the arrays after local training; y holds class numbers or targets."""
-        return descend(self.config, self._gradient, arrays, x, y, rng, proximal_mu, learning_rate)
+        return descend(self.config, self.gradient, arrays, x, y, rng, proximal_mu, learning_rate)
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C) or targets of shape (n, T)."""
@@ -74,9 +74,8 @@ class Mlp:
         outputs = hidden @ arrays["output.coef"].T + arrays["output.intercept"]
         return softmax(outputs) if self.task == "classification" else np.asarray(outputs)
 
-    def _gradient(
-        self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]
-    ) -> dict[str, NDArray[Any]]:
+    def gradient(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the gradient of the loss over the rows."""
         hidden = _hidden(arrays, x)
         error = self._outputs(arrays, hidden)
         if self.task == "classification":

@@ -24,10 +24,10 @@ from fl_app.models.registry import build
 from fl_app.models.stack import Kinds, StackModel
 from fl_app.schema import (
     GROUPS,
-    BaseModelsConfig,
     Config,
     FedXgbBaggingConfig,
     ModelConfig,
+    has_base_models,
     to_dict,
 )
 from fl_app.seeding import one_thread
@@ -65,7 +65,7 @@ class Predictor:
     def of(cls, config: Config, encoding: Encoding, many: bool = False) -> Predictor:
         """Return how the arrays of a run with this config predict."""
         own = config.strategy
-        stacked = isinstance(own, BaseModelsConfig)
+        stacked = has_base_models(own)
         return cls(encoding, config.model, many, stacked, isinstance(own, FedXgbBaggingConfig))
 
     def outputs(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:

@@ -62,6 +62,11 @@ class Softmax:
         """Return probabilities of shape (n, C)."""
         return _exponential(affine(arrays, x))
 
+    def gradient(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the gradient of the loss over the rows; y holds class numbers."""
+        wanted = _one_hot(self.num_outputs, x.dtype).take(y, axis=0)
+        return self._gradient(arrays, x, wanted)
+
     def _gradient(
         self, arrays: Arrays, x: NDArray[Any], wanted: NDArray[Any]
     ) -> dict[str, NDArray[Any]]:

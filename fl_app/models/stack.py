@@ -10,6 +10,7 @@ names say what each array is:
 ``member/<p>/<kind>/...``   the base model of partition p; ``<kind>`` is ``model`` or a base
                             estimator's name
 ``weights``                 how they are combined, (B, C) or (D, C), float32
+``votes``                   [1] where each model has one vote, uint8; else not there
 ``low``, ``high``           the targets' range (T,), float64; regression only
 ==========================  ========================================================================
 
@@ -49,7 +50,7 @@ __all__ = [
 
 MODEL, LS = "model", "ls"
 """Kinds besides the base estimators: the run's own model, and one-shot least squares."""
-WEIGHTS, PRIOR, LOW, HIGH = "weights", "prior", "low", "high"
+WEIGHTS, VOTES, PRIOR, LOW, HIGH = "weights", "votes", "prior", "low", "high"
 
 
 def pack(prefix: str, arrays: Arrays) -> dict[str, NDArray[Any]]:
@@ -112,6 +113,9 @@ class Stack:
         As in :func:`fl_app.stacking.combine`.
     low, high : tuple of float
         Range of each target, empty for classification.
+    votes : bool, default False
+        Whether each model gives its likeliest class 1 and the others 0, the first of equally
+        likely ones.
     """
 
     members: Mapping[int, Member]
@@ -119,6 +123,7 @@ class Stack:
     weights: NDArray[Any]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    votes: bool = False
 
     @property
     def layout(self) -> stacking.Layout:
@@ -141,6 +146,8 @@ class Stack:
         arrays = pack_members(self.members)
         if self.global_member is not None:
             arrays |= self.global_member.to_arrays("global")
+        if self.votes:
+            arrays[VOTES] = np.ones(1, np.uint8)
         return arrays | {WEIGHTS: self.weights} | pack_range(self.low, self.high)
 
     @classmethod
@@ -148,7 +155,8 @@ class Stack:
         """Read :meth:`to_arrays`'s form back."""
         low, high = unpack_range(arrays)
         members = unpack_members(arrays)
-        return cls(members, Member.from_arrays("global", arrays), arrays[WEIGHTS], low, high)
+        alone = Member.from_arrays("global", arrays)
+        return cls(members, alone, arrays[WEIGHTS], low, high, VOTES in arrays)
 
 
 def pack_members(members: Mapping[int, Member]) -> dict[str, NDArray[Any]]:
@@ -275,5 +283,7 @@ class StackModel:
     def _combined(self, stack: Stack, x: NDArray[Any]) -> NDArray[Any]:
         layout = stack.layout
         blocks = [self.kinds.outputs(model, x, layout) for model in stack.models]
+        if stack.votes:
+            blocks = [np.eye(layout.num_outputs)[block.argmax(axis=1)] for block in blocks]
         features = stacking.features(layout, blocks)
         return stacking.combine(layout, features, stack.weights)

@@ -45,9 +45,9 @@ Encoded = dict[str, NDArray[Any]]
 
 TREES = ("sizes", "feature", "threshold", "value")
 """Names of the arrays."""
-MAX_NODES = 2**18
+MAX_NODES = 2**19
 """Nodes that the trees of one estimator may have together."""
-MAX_TREES = 2**11
+MAX_TREES = 2**12
 """Trees that one estimator may have."""
 MAX_DEPTH = 32
 """Edges from a root to its farthest leaf."""
