@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn import ensemble, linear_model, naive_bayes
 
 from fl_app.errors import ConfigError, DataError
-from fl_app.models import estimators
+from fl_app.models import estimators, trees
 from fl_app.schema import BASE_MODELS, Task, require_base_model
 from fl_app.seeding import one_thread
 
@@ -361,8 +361,8 @@ i32, f32 = np.int32, np.float32
         (swap(sizes=i32([0, 5])), "sizes=.*at least 1 node a tree"),
         (swap(sizes=i32([2**30, 2**30])), f"sizes=.*at most {estimators.MAX_NODES} nodes"),
         (
-            swap(sizes=np.ones(estimators.MAX_TREES + 1, i32)),
-            f"sizes=.*at most {estimators.MAX_TREES} trees",
+            swap(sizes=np.ones(trees.MAX_TREES + 1, i32)),
+            f"sizes=.*at most {trees.MAX_TREES} trees",
         ),
         (swap(sizes=np.zeros(0, i32)), "feature="),
         (swap(sizes=np.array([5])), "sizes=int64"),
