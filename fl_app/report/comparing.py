@@ -11,15 +11,20 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fl_app.errors import InputError
 from fl_app.report.budgets import (
+    NO_BYTES,
     Budget,
+    Gap,
     Pair,
     UncountedError,
+    at_end,
     equal_bytes,
     equal_rounds,
     pair_up,
+    stands_at,
 )
 from fl_app.report.grounds import Ground, ground_of, with_ground
 from fl_app.report.intervals import Interval, mean_and_sd, mean_difference
@@ -43,13 +48,13 @@ class Row:
         The level.
     num_runs : int
         Its runs.
-    mean : float
-        Mean of the metric.
+    mean : float or None
+        Mean of the metric; None, as all numbers, where one of the runs has no place in the table.
     sd : float or None
         Standard deviation between seeds, within a cell; None for a single seed.
-    baseline_mean : float
+    baseline_mean : float or None
         Mean of the baseline's runs where they are compared with this level.
-    server_round : float
+    server_round : float or None
         Mean of the rounds at which the level's runs count.
     bytes : float or None
         Mean of the bytes at which they count; None where nobody counted.
@@ -59,21 +64,25 @@ class Row:
         Pairs in which the level is better, equal, worse.
     worst_cell : (str, float) or None
         The cell with the worst mean difference, where the row is over several.
+    mark : str
+        What stands instead of numbers: ``"none"`` where a run is missing that could stand here,
+        ``"-"`` where the level has no bytes; "" where there are numbers.
     """
 
     cell: str | None
     level: str
     num_runs: int
-    mean: float
+    mean: float | None
     sd: float | None
-    baseline_mean: float
-    server_round: float
+    baseline_mean: float | None
+    server_round: float | None
     bytes: float | None
     difference: Interval | None = None
     wins: int = 0
     ties: int = 0
     losses: int = 0
     worst_cell: tuple[str, float] | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,10 +95,13 @@ class Table:
         By cell, in each the baseline first; over all cells last (alone where there is one cell).
     pairs : mapping of str to tuple of Pair
         Level -> its pairs; the baseline's are its runs with themselves, at their end.
+    gaps : mapping of str to tuple of Gap
+        Level -> what is no pair here. A row with one has no numbers.
     """
 
     rows: tuple[Row, ...]
     pairs: Mapping[str, tuple[Pair, ...]]
+    gaps: Mapping[str, tuple[Gap, ...]]
 
     @property
     def overall(self) -> tuple[Row, ...]:
@@ -114,11 +126,13 @@ class Comparison:
     at_rounds : Table
         At equal rounds.
     at_bytes : Table or None
-        At equal bytes; None where nobody counted them.
+        At equal bytes; None where nobody counted them, or the baseline has none.
     grounds : mapping of str to Ground
         Cell's label -> what an interval over its seeds rests on.
     notes : tuple of str
         What a reader should know.
+    at_end : Table or None
+        Each run at its own last round; None where that is the same as at equal rounds.
     """
 
     metric: str
@@ -129,6 +143,22 @@ class Comparison:
     at_bytes: Table | None
     grounds: Mapping[str, Ground]
     notes: tuple[str, ...] = ()
+    at_end: Table | None = None
+
+    @property
+    def finished(self) -> Table:
+        """The table of the finished methods, on which expectations are judged."""
+        return self.at_rounds if self.at_end is None else self.at_end
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The tables that there are, by what a reader calls them."""
+        named = {
+            "each at its end": self.at_end,
+            "at equal rounds": self.at_rounds,
+            "at equal bytes": self.at_bytes,
+        }
+        return {name: table for name, table in named.items() if table is not None}
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -187,15 +217,31 @@ def compare(
     higher = is_better_when_higher(metric)
     grounds = _grounds(design, metric)
     maker = _Maker(design, metric, higher, base, tolerance, grounds)
-    at_rounds = maker.table(equal_rounds)
-    notes = [*design.notes, *_short_of(design, at_rounds)]
-    at_bytes = None
+    ends, at_rounds = maker.table(at_end), maker.table(equal_rounds)
+    pairs = [pair for own in ends.pairs.values() for pair in own]
+    differ = any(pair.level.server_round != pair.baseline.server_round for pair in pairs)
+    at_bytes, why = _at_bytes(maker)
+    found = Comparison(
+        metric, higher, base, design, at_rounds, at_bytes, grounds, at_end=ends if differ else None
+    )
+    notes = [*design.notes, *_short_of(design, found.finished), *why]
+    for title, table in found.tables.items():
+        notes += _gap_notes(design, title, table)
+    return replace(found, notes=tuple(notes))
+
+
+def _at_bytes(maker: _Maker) -> tuple[Table | None, list[str]]:
+    """Return the table at equal bytes, or why there is none."""
+    design, base = maker.design, maker.baseline
+    none = "no table at equal bytes"
+    own = [run for cell in design.cells for run in design.runs[cell.label, base].values()]
+    if not all(run.federates for run in own):
+        return None, [f"{none}: {design.key.name}={base} federates nothing and has no bytes"]
     try:
-        at_bytes = maker.table(equal_bytes)
+        return maker.table(partial(equal_bytes, shorter=design.shorter)), []
     except UncountedError:
         wanted = "its bytes, by one definition, with a value in reach"
-        notes.append(f"no table at equal bytes: not every run says {wanted}")
-    return Comparison(metric, higher, base, design, at_rounds, at_bytes, grounds, tuple(notes))
+        return None, [f"{none}: not every run says {wanted}"]
 
 
 def _grounds(design: Design, metric: str) -> dict[str, Ground]:
@@ -209,8 +255,11 @@ def _check_metric(design: Design, metric: str) -> None:
     """Refuse a metric that a run does not have."""
     told = ("server", "eval", "train")
     for run in (run for seeds in design.runs.values() for run in seeds.values()):
-        if run.curves.get(metric):
+        if stands_at(run, metric):
             continue
+        if run.curves.get(metric):
+            last = f"in its last round ({run.last_round}), where its model is finished"
+            raise InputError("--metric", metric, f"{run.title} has no such value {last}")
         if metric in run.metrics:
             raise InputError("--metric", metric, "a metric whose curve was read (read_runs)")
         names = sorted(run.metrics, key=lambda n: (n.partition("/")[0] not in told, n))
@@ -234,20 +283,27 @@ class _Maker:
     def table(self, budget: Budget) -> Table:
         """Compare all levels with the baseline."""
         levels = (self.baseline, *(x for x in self.design.levels if x != self.baseline))
-        pairs = {
-            level: pair_up(self.design, level, self.baseline, self.metric, budget)
-            for level in levels
-        }
+        pairs: dict[str, tuple[Pair, ...]] = {}
+        gaps: dict[str, tuple[Gap, ...]] = {}
+        for level in levels:
+            pairs[level], gaps[level] = pair_up(
+                self.design, level, self.baseline, self.metric, budget
+            )
         rows = []
         if len(self.design.cells) > 1:
             for cell in self.design.cells:
-                for level, own in pairs.items():
-                    here = [pair for pair in own if pair.cell == cell.label]
-                    rows.append(self._row(cell.label, level, here))
-        rows += [self._row(None, level, own) for level, own in pairs.items()]
-        return Table(tuple(rows), pairs)
+                for level in levels:
+                    here = [pair for pair in pairs[level] if pair.cell == cell.label]
+                    none = [gap for gap in gaps[level] if gap.cell == cell.label]
+                    rows.append(self._row(cell.label, level, here, none))
+        rows += [self._row(None, level, pairs[level], gaps[level]) for level in levels]
+        return Table(tuple(rows), pairs, gaps)
 
-    def _row(self, cell: str | None, level: str, pairs: Sequence[Pair]) -> Row:
+    def _row(self, cell: str | None, level: str, pairs: Sequence[Pair], gaps: Sequence[Gap]) -> Row:
+        if gaps:
+            count = len(pairs) + len(gaps)
+            mark = max(gap.mark for gap in gaps)  # "none" before "-"
+            return Row(cell, level, count, None, None, None, None, None, mark=mark)
         mean, sd = mean_and_sd(_by_cell(pairs, lambda pair: pair.level.value))
         sent = [pair.level.bytes for pair in pairs if pair.level.bytes is not None]
         row = Row(
@@ -306,6 +362,25 @@ def _by_cell(pairs: Sequence[Pair], value: Callable[[Pair], float]) -> dict[str,
     return cells
 
 
+def _gap_notes(design: Design, title: str, table: Table) -> list[str]:
+    """Say which runs have no place in a table, and what to do."""
+    told: dict[tuple[str, str, str, str], dict[str, list[str]]] = {}
+    for level, gaps in table.gaps.items():
+        for gap in gaps:
+            cells = told.setdefault((level, gap.level, gap.mark, gap.why), {})
+            cells.setdefault(gap.cell, []).append(gap.seed)
+    notes = []
+    for (level, lacking, mark, why), cells in told.items():
+        name = f"{design.key.name}={lacking}"
+        if mark == NO_BYTES:
+            notes.append(f"{name} {why}")
+            continue
+        where = [f"{cell} seed {listed(seeds)}".lstrip() for cell, seeds in cells.items()]
+        row = f" for {design.key.name}={level}" if lacking != level else ""
+        notes.append(f"{mark} {title}{row}: {name} ({listed(where, 4)}) {why}")
+    return notes
+
+
 def _short_of(design: Design, table: Table) -> list[str]:
     """Say where there is too little, or no number."""
     notes = []
@@ -337,7 +412,7 @@ class Outcome:
     holds : bool
         Whether the whole interval is beyond the margin, in the better direction.
     difference : Interval
-        First level minus second, at equal rounds; over the test rows where all seeds share them
+        First level minus second, each at its end; over the test rows where all seeds share them
         and runs tell their losses.
     """
 
@@ -355,7 +430,7 @@ _MARGIN = re.compile(r"(?P<level>.+?)\s*(?P<margin>[+-]\s*(\d+\.?\d*|\.\d+)([eE]
 
 
 def expect(comparison: Comparison, text: str) -> Outcome:
-    """Check at equal rounds whether one level is better than another by more than a margin.
+    """Check whether one level, each run at its end, is better than another by a margin.
 
     Parameters
     ----------
@@ -385,7 +460,7 @@ def expect(comparison: Comparison, text: str) -> Outcome:
     one, other = (design.level(name, "--expect") for name in (better, rest))
     if one == other:
         raise InputError("--expect", text, "two different levels")
-    pairs = pair_up(design, one, other, comparison.metric, equal_rounds)
+    pairs, _ = pair_up(design, one, other, comparison.metric, at_end)
     over_seeds = _difference(design, pairs, comparison.grounds)
     difference = rather_over_rows(over_seeds, design, pairs, comparison.metric)
     if difference.low is None or difference.high is None:

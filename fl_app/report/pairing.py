@@ -9,12 +9,13 @@ of that is refused, never repaired.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from fl_app.errors import InputError
 from fl_app.report.checks import check_complete, check_data
 from fl_app.report.places import Identity, Key, Placed, Places, matches
-from fl_app.report.runs import RunSummary, label_order, listed, same_value, tell_apart
+from fl_app.report.runs import ROUNDS, RunSummary, label_order, listed, same_value, tell_apart
+from fl_app.report.shorter import Shorter, aside_note, longer_exist, shorter_runs, without_lone
 
 __all__ = ["Cell", "Design", "arrange"]
 
@@ -54,6 +55,9 @@ class Design:
         (cell's label, level) -> seed -> run.
     notes : tuple of str
         What was left out, and why.
+    shorter : mapping of str to tuple of RunSummary
+        Of a run whose model is finished in its last round only, by its id: the runs that differ
+        from it in having fewer rounds, longest first. They may be levels of their own, or none.
     """
 
     key: Key
@@ -61,6 +65,7 @@ class Design:
     cells: tuple[Cell, ...]
     runs: Mapping[tuple[str, str], Mapping[str, RunSummary]]
     notes: tuple[str, ...] = ()
+    shorter: Shorter = field(default_factory=dict)
 
     def level(self, text: str, field: str) -> str:
         """Return the level that a user's text names.
@@ -122,18 +127,22 @@ def arrange(runs: Sequence[RunSummary], key: Key, ignore: Iterable[str] = ()) ->
     if unseeded := [run for run in finished if not run.seed]:
         raise InputError("seed", None, f"a seed in every run; {unseeded[0].title} has none")
     placed: dict[tuple[Identity, Identity], dict[str, RunSummary]] = {}
-    repeated = 0
+    repeated, short = 0, longer_exist(finished)
     for run in sorted(finished, key=lambda r: (r.start_ms, r.run_id)):
+        if run.run_id in short and places.ignores(ROUNDS):
+            continue  # the longest of the method has that place
         seeds = placed.setdefault((places.cell(run), places.level(run)), {})
         if run.seed in seeds:
             places.require_same(seeds[run.seed], run)
             repeated += 1
         seeds[run.seed] = run
     unfinished = sorted((r for r in ours if not r.finished), key=lambda r: (r.start_ms, r.run_id))
-    check_complete(placed, places, unfinished)
-    check_data(placed, places)
-    notes = [*_left_out(unfinished), *_not_counted(runs, ours, places, repeated), *_origins(placed)]
-    return _labelled(placed, places, notes)
+    kept = without_lone(placed, places, short, unfinished)
+    check_complete(kept, places, unfinished)
+    check_data(kept, places)
+    notes = [*_left_out(unfinished), *_not_counted(runs, ours, places, repeated)]
+    notes += [*aside_note(finished, kept, short), *_origins(kept)]
+    return replace(_labelled(kept, places, notes), shorter=shorter_runs(finished))
 
 
 def _not_counted(

@@ -12,12 +12,25 @@ from numpy.typing import NDArray
 from fl_app.errors import InputError, printable
 from fl_app.tracking.keys import higher_is_better, sanitise
 
-__all__ = ["BYTES", "RunSummary", "is_better_when_higher", "select", "tell_apart"]
+__all__ = [
+    "BYTES",
+    "REFERENCES",
+    "ROUNDS",
+    "RunSummary",
+    "is_better_when_higher",
+    "select",
+    "tell_apart",
+]
 
 BYTES = ("cost/bytes_up", "cost/bytes_down")
 """Metrics whose sum is what a run has sent so far."""
 
+ROUNDS = "num_server_rounds"
+REFERENCES = ("local", "pooled")
+"""Strategies that federate nothing: what their clients and the server exchange is no bytes."""
+
 FINISHED = "FINISHED"
+_FINISHED_LAST = ("fedstacking",)
 _LONG_NUMBER = 8
 _FIRST = (
     "dataset.name",
@@ -79,6 +92,21 @@ class RunSummary:
     def seed(self) -> str:
         """Its seed, "" where it has none."""
         return self.params.get("seed", "")
+
+    @property
+    def federates(self) -> bool:
+        """Whether it is a federation, and no reference."""
+        return self.params.get("strategy.name") not in REFERENCES
+
+    @property
+    def finished_last(self) -> bool:
+        """Whether its model is finished in its last round only; before it is another method's."""
+        return self.params.get("strategy.name") in _FINISHED_LAST
+
+    @property
+    def last_round(self) -> int:
+        """The last round of all its curves, 0 where it has none."""
+        return max((max(curve) for curve in self.curves.values() if curve), default=0)
 
     @property
     def title(self) -> str:

@@ -20,6 +20,7 @@ from fl_app.report.rendering import (
     to_text,
 )
 from fl_app.report.runs import (
+    REFERENCES,
     RunSummary,
     is_better_when_higher,
     label_order,
@@ -152,7 +153,7 @@ def _over_seeds(seeds: dict[str, RunSummary], metric: str) -> tuple[float | None
 
 def _is_reference(params: Mapping[str, str]) -> bool:
     """Return whether a configuration federates nothing: it is there to be compared with."""
-    return params.get("strategy.name") in ("local", "pooled")
+    return params.get("strategy.name") in REFERENCES
 
 
 def _is_apart(params: Mapping[str, str]) -> bool:
