@@ -15,7 +15,7 @@ from fl_app.errors import InputError
 from fl_app.report.checks import check_complete, check_data
 from fl_app.report.places import Identity, Key, Placed, Places, matches
 from fl_app.report.runs import ROUNDS, RunSummary, label_order, listed, same_value, tell_apart
-from fl_app.report.shorter import Shorter, aside_note, longer_exist, shorter_runs, without_lone
+from fl_app.report.shorter import Shorter, aside_note, shorter_runs, without_lone
 
 __all__ = ["Cell", "Design", "arrange"]
 
@@ -127,7 +127,8 @@ def arrange(runs: Sequence[RunSummary], key: Key, ignore: Iterable[str] = ()) ->
     if unseeded := [run for run in finished if not run.seed]:
         raise InputError("seed", None, f"a seed in every run; {unseeded[0].title} has none")
     placed: dict[tuple[Identity, Identity], dict[str, RunSummary]] = {}
-    repeated, short = 0, longer_exist(finished)
+    repeated, shorter = 0, shorter_runs(finished)
+    short = frozenset(run.run_id for others in shorter.values() for run in others)
     for run in sorted(finished, key=lambda r: (r.start_ms, r.run_id)):
         if run.run_id in short and places.ignores(ROUNDS):
             continue  # the longest of the method has that place
@@ -142,7 +143,7 @@ def arrange(runs: Sequence[RunSummary], key: Key, ignore: Iterable[str] = ()) ->
     check_data(kept, places)
     notes = [*_left_out(unfinished), *_not_counted(runs, ours, places, repeated)]
     notes += [*aside_note(finished, kept, short), *_origins(kept)]
-    return replace(_labelled(kept, places, notes), shorter=shorter_runs(finished))
+    return replace(_labelled(kept, places, notes), shorter=shorter)
 
 
 def _not_counted(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from fl_app.report.places import APART, Identity, Placed, Places, matches
 from fl_app.report.runs import ROUNDS, RunSummary, listed, natural
 
-__all__ = ["Shorter", "aside_note", "longer_exist", "shorter_runs", "without_lone"]
+__all__ = ["Shorter", "aside_note", "shorter_runs", "without_lone"]
 
 Shorter = Mapping[str, tuple[RunSummary, ...]]
 """A run's id -> the runs of the same method, seed and data with fewer rounds, longest first."""
@@ -23,32 +23,24 @@ def shorter_runs(runs: Iterable[RunSummary]) -> dict[str, tuple[RunSummary, ...]
     Parameters
     ----------
     runs : iterable of RunSummary
-        FINISHED runs; of those with the same params the newest counts.
+        FINISHED runs.
 
     Returns
     -------
     dict of str to tuple of RunSummary
-        Without runs that have none.
+        Without runs that have none; of repeated ones the newest stands first.
     """
-    runs = sorted(filter(_counts, runs), key=lambda r: (r.start_ms, r.run_id))
-    families: dict[Identity, dict[int, RunSummary]] = {}
+    families: dict[Identity, list[RunSummary]] = {}
     for run in runs:
-        families.setdefault(_family(run), {})[run.last_round] = run
+        if run.finished_last and ROUNDS in run.params:
+            families.setdefault(_family(run), []).append(run)
     found = {}
-    for run in runs:
-        own = families[_family(run)]
-        if rounds := sorted((r for r in own if r < run.last_round), reverse=True):
-            found[run.run_id] = tuple(own[r] for r in rounds)
+    for family in families.values():
+        family.sort(key=lambda r: (r.last_round, r.start_ms, r.run_id), reverse=True)
+        for run in family:
+            if own := tuple(other for other in family if other.last_round < run.last_round):
+                found[run.run_id] = own
     return found
-
-
-def longer_exist(runs: Iterable[RunSummary]) -> frozenset[str]:
-    """Return the ids of the runs that are a shorter run of another one."""
-    runs = tuple(filter(_counts, runs))
-    longest: dict[Identity, int] = {}
-    for run in runs:
-        longest[_family(run)] = max(longest.get(_family(run), 0), run.last_round)
-    return frozenset(run.run_id for run in runs if run.last_round < longest[_family(run)])
 
 
 def without_lone(
@@ -101,10 +93,6 @@ def aside_note(runs: Iterable[RunSummary], placed: Placed, short: frozenset[str]
         f"count{'' if many else 's'} only at equal bytes, for longer runs of the same config and "
         "seed"
     ]
-
-
-def _counts(run: RunSummary) -> bool:
-    return run.finished_last and ROUNDS in run.params
 
 
 def _family(run: RunSummary) -> Identity:
