@@ -60,6 +60,8 @@ SEED_DRAWS_TEST = {
     "data.validation_rows": "8",
 }
 """Tags of runs whose seed draws 20 of 100 rows for the test: n_test / n_train is 20 / 80."""
+NOTHING_TO_TUNE = {**SEED_DRAWS_TEST, "config.without_effect": "model.learning_rate"}
+"""The same, of which strict claims are made untuned; what is tuned is in test_tuning.py."""
 VALUES = st.floats(-100, 100, allow_nan=False).map(lambda v: round(v, 3))
 
 
@@ -666,8 +668,8 @@ def test_a_diverged_run_is_a_loss_and_no_number() -> None:
 # ---------------------------------------------------------------------------- expectations
 def gains(values: Sequence[float], metric: str = ACCURACY) -> Comparison:
     """Compare b, whose runs are 0.5, with a, which differs by given values."""
-    runs = [run("b", s, (0, 0.5), metric) for s in range(len(values))]
-    runs += [run("a", s, (0, 0.5 + v), metric) for s, v in enumerate(values)]
+    runs = [run("b", s, (0, 0.5), metric, tags=NOTHING_TO_TUNE) for s in range(len(values))]
+    runs += [run("a", s, (0, 0.5 + v), metric, tags=NOTHING_TO_TUNE) for s, v in enumerate(values)]
     return compare(runs, baseline="strategy=b", metric=metric)
 
 
@@ -748,15 +750,15 @@ def test_mistaken_expectations(text: str, message: str) -> None:
 
 
 # ---------------------------------------------------------------------------- grounds
-SYNTHETIC = {**SEED_DRAWS_TEST, "data.seed_draws": "table"}
-DEAL = {**SEED_DRAWS_TEST, "data.seed_draws": "deal"}
-FIXED = {**SEED_DRAWS_TEST, "data.seed_draws": "nothing"}
+SYNTHETIC = {**NOTHING_TO_TUNE, "data.seed_draws": "table"}
+DEAL = {**NOTHING_TO_TUNE, "data.seed_draws": "deal"}
+FIXED = {**NOTHING_TO_TUNE, "data.seed_draws": "nothing"}
 GROUNDS: list[tuple[dict[str, str], str, str, float, str]] = [
-    (SEED_DRAWS_TEST, "server/accuracy", "corrected t", 20 / 80, ""),
-    (SEED_DRAWS_TEST, "eval/accuracy", "corrected t", 8 / 72, ""),
-    (SEED_DRAWS_TEST, "eval_client_mse/worst", "corrected t", 8 / 72, ""),
-    (SEED_DRAWS_TEST, "fairness/accuracy_worst", "corrected t", 8 / 72, ""),
-    (SEED_DRAWS_TEST, "train/accuracy", "t over seeds", 0, "strict claims are of server/, eva"),
+    (NOTHING_TO_TUNE, "server/accuracy", "corrected t", 20 / 80, ""),
+    (NOTHING_TO_TUNE, "eval/accuracy", "corrected t", 8 / 72, ""),
+    (NOTHING_TO_TUNE, "eval_client_mse/worst", "corrected t", 8 / 72, ""),
+    (NOTHING_TO_TUNE, "fairness/accuracy_worst", "corrected t", 8 / 72, ""),
+    (NOTHING_TO_TUNE, "train/accuracy", "t over seeds", 0, "strict claims are of server/, eva"),
     (SYNTHETIC, "server/accuracy", "t", 0, ""),
     (DEAL, "server/accuracy", "t over seeds", 0, "all seeds share their test rows"),
     (DEAL, "eval/accuracy", "corrected t", 8 / 72, ""),
@@ -765,14 +767,14 @@ GROUNDS: list[tuple[dict[str, str], str, str, float, str]] = [
     ({"data.sha256": "d"}, "server/mse", "uncorrected t", 0, "the record does not say what the se"),
     ({**FIXED, "data.seed_draws": "x"}, "eval/mse", "uncorrected t", 0, "the record does not say"),
     (
-        SEED_DRAWS_TEST | {"data.rows": "20"},
+        NOTHING_TO_TUNE | {"data.rows": "20"},
         "server/mse",
         "uncorrected t",
         0,
         "the record does not",
     ),
-    (SEED_DRAWS_TEST | {"data.rows": "?"}, "server/mse", "uncorrected t", 0, "the record does not"),
-    (SEED_DRAWS_TEST | {"data.train_rows": "0"}, "eval/mse", "uncorrected t", 0, "the record does"),
+    (NOTHING_TO_TUNE | {"data.rows": "?"}, "server/mse", "uncorrected t", 0, "the record does not"),
+    (NOTHING_TO_TUNE | {"data.train_rows": "0"}, "eval/mse", "uncorrected t", 0, "the record does"),
 ]
 
 
@@ -1347,11 +1349,17 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Tables on stdout, files in the folder; strict makes a failed expectation exit status 1."""
-    better = [0.7, 0.8, 0.71, 0.8, 0.7]
-    for one in [*ending("fedavg", [0.5, 0.6, 0.5, 0.6, 0.5]), *ending("fedadam", better)]:
-        log(uri, experiment, one)
+    ends = {"fedavg": [0.5, 0.6, 0.5, 0.6, 0.5], "fedadam": [0.7, 0.8, 0.71, 0.8, 0.7]}
+    rates = {"0.1": -0.1, "0.2": 0.0, "0.4": -0.1}
+    for strategy, values in ends.items():
+        for rate, more in rates.items():
+            for made in ending(strategy, [v + more for v in values], model__learning_rate=rate):
+                tags = {k: v for k, v in made.tags.items() if k != "config.without_effect"}
+                judged = {**made.curves, "eval/accuracy": {1: 0.5 + more}}
+                log(uri, experiment, replace(made, tags=tags, curves=judged))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    where = ("--mlflow-experiment", experiment, "--expect", "fedavg>fedadam")
+    runs = ("--mlflow-experiment", experiment, "--tune", "model.learning_rate")
+    where = (*runs, "--expect", "fedavg>fedadam")
     assert fl_kit(monkeypatch, *where, "--out", str(tmp_path / "out")) == 0
     out = capsys.readouterr().out
     assert "] corrected t  5/0/0" in out
@@ -1364,13 +1372,13 @@ def test_the_command(
         "report.md",
     ]
     assert fl_kit(monkeypatch, *where, "--strict") == 1
-    assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>fedavg", "--strict") == 0
+    assert fl_kit(monkeypatch, *runs, "--expect", "fedadam>fedavg", "--strict") == 0
     four = ("--where", "seed=0,1,2,3", "--expect", "fedadam>fedavg")
-    assert fl_kit(monkeypatch, *where[:2], *four) == 0
+    assert fl_kit(monkeypatch, *runs, *four) == 0
     assert "4 of the 5 pairs that it needs" in capsys.readouterr().out
-    assert fl_kit(monkeypatch, *where[:2], *four, "--strict") == 1
+    assert fl_kit(monkeypatch, *runs, *four, "--strict") == 1
     capsys.readouterr()
-    assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>krum", "--strict") == 2
+    assert fl_kit(monkeypatch, *runs, "--expect", "fedadam>krum", "--strict") == 2
     error = capsys.readouterr().err
     assert error == "fl-kit: --expect=krum: one that was run: fedadam; fedavg\n"
 

@@ -257,7 +257,7 @@ def test_expectations_are_of_finished_methods() -> None:
     assert not outcome.holds
     assert outcome.difference.mean == pytest.approx(-0.1)
     behind = expect(comparison, "fedavg>fedstacking")
-    assert behind.holds_strictly
+    assert behind.holds
     text = to_text(comparison_blocks(comparison, [behind]))
     assert "corrected t; each at its end)" in text
     same = compare([r for s in range(5) for r in (fedavg(5, s), stack(5, 0.6 + s / 100, s))])
@@ -413,3 +413,35 @@ def test_real_runs(tmp_path: Path) -> None:
     )
     (equal,) = comparison.at_rounds.pairs["fedstacking"]
     assert (equal.level.server_round, equal.baseline.server_round) == (6, 6)
+
+
+# ---------------------------------------------------------------------------- with other keys
+def test_rounds_may_belong_to_the_level() -> None:
+    """FedAvg's 8 rounds against stacks of 5 and 3: each at its end, whatever it is called."""
+    runs = [fedavg(8), stack(5, 0.9, each=20), stack(3, 0.7, each=20)]
+    comparison = compare(runs, baseline=f"strategy=fedavg,{ROUNDS}=8")
+    assert comparison.levels == ("fedavg 8", "fedstacking 3", "fedstacking 5")
+    for level, mean in (("fedstacking 3", 0.7), ("fedstacking 5", 0.9)):
+        assert row(comparison.at_end, level).baseline_mean == pytest.approx(0.8)
+        assert row(comparison.at_end, level).mean == mean
+        # 160 bytes: five rounds of 40 are beyond them, and three of 40 are not.
+        assert row(comparison.at_bytes, level).mean == 0.7
+    assert not any("count" in note for note in comparison.notes)
+
+
+def test_the_shorter_run_has_the_rate_that_was_chosen() -> None:
+    """The stack of 5 rounds takes rate 2 by its own eval/; so does the one of 3 that stands in."""
+    runs = []
+    for rate, chosen in (("1", 0.1), ("2", 0.2)):
+        for made in (
+            fedavg(5, model__learning_rate=rate),
+            stack(5, 0.9, each=15, model__learning_rate=rate),
+            stack(3, 0.6 + chosen, each=15, model__learning_rate=rate),
+        ):
+            curves = {**made.curves, "eval/accuracy": {made.last_round: chosen}}
+            runs.append(
+                replace(made, curves=curves, metrics={**made.metrics, "eval/accuracy": chosen})
+            )
+    comparison = compare(runs, tune=["model.learning_rate"], by="eval/accuracy")
+    assert row(comparison.at_bytes, "fedstacking").mean == pytest.approx(0.6 + 0.2)
+    assert any(note.startswith("2 runs of fedstacking with num") for note in comparison.notes)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from fl_app.report.places import APART, Identity, Placed, Places, matches
-from fl_app.report.runs import ROUNDS, RunSummary, listed, natural
+from fl_app.report.places import APART, Grouped, Identity, matches
+from fl_app.report.runs import ROUNDS, RunSummary, idle, listed, natural
 
 __all__ = ["Shorter", "aside_note", "shorter_runs", "without_lone"]
 
@@ -43,45 +43,42 @@ def shorter_runs(runs: Iterable[RunSummary]) -> dict[str, tuple[RunSummary, ...]
     return found
 
 
-def without_lone(
-    placed: Placed, places: Places, short: frozenset[str], unfinished: Iterable[RunSummary]
-) -> Placed:
+def without_lone(groups: Grouped, tried: Grouped, short: frozenset[str]) -> Grouped:
     """Leave out cells of shorter runs alone, which lack levels that other cells have.
 
     Parameters
     ----------
-    placed : mapping
-        The runs that count.
-    places : Places
-        Where runs belong.
+    groups, tried : mapping
+        The FINISHED runs and the others in their places: a cell where another method was tried is
+        no cell of these alone.
     short : frozenset of str
         Ids of the runs that are shorter ones.
-    unfinished : iterable of RunSummary
-        Runs that did not finish: a cell where another method was tried is no cell of these alone.
 
     Returns
     -------
     mapping
-        The others.
+        The other places.
     """
-    tried = {places.cell(run) for run in unfinished if not run.finished_last}
     levels: dict[Identity, set[Identity]] = {}
-    others = set(tried)
-    for (cell, level), seeds in placed.items():
+    others = set()
+    for (cell, level), seeds in groups.items():
         levels.setdefault(cell, set()).add(level)
-        if not all(run.run_id in short for run in seeds.values()):
+        if not all(run.run_id in short for runs in seeds.values() for run in runs):
+            others.add(cell)
+    for (cell, _), seeds in tried.items():
+        if not all(run.finished_last for runs in seeds.values() for run in runs):
             others.add(cell)
     count = len(set().union(*levels.values()))
     return {
         (cell, level): seeds
-        for (cell, level), seeds in placed.items()
+        for (cell, level), seeds in groups.items()
         if cell in others or len(levels[cell]) == count
     }
 
 
-def aside_note(runs: Iterable[RunSummary], placed: Placed, short: frozenset[str]) -> list[str]:
+def aside_note(runs: Iterable[RunSummary], groups: Grouped, short: frozenset[str]) -> list[str]:
     """Say which shorter runs are no level of their own."""
-    there = {run.run_id for seeds in placed.values() for run in seeds.values()}
+    there = {run.run_id for seeds in groups.values() for its in seeds.values() for run in its}
     aside = [run for run in runs if run.run_id in short - there]
     if not aside:
         return []
@@ -100,6 +97,6 @@ def _family(run: RunSummary) -> Identity:
     kept = (
         (name, value)
         for name, value in run.params.items()
-        if name != ROUNDS and (name == "seed" or not matches(name, APART))
+        if name not in {ROUNDS, *idle(run)} and (name == "seed" or not matches(name, APART))
     )
     return (*sorted(kept), ("data.sha256", run.tags.get("data.sha256", "")))

@@ -124,7 +124,7 @@ _PLACES = {
 _COLUMNS = (
     *("cell", "level", "seed", "bytes", "run_id", "baseline_run_id"),
     *(f"{name}_at_{place}" for place, names in _PLACES.items() for name in names),
-    *("interval", "n_test_to_n_train"),
+    *("interval", "n_test_to_n_train", "chosen"),
 )
 
 
@@ -135,6 +135,7 @@ def as_csv(comparison: Comparison) -> str:
     beside them; those of the baseline itself are its own end. Empty is what has no place in a
     table; at equal bytes a run may be one with fewer rounds. ``interval`` is the kind of the
     interval that the level has in that cell at its end, ``n_test_to_n_train`` its ratio.
+    ``chosen`` are the values of the tuned params.
     """
     c = comparison
     file = io.StringIO()
@@ -148,6 +149,7 @@ def as_csv(comparison: Comparison) -> str:
             run = c.design.runs[cell, level][seed]
             sent = bytes_by_round(run)
             line: dict[str, object] = {"cell": cell, "level": level, "seed": seed}
+            line["chosen"] = c.design.tuning.chosen(cell, level, seed)
             line |= {"bytes": max(sent.values()) if len(sent) > 1 else "", "run_id": run.run_id}
             for place, names in _PLACES.items():
                 if (pair := pairs[place].get((cell, seed))) is not None:
@@ -209,6 +211,7 @@ def as_dict(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> dict[st
                 }
                 for name, table in tables.items()
             },
+            "tuning": c.design.tuning.as_dict(),
             "grounds": {cell: asdict(ground) for cell, ground in c.grounds.items()},
             "expectations": [
                 {**asdict(outcome), "holds_strictly": outcome.holds_strictly}
