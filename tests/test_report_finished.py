@@ -259,7 +259,7 @@ def test_expectations_are_of_finished_methods() -> None:
     behind = expect(comparison, "fedavg>fedstacking")
     assert behind.holds
     text = to_text(comparison_blocks(comparison, [behind]))
-    assert "corrected t; each at its end)" in text
+    assert "corrected t; each at its end" in text
     same = compare([r for s in range(5) for r in (fedavg(5, s), stack(5, 0.6 + s / 100, s))])
     text = to_text(comparison_blocks(same, [expect(same, "fedstacking>fedavg")]))
     assert "each at its end" not in text
