@@ -21,11 +21,13 @@ from fl_app.report.budgets import (
     equal_rounds,
     pair_up,
 )
+from fl_app.report.convergence import Judged, judge_pairs, lack_of
 from fl_app.report.grounds import Ground, ground_of, with_ground
 from fl_app.report.intervals import Interval, mean_and_sd, mean_difference
+from fl_app.report.origins import DataSet, Maker, data_sets, makers
 from fl_app.report.pairing import Cell, Design, arrange
 from fl_app.report.places import Key
-from fl_app.report.runs import RunSummary, is_better_when_higher, listed
+from fl_app.report.runs import RunSummary, beside, is_better_when_higher, listed
 from fl_app.report.shared_rows import rather_over_rows
 
 __all__ = ["Comparison", "Outcome", "Row", "Table", "compare", "expect"]
@@ -59,6 +61,9 @@ class Row:
         Pairs in which the level is better, equal, worse.
     worst_cell : (str, float) or None
         The cell with the worst mean difference, where the row is over several.
+    beside : float or None
+        Mean of the metric that is shown beside (:func:`~fl_app.report.runs.beside`), of the same
+        runs at the same rounds; None where there is none.
     """
 
     cell: str | None
@@ -74,6 +79,7 @@ class Row:
     ties: int = 0
     losses: int = 0
     worst_cell: tuple[str, float] | None = None
+    beside: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,12 @@ class Comparison:
         At equal bytes; None where nobody counted them.
     grounds : mapping of str to Ground
         Cell's label -> what an interval over its seeds rests on.
+    judged : tuple of Judged
+        For each run, and each round at which it counts at equal rounds, whether it has converged.
+    data : tuple of DataSet
+        What the runs saw.
+    made : tuple of Maker
+        What made them.
     notes : tuple of str
         What a reader should know.
     """
@@ -128,6 +140,9 @@ class Comparison:
     at_rounds: Table
     at_bytes: Table | None
     grounds: Mapping[str, Ground]
+    judged: tuple[Judged, ...] = ()
+    data: tuple[DataSet, ...] = ()
+    made: tuple[Maker, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -195,7 +210,21 @@ def compare(
     except UncountedError:
         wanted = "its bytes, by one definition, with a value in reach"
         notes.append(f"no table at equal bytes: not every run says {wanted}")
-    return Comparison(metric, higher, base, design, at_rounds, at_bytes, grounds, tuple(notes))
+    by_id = {run.run_id: run for run in runs}
+    ours = [by_id[run.run_id] for seeds in design.runs.values() for run in seeds.values()]
+    return Comparison(
+        *(metric, higher, base, design, at_rounds, at_bytes, grounds),
+        judged=tuple(
+            dict.fromkeys(
+                one
+                for level, pairs in at_rounds.pairs.items()
+                for one in judge_pairs(design, level, base, pairs, metric)
+            )
+        ),
+        data=data_sets(ours),
+        made=makers(ours),
+        notes=tuple(notes),
+    )
 
 
 def _grounds(design: Design, metric: str) -> dict[str, Ground]:
@@ -259,6 +288,7 @@ class _Maker:
             baseline_mean=mean_and_sd(_by_cell(pairs, lambda pair: pair.baseline.value))[0],
             server_round=sum(pair.level.server_round for pair in pairs) / len(pairs),
             bytes=sum(sent) / len(sent) if len(sent) == len(pairs) else None,
+            beside=self._beside(level, pairs),
         )
         if level == self.baseline:
             return row
@@ -271,6 +301,18 @@ class _Maker:
             losses=results.count(-1),
             worst_cell=self._worst(pairs) if cell is None and len(self.design.cells) > 1 else None,
         )
+
+    def _beside(self, level: str, pairs: Sequence[Pair]) -> float | None:
+        name = beside(self.metric) or ""
+
+        def value(pair: Pair) -> float:
+            run = self.design.runs[pair.cell, level][pair.seed]
+            return run.curves[name][pair.level.server_round]
+
+        try:
+            return mean_and_sd(_by_cell(pairs, value))[0]
+        except KeyError:  # not every run has it there
+            return None
 
     def _result(self, pair: Pair) -> int:
         """Return 1 for a win, 0 for a tie, -1 for a loss; what is no number loses to a number."""
@@ -338,7 +380,7 @@ class Outcome:
         Whether the whole interval is beyond the margin, in the better direction.
     difference : Interval
         First level minus second, at equal rounds; over the test rows where all seeds share them
-        and runs tell their losses.
+        and runs tell their losses. It lacks something where a run of both has not converged.
     """
 
     text: str
@@ -388,6 +430,10 @@ def expect(comparison: Comparison, text: str) -> Outcome:
     pairs = pair_up(design, one, other, comparison.metric, equal_rounds)
     over_seeds = _difference(design, pairs, comparison.grounds)
     difference = rather_over_rows(over_seeds, design, pairs, comparison.metric)
+    if difference.low is not None:
+        short = lack_of(judge_pairs(design, one, other, pairs, comparison.metric))
+        lack = "; ".join(filter(None, (difference.lack, short)))
+        difference = replace(difference, lack=lack)
     if difference.low is None or difference.high is None:
         return Outcome(text, False, difference)
     gain = difference.low if comparison.higher_is_better else -difference.high

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from fl_app.errors import InputError
 from fl_app.report.checks import check_complete, check_data
+from fl_app.report.origins import same_bytes, under_one_path
 from fl_app.report.places import Identity, Key, Placed, Places, matches
-from fl_app.report.runs import RunSummary, label_order, listed, same_value, tell_apart
+from fl_app.report.runs import PATHS, RunSummary, label_order, listed, same_value, tell_apart
 
 __all__ = ["Cell", "Design", "arrange"]
 
@@ -99,6 +100,7 @@ def arrange(runs: Sequence[RunSummary], key: Key, ignore: Iterable[str] = ()) ->
     ----------
     runs : sequence of RunSummary
         Runs of any status, in any order. Of runs with the same params the newest FINISHED counts.
+        The same bytes under two paths are one data set.
     key : Key
         What is compared.
     ignore : iterable of str
@@ -115,6 +117,8 @@ def arrange(runs: Sequence[RunSummary], key: Key, ignore: Iterable[str] = ()) ->
     """
     places = Places(key, tuple(ignore))
     ours = [run for run in runs if key.param in run.params]
+    if not any(map(key.owns, PATHS)):
+        ours = under_one_path(ours, same_bytes(run for run in ours if run.finished))
     finished = [run for run in ours if run.finished]
     if not finished:
         rest = listed(sorted({run.status for run in ours}))
@@ -168,13 +172,9 @@ def _left_out(unfinished: Sequence[RunSummary]) -> list[str]:
 def _origins(placed: Placed) -> list[str]:
     """Say what runs do not share and need not, but a reader should know."""
     runs = [run for seeds in placed.values() for run in seeds.values()]
-    notes = []
-    commits = sorted({run.tags["git.commit"][:9] for run in runs if run.tags.get("git.commit")})
-    if len(commits) > 1:
-        notes.append(f"the runs were made by {len(commits)} commits of fl_app: {listed(commits)}")
     if any("data.sha256" not in run.tags for run in runs):
-        notes.append("runs do not say which rows they saw (data.sha256); taken for the same")
-    return notes
+        return ["runs do not say which rows they saw (data.sha256); taken for the same"]
+    return []
 
 
 def _labelled(placed: Placed, places: Places, notes: Sequence[str]) -> Design:

@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.errors import InputError
+from fl_app.report.convergence import EVAL_LOSSES
 from fl_app.report.grounds import shares_test_rows
-from fl_app.report.runs import BYTES, FINISHED, RunSummary, listed, one_line
+from fl_app.report.runs import BYTES, FINISHED, RunSummary, beside, listed, one_line
 from fl_app.tracking.keys import FINAL_LOSSES, sanitise
 from fl_app.tracking.mlflow_store import load_mlflow, no_progress_bars, quiet
 from fl_app.tracking.spool import read_npz
@@ -51,6 +52,7 @@ def read_runs(
 ) -> tuple[RunSummary, ...]:
     """Read runs with their params, tags and the curves of one metric and of the bytes.
 
+    Read too: the curve of the eval loss, by which a run is judged, and of ``r2`` with ``mse``.
     Where all seeds share the test rows, the final model's losses on these rows are read too.
 
     Parameters
@@ -216,7 +218,7 @@ def _with_curves(
         (run.info.run_id, name, key)
         for run in found
         if run.info.status == FINISHED
-        for name in (metric, *BYTES)
+        for name in filter(None, dict.fromkeys((metric, *BYTES, *EVAL_LOSSES, beside(metric))))
         for key in [name if name in run.data.metrics else sanitise(name)]
         if key in run.data.metrics
     ]

@@ -13,9 +13,11 @@ from rich.text import Text
 
 from fl_app.errors import printable
 from fl_app.report.comparing import Comparison, Outcome, Row, Table
+from fl_app.report.convergence import verdict_lines
 from fl_app.report.grounds import KINDS
 from fl_app.report.intervals import Interval
-from fl_app.report.runs import listed, natural, short
+from fl_app.report.origins import origin_lines
+from fl_app.report.runs import beside, listed, natural, short
 from fl_app.tracking.keys import bytes_text
 
 __all__ = [
@@ -80,23 +82,28 @@ def comparison_blocks(
     Returns
     -------
     tuple of Block
-        What is compared, a table at equal rounds, one at equal bytes, the worst cells, the
-        expectations, what each kind of interval speaks of, the notes.
+        What is compared, on what data, a table at equal rounds, one at equal bytes, the worst
+        cells, which runs have not converged, the expectations, what each kind of interval speaks
+        of, the notes.
     """
     c = comparison
-    direction = "higher" if c.higher_is_better else "lower"
+    direction = "higher is better" if c.higher_is_better else "lower is better"
+    if beside(c.metric) and c.metric.endswith("/mse"):
+        direction += ", in squared units of the target"
     seeds = sorted({seed for runs in c.design.runs.values() for seed in runs}, key=natural)
     blocks: list[Block] = [
-        f"{c.metric} ({direction} is better): {c.design.key.name}, each against {c.baseline}, "
+        f"{c.metric} ({direction}): {c.design.key.name}, each against {c.baseline}, "
         f"paired by seed ({listed(seeds)})"
     ]
     if frame := _frame(c):
         blocks.append(f"all runs: {frame}")
+    blocks += origin_lines(c.data, c.made)
     blocks.append(_table(c, c.at_rounds, "at equal rounds"))
     blocks += _worst_lines(c, c.at_rounds, "at equal rounds")
     if c.at_bytes is not None:
         blocks.append(_table(c, c.at_bytes, "at equal bytes"))
         blocks += _worst_lines(c, c.at_bytes, "at equal bytes")
+    blocks += verdict_lines(c.judged)
     outcomes = tuple(outcomes)
     blocks += [outcome_line(outcome, c) for outcome in outcomes]
     blocks += _kind_lines(c, outcomes)
@@ -131,10 +138,12 @@ def _table(c: Comparison, table: Table, title: str) -> TextTable:
     several, with_bytes = len(c.cells) > 1, table is c.at_bytes
     shown = table.rows if len(c.cells) <= MAX_SHOWN_CELLS else table.overall
     digits = decimals_for(value for row in shown for value in (row.mean, row.baseline_mean))
+    other = beside(c.metric) if any(row.beside is not None for row in shown) else None
     heads = [c.design.key.name, "runs" if several else "seeds", "mean ± sd"]
+    heads += [other.partition("/")[2]] if other else []
     heads += [c.baseline] if with_bytes else []
     heads += ["difference [95 %]", "w/t/l", "round", *(["bytes"] if with_bytes else [])]
-    rows = [_cells(row, digits, with_bytes) for row in shown]
+    rows = [_cells(row, digits, with_bytes, bool(other)) for row in shown]
     if not several:
         return TextTable(title, tuple(heads), tuple(rows))
     sections = range(0, len(rows), len(c.levels))
@@ -143,9 +152,11 @@ def _table(c: Comparison, table: Table, title: str) -> TextTable:
     return TextTable(title, ("cell", *heads), tuple(named), 2, tuple(sections)[1:])
 
 
-def _cells(row: Row, digits: int, with_bytes: bool) -> tuple[str, ...]:
+def _cells(row: Row, digits: int, with_bytes: bool, with_other: bool) -> tuple[str, ...]:
     own = row.difference is None
     cells = [row.level, str(row.num_runs), plus_minus(row.mean, row.sd, digits)]
+    if with_other:
+        cells.append("-" if row.beside is None else f"{row.beside:.4g}")
     if with_bytes:
         cells.append("" if own else f"{row.baseline_mean:.{digits}f}")
     cells.append("" if row.difference is None else _named(row.difference, digits))

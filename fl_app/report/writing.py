@@ -14,20 +14,19 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fl_app.errors import InputError
+from fl_app.launch import versions
 from fl_app.report.budgets import Pair, bytes_by_round
 from fl_app.report.comparing import Comparison, Outcome, Table
+from fl_app.report.convergence import judge
 from fl_app.report.rendering import TextTable, comparison_blocks, to_markdown
 from fl_app.report.runs import RunSummary
 from fl_app.tracking.store import masked
 
 __all__ = ["as_csv", "as_dict", "as_markdown", "write_report"]
-
-_PACKAGES = ("fl-app", "flwr", "mlflow", "numpy", "scikit-learn", "scipy")
 
 
 def write_report(
@@ -57,7 +56,7 @@ def write_report(
         If the folder cannot be written to.
     """
     command = masked(command)
-    made = {"command": command, "machine": _machine(), "versions": _versions()}
+    made = {"command": command, "machine": _machine(), "versions": versions()}
     data = {**as_dict(comparison, outcomes), **made}
     texts = {
         "report.md": as_markdown(comparison, outcomes, command),
@@ -85,7 +84,7 @@ def as_markdown(comparison: Comparison, outcomes: Sequence[Outcome] = (), comman
     told = [
         f"command: `{command}`" if command else "",
         f"machine of this report: {_machine()}",
-        f"versions: {', '.join(f'{name} {number}' for name, number in _versions().items())}",
+        f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}",
         f"made on {datetime.now(UTC).isoformat(timespec='seconds')}",
     ]
     foot = "## made by\n\n" + "".join(f"- {line}\n" for line in told if line)
@@ -112,7 +111,7 @@ _COLUMNS = (
     *("value_at_equal_bytes", "round_at_equal_bytes", "bytes_at_equal_bytes"),
     *("bytes", "run_id"),
     *("baseline_at_equal_rounds", "baseline_at_equal_bytes", "baseline_run_id"),
-    *("interval", "n_test_to_n_train"),
+    *("interval", "n_test_to_n_train", "convergence"),
 )
 
 
@@ -121,7 +120,8 @@ def as_csv(comparison: Comparison) -> str:
 
     The values of a level are those of its pairs with the baseline, whose values in that pair stand
     beside them; those of the baseline itself are its own end. ``interval`` is the kind of the
-    interval that the level has in that cell at equal rounds, ``n_test_to_n_train`` its ratio.
+    interval that the level has in that cell at equal rounds, ``n_test_to_n_train`` its ratio,
+    ``convergence`` the verdict on the run up to its round there.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -139,7 +139,8 @@ def as_csv(comparison: Comparison) -> str:
             kind = kinds.get((pair.cell if several else None, level), "")
             ratio = comparison.grounds[pair.cell].ratio if kind == "corrected t" else ""
             values = _values(pair, other, run, base)
-            writer.writerow([pair.cell, level, pair.seed, *values, kind, ratio])
+            verdict = judge(run, pair.level.server_round).word
+            writer.writerow([pair.cell, level, pair.seed, *values, kind, ratio, verdict])
     return file.getvalue()
 
 
@@ -190,6 +191,9 @@ def as_dict(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> dict[st
                 }
                 for name, table in tables.items()
             },
+            "data": [asdict(one) for one in c.data],
+            "runs_made_by": [asdict(maker) for maker in c.made],
+            "convergence": [asdict(one) for one in c.judged],
             "grounds": {cell: asdict(ground) for cell, ground in c.grounds.items()},
             "expectations": [
                 {**asdict(outcome), "holds_strictly": outcome.holds_strictly}
@@ -215,13 +219,3 @@ def _finite(value: Any) -> Any:
 def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} CPUs, {memory:.0f} GB, {platform.system()} {platform.machine()}"
-
-
-def _versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # inside Flower's bundle nothing is installed
-            continue
-    return found
