@@ -912,7 +912,8 @@ def test_without_losses_there_is_no_strict_claim(broken: str) -> None:
     if broken == "none":
         told[0] = replace(told[0], losses=None)
     elif broken == "other round":
-        told[0] = replace(told[0], curves={ACCURACY: {**told[0].curves[ACCURACY], 13: 0.9}})
+        longer = {ACCURACY: {**told[0].curves[ACCURACY], 13: 0.9}}
+        told[0] = replace(told[0], curves={**told[0].curves, **longer})
     elif broken == "other rows":
         told[0] = replace(told[0], losses=np.repeat(told[0].losses, 2))
     else:

@@ -228,5 +228,5 @@ def _lines(judged: Sequence[Judged], word: str) -> list[str]:
                 place = f" at {cell}" if cell else ""
                 place += "" if server_round is None else f" at round {server_round}"
                 reasons = listed(list(dict.fromkeys(why)), 3)
-                lines.append(f"{word}: {level}{place} {len(why)} of {len(theirs)} ({reasons})")
+                lines.append(f"{word}: {level} {len(why)} of {len(theirs)}{place} ({reasons})")
     return lines

@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from fl_app.errors import InputError
 from fl_app.report.convergence import EVAL_LOSSES
 from fl_app.report.grounds import shares_test_rows
 from fl_app.report.runs import BYTES, FINISHED, RunSummary, beside, listed, one_line
-from fl_app.tracking.keys import FINAL_LOSSES, sanitise
+from fl_app.tracking.keys import FINAL_LOSSES, REPORT_TAG, sanitise
 from fl_app.tracking.mlflow_store import load_mlflow, no_progress_bars, quiet
 from fl_app.tracking.spool import read_npz
 from fl_app.tracking.store import check_uri, default_uri, is_http, masked, sqlite_path
 
-__all__ = ["find_finished", "read_runs", "read_these"]
+__all__ = ["existing", "failures_named", "find_finished", "read_runs", "read_these"]
 
 _THREADS = 8
 _UNREADABLE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile)
@@ -76,8 +77,8 @@ def read_runs(
     InputError
         If the store, the experiment or the sweep is not there, or holds no run.
     """
-    store = _existing(uri)
-    with quiet(), _failures_named(store):
+    store = existing(uri)
+    with quiet(), failures_named(store):
         client = load_mlflow().MlflowClient(store)
         names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
         found = _search(client, store, _chosen(names, experiment), sweep)
@@ -103,8 +104,8 @@ def read_these(
     InputError
         If the store or one of the runs is not there.
     """
-    store = _existing(uri)
-    with quiet(), _failures_named(store):
+    store = existing(uri)
+    with quiet(), failures_named(store):
         client = load_mlflow().MlflowClient(store)
         found = [client.get_run(run_id) for run_id in dict.fromkeys(run_ids)]
         return _with_curves(client, store, found, metric)
@@ -128,19 +129,20 @@ def find_finished(uri: str | None, tags: Mapping[str, str]) -> RunSummary | None
     path = sqlite_path(uri or default_uri())
     if path is not None and not path.exists():
         return None
-    store = _existing(uri)
+    store = existing(uri)
     where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-    with quiet(), _failures_named(store):
+    with quiet(), failures_named(store):
         client = load_mlflow().MlflowClient(store)
         ids = [e.experiment_id for e in _pages(client.search_experiments)]
         if not ids:
             return None
         only = f"attributes.status = '{FINISHED}' and {where}"
-        found = client.search_runs(ids, only, order_by=["start_time DESC"], max_results=1)
-        return _summary(found[0], {}) if found else None
+        newest = _runs(client, ids, only, max_results=10, order_by=["start_time DESC"])
+        found = next(newest, None)
+        return _summary(found, {}) if found else None
 
 
-def _existing(uri: str | None) -> str:
+def existing(uri: str | None) -> str:
     """Return the URI of a store that is there; MLflow would make the file of one that is not."""
     from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
     field = "MLFLOW_TRACKING_URI" if from_env else "tracking URI"
@@ -163,12 +165,12 @@ def _existing(uri: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _failures_named(store: str) -> Iterator[None]:
-    """Turn what MLflow raises into one line that names the store."""
+def failures_named(store: str) -> Iterator[None]:
+    """Turn what MLflow raises, and what its artifacts' store does, into one line that names it."""
     try:
         yield
-    except load_mlflow().exceptions.MlflowException as error:
-        what = "server that answers" if is_http(store) else "store that MLflow can read"
+    except (load_mlflow().exceptions.MlflowException, OSError) as error:
+        what = "server that answers" if is_http(store) else "store that MLflow can use"
         why = str(error).partition("Caused by ")[2] or str(error)
         raise InputError("tracking URI", masked(store), f"a {what} ({one_line(why)})") from None
 
@@ -182,6 +184,12 @@ def _pages(search: Any, *words: Any, **named: Any) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def _runs(client: Any, experiments: Sequence[str], where: str, **named: Any) -> Iterator[Any]:
+    """Yield the runs that a search finds, without those that hold a report."""
+    found = _pages(client.search_runs, experiments, where, **named)
+    return (run for run in found if REPORT_TAG not in run.data.tags)
 
 
 def _chosen(names: dict[str, str], experiment: str | None) -> dict[str, str]:
@@ -199,13 +207,13 @@ def _search(client: Any, store: str, names: dict[str, str], sweep: str | None) -
     if sweep is not None and not re.fullmatch(r"[^'\"`%\\]+", sweep):
         raise InputError("--sweep", sweep, "the tag sweep.id of a run")
     where = "" if sweep is None else f"tags.`sweep.id` = '{sweep}'"
-    found = list(_pages(client.search_runs, experiments, where, max_results=size))
+    found = list(_runs(client, experiments, where, max_results=size))
     if found:
         return found
     if sweep is None:
         there = ", ".join(names[id_] for id_ in experiments)
         raise InputError("--mlflow-experiment", there, "an experiment that has runs")
-    newest = client.search_runs(experiments, max_results=size)
+    newest = islice(_runs(client, experiments, "", max_results=size), size)
     ids = list(dict.fromkeys(r.data.tags["sweep.id"] for r in newest if "sweep.id" in r.data.tags))
     raise InputError("--sweep", sweep, f"a sweep that has runs; newest: {listed(ids, 5) or 'none'}")
 
