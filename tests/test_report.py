@@ -33,7 +33,9 @@ from fl_app.report import (
     compare,
     comparison_blocks,
     expect,
+    find_finished,
     read_runs,
+    read_these,
     select,
     show,
     summary_blocks,
@@ -48,6 +50,7 @@ from fl_app.report.rendering import decimals_for
 from fl_app.report.runs import is_better_when_higher, tell_apart
 from fl_app.report.writing import as_csv, as_dict
 from fl_app.schema import Config, flatten, from_dict
+from fl_app.sweep import Job, summarise
 from fl_app.tracking.mlflow_store import MlflowStore
 
 ACCURACY = "server/accuracy"
@@ -557,6 +560,142 @@ def test_nothing_known_of_the_data_is_a_note() -> None:
     """Where no run knows its data, as in a deployment, the report says so."""
     runs = [replace(r, tags={}) for r in both()]
     assert any("data.sha256" in note for note in compare(runs).notes)
+
+
+# ---------------------------------------------------------------------------- data and makers
+def of_file(path: str, sha256: str, strategy: str = "fedavg", **params: Any) -> list[RunSummary]:
+    """Make runs on a table of somebody's own."""
+    tags = SEED_DRAWS_TEST | {"data.sha256": sha256 * 64}
+    where = {"dataset__name": "tabular", "dataset__path": path, "num_clients": "4"}
+    return ending(strategy, [0.1, 0.3], tags=tags, **where, **params)
+
+
+def test_a_report_names_its_data() -> None:
+    """A line for each data set: file or name, rows, digest, clients; the JSON has it whole."""
+    runs = [
+        one
+        for name in ("fedavg", "x")
+        for one in (
+            *ending(name, [0.1, 0.2], num_clients="10"),
+            *ending(name, [0.1, 0.2], num_clients="9"),
+            *of_file("/data/x.csv", "e", name),
+        )
+    ]
+    comparison = compare(runs)
+    lines = [b for b in comparison_blocks(comparison) if isinstance(b, str)]
+    assert [line for line in lines if line.startswith("data: ")] == [
+        "data: /data/x.csv, 100 rows, data.sha256 eeeeeeeeeeee, 4 clients",
+        "data: wine, 100 rows, data.sha256 dddddddddddd, 9, 10 clients",
+    ]
+    told = as_dict(comparison)["data"]
+    assert [(one["names"], one["sha256"]) for one in told] == [
+        (["/data/x.csv"], ["e" * 64]),
+        (["wine"], ["d" * 64]),
+    ]
+
+
+def test_each_seed_may_have_a_table_of_its_own() -> None:
+    """Of synthetic sets a line names some of the digests; runs that tell nothing are said to."""
+    runs = [
+        replace(one, tags={**SYNTHETIC, "data.sha256": one.seed * 64})
+        for name in ("fedavg", "x")
+        for one in ending(name, [0.1, 0.2, 0.3, 0.4, 0.5])
+    ]
+    text = to_text(comparison_blocks(compare(runs)))
+    digests = ", ".join(seed * 12 for seed in "012")
+    assert f"data: wine, 100 rows, data.sha256 {digests} and 2 more, ? clients" in text
+    text = to_text(comparison_blocks(compare([replace(one, tags={}) for one in runs])))
+    assert "data: wine, rows not told, data.sha256 not told, ? clients" in text
+    assert "all runs made by: no commit told, no versions told" in text
+
+
+def test_a_report_names_what_made_its_runs() -> None:
+    """Commit and versions are those of the runs, with how many have them where they differ."""
+    tags = {**SEED_DRAWS_TEST, "git.commit": "abc" * 12, "versions": "Python 3.12.3, numpy 2.4.0"}
+    runs = [replace(one, tags=tags) for one in both()]
+    comparison = compare(runs)
+    line = "all runs made by: commit abcabcabcabc, Python 3.12.3, numpy 2.4.0"
+    assert line in comparison_blocks(comparison)
+    assert f"- {line}\n" in to_markdown(comparison_blocks(comparison))
+    runs[0] = replace(runs[0], tags={**tags, "git.commit": "f" * 40})
+    text = to_text(comparison_blocks(compare(runs)))
+    assert "3 runs made by: commit abcabcabcabc, Python" in text
+    assert "1 run made by: commit ffffffffffff, Python" in text
+
+
+def test_the_same_bytes_under_two_paths_are_one_data_set() -> None:
+    """Where digests are equal seed by seed, the path keeps no levels apart; it is named twice."""
+    runs = [*of_file("/a/x.csv", "e"), *of_file("/b/y.csv", "e", "x")]
+    comparison = compare(runs)
+    assert [cell.label for cell in comparison.cells] == [""]
+    assert difference(comparison, "x").num_pairs == 2
+    text = to_text(comparison_blocks(comparison))
+    assert "data: /a/x.csv = /b/y.csv, 100 rows, data.sha256 eeeeeeeeeeee, 4 clients" in text
+    # The third path has these bytes by way of the second: one seed each.
+    third = [of_file("/c/z.csv", "f", "x")[1], of_file("/b/y.csv", "e", "x")[0]]
+    third += [of_file("/a/x.csv", "e")[0], of_file("/b/y.csv", "f")[1]]
+    assert [cell.label for cell in compare(third).cells] == [""]
+    with pytest.raises(InputError, match=r"--baseline=dataset.path=/b/y.csv: one that was run"):
+        compare(of_file("/a/x.csv", "e"), baseline="dataset.path=/b/y.csv")
+    assert compare(
+        runs[:2] + of_file("/b/y.csv", "e"), baseline="dataset.path=/a/x.csv"
+    ).levels == (
+        "/a/x.csv",
+        "/b/y.csv",
+    )
+
+
+def test_other_bytes_are_another_data_set() -> None:
+    """Different bytes keep paths apart, and are refused under one; unknown ones are no other's."""
+    a, b = of_file("/a/x.csv", "e"), of_file("/b/y.csv", "f", "x")
+    with pytest.raises(InputError, match=r"dataset.path=/b/y.csv and /a/x.csv: .* only with"):
+        compare([*a, *b])
+    with pytest.raises(InputError, match=r"data.sha256=.*: other data: strategy="):
+        compare([*a, *of_file("/a/x.csv", "f", "x")])
+    with pytest.raises(InputError, match=r"data.sha256=.*: other data: strategy="):
+        compare([*a, b[1], of_file("/b/y.csv", "e", "x")[0]])
+    silent = [replace(one, tags={}) for one in of_file("/b/y.csv", "e", "x")]
+    with pytest.raises(InputError, match=r"dataset.path=/b/y.csv and /a/x.csv"):
+        compare([*a, *silent])
+
+
+def test_where_takes_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is meant from the current folder; others are texts as before, and lists work."""
+    monkeypatch.chdir(tmp_path)
+    runs = [*of_file(f"{tmp_path}/data/x.csv", "e"), *of_file(f"{tmp_path}/y.csv", "f", "x")]
+    for text in ("data/x.csv", "./data/../data/x.csv", f"{tmp_path}/data/x.csv"):
+        assert select(runs, [f"dataset.path={text}"]) == tuple(runs[:2])
+    assert select(runs, [f"path=y.csv,{tmp_path}/data/x.csv"]) == tuple(runs)
+    for text in ("dataset.path=z.csv", "dataset.path=y.csv,z.csv", "strategy=./x"):
+        with pytest.raises(InputError, match=r"--where=.*: values that runs have: "):
+            select(runs, [text])
+
+
+# ---------------------------------------------------------------------------- r2 beside mse
+def test_r2_stands_beside_mse() -> None:
+    """Of the same runs at the same rounds, with the unit of the mse; beside r2 stands mse."""
+    mse, r2 = {1: 9.0, 2: 4.0}, {1: 0.1, 2: 0.6}
+    runs = [
+        replace(one, curves={"server/mse": mse, "server/r2": {r: v + gain for r, v in r2.items()}})
+        for name, gain in (("fedavg", 0.0), ("x", 0.2))
+        for one in ending(name, [0, 0, 0])
+    ]
+    comparison = compare(runs, metric="server/mse")
+    head, *_ = blocks = comparison_blocks(comparison)
+    assert str(head).startswith("server/mse (lower is better, in squared units of the target): ")
+    table = next(b for b in blocks if isinstance(b, TextTable))
+    assert table.columns[:4] == ("strategy", "seeds", "mean ± sd", "r2")
+    assert [row[3] for row in table.rows] == ["0.6", "0.8"]
+    assert as_dict(comparison)["tables"]["equal_rounds"]["rows"][1]["beside"] == pytest.approx(0.8)
+    assert [row.beside for row in compare(runs, metric="server/r2").at_rounds.rows] == [4.0, 4.0]
+    short = [
+        *runs[:3],
+        *(replace(r, curves={**r.curves, "server/mse": {1: 9.0}}) for r in runs[3:]),
+    ]
+    rows = compare(short, metric="server/mse").at_rounds.rows
+    assert rows[1].beside == pytest.approx(0.3)  # both at round 1
+    without = [replace(r, curves={"server/mse": mse}) for r in runs]
+    assert "r2" not in to_text(comparison_blocks(compare(without, metric="server/mse")))
 
 
 # ---------------------------------------------------------------------------- budgets
@@ -1336,6 +1475,89 @@ def test_a_sweeps_end(uri: str, experiment: str) -> None:
         sweep_report("x", uri)
     with pytest.raises(InputError, match="--sweep=o'clock: the tag"):
         sweep_report("o'clock", uri)
+
+
+# ---------------------------------------------------------------------------- kept in MLflow
+def swept(uri: str, experiment: str, sweep: str) -> list[str]:
+    """Log a sweep of two strategies and three seeds, and return its runs' ids."""
+    told = [*ending("fedavg", [0.5, 0.6, 0.4]), *ending("x", [0.7, 0.8, 0.61])]
+    return [log(uri, experiment, replace(r, tags={**r.tags, "sweep.id": sweep})) for r in told]
+
+
+def test_a_comparison_is_kept_with_its_sweep(
+    uri: str,
+    experiment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """``--store``: one FINISHED run beside the sweep's, replaced when made again, never read."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    ids, client = swept(uri, experiment, "kept"), MlflowClient(uri)
+    assert fl_kit(monkeypatch, "--store") == 2
+    assert capsys.readouterr().err == (
+        "fl-kit: --store=true: only with --sweep, whose comparison it is\n"
+    )
+    where = ("--sweep", "kept", "--mlflow-experiment", experiment)
+    assert fl_kit(monkeypatch, *where, "--store") == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("stored in MLflow as the run comparison, ")
+    run_id = told.rpartition(" ")[2]
+    kept = client.get_run(run_id)
+    assert (kept.info.run_name, kept.info.status) == ("comparison", "FINISHED")
+    assert kept.info.experiment_id == client.get_run(ids[0]).info.experiment_id
+    assert (kept.data.tags["sweep.id"], kept.data.tags["fl_app.report"]) == ("kept", "true")
+    assert [f.path for f in client.list_artifacts(run_id)] == [
+        "report.csv",
+        "report.json",
+        "report.md",
+    ]
+    expectation = ("--expect", "x>fedavg")
+    assert fl_kit(monkeypatch, *where, *expectation, "--store") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    path = client.download_artifacts(run_id, "report.json", str(tmp_path))
+    data = json.loads(Path(path).read_text())
+    assert [one["text"] for one in data["expectations"]] == ["x>fedavg"]
+    assert data["command"].endswith("--expect 'x>fedavg' --store")
+
+    assert sorted(r.run_id for r in read_runs(uri, experiment=experiment)) == sorted(ids)
+    found = find_finished(uri, {"sweep.id": "kept"})
+    assert found is not None
+    assert found.run_id in ids
+    assert "comparison" not in sweep_report("kept", uri)
+
+
+def test_a_store_that_takes_no_report_loses_nothing(
+    uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The comparison is printed, one line says why it is not kept; the runs are as they were."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    ids = swept(uri, experiment, "full")
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifacts", full)
+    assert fl_kit(monkeypatch, "--sweep", "full", "--store") == 2
+    told = capsys.readouterr()
+    assert "at equal rounds" in told.out
+    assert told.err.endswith("a store that MLflow can use (no space left)\n")
+    jobs = [
+        Job(n, [], "FINISHED", "", r.params, r.metrics, r.run_id, "full", uri, tracked=True)
+        for n, r in enumerate(read_these(uri, ids))
+    ]
+    text = summarise(jobs)
+    assert "at equal rounds" in text
+    assert "\nthe comparison is not stored in MLflow: tracking URI=" in text
+    monkeypatch.undo()
+    text = summarise(jobs)
+    assert "\nstored in MLflow as the run comparison, with the same sweep.id" in text
+    assert {r.status for r in read_runs(uri, sweep="full")} == {"FINISHED"}
+    assert len(read_runs(uri, sweep="full")) == len(ids)
+    ours = MlflowClient(uri).search_runs(
+        [MlflowClient(uri).get_run(ids[0]).info.experiment_id], "tags.`fl_app.report` = 'true'"
+    )
+    assert [run.info.status for run in ours] == ["FINISHED"]
 
 
 # ---------------------------------------------------------------------------- fl-kit report

@@ -143,7 +143,8 @@ def origin_lines(data: Sequence[DataSet], made: Sequence[Maker]) -> list[str]:
         clients = f"{listed(one.clients)} clients"
         lines.append(f"data: {' = '.join(one.names)}, {rows}, {sha256}, {clients}")
     for maker in made:
-        count = "all runs" if len(made) == 1 else f"{maker.num_runs} runs"
+        several = f"{maker.num_runs} run{'s' if maker.num_runs > 1 else ''}"
+        count = "all runs" if len(made) == 1 else several
         commit = f"commit {maker.commit[:12]}" if maker.commit else "no commit told"
         lines.append(f"{count} made by: {commit}, {maker.versions or 'no versions told'}")
     return lines
