@@ -163,13 +163,17 @@ def test_rounds_between_may_be_missing() -> None:
 
 
 def test_a_table_of_400_rows_is_flagged_at_10_rounds_and_not_at_50(tmp_path: Path) -> None:
-    """FedAvg's linear model at its default rate: at 10 rounds it still learns, at 50 no more.
+    """FedAvg's linear model at a rate of .03: at 10 rounds it still learns, at 50 no more.
 
-    In the rounds after its best one the eval loss rises a little, which is not flagged. The run's
-    tags say which rows it saw, and by which versions it was made.
+    Of some seeds the eval loss rises after its best round, which is not flagged. The runs' tags say
+    which rows they saw, and by which versions they were made.
     """
     table = ("dataset=synthetic_regression", "dataset.num_examples=400", "num_clients=5")
-    jobs = [(*table, f"num_server_rounds={rounds}") for rounds in (10, 50)]
+    jobs = [
+        (*table, "model.learning_rate=0.03", f"num_server_rounds={rounds}", f"seed={seed}")
+        for rounds in (10, 50)
+        for seed in range(3)
+    ]
     runs = [
         RunSummary(
             view.name,
@@ -179,13 +183,13 @@ def test_a_table_of_400_rows_is_flagged_at_10_rounds_and_not_at_50(tmp_path: Pat
         )
         for view in real_runs(tmp_path, *jobs)
     ]
-    assert [judge(one).word for one in runs] == ["not converged", "converged"]
-    losses = runs[1].curves["eval/mse"]
-    assert losses[50] > min(losses.values())
-    assert judge(runs[1], 10) == judge(runs[0])
+    assert [judge(one).word for one in runs] == ["not converged"] * 3 + ["converged"] * 3
+    assert [judge(one, 10) for one in runs[3:]] == [judge(one) for one in runs[:3]]
+    curves = [one.curves["eval/mse"] for one in runs[3:]]
+    assert any(curve[50] > 1.01 * min(curve.values()) for curve in curves)
     data, maker = origin_lines(data_sets(runs), makers(runs))
-    digest = runs[0].tags["data.sha256"][:12]
-    assert data == f"data: synthetic_regression, 400 rows, data.sha256 {digest}, 5 clients"
+    digests = ", ".join(sorted(one.tags["data.sha256"][:12] for one in runs[:3]))
+    assert data == f"data: synthetic_regression, 400 rows, data.sha256 {digests}, 5 clients"
     assert maker.startswith("all runs made by: ")
     assert f"Python {platform.python_version()}, fl-app " in maker
     assert f"numpy {np.__version__}" in maker
