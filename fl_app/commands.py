@@ -121,13 +121,23 @@ def report(
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Differences up to this are ties.")] = 0.0,
     out: Annotated[str, typer.Option(help="Folder for report.md, .csv and .json.")] = "",
+    store: Annotated[
+        bool, typer.Option("--store", help="Store these in MLflow too, with the sweep of --sweep.")
+    ] = False,
     uri: Annotated[str, typer.Option(help="Tracking URI; default: where runs are logged.")] = "",
 ) -> None:
-    """Compare runs in pairs that agree on everything but one param, at equal rounds and bytes."""
+    """Compare runs in pairs that agree on everything but the baseline's params and what is tuned.
+
+    Tables: each at its end, where rounds differ; at equal rounds; at equal bytes.
+    """
     from fl_app import report as reporting
 
     name, sweep_id = mlflow_experiment or None, sweep or None
-    runs = reporting.read_runs(uri or None, experiment=name, sweep=sweep_id, metric=metric)
+    if store and not sweep:
+        raise InputError("--store", True, "only with --sweep, whose comparison it is")
+    runs = reporting.read_runs(
+        uri or None, experiment=name, sweep=sweep_id, metric=metric, by=by if tune else None
+    )
     runs = reporting.select(runs, where or ())
     comparison = reporting.compare(
         runs,
@@ -143,10 +153,13 @@ def report(
         reporting.check_sound(run for seeds in counted for run in seeds.values())
     outcomes = [reporting.expect(comparison, text) for text in expect or ()]
     reporting.show(reporting.comparison_blocks(comparison, outcomes))
+    command = shlex.join(["fl-kit", *sys.argv[1:]])
     if out:
-        command = shlex.join(["fl-kit", *sys.argv[1:]])
         for path in reporting.write_report(out, comparison, outcomes, command):
             print(printable(path))
+    if store:
+        run_id = reporting.store_report(uri or None, sweep, comparison, outcomes, command)
+        print(f"stored in MLflow as the run comparison, {run_id}")
     if strict and not all(outcome.holds_strictly for outcome in outcomes):
         raise typer.Exit(1)
 

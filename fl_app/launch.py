@@ -6,7 +6,9 @@ Flower hands a ServerApp a flat run-config. Our launcher fills ``config-json`` a
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 import shlex
 import subprocess
 import tempfile
@@ -14,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,11 @@ __all__ = [
     "handed_over",
     "read_launch",
     "read_runtime",
+    "versions",
     "without_secrets",
 ]
+
+_PACKAGES = ("fl-app", "flwr", "mlflow", "numpy", "scikit-learn", "scipy")
 
 _HABITS = {
     "experiment": "experiment",
@@ -261,3 +267,13 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Return the versions of Python and of the packages that decide a run's numbers."""
+    found = {"Python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # in Flower's bundle nothing is installed
+            found[name] = version(name)
+    return found

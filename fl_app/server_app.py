@@ -39,7 +39,7 @@ from fl_app.federation.stepping import Stepping
 from fl_app.federation.watched import WatchedGrid
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
-from fl_app.launch import Launch, read_launch, read_runtime
+from fl_app.launch import Launch, read_launch, read_runtime, versions
 from fl_app.models.serving import Predictor
 from fl_app.schema import (
     GROUPS,
@@ -408,6 +408,7 @@ class Run:
             "sweep.id": self.launch.sweep_id,
             "git.commit": self.launch.commit,
             "mlflow.source.git.commit": self.launch.commit,
+            "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         }
         return RunStart(
             name=_run_name(config, self.launch.swept),

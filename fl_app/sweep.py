@@ -155,7 +155,7 @@ def summarise(jobs: Sequence[Job]) -> str:
 
     A mean over seeds for each configuration, the best one, and a line for each job that failed.
     Where strategies were swept beside FedAvg and the runs are in MLflow, also the comparison of
-    ``fl-kit report``.
+    ``fl-kit report``, which is stored there too.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ def _comparison(jobs: Sequence[Job]) -> str:
     first = done[0] if done else None
     if first is None or BASELINE not in levels or len(levels) < 2 or not first.tracked:
         return ""
-    from fl_app.report import compare, comparison_blocks, read_these, to_text
+    from fl_app.report import compare, comparison_blocks, read_these, store_report, to_text
 
     metrics = sorted(name for name in first.metrics if name.startswith("server/"))
     metric = next((m for m in metrics if m.endswith("/accuracy")), "server/mse")
@@ -213,9 +213,15 @@ def _comparison(jobs: Sequence[Job]) -> str:
         compared = compare(runs, baseline=f"strategy={BASELINE}", metric=metric)
     except FlAppError as error:
         return f"no comparison: {error}"
-    text = to_text(comparison_blocks(compared, []))
-    if any(job.status == "SKIPPED" for job in done):
-        return text
-    by = "" if metric.endswith("/accuracy") else f" --metric {metric}"
-    again = printable(f"the same again: fl-kit report --sweep {first.sweep_id}{by}")
-    return f"{text}\n{again}"
+    lines = [to_text(comparison_blocks(compared, []))]
+    again = ""
+    if not any(job.status == "SKIPPED" for job in done):
+        by = "" if metric.endswith("/accuracy") else f" --metric {metric}"
+        again = f"fl-kit report --sweep {first.sweep_id}{by}"
+        lines.append(f"the same again: {printable(again)}")
+    try:
+        store_report(first.uri or None, first.sweep_id, compared, (), again)
+        lines.append("stored in MLflow as the run comparison, with the same sweep.id")
+    except FlAppError as error:
+        lines.append(f"the comparison is not stored in MLflow: {error}")
+    return "\n".join(lines)

@@ -274,6 +274,27 @@ def test_a_metric_that_the_end_does_not_have_is_refused() -> None:
         compare([fedavg(5), replace(made, curves=curves)])
 
 
+def test_r2_is_of_the_run_that_stands_there() -> None:
+    """Beside the mse of a stack of 3 rounds stands its own r2; in a row of none, nothing."""
+    runs = [
+        replace(one, curves={**one.curves, "server/mse": mse, "server/r2": r2})
+        for one, gain in (
+            (fedavg(5), 0.0),
+            (stack(5, 0.9, each=15), 0.2),
+            (stack(3, 0.7, each=15), 0.1),
+            (stack(5, 0.9, each=15, strategy__global_member="ls"), 0.3),
+        )
+        for mse in [one.curves["server/accuracy"]]
+        for r2 in [{r: gain + 0.01 * r for r in mse}]
+    ]
+    comparison = compare(runs, metric="server/mse")
+    own, dear = "fedstacking global_member=-", "fedstacking global_member=ls"
+    assert row(comparison.at_rounds, own).beside == pytest.approx(0.25)
+    assert row(comparison.at_bytes, own).beside == pytest.approx(0.13)
+    assert shown(comparison, "at equal bytes", own)["r2"] == "0.13"
+    assert shown(comparison, "at equal bytes", dear)["r2"] == ""
+
+
 # ---------------------------------------------------------------------------- cells
 def test_cells_of_shorter_stacks_alone_are_set_aside() -> None:
     """A cell where the rival was tried, or where the longer run is missing, is refused as ever."""

@@ -37,6 +37,8 @@ from fl_app.report.tuning import diverged
 from fl_app.report.writing import as_csv, as_dict
 from fl_app.tracking.mlflow_store import MlflowStore
 
+from .test_report import FLAT
+
 RATE = "model.learning_rate"
 BOTH = "strategy=fedavg,model=mlp"
 TAGS = {
@@ -50,6 +52,8 @@ TAGS = {
 IDLE = {**TAGS, "config.without_effect": f"model.batch_size {RATE} model.local_epochs"}
 """Tags of a run on which the rate has no effect."""
 SEEDS = range(5)
+LAST = 12
+"""Rounds of a run."""
 
 
 def run(
@@ -62,7 +66,7 @@ def run(
     tags: Mapping[str, str] = TAGS,
     **params: str,
 ) -> RunSummary:
-    """Make a run of two rounds: what chooses it, and where the compared metric ends."""
+    """Make a run that has converged: what chooses it, and where the compared metric ends."""
     told = {name.replace("__", "."): value for name, value in params.items()}
     told = {"strategy.name": strategy, "dataset.name": "wine", RATE: rate, **told}
     name = " ".join([strategy, str(seed), rate, *params.values()])
@@ -70,7 +74,7 @@ def run(
         run_id=name,
         params={**told, "seed": str(seed)},
         tags=tags,
-        curves={metric: {1: 0.0, 2: end}},
+        curves={**FLAT, metric: {1: 0.0, LAST: end}},
         metrics={"eval/accuracy": by, metric: end},
         name=name,
     )
@@ -239,7 +243,7 @@ def test_a_loss_chooses_the_smallest() -> None:
     runs = []
     for one in tuned():
         values = {"eval/mse": one.metrics["eval/accuracy"], "server/mse": 1.0, "eval/r2": 0.5}
-        curves = {"server/mse": {2: 1.0}}
+        curves = {"server/mse": {LAST: 1.0}}
         runs.append(replace(one, metrics=values, curves=curves))
     comparison = tune(runs, metric="server/mse")
     assert comparison.design.tuning.by == "eval/mse"
@@ -289,6 +293,40 @@ def test_candidates_see_the_same_data() -> None:
     runs[0] = replace(runs[0], tags={**TAGS, "data.sha256": "e" * 64})
     with pytest.raises(InputError, match=f"data.sha256={'e' * 12} and {'d' * 12}: other data: fed"):
         tune(runs)
+
+
+def test_the_same_bytes_under_two_paths_are_candidates_of_one_choice() -> None:
+    """Rates that were run on copies of a file, the largest diverged, are three of one cell."""
+    runs = []
+    for one in tuned():
+        path = {"0.01": "/a/x.csv", "0.04": "/b/y.csv", "0.16": "/c/z.csv"}[one.params[RATE]]
+        told = {**one.params, "dataset.name": "tabular", "dataset.path": path}
+        runs.append(replace(one, params=told))
+        if path == "/c/z.csv":
+            runs[-1] = replace(runs[-1], status="FAILED", error="training diverged", curves={})
+    comparison = tune(runs)
+    assert [cell.label for cell in comparison.cells] == [""]
+    assert comparison.design.tuning.choices["", "fedavg"].num_candidates == 3
+    assert chosen(comparison, "fedprox") == ["0.04"] * 5
+    (data,) = comparison.data
+    assert data.names == ("/b/y.csv",)  # of the runs that count
+    both = [r for r in runs if r.params[RATE] == "0.01" or r.finished]
+    parted = compare(both, ignore=["dataset.path"])
+    assert list(parted.design.groups) == ["learning_rate=0.01", "learning_rate=0.04"]
+
+
+def test_only_the_last_round_makes_a_candidate() -> None:
+    """A run that has what chooses in earlier rounds only is refused by name."""
+    runs = tuned()
+    runs[0] = replace(runs[0], curves={**runs[0].curves, "eval/accuracy": {LAST - 1: 0.9}})
+    with pytest.raises(InputError) as caught:
+        tune(runs)
+    assert str(caught.value) == (
+        "--by=eval/accuracy: no candidate: fedavg 0 0.01 has no such value in its last round (12)"
+    )
+    curves = {"eval/accuracy": {LAST - 1: 0.9, LAST: 0.1}}
+    runs[0] = replace(runs[0], curves={**runs[0].curves, **curves})
+    assert chosen(tune(runs), "fedavg") == ["0.04"] * 5
 
 
 @pytest.mark.parametrize(
@@ -449,6 +487,38 @@ def test_the_edge_is_no_strict_claim(best: str) -> None:
     assert lack(runs, "fedavg>fedprox-9", tune=[RATE]) == text
 
 
+def test_all_that_is_lacking_is_told_once() -> None:
+    """Three seeds of two cells, cut short, by rows that chose, at the edge: each reason once."""
+    falls = {"eval/log_loss": {r: 2 - r / LAST for r in range(1, LAST + 1)}}
+    runs = [
+        replace(
+            r,
+            run_id=f"{r.run_id} {k}",
+            params={**r.params, "num_clients": k},
+            curves={**falls, "eval/accuracy": r.curves["server/accuracy"]},
+        )
+        for r in tuned()
+        for k in ("2", "3")
+        if r.seed in "012" and r.params[RATE] != "0.16"
+    ]
+    edges = [
+        f"{RATE}=0.04 of {name} is at the edge of its candidates with seed 0, 1, 2"
+        for name in ("fedprox", "fedavg")
+    ]
+    falling = [
+        f"not converged: {name} 6 of 6 (eval/log_loss still falls)"
+        for name in ("fedprox", "fedavg")
+    ]
+    assert lack(runs, tune=[RATE], metric="eval/accuracy", by="eval/accuracy") == "; ".join(
+        [
+            "3 of the 5 pairs that it needs",
+            *edges,
+            "eval/accuracy is measured on the rows that chose, by eval/accuracy",
+            *falling,
+        ]
+    )
+
+
 def test_two_candidates_have_no_inside() -> None:
     """Either end of a list of two is its edge."""
     runs = [r for r in tuned() if r.params[RATE] != "0.16"]
@@ -475,7 +545,7 @@ def test_what_chose_does_not_judge(metric: str, by: str, same: bool) -> None:
         runs.append(
             replace(
                 one,
-                curves={metric: one.curves["server/accuracy"]},
+                curves={**FLAT, metric: one.curves["server/accuracy"]},
                 metrics={by: -best if by.endswith("loss") else best, metric: best},
             )
         )
@@ -608,7 +678,7 @@ def log(uri: str, told: RunSummary, by: Mapping[int, float]) -> None:
     """Log a run; the later steps of what chooses are logged first."""
     client = MlflowClient(uri)
     run_id = client.create_run("0", told.start_ms, run_name=told.name).info.run_id
-    late = [Metric("eval/accuracy", v, 9 - step, step) for step, v in sorted(by.items())[::-1]]
+    late = [Metric("eval/accuracy", v, 99 - step, step) for step, v in sorted(by.items())[::-1]]
     curve = [Metric(k, v, 1, s) for k, c in told.curves.items() for s, v in c.items()]
     params = [Param(name, value) for name, value in told.params.items()]
     client.log_batch(run_id, [*curve, *late], params, [RunTag(k, v) for k, v in told.tags.items()])
@@ -631,9 +701,9 @@ def test_the_command_tunes(
     """The last round's value chooses, not the best one's nor the one logged last."""
     runs = [r for r in tuned() if r.params["strategy.name"] == "fedavg"]
     for one in runs:
-        log(uri, one, {1: 1 - one.metrics["eval/accuracy"], 2: one.metrics["eval/accuracy"]})
+        log(uri, one, {1: 1 - one.metrics["eval/accuracy"], LAST: one.metrics["eval/accuracy"]})
     for seed in SEEDS:
-        log(uri, stack(seed, end=0.9 + seed / 100), {1: 0.1, 2: 0.9})
+        log(uri, stack(seed, end=0.9 + seed / 100), {1: 0.1, LAST: 0.9})
     read = read_runs(uri)
     assert {r.params[RATE]: r.metrics["eval/accuracy"] for r in read} == {
         "0.01": 0.1,
@@ -660,7 +730,7 @@ def test_what_was_not_chosen_need_not_have_learned(
     for one in tuned():
         bad = {"worse_than_constant": "true"} if one.params[RATE] == "0.01" else {}
         told = replace(one, tags={**one.tags, **bad, "sweep.id": "bad"})
-        log(uri, told, {2: one.metrics["eval/accuracy"]})
+        log(uri, told, {LAST: one.metrics["eval/accuracy"]})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     words = ("--sweep", "bad", "--tune", RATE, "--expect", "fedprox>fedavg", "--strict")
     assert report(monkeypatch, *words) == 0
@@ -668,3 +738,30 @@ def test_what_was_not_chosen_need_not_have_learned(
     capsys.readouterr()
     assert report(monkeypatch, *words, "--where", f"{RATE}=0.01") == 2
     assert "no claim stands on runs that did not learn" in capsys.readouterr().err
+
+
+def test_a_tuned_comparison_is_kept(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--store`` keeps the choices; a run without the last round's value is refused there too."""
+    for one in tuned():
+        log(
+            uri,
+            replace(one, tags={**one.tags, "sweep.id": "kept"}),
+            {LAST: one.metrics["eval/accuracy"]},
+        )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    words = ("--sweep", "kept", "--tune", RATE)
+    assert report(monkeypatch, *words, "--expect", "fedprox>fedavg", "--strict", "--store") == 0
+    run_id = capsys.readouterr().out.split()[-1]
+    path = MlflowClient(uri).download_artifacts(run_id, "report.json", str(tmp_path))
+    data = json.loads(Path(path).read_text())
+    assert {one["level"]: one["chosen"]["0"] for one in data["tuning"]["choices"]} == {
+        "fedavg": ["0.04"],
+        "fedprox": ["0.04"],
+    }
+    assert {one["verdict"]["word"] for one in data["convergence"]} == {"converged"}
+    again = replace(tuned()[0], start_ms=10**14, tags={**TAGS, "sweep.id": "kept"})
+    log(uri, again, {LAST - 1: 0.9})
+    assert report(monkeypatch, *words) == 2
+    assert "no candidate: fedavg 0 0.01 has no such value in its last" in capsys.readouterr().err

@@ -26,11 +26,20 @@ from fl_app.report.budgets import (
     pair_up,
     stands_at,
 )
+from fl_app.report.convergence import Judged, judge_pairs, lack_of
 from fl_app.report.grounds import Ground, ground_of, with_ground
 from fl_app.report.intervals import Interval, mean_and_sd, mean_difference
+from fl_app.report.origins import DataSet, Maker, data_sets, makers
 from fl_app.report.pairing import Cell, Design, arrange
 from fl_app.report.places import Key, split_keys
-from fl_app.report.runs import RunSummary, is_better_when_higher, known_metrics, listed, short
+from fl_app.report.runs import (
+    RunSummary,
+    beside,
+    is_better_when_higher,
+    known_metrics,
+    listed,
+    short,
+)
 from fl_app.report.shared_rows import rather_over_rows
 
 __all__ = ["Comparison", "Outcome", "Row", "Table", "compare", "expect"]
@@ -70,6 +79,9 @@ class Row:
     group : str
         What tells the cells' hyperparameters from those of others: no row is over cells that differ
         in them. "" where all cells have the same.
+    beside : float or None
+        Mean of the metric that is shown beside (:func:`~fl_app.report.runs.beside`), of the same
+        runs at the same rounds; None where there is none.
     """
 
     cell: str | None
@@ -87,6 +99,7 @@ class Row:
     worst_cell: tuple[str, float] | None = None
     mark: str = ""
     group: str = ""
+    beside: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,13 @@ class Comparison:
         At equal bytes; None where nobody counted them, or the baseline has none.
     grounds : mapping of str to Ground
         Cell's label -> what an interval over its seeds rests on.
+    judged : tuple of Judged
+        For each run at its end, and at each round at which it counts at equal rounds, whether it
+        has converged.
+    data : tuple of DataSet
+        What the runs saw.
+    made : tuple of Maker
+        What made them.
     notes : tuple of str
         What a reader should know.
     at_end : Table or None
@@ -147,6 +167,9 @@ class Comparison:
     at_rounds: Table
     at_bytes: Table | None
     grounds: Mapping[str, Ground]
+    judged: tuple[Judged, ...] = ()
+    data: tuple[DataSet, ...] = ()
+    made: tuple[Maker, ...] = ()
     notes: tuple[str, ...] = ()
     at_end: Table | None = None
 
@@ -238,10 +261,32 @@ def compare(
     found = Comparison(
         metric, higher, base, design, at_rounds, at_bytes, grounds, at_end=ends if differ else None
     )
+    judged = _judged(found)
+    counted = {one.run_id for one in judged}
+    ours = [run for run in runs if run.run_id in counted]  # under the paths that they were given
     notes = [*design.notes, *_short_of(design, found.finished), *why]
     for title, table in found.tables.items():
         notes += _gap_notes(design, title, table)
-    return replace(found, notes=tuple(notes))
+    return replace(
+        found, judged=judged, data=data_sets(ours), made=makers(ours), notes=tuple(notes)
+    )
+
+
+def _judged(c: Comparison) -> tuple[Judged, ...]:
+    """Judge runs at their end and at equal rounds, and those that stand for others at equal bytes.
+
+    Where bytes cut a run, its verdict there is one about the bytes.
+    """
+    found: dict[Judged, None] = {}
+    for table in (c.finished, c.at_rounds):
+        for level, pairs in table.pairs.items():
+            found |= dict.fromkeys(judge_pairs(c.design, level, c.baseline, pairs, c.metric))
+    own = {one.run_id for one in found}
+    for level, pairs in ({} if c.at_bytes is None else c.at_bytes.pairs).items():
+        for one in judge_pairs(c.design, level, c.baseline, pairs, c.metric):
+            if one.run_id not in own:
+                found[replace(one, level=f"{one.level} at equal bytes")] = None
+    return tuple(found)
 
 
 def _at_bytes(maker: _Maker) -> tuple[Table | None, list[str]]:
@@ -327,6 +372,7 @@ class _Maker:
             baseline_mean=mean_and_sd(_by_cell(pairs, lambda pair: pair.baseline.value))[0],
             server_round=sum(pair.level.server_round for pair in pairs) / len(pairs),
             bytes=sum(sent) / len(sent) if len(sent) == len(pairs) else None,
+            beside=self._beside(level, pairs),
         )
         if level == self.baseline:
             return row
@@ -339,6 +385,18 @@ class _Maker:
             losses=results.count(-1),
             worst_cell=self._worst(pairs) if len({pair.cell for pair in pairs}) > 1 else None,
         )
+
+    def _beside(self, level: str, pairs: Sequence[Pair]) -> float | None:
+        name = beside(self.metric) or ""
+
+        def value(pair: Pair) -> float:
+            run = self.design.run(pair.cell, level, pair.seed, pair.level.run_id)
+            return run.curves[name][pair.level.server_round]
+
+        try:
+            return mean_and_sd(_by_cell(pairs, value))[0]
+        except KeyError:  # not every run has it there
+            return None
 
     def _result(self, pair: Pair) -> int:
         """Return 1 for a win, 0 for a tie, -1 for a loss; what is no number loses to a number."""
@@ -445,7 +503,8 @@ class Outcome:
         Whether the whole interval is beyond the margin, in the better direction.
     difference : Interval
         First level minus second, each at its end; over the test rows where all seeds share them
-        and runs tell their losses.
+        and runs tell their losses. It lacks something where a run of both has not converged, or
+        counts untuned.
     """
 
     text: str
@@ -500,7 +559,8 @@ def expect(comparison: Comparison, text: str) -> Outcome:
     difference = rather_over_rows(over_seeds, design, pairs, comparison.metric)
     if difference.low is not None:
         untuned = design.tuning.lack((one, other), design.runs, design.key, comparison.metric)
-        lack = "; ".join(filter(None, (difference.lack, untuned)))
+        cut = lack_of(judge_pairs(design, one, other, pairs, comparison.metric))
+        lack = "; ".join(filter(None, (difference.lack, untuned, cut)))
         difference = replace(difference, lack=lack)
     if difference.low is None or difference.high is None:
         return Outcome(text, False, difference)

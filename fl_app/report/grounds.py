@@ -143,4 +143,5 @@ def with_ground(interval: Interval, grounds: Sequence[Ground], fewest: int) -> I
         return interval
     weakest = max(grounds, key=lambda ground: (bool(ground.lack), ground.ratio))
     few = f"{fewest} of the {FEWEST_STRICT} pairs that it needs" if fewest < FEWEST_STRICT else ""
-    return replace(interval, kind=weakest.kind, lack=weakest.lack or few)
+    lack = "; ".join(filter(None, (weakest.lack, few)))
+    return replace(interval, kind=weakest.kind, lack=lack)

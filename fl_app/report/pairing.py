@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from fl_app.errors import InputError
 from fl_app.report.checks import check_complete, check_data
+from fl_app.report.origins import same_bytes, under_one_path
 from fl_app.report.places import PROBLEM, Grouped, Key, Place, Placed, Places, matches
 from fl_app.report.runs import (
+    PATHS,
     ROUNDS,
     RunSummary,
     idle,
@@ -106,6 +108,11 @@ class Design:
         values = {n: sorted({m.get(n, "none") for m in methods}, key=natural) for n in names}
         return {name: own for name, own in values.items() if len(own) > 1}
 
+    def run(self, cell: str, level: str, seed: str, run_id: str) -> RunSummary:
+        """Return the run of a place, or the shorter one of this id that stands for it."""
+        own = self.runs[cell, level][seed]
+        return next(r for r in (own, *self.shorter.get(own.run_id, ())) if r.run_id == run_id)
+
     def level(self, text: str, field: str) -> str:
         """Return the level that a user's text names.
 
@@ -157,6 +164,7 @@ def arrange(
     ----------
     runs : sequence of RunSummary
         Runs of any status, in any order. Of runs with the same params the newest FINISHED counts.
+        The same bytes under two paths are one data set.
     key : Key
         What is compared.
     ignore : iterable of str
@@ -177,6 +185,8 @@ def arrange(
     """
     places = Places(key, tuple(ignore), find_tuned(tune, key, runs))
     ours = [run for run in runs if all(param in run.params for param in key.params)]
+    if not any(map(key.owns, PATHS)):
+        ours = under_one_path(ours, same_bytes(r for r in ours if r.finished or diverged(r)))
     finished = [run for run in ours if run.finished]
     if not finished:
         rest = listed(sorted({run.status for run in ours}))
@@ -256,13 +266,9 @@ def _left_out(unfinished: Sequence[RunSummary]) -> list[str]:
 def _origins(placed: Placed) -> list[str]:
     """Say what runs do not share and need not, but a reader should know."""
     runs = [run for seeds in placed.values() for run in seeds.values()]
-    notes = []
-    commits = sorted({run.tags["git.commit"][:9] for run in runs if run.tags.get("git.commit")})
-    if len(commits) > 1:
-        notes.append(f"the runs were made by {len(commits)} commits of fl_app: {listed(commits)}")
     if any("data.sha256" not in run.tags for run in runs):
-        notes.append("runs do not say which rows they saw (data.sha256); taken for the same")
-    return notes
+        return ["runs do not say which rows they saw (data.sha256); taken for the same"]
+    return []
 
 
 def _labelled(

@@ -13,10 +13,12 @@ from rich.text import Text
 
 from fl_app.errors import printable
 from fl_app.report.comparing import Comparison, Outcome, Row, Table
+from fl_app.report.convergence import verdict_lines
 from fl_app.report.grounds import KINDS
 from fl_app.report.intervals import Interval
+from fl_app.report.origins import origin_lines
 from fl_app.report.pairing import Cell
-from fl_app.report.runs import listed, natural, short
+from fl_app.report.runs import beside, listed, natural, short
 from fl_app.tracking.keys import bytes_text
 
 __all__ = [
@@ -81,22 +83,26 @@ def comparison_blocks(
     Returns
     -------
     tuple of Block
-        What is compared, what was chosen for it, the tables (each run at its end, where rounds
-        differ; at equal rounds; at equal bytes) with their worst cells, the expectations, what each
-        kind of interval speaks of, the notes.
+        What is compared, on what data, what was chosen for it, the tables (each run at its end,
+        where rounds differ; at equal rounds; at equal bytes) with their worst cells, which runs
+        have not converged, the expectations, what each kind of interval speaks of, the notes.
     """
     c = comparison
-    direction = "higher" if c.higher_is_better else "lower"
+    direction = "higher is better" if c.higher_is_better else "lower is better"
+    if beside(c.metric) and c.metric.endswith("/mse"):
+        direction += ", in squared units of the target"
     seeds = sorted({seed for runs in c.design.runs.values() for seed in runs}, key=natural)
     blocks: list[Block] = [
-        f"{c.metric} ({direction} is better): {c.design.key.name}, each against {c.baseline}, "
+        f"{c.metric} ({direction}): {c.design.key.name}, each against {c.baseline}, "
         f"paired by seed ({listed(seeds)})"
     ]
     if frame := _frame(c):
         blocks.append(f"all runs: {frame}")
+    blocks += origin_lines(c.data, c.made)
     blocks += c.design.tuning.lines([cell.label for cell in c.cells], c.levels, MAX_SHOWN_CELLS)
     for title, table in c.tables.items():
         blocks += [_table(c, table, title), *_worst_lines(table, title)]
+    blocks += verdict_lines(c.judged)
     outcomes = tuple(outcomes)
     blocks += [outcome_line(outcome, c) for outcome in outcomes]
     blocks += _kind_lines(c, outcomes)
@@ -134,15 +140,18 @@ def _table(c: Comparison, table: Table, title: str) -> TextTable:
     if several and len(c.cells) <= MAX_SHOWN_CELLS:
         shown = [row for row in table.rows if row.cell or len(groups[row.group]) > 1]
     digits = decimals_for(value for row in shown for value in (row.mean, row.baseline_mean))
+    other = beside(c.metric) if any(row.beside is not None for row in shown) else None
     heads = [c.design.key.name, "runs" if several else "seeds", "mean ± sd"]
-    own = {row.cell: row.baseline_mean for row in table.rows if row.level == c.baseline}
+    own = {(r.cell, r.group): r.baseline_mean for r in table.rows if r.level == c.baseline}
     with_base = any(
-        row.baseline_mean not in (None, own[row.cell]) and not math.isnan(row.baseline_mean)
+        row.baseline_mean not in (None, own[row.cell, row.group])
+        and not math.isnan(row.baseline_mean)
         for row in shown
     )
+    heads += [other.partition("/")[2]] if other else []
     heads += [c.baseline] if with_base else []
     heads += ["difference [95 %]", "w/t/l", "round", *(["bytes"] if with_bytes else [])]
-    rows = [_cells(row, digits, row.level == c.baseline, with_base, with_bytes) for row in shown]
+    rows = [_cells(row, digits, c.baseline, bool(other), with_base, with_bytes) for row in shown]
     if not several:
         return TextTable(title, tuple(heads), tuple(rows))
     sections = range(0, len(rows), len(c.levels))
@@ -159,12 +168,15 @@ def _over(cells: Sequence[Cell], group: str) -> str:
 
 
 def _cells(
-    row: Row, digits: int, is_baseline: bool, with_base: bool, with_bytes: bool
+    row: Row, digits: int, baseline: str, with_other: bool, with_base: bool, with_bytes: bool
 ) -> tuple[str, ...]:
     mean = row.mark if row.mean is None else plus_minus(row.mean, row.sd, digits)
     cells = [row.level, str(row.num_runs), mean]
+    if with_other:
+        none = "" if row.mean is None else "-"
+        cells.append(none if row.beside is None else f"{row.beside:.4g}")
     if with_base:
-        told = None if is_baseline else row.baseline_mean
+        told = None if row.level == baseline else row.baseline_mean
         cells.append("" if told is None else f"{told:.{digits}f}")
     cells.append("" if row.difference is None else _named(row.difference, digits))
     cells.append("" if row.difference is None else f"{row.wins}/{row.ties}/{row.losses}")

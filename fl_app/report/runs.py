@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,9 +15,11 @@ from fl_app.tracking.keys import higher_is_better, sanitise
 
 __all__ = [
     "BYTES",
+    "PATHS",
     "REFERENCES",
     "ROUNDS",
     "RunSummary",
+    "beside",
     "is_better_when_higher",
     "select",
     "tell_apart",
@@ -28,6 +31,8 @@ BYTES = ("cost/bytes_up", "cost/bytes_down")
 ROUNDS = "num_server_rounds"
 REFERENCES = ("local", "pooled")
 """Strategies that federate nothing: what their clients and the server exchange is no bytes."""
+PATHS = ("dataset.path",)
+"""Params that are a path on this machine."""
 
 FINISHED = "FINISHED"
 _FINISHED_LAST = ("fedstacking",)
@@ -145,6 +150,19 @@ def known_metrics(run: RunSummary) -> str:
     return listed(known) or "none"
 
 
+def beside(metric: str) -> str | None:
+    """Return what is shown beside a metric: ``r2`` beside ``mse``, whose unit is squared, and back.
+
+    Examples
+    --------
+    >>> beside("server/mse"), beside("eval/r2"), beside("server/accuracy")
+    ('server/r2', 'eval/mse', None)
+    """
+    group, _, name = metric.partition("/")
+    other = {"mse": "r2", "r2": "mse"}.get(name) if group in ("server", "eval") else None
+    return other and f"{group}/{other}"
+
+
 def natural(text: str) -> tuple[float, str]:
     """Return a sort key that puts numbers in their order, before all other texts."""
     try:
@@ -200,8 +218,8 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
     runs : sequence of RunSummary
         Runs.
     where : iterable of str
-        Each ``KEY=VALUE`` or ``KEY=VALUE,VALUE``; all must hold. A run on which a param has no
-        effect has every value of it.
+        Each ``KEY=VALUE`` or ``KEY=VALUE,VALUE``; all must hold. A path may be relative to the
+        current folder. A run on which a param has no effect has every value of it.
 
     Returns
     -------
@@ -219,17 +237,22 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
         if not equals or param is None:
             raise InputError("--where", text, "KEY=VALUE[,VALUE] with a param of the runs as KEY")
         found = sorted({r.params[param] for r in kept if param in r.params}, key=natural)
-        whole = any(same_value(value.strip(), known) for known in found)
+        same = _same_path if param in PATHS else same_value
+        whole = any(same(value.strip(), known) for known in found)
         wanted = [value.strip()] if whole else [part.strip() for part in value.split(",")]
-        if not all(any(same_value(w, known) for known in found) for w in wanted):
+        if not all(any(same(w, known) for known in found) for w in wanted):
             raise InputError("--where", text, f"values that runs have: {listed(found)}")
         kept = tuple(
             run
             for run in kept
             if param in run.params
-            and (param in idle(run) or any(same_value(w, run.params[param]) for w in wanted))
+            and (param in idle(run) or any(same(w, run.params[param]) for w in wanted))
         )
     return kept
+
+
+def _same_path(one: str, other: str) -> bool:
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
 def short(param: str) -> str:

@@ -249,7 +249,8 @@ def sweep_report(
     InputError
         If the store or the sweep is not there.
     """
-    runs = read_runs(uri, sweep=sweep_id, metric=metric)
+    tune = tuple(tune)
+    runs = read_runs(uri, sweep=sweep_id, metric=metric, by=by if tune else None)
     blocks = list(summary_blocks(summary_table([*runs, *failures])))
     if baseline is not None:
         try:

@@ -42,6 +42,7 @@ from fl_app.report.runs import (
 from fl_app.tracking.keys import sanitise
 
 __all__ = [
+    "DEFAULT_BY",
     "RATE",
     "Choice",
     "Tuning",
@@ -52,6 +53,8 @@ __all__ = [
     "find_tuned",
 ]
 
+DEFAULT_BY = ("eval/accuracy", "eval/mse")
+"""What chooses by default, of a classification and of a regression."""
 RATE = "model.learning_rate"
 """The hyperparameter without whose choice no strict claim is made."""
 _NOTHING = "nothing to tune"
@@ -267,7 +270,8 @@ def find_tuned(names: Iterable[str], key: Key, runs: Sequence[RunSummary]) -> tu
 def default_by(runs: Iterable[RunSummary]) -> str:
     """Return the metric that chooses by default: of a classification its accuracy, else the mse."""
     names = {name for run in runs for name in run.metrics}
-    return "eval/accuracy" if any(n.endswith("/accuracy") for n in names) else "eval/mse"
+    accuracy, mse = DEFAULT_BY
+    return accuracy if any(n.endswith("/accuracy") for n in names) else mse
 
 
 def diverged(run: RunSummary) -> bool:
@@ -306,8 +310,8 @@ def choose(
     Raises
     ------
     InputError
-        If a run does not have the metric, candidates saw other data, or levels of one cell have
-        another number of candidates.
+        If a run does not have the metric in its last round, candidates saw other data, or levels of
+        one cell have another number of candidates.
     """
     higher = is_better_when_higher(by)
     kept: dict[Place, dict[str, Sequence[RunSummary]]] = {}
@@ -356,7 +360,11 @@ def _order(values: Values) -> list[tuple[float, str]]:
 
 def _rank(run: RunSummary, by: str, higher: bool) -> tuple[bool, float]:
     """Return a sort key that puts the best run first, and what is no number last."""
-    value = run.metrics.get(by, run.metrics.get(sanitise(by)))
+    curve = run.curves.get(by)
+    if curve and run.last_round not in curve:
+        text = f"no candidate: {run.title} has no such value in its last round ({run.last_round})"
+        raise InputError("--by", by, text)
+    value = curve[run.last_round] if curve else run.metrics.get(by, run.metrics.get(sanitise(by)))
     if value is None:
         text = f"{run.title} has no such metric to choose by; it has {known_metrics(run)}"
         raise InputError("--by", by, text)

@@ -14,20 +14,19 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fl_app.errors import InputError
+from fl_app.launch import versions
 from fl_app.report.budgets import Pair, bytes_by_round
 from fl_app.report.comparing import Comparison, Outcome, Table
+from fl_app.report.convergence import judge
 from fl_app.report.rendering import TextTable, comparison_blocks, to_markdown
 from fl_app.report.runs import natural
 from fl_app.tracking.store import masked
 
 __all__ = ["as_csv", "as_dict", "as_markdown", "write_report"]
-
-_PACKAGES = ("fl-app", "flwr", "mlflow", "numpy", "scikit-learn", "scipy")
 
 
 def write_report(
@@ -57,7 +56,7 @@ def write_report(
         If the folder cannot be written to.
     """
     command = masked(command)
-    made = {"command": command, "machine": _machine(), "versions": _versions()}
+    made = {"command": command, "machine": _machine(), "versions": versions()}
     data = {**as_dict(comparison, outcomes), **made}
     texts = {
         "report.md": as_markdown(comparison, outcomes, command),
@@ -85,7 +84,7 @@ def as_markdown(comparison: Comparison, outcomes: Sequence[Outcome] = (), comman
     told = [
         f"command: `{command}`" if command else "",
         f"machine of this report: {_machine()}",
-        f"versions: {', '.join(f'{name} {number}' for name, number in _versions().items())}",
+        f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}",
         f"made on {datetime.now(UTC).isoformat(timespec='seconds')}",
     ]
     foot = "## made by\n\n" + "".join(f"- {line}\n" for line in told if line)
@@ -124,7 +123,7 @@ _PLACES = {
 _COLUMNS = (
     *("cell", "level", "seed", "bytes", "run_id", "baseline_run_id"),
     *(f"{name}_at_{place}" for place, names in _PLACES.items() for name in names),
-    *("interval", "n_test_to_n_train", "chosen"),
+    *("interval", "n_test_to_n_train", "chosen", "convergence"),
 )
 
 
@@ -135,7 +134,7 @@ def as_csv(comparison: Comparison) -> str:
     beside them; those of the baseline itself are its own end. Empty is what has no place in a
     table; at equal bytes a run may be one with fewer rounds. ``interval`` is the kind of the
     interval that the level has in that cell at its end, ``n_test_to_n_train`` its ratio.
-    ``chosen`` are the values of the tuned params.
+    ``chosen`` are the values of the tuned params, ``convergence`` is the verdict on the whole run.
     """
     c = comparison
     file = io.StringIO()
@@ -150,6 +149,7 @@ def as_csv(comparison: Comparison) -> str:
             sent = bytes_by_round(run)
             line: dict[str, object] = {"cell": cell, "level": level, "seed": seed}
             line["chosen"] = c.design.tuning.chosen(cell, level, seed)
+            line["convergence"] = judge(run).word
             line |= {"bytes": max(sent.values()) if len(sent) > 1 else "", "run_id": run.run_id}
             for place, names in _PLACES.items():
                 if (pair := pairs[place].get((cell, seed))) is not None:
@@ -212,6 +212,9 @@ def as_dict(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> dict[st
                 for name, table in tables.items()
             },
             "tuning": c.design.tuning.as_dict(),
+            "data": [asdict(one) for one in c.data],
+            "runs_made_by": [asdict(maker) for maker in c.made],
+            "convergence": [asdict(one) for one in c.judged],
             "grounds": {cell: asdict(ground) for cell, ground in c.grounds.items()},
             "expectations": [
                 {**asdict(outcome), "holds_strictly": outcome.holds_strictly}
@@ -237,13 +240,3 @@ def _finite(value: Any) -> Any:
 def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} CPUs, {memory:.0f} GB, {platform.system()} {platform.machine()}"
-
-
-def _versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # inside Flower's bundle nothing is installed
-            continue
-    return found
