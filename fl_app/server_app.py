@@ -39,7 +39,7 @@ from fl_app.federation.stepping import Stepping
 from fl_app.federation.watched import WatchedGrid
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
-from fl_app.launch import Launch, read_launch, read_runtime
+from fl_app.launch import Launch, read_launch, read_runtime, unheeded
 from fl_app.models.serving import Predictor
 from fl_app.schema import (
     GROUPS,
@@ -58,6 +58,7 @@ from fl_app.schema import (
     task_of,
     to_dict,
     to_json,
+    without_effect,
 )
 from fl_app.seeding import one_thread
 from fl_app.strategies import start_arrays, strategy_of
@@ -284,6 +285,9 @@ class Run:
             self.trackers.event("tracking", {})
         try:
             self.trackers.start(start)
+            text = unheeded(self.config, self.launch.overrides)
+            if text and not self.console.brief:
+                self.console.say(text)
             self._federate(node_ids)
             worse = self.ending.close()
         except BaseException as error:
@@ -404,6 +408,7 @@ class Run:
             "runtime": self.runtime,
             "seed": str(config.seed),
             "config.sha256": digest(config),
+            "config.without_effect": " ".join(without_effect(config)),
             "flwr.run_id": str(self.flwr_run_id),
             "sweep.id": self.launch.sweep_id,
             "git.commit": self.launch.commit,

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_app.errors import FlAppError, printable
-from fl_app.schema import GROUPS, Config, MlflowConfig, digest, flatten
+from fl_app.launch import param_of
+from fl_app.schema import Config, MlflowConfig, digest, effective
 
 if TYPE_CHECKING:
+    from fl_app.config import Sweep
     from fl_app.report import RunSummary
 
 __all__ = [
@@ -27,13 +29,14 @@ __all__ = [
     "job_log",
     "note",
     "read_jobs",
+    "same_as",
     "summarise",
     "swept",
     "tell_swept",
     "with_config",
 ]
 
-_LOG, _KEYS = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS"
+_LOG, _KEYS, _SAME = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS", "FL_APP_SWEEP_SAME"
 COMPARED, BASELINE = "strategy.name", "fedavg"
 
 
@@ -52,7 +55,7 @@ class Job:
     error : str
         Why it failed, in one line.
     params : mapping of str to str
-        Its flattened config, empty where there was none.
+        Its flattened config without what changes no number of it; empty where there was none.
     metrics : mapping of str to float
         Its last metrics.
     run_id : str
@@ -63,6 +66,8 @@ class Job:
         Tracking URI of its config, "" for the default.
     tracked : bool
         Whether it was recorded in MLflow.
+    same_as : int or None
+        Number of the earlier job whose run would have been the same; None where it has its own.
     """
 
     number: int
@@ -75,6 +80,7 @@ class Job:
     sweep_id: str = ""
     uri: str = ""
     tracked: bool = False
+    same_as: int | None = None
 
     @property
     def failed(self) -> bool:
@@ -92,14 +98,15 @@ def job_log() -> Iterator[Path]:
     try:
         yield path
     finally:
-        for name in (_LOG, _KEYS):
+        for name in (_LOG, _KEYS, _SAME):
             os.environ.pop(name, None)
         path.unlink(missing_ok=True)
 
 
-def tell_swept(keys: Sequence[str]) -> None:
-    """Tell the jobs, in whatever process, which keys the sweep is over."""
-    os.environ[_KEYS] = " ".join(keys)
+def tell_swept(sweep: Sweep) -> None:
+    """Tell the jobs, in whatever process, what the sweep is over and which are the same run."""
+    os.environ[_KEYS] = " ".join(sweep.keys)
+    os.environ[_SAME] = json.dumps(dict(sweep.same))
 
 
 def swept(overrides: Sequence[str]) -> list[str]:
@@ -109,6 +116,15 @@ def swept(overrides: Sequence[str]) -> list[str]:
     """
     keys = os.environ.get(_KEYS, "").split()
     return [o for o in overrides if o.partition("=")[0] in keys] or list(overrides)
+
+
+def same_as(number: int) -> int | None:
+    """Return the number of the first job that is the same run as a job; None where it has its own.
+
+    Known before the first job starts: jobs may run at the same time.
+    """
+    found: int | None = json.loads(os.environ.get(_SAME, "{}")).get(str(number))
+    return found
 
 
 def note(job: Job) -> None:
@@ -121,9 +137,14 @@ def note(job: Job) -> None:
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """Return the jobs of a log by their number."""
-    jobs = [Job(**json.loads(line)) for line in path.read_text().splitlines()]
-    return sorted(jobs, key=lambda job: job.number)
+    """Return the jobs of a log by their number; one that was not run has its first one's run id."""
+    jobs = {
+        job.number: job for job in (Job(**json.loads(x)) for x in path.read_text().splitlines())
+    }
+    for job in jobs.values():
+        if (first := jobs.get(-1 if job.same_as is None else job.same_as)) is not None:
+            jobs[job.number] = replace(job, run_id=first.run_id, metrics=first.metrics)
+    return [jobs[number] for number in sorted(jobs)]
 
 
 def with_config(job: Job, config: Config) -> Job:
@@ -131,7 +152,7 @@ def with_config(job: Job, config: Config) -> Job:
     tracking = config.tracking
     uri = (tracking.uri or "") if isinstance(tracking, MlflowConfig) else ""
     tracked = isinstance(tracking, MlflowConfig)
-    return replace(job, params=flatten(config), tracked=tracked, uri=uri)
+    return replace(job, params=effective(config), tracked=tracked, uri=uri)
 
 
 def finished_before(config: Config) -> RunSummary | None:
@@ -164,6 +185,7 @@ def summarise(jobs: Sequence[Job]) -> str:
     """
     from fl_app.report import RunSummary, summary_blocks, summary_table, to_text
 
+    jobs = [job for job in jobs if job.same_as is None]
     runs = [
         RunSummary(
             run_id=job.run_id or f"job {job.number}",
@@ -175,15 +197,9 @@ def summarise(jobs: Sequence[Job]) -> str:
         )
         for job in jobs
     ]
-    keys = {_param(override) for job in jobs for override in job.overrides}
+    keys = {param_of(override) for job in jobs for override in job.overrides}
     parts = [to_text(summary_blocks(summary_table(runs, keys))), _comparison(jobs), _where(jobs)]
     return "\n\n".join(part.strip("\n") for part in parts if part)
-
-
-def _param(override: str) -> str:
-    """Return the param that an override sets."""
-    key = override.partition("=")[0].lstrip("+~")
-    return f"{key}.name" if key in GROUPS else key
 
 
 def _where(jobs: Sequence[Job]) -> str:

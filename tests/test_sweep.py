@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from fl_app.config import Sweep
 from fl_app.schema import from_dict
-from fl_app.sweep import Job, job_log, note, read_jobs, summarise, with_config
+from fl_app.sweep import (
+    Job,
+    job_log,
+    note,
+    read_jobs,
+    same_as,
+    summarise,
+    tell_swept,
+    with_config,
+)
 
 
 def job(number: int, strategy: str, seed: int, accuracy: float, status: str = "FINISHED") -> Job:
@@ -28,6 +38,31 @@ def test_jobs_come_back_as_they_were_noted() -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(note, reversed(jobs)))
         assert read_jobs(path) == jobs
+
+
+def test_a_job_that_was_not_run_is_counted_once() -> None:
+    """It has the id of the run that it would have been, and is in no mean; it did not fail."""
+    first = replace(job(0, "n_average", 0, 0.8), run_id="r0")
+    again = replace(job(1, "n_average", 0, 0.0, "SKIPPED"), metrics={}, same_as=0)
+    with job_log() as path:
+        for one in (again, first, job(2, "fedavg", 0, 0.5)):
+            note(one)
+        jobs = read_jobs(path)
+    assert [one.run_id for one in jobs] == ["r0", "r0", ""]
+    assert not jobs[1].failed
+    lines = [line for line in summarise(jobs).splitlines() if "strategy=" in line]
+    assert [line.split()[:3] for line in lines] == [
+        ["strategy=fedavg", "1", "0.5000"],
+        ["strategy=n_average", "1", "0.8000"],
+    ]
+
+
+def test_which_jobs_are_the_same_is_told_to_all_processes() -> None:
+    """By number, in the environment, until the command is over."""
+    with job_log():
+        tell_swept(Sweep(("seed",), {7: 2}))
+        assert (same_as(7), same_as(2)) == (2, None)
+    assert same_as(7) is None
 
 
 def test_the_log_is_gone_afterwards() -> None:
