@@ -92,8 +92,18 @@ def report(
     sweep: Annotated[str, typer.Option(help="Only runs of this sweep (tag sweep.id).")] = "",
     metric: Annotated[str, typer.Option(help="What is compared.")] = "server/accuracy",
     baseline: Annotated[
-        str, typer.Option(help="KEY=VALUE: the compared param, and the value to compare with.")
+        str,
+        typer.Option(
+            help="KEY=VALUE[,KEY=VALUE]: the compared params, the values to compare with."
+        ),
     ] = "strategy=fedavg",
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(help="Param whose best value counts, chosen by seed: model.learning_rate."),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="Metric that chooses; default: eval/accuracy or eval/mse.")
+    ] = "",
     expect: Annotated[
         list[str] | None, typer.Option(help="'a>b', 'a>b+0.01' or 'a>b-0.01', to be checked.")
     ] = None,
@@ -119,15 +129,18 @@ def report(
     name, sweep_id = mlflow_experiment or None, sweep or None
     runs = reporting.read_runs(uri or None, experiment=name, sweep=sweep_id, metric=metric)
     runs = reporting.select(runs, where or ())
-    if strict:
-        reporting.check_sound(runs)
     comparison = reporting.compare(
         runs,
         baseline=baseline,
         metric=metric,
         ignore=ignore or (),
         tolerance=tolerance,
+        tune=tune or (),
+        by=by,
     )
+    if strict:
+        counted = comparison.design.runs.values()
+        reporting.check_sound(run for seeds in counted for run in seeds.values())
     outcomes = [reporting.expect(comparison, text) for text in expect or ()]
     reporting.show(reporting.comparison_blocks(comparison, outcomes))
     if out:

@@ -58,8 +58,12 @@ SEED_DRAWS_TEST = {
     "data.test_rows": "20",
     "data.train_rows": "72",
     "data.validation_rows": "8",
+    "config.without_effect": "model.learning_rate",
 }
-"""Tags of runs whose seed draws 20 of 100 rows for the test: n_test / n_train is 20 / 80."""
+"""Tags of runs whose seed draws 20 of 100 rows for the test: n_test / n_train is 20 / 80.
+
+They have nothing to tune; what is tuned is in test_tuning.py.
+"""
 VALUES = st.floats(-100, 100, allow_nan=False).map(lambda v: round(v, 3))
 
 
@@ -1347,11 +1351,17 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Tables on stdout, files in the folder; strict makes a failed expectation exit status 1."""
-    better = [0.7, 0.8, 0.71, 0.8, 0.7]
-    for one in [*ending("fedavg", [0.5, 0.6, 0.5, 0.6, 0.5]), *ending("fedadam", better)]:
-        log(uri, experiment, one)
+    ends = {"fedavg": [0.5, 0.6, 0.5, 0.6, 0.5], "fedadam": [0.7, 0.8, 0.71, 0.8, 0.7]}
+    rates = {"0.1": -0.1, "0.2": 0.0, "0.4": -0.1}
+    for strategy, values in ends.items():
+        for rate, more in rates.items():
+            for made in ending(strategy, [v + more for v in values], model__learning_rate=rate):
+                tags = {k: v for k, v in made.tags.items() if k != "config.without_effect"}
+                judged = {**made.curves, "eval/accuracy": {1: 0.5 + more}}
+                log(uri, experiment, replace(made, tags=tags, curves=judged))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    where = ("--mlflow-experiment", experiment, "--expect", "fedavg>fedadam")
+    runs = ("--mlflow-experiment", experiment, "--tune", "model.learning_rate")
+    where = (*runs, "--expect", "fedavg>fedadam")
     assert fl_kit(monkeypatch, *where, "--out", str(tmp_path / "out")) == 0
     out = capsys.readouterr().out
     assert "] corrected t  5/0/0" in out
@@ -1364,13 +1374,13 @@ def test_the_command(
         "report.md",
     ]
     assert fl_kit(monkeypatch, *where, "--strict") == 1
-    assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>fedavg", "--strict") == 0
+    assert fl_kit(monkeypatch, *runs, "--expect", "fedadam>fedavg", "--strict") == 0
     four = ("--where", "seed=0,1,2,3", "--expect", "fedadam>fedavg")
-    assert fl_kit(monkeypatch, *where[:2], *four) == 0
+    assert fl_kit(monkeypatch, *runs, *four) == 0
     assert "4 of the 5 pairs that it needs" in capsys.readouterr().out
-    assert fl_kit(monkeypatch, *where[:2], *four, "--strict") == 1
+    assert fl_kit(monkeypatch, *runs, *four, "--strict") == 1
     capsys.readouterr()
-    assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>krum", "--strict") == 2
+    assert fl_kit(monkeypatch, *runs, "--expect", "fedadam>krum", "--strict") == 2
     error = capsys.readouterr().err
     assert error == "fl-kit: --expect=krum: one that was run: fedadam; fedavg\n"
 

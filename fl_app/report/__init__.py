@@ -34,10 +34,12 @@ from fl_app.report.summary import (
     summary_table,
     sweep_report,
 )
+from fl_app.report.tuning import Choice, Tuning
 from fl_app.report.writing import write_report
 
 __all__ = [
     "Block",
+    "Choice",
     "Comparison",
     "Interval",
     "Outcome",
@@ -49,6 +51,7 @@ __all__ = [
     "SummaryRow",
     "Table",
     "TextTable",
+    "Tuning",
     "check_sound",
     "compare",
     "comparison_blocks",

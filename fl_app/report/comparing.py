@@ -24,8 +24,8 @@ from fl_app.report.budgets import (
 from fl_app.report.grounds import Ground, ground_of, with_ground
 from fl_app.report.intervals import Interval, mean_and_sd, mean_difference
 from fl_app.report.pairing import Cell, Design, arrange
-from fl_app.report.places import Key
-from fl_app.report.runs import RunSummary, is_better_when_higher, listed
+from fl_app.report.places import Key, split_keys
+from fl_app.report.runs import RunSummary, is_better_when_higher, known_metrics, listed, short
 from fl_app.report.shared_rows import rather_over_rows
 
 __all__ = ["Comparison", "Outcome", "Row", "Table", "compare", "expect"]
@@ -38,7 +38,7 @@ class Row:
     Parameters
     ----------
     cell : str or None
-        The cell's label; None over all cells, each of which counts alike.
+        The cell's label; None over all cells of the group, each of which counts alike.
     level : str
         The level.
     num_runs : int
@@ -59,6 +59,9 @@ class Row:
         Pairs in which the level is better, equal, worse.
     worst_cell : (str, float) or None
         The cell with the worst mean difference, where the row is over several.
+    group : str
+        What tells the cells' hyperparameters from those of others: no row is over cells that differ
+        in them. "" where all cells have the same.
     """
 
     cell: str | None
@@ -74,6 +77,7 @@ class Row:
     ties: int = 0
     losses: int = 0
     worst_cell: tuple[str, float] | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Table:
     Parameters
     ----------
     rows : tuple of Row
-        By cell, in each the baseline first; over all cells last (alone where there is one cell).
+        By cell, in each the baseline first; over all cells of a group last (alone where there is
+        one cell).
     pairs : mapping of str to tuple of Pair
         Level -> its pairs; the baseline's are its runs with themselves, at their end.
     """
@@ -93,7 +98,7 @@ class Table:
 
     @property
     def overall(self) -> tuple[Row, ...]:
-        """The rows over all cells."""
+        """The rows over all cells of a group."""
         return tuple(row for row in self.rows if row.cell is None)
 
 
@@ -148,6 +153,8 @@ def compare(
     metric: str = "server/accuracy",
     ignore: Iterable[str] = (),
     tolerance: float = 0.0,
+    tune: Iterable[str] = (),
+    by: str = "",
 ) -> Comparison:
     """Compare runs with a baseline, in pairs that agree on everything else.
 
@@ -156,15 +163,20 @@ def compare(
     runs : sequence of RunSummary
         Runs of any status, in any order.
     baseline : str, default "strategy=fedavg"
-        ``KEY=VALUE``: the compared param and its value to compare with. Of a group key, all below
-        it belongs to the level.
+        ``KEY=VALUE[,KEY=VALUE…]``: the compared params and their values to compare with. Of a group
+        key, all below it belongs to the level.
     metric : str, default "server/accuracy"
         The metric; its name tells its direction.
     ignore : iterable of str
-        Params that may differ between paired runs, for example ``model.learning_rate`` where each
-        strategy was tuned; ``*`` as in a shell.
+        Params that may differ between paired runs; ``*`` as in a shell.
     tolerance : float, default 0
         Differences up to which a pair is a tie.
+    tune : iterable of str
+        Params of which the best value counts, chosen within each cell, level and seed, for example
+        ``model.learning_rate`` (:mod:`fl_app.report.tuning`).
+    by : str
+        The metric that chooses, at each run's own last round; by default ``eval/accuracy`` or
+        ``eval/mse``.
 
     Returns
     -------
@@ -175,14 +187,16 @@ def compare(
     InputError
         If there is nothing to compare, or what there is cannot be compared.
     """
-    name, equals, value = baseline.partition("=")
-    if not equals or not name.strip() or not value.strip():
+    parts = [part.partition("=") for part in split_keys(baseline)]
+    if not all(equals and name.strip() and value.strip() for name, equals, value in parts):
         raise InputError("--baseline", baseline, "KEY=VALUE, for example strategy=fedavg")
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise InputError("--tolerance", tolerance, "a finite number >= 0")
-    key = Key.find(name.strip(), runs)
-    design = arrange(runs, key, ignore)
-    base = design.level(f"{key.name}={value.strip()}", "--baseline")
+    key = Key.find((name.strip() for name, _, _ in parts), runs)
+    design = arrange(runs, key, ignore, tune, by)
+    names = map(short, key.params)
+    typed = ",".join(f"{n}={value.strip()}" for n, (_, _, value) in zip(names, parts, strict=True))
+    base = design.level(typed, "--baseline")
     _check_metric(design, metric)
     higher = is_better_when_higher(metric)
     grounds = _grounds(design, metric)
@@ -207,15 +221,12 @@ def _grounds(design: Design, metric: str) -> dict[str, Ground]:
 
 def _check_metric(design: Design, metric: str) -> None:
     """Refuse a metric that a run does not have."""
-    told = ("server", "eval", "train")
     for run in (run for seeds in design.runs.values() for run in seeds.values()):
         if run.curves.get(metric):
             continue
         if metric in run.metrics:
             raise InputError("--metric", metric, "a metric whose curve was read (read_runs)")
-        names = sorted(run.metrics, key=lambda n: (n.partition("/")[0] not in told, n))
-        known = [n for n in names if "_client_" not in n and not n.startswith("model/")]
-        text = f"{run.title} has no such metric; it has {listed(known) or 'none'}"
+        text = f"{run.title} has no such metric; it has {known_metrics(run)}"
         raise InputError("--metric", metric, text)
 
 
@@ -244,7 +255,11 @@ class _Maker:
                 for level, own in pairs.items():
                     here = [pair for pair in own if pair.cell == cell.label]
                     rows.append(self._row(cell.label, level, here))
-        rows += [self._row(None, level, own) for level, own in pairs.items()]
+        for group, cells in self.design.groups.items():
+            labels = {cell.label for cell in cells}
+            for level, own in pairs.items():
+                here = [pair for pair in own if pair.cell in labels]
+                rows.append(replace(self._row(None, level, here), group=group))
         return Table(tuple(rows), pairs)
 
     def _row(self, cell: str | None, level: str, pairs: Sequence[Pair]) -> Row:
@@ -269,7 +284,7 @@ class _Maker:
             wins=results.count(1),
             ties=results.count(0),
             losses=results.count(-1),
-            worst_cell=self._worst(pairs) if cell is None and len(self.design.cells) > 1 else None,
+            worst_cell=self._worst(pairs) if len({pair.cell for pair in pairs}) > 1 else None,
         )
 
     def _result(self, pair: Pair) -> int:
@@ -311,10 +326,16 @@ def _short_of(design: Design, table: Table) -> list[str]:
     notes = []
     if len(design.levels) == 1:
         notes.append(f"nothing to compare with: every run has {design.key.name}={design.levels[0]}")
+    if mixed := design.mixed:
+        name = next(iter(mixed))
+        notes.append(
+            f"cells differ in {listed(list(mixed), 4)}, so no row is over all of them; choose with "
+            f"--tune {name}, or runs with --where {name}=..."
+        )
     without: dict[str, list[str]] = {}
     for row in table.overall:
         if row.difference is not None and row.difference.low is None:
-            name = f"{design.key.name}={row.level}"
+            name = f"{design.key.name}={row.level}{f' at {row.group}' if row.group else ''}"
             without.setdefault(row.difference.lack, []).append(name)
     notes += [f"no interval for {listed(names, 4)}: {why}" for why, names in without.items()]
     for level, pairs in table.pairs.items():
@@ -373,7 +394,7 @@ def expect(comparison: Comparison, text: str) -> Outcome:
     Raises
     ------
     InputError
-        If it is malformed or names a level that no run has.
+        If it is malformed or names a level that no run has, or cells differ in a hyperparameter.
     """
     better, sign, rest = text.partition(">")
     if not sign or not better.strip() or not rest.strip():
@@ -385,9 +406,16 @@ def expect(comparison: Comparison, text: str) -> Outcome:
     one, other = (design.level(name, "--expect") for name in (better, rest))
     if one == other:
         raise InputError("--expect", text, "two different levels")
+    for name, values in design.mixed.items():
+        remedy = f"choose it with --tune {name}, or runs with --where {name}=..."
+        raise InputError(name, " and ".join(values), f"one value for --expect {text}: {remedy}")
     pairs = pair_up(design, one, other, comparison.metric, equal_rounds)
     over_seeds = _difference(design, pairs, comparison.grounds)
     difference = rather_over_rows(over_seeds, design, pairs, comparison.metric)
+    if difference.low is not None:
+        untuned = design.tuning.lack((one, other), design.runs, design.key, comparison.metric)
+        lack = "; ".join(filter(None, (difference.lack, untuned)))
+        difference = replace(difference, lack=lack)
     if difference.low is None or difference.high is None:
         return Outcome(text, False, difference)
     gain = difference.low if comparison.higher_is_better else -difference.high

@@ -15,6 +15,7 @@ from fl_app.errors import printable
 from fl_app.report.comparing import Comparison, Outcome, Row, Table
 from fl_app.report.grounds import KINDS
 from fl_app.report.intervals import Interval
+from fl_app.report.pairing import Cell
 from fl_app.report.runs import listed, natural, short
 from fl_app.tracking.keys import bytes_text
 
@@ -80,8 +81,8 @@ def comparison_blocks(
     Returns
     -------
     tuple of Block
-        What is compared, a table at equal rounds, one at equal bytes, the worst cells, the
-        expectations, what each kind of interval speaks of, the notes.
+        What is compared, what was chosen for it, a table at equal rounds, one at equal bytes, the
+        worst cells, the expectations, what each kind of interval speaks of, the notes.
     """
     c = comparison
     direction = "higher" if c.higher_is_better else "lower"
@@ -92,6 +93,7 @@ def comparison_blocks(
     ]
     if frame := _frame(c):
         blocks.append(f"all runs: {frame}")
+    blocks += c.design.tuning.lines([cell.label for cell in c.cells], c.levels, MAX_SHOWN_CELLS)
     blocks.append(_table(c, c.at_rounds, "at equal rounds"))
     blocks += _worst_lines(c, c.at_rounds, "at equal rounds")
     if c.at_bytes is not None:
@@ -129,7 +131,10 @@ def _frame(c: Comparison) -> str:
 def _table(c: Comparison, table: Table, title: str) -> TextTable:
     """Show a table; at equal bytes the baseline's values depend on the level, so they are shown."""
     several, with_bytes = len(c.cells) > 1, table is c.at_bytes
-    shown = table.rows if len(c.cells) <= MAX_SHOWN_CELLS else table.overall
+    groups = c.design.groups
+    shown: Sequence[Row] = table.overall
+    if several and len(c.cells) <= MAX_SHOWN_CELLS:
+        shown = [row for row in table.rows if row.cell or len(groups[row.group]) > 1]
     digits = decimals_for(value for row in shown for value in (row.mean, row.baseline_mean))
     heads = [c.design.key.name, "runs" if several else "seeds", "mean ± sd"]
     heads += [c.baseline] if with_bytes else []
@@ -138,9 +143,16 @@ def _table(c: Comparison, table: Table, title: str) -> TextTable:
     if not several:
         return TextTable(title, tuple(heads), tuple(rows))
     sections = range(0, len(rows), len(c.levels))
-    labels = [f"all {len(c.cells)} cells" if row.cell is None else row.cell for row in shown]
+    labels = [row.cell or _over(groups[row.group], row.group) for row in shown]
     named = [(label if i in sections else "", *rows[i]) for i, label in enumerate(labels)]
     return TextTable(title, ("cell", *heads), tuple(named), 2, tuple(sections)[1:])
+
+
+def _over(cells: Sequence[Cell], group: str) -> str:
+    """Return what a row over all cells of a group is over."""
+    if len(cells) == 1:
+        return cells[0].label
+    return f"all {len(cells)} cells{f', {group}' if group else ''}"
 
 
 def _cells(row: Row, digits: int, with_bytes: bool) -> tuple[str, ...]:
@@ -159,7 +171,8 @@ def _cells(row: Row, digits: int, with_bytes: bool) -> tuple[str, ...]:
 def _worst_lines(c: Comparison, table: Table, where: str) -> list[str]:
     digits = decimals_for(row.mean for row in table.rows)
     return [
-        f"worst cell of {row.level} {where}: {row.worst_cell[1]:+.{digits}f} ({row.worst_cell[0]})"
+        f"worst cell of {row.level} {where}{f' with {row.group}' if row.group else ''}: "
+        f"{row.worst_cell[1]:+.{digits}f} ({row.worst_cell[0]})"
         for row in table.overall
         if row.worst_cell is not None
     ]

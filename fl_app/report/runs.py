@@ -18,6 +18,8 @@ BYTES = ("cost/bytes_up", "cost/bytes_down")
 """Metrics whose sum is what a run has sent so far."""
 
 FINISHED = "FINISHED"
+WITHOUT_EFFECT = "config.without_effect"
+"""Tag with the params that cannot change a run's numbers, separated by blanks."""
 _LONG_NUMBER = 8
 _FIRST = (
     "dataset.name",
@@ -102,6 +104,19 @@ def is_better_when_higher(metric: str) -> bool:
     return not metric.endswith("_gap") and higher_is_better(metric)
 
 
+def idle(run: RunSummary) -> frozenset[str]:
+    """Return the params that have no effect on a run's numbers, as its tag says."""
+    return frozenset(run.tags.get(WITHOUT_EFFECT, "").split())
+
+
+def known_metrics(run: RunSummary) -> str:
+    """Return the metrics that a run has and a user may mean, as one text."""
+    told = ("server", "eval", "train")
+    names = sorted(run.metrics, key=lambda n: (n.partition("/")[0] not in told, n))
+    known = [n for n in names if "_client_" not in n and not n.startswith("model/")]
+    return listed(known) or "none"
+
+
 def natural(text: str) -> tuple[float, str]:
     """Return a sort key that puts numbers in their order, before all other texts."""
     try:
@@ -134,9 +149,14 @@ def param_of(key: str, runs: Iterable[RunSummary]) -> str | None:
     return found[0] if found else ends[0] if len(ends) == 1 else None
 
 
+def plain(text: str) -> str:
+    """Return a text as it may be typed: a list without quotation marks and blanks."""
+    return text.replace('"', "").replace(", ", ",")
+
+
 def same_value(one: str, other: str) -> bool:
     """Return whether two texts are the same value: as typed, or as numbers (``.1`` and ``0.1``)."""
-    if one == other:
+    if plain(one) == plain(other):
         return True
     try:
         return float(one) == float(other)
@@ -152,7 +172,8 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
     runs : sequence of RunSummary
         Runs.
     where : iterable of str
-        Each ``KEY=VALUE`` or ``KEY=VALUE,VALUE``; all must hold.
+        Each ``KEY=VALUE`` or ``KEY=VALUE,VALUE``; all must hold. A run on which a param has no
+        effect has every value of it.
 
     Returns
     -------
@@ -177,7 +198,8 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
         kept = tuple(
             run
             for run in kept
-            if param in run.params and any(same_value(w, run.params[param]) for w in wanted)
+            if param in run.params
+            and (param in idle(run) or any(same_value(w, run.params[param]) for w in wanted))
         )
     return kept
 
@@ -233,7 +255,9 @@ def tell_apart(items: Sequence[Mapping[str, str]], keys: Collection[str] = ()) -
 
 
 def _brief(value: str) -> str:
-    """Return a number with four digits where it has many more, and any other text as it is."""
+    """Return a number with four digits where it has many more, a list as it is typed."""
+    if value.startswith("["):
+        return plain(value)
     if len(value) <= _LONG_NUMBER:
         return value
     try:

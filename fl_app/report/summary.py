@@ -218,6 +218,8 @@ def sweep_report(
     metric: str = "server/accuracy",
     baseline: str | None = None,
     ignore: Iterable[str] = (),
+    tune: Iterable[str] = (),
+    by: str = "",
     expectations: Iterable[str] = (),
     failures: Sequence[RunSummary] = (),
 ) -> str:
@@ -229,7 +231,7 @@ def sweep_report(
         The tag ``sweep.id`` of its runs.
     uri : str, optional
         Tracking URI; by default where runs are logged.
-    metric, baseline, ignore
+    metric, baseline, ignore, tune, by
         As in :func:`~fl_app.report.compare`; no baseline, no comparison.
     expectations : iterable of str
         As in :func:`~fl_app.report.expect`.
@@ -250,7 +252,9 @@ def sweep_report(
     blocks = list(summary_blocks(summary_table([*runs, *failures])))
     if baseline is not None:
         try:
-            comparison = compare(runs, baseline=baseline, metric=metric, ignore=ignore)
+            comparison = compare(
+                runs, baseline=baseline, metric=metric, ignore=ignore, tune=tune, by=by
+            )
             outcomes = [expect(comparison, text) for text in expectations]
             blocks += ["", *comparison_blocks(comparison, outcomes)]
         except InputError as error:

@@ -112,7 +112,7 @@ _COLUMNS = (
     *("value_at_equal_bytes", "round_at_equal_bytes", "bytes_at_equal_bytes"),
     *("bytes", "run_id"),
     *("baseline_at_equal_rounds", "baseline_at_equal_bytes", "baseline_run_id"),
-    *("interval", "n_test_to_n_train"),
+    *("interval", "n_test_to_n_train", "chosen"),
 )
 
 
@@ -122,6 +122,7 @@ def as_csv(comparison: Comparison) -> str:
     The values of a level are those of its pairs with the baseline, whose values in that pair stand
     beside them; those of the baseline itself are its own end. ``interval`` is the kind of the
     interval that the level has in that cell at equal rounds, ``n_test_to_n_train`` its ratio.
+    ``chosen`` are the values of the tuned params.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -139,7 +140,8 @@ def as_csv(comparison: Comparison) -> str:
             kind = kinds.get((pair.cell if several else None, level), "")
             ratio = comparison.grounds[pair.cell].ratio if kind == "corrected t" else ""
             values = _values(pair, other, run, base)
-            writer.writerow([pair.cell, level, pair.seed, *values, kind, ratio])
+            chosen = comparison.design.tuning.chosen(pair.cell, level, pair.seed)
+            writer.writerow([pair.cell, level, pair.seed, *values, kind, ratio, chosen])
     return file.getvalue()
 
 
@@ -190,6 +192,7 @@ def as_dict(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> dict[st
                 }
                 for name, table in tables.items()
             },
+            "tuning": c.design.tuning.as_dict(),
             "grounds": {cell: asdict(ground) for cell, ground in c.grounds.items()},
             "expectations": [
                 {**asdict(outcome), "holds_strictly": outcome.holds_strictly}
