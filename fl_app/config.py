@@ -169,7 +169,7 @@ def _in_job(overrides: Sequence[str]) -> str:
 def _is_choice(override: str) -> bool:
     """Return whether an override chooses an option of a group."""
     key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-    return key in {*GROUPS, "experiment", "sweep"} or "/" in key
+    return key in {*GROUPS, "experiment", "method", "sweep"} or "/" in key
 
 
 @lru_cache(maxsize=64)
@@ -207,9 +207,8 @@ def typed(composed: DictConfig) -> Config:
         raise ConfigError("config", _line(error), "keys that resolve") from None
     if not isinstance(data, Mapping):
         raise ConfigError("config", data, "a mapping")
-    return from_dict(
-        {str(key): value for key, value in data.items() if key not in ("experiment", "sweep")}
-    )
+    words = ("experiment", "method", "sweep")
+    return from_dict({str(key): value for key, value in data.items() if key not in words})
 
 
 _PLUGINS = ("joblib", "optuna", "submitit_local", "submitit_slurm")

@@ -598,23 +598,24 @@ def _mlflow_tracker(config: Config, name: str) -> MlflowTracker | None:
 
 
 _NAMED = {"strategy", "seed", "partitioner", "partitioner.alpha", "num_clients", "model", "privacy"}
-_NAMED |= {"faults.clients", "faults.kind"}
+_NAMED |= {"faults.clients", "faults.kind", "method"}
 
 
 def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
     """Name a run, what tells it apart first: the UI shows about 18 characters.
 
-    What else a sweep is over stands between the strategy and the seed.
+    What else a sweep is over stands between the strategy, or the method, and the seed.
     """
     alpha = getattr(config.partitioner, "alpha", None)
     deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
     private = "" if config.privacy.name == "none" else f" {config.privacy.name}"
     faults = config.faults
     faulty = f" {faults.clients} {faults.kind}" if faults.clients else ""
-    pairs = (override.lstrip("+").partition("=") for override in swept)
+    pairs = [override.lstrip("+").partition("=") for override in swept]
+    what = next((value for key, _, value in pairs if key == "method"), config.strategy.name)
     own = [f" {key.rpartition('.')[2]}={value}" for key, _, value in pairs if key not in _NAMED]
     more = "".join(own)
-    name = f"{config.strategy.name}{private}{faulty}{more} s{config.seed}"
+    name = f"{what}{private}{faulty}{more} s{config.seed}"
     return f"{name} {deal} K{config.num_clients} {config.model.name}"
 
 

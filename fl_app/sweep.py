@@ -7,17 +7,21 @@ an environment variable names. The parent reads the lines when Hydra has returne
 from __future__ import annotations
 
 import json
+import math
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fl_app.errors import FlAppError, printable
 from fl_app.launch import param_of
 from fl_app.schema import Config, MlflowConfig, digest, effective
+from fl_app.tracking.keys import higher_is_better
 
 if TYPE_CHECKING:
     from fl_app.config import Sweep
@@ -37,7 +41,13 @@ __all__ = [
 ]
 
 _LOG, _KEYS, _SAME = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS", "FL_APP_SWEEP_SAME"
-COMPARED, BASELINE = "strategy.name", "fedavg"
+COMPARED, _FEDAVG = "strategy.name", "fedavg"
+_BASELINE = f"strategy={_FEDAVG}"
+_METHOD = (COMPARED, "model.name", "num_server_rounds")
+"""Params of which a method may have its own."""
+_RATE = "model.learning_rate"
+_NO_RIVALS = (_FEDAVG, "local", "pooled")
+"""Strategies of which no sentence is said: they are what others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +208,7 @@ def summarise(jobs: Sequence[Job]) -> str:
         for job in jobs
     ]
     keys = {param_of(override) for job in jobs for override in job.overrides}
+    keys |= {*_METHOD} if "method" in keys else set()
     parts = [to_text(summary_blocks(summary_table(runs, keys))), _comparison(jobs), _where(jobs)]
     return "\n\n".join(part.strip("\n") for part in parts if part)
 
@@ -212,26 +223,86 @@ def _where(jobs: Sequence[Job]) -> str:
     return printable(f"the runs in MLflow: fl-kit ui{uri}, tag sweep.id = {tracked.sweep_id}")
 
 
-def _comparison(jobs: Sequence[Job]) -> str:
-    """Compare the strategies of a sweep with FedAvg; "" where it was no such sweep."""
-    done = [job for job in jobs if not job.failed and job.params]
-    levels = {job.params.get(COMPARED) for job in done}
-    first = done[0] if done else None
-    if first is None or BASELINE not in levels or len(levels) < 2 or not first.tracked:
-        return ""
-    from fl_app.report import compare, comparison_blocks, read_these, to_text
+@dataclass(frozen=True)
+class _Question:
+    """What a sweep is compared by: the options of ``fl-kit report``."""
 
-    metrics = sorted(name for name in first.metrics if name.startswith("server/"))
-    metric = next((m for m in metrics if m.endswith("/accuracy")), "server/mse")
+    baseline: str
+    metric: str
+    tune: tuple[str, ...]
+    by: str
+
+    def command(self, sweep_id: str, uri: str) -> str:
+        """Return the command that compares the same again."""
+        words = ["fl-kit", "report", "--sweep", sweep_id]
+        words += ["--baseline", self.baseline] if self.baseline != _BASELINE else []
+        words += ["--metric", self.metric] if not self.metric.endswith("/accuracy") else []
+        words += [word for key in self.tune for word in ("--tune", key)]
+        words += ["--by", self.by] if self.tune else []
+        return shlex.join(words + (["--uri", uri] if uri else []))
+
+
+def _comparison(jobs: Sequence[Job]) -> str:
+    """Compare the strategies, or methods, of a sweep with FedAvg; "" where it was no such sweep."""
+    done = [job for job in jobs if not job.failed and job.params]
+    question = _question(done)
+    if question is None:
+        return ""
+    from fl_app.report import compare, comparison_blocks, read_runs, read_these, to_text, verdict
+
+    first, metric = done[0], question.metric
+    # By id: a job that was skipped is a run of an earlier sweep.
+    old = [job.run_id for job in done if job.status == "SKIPPED"]
     try:
-        # By id: a job that was skipped is a run of an earlier sweep.
-        runs = read_these(first.uri or None, [job.run_id for job in done], metric)
-        compared = compare(runs, baseline=f"strategy={BASELINE}", metric=metric)
+        runs = list(read_these(first.uri or None, old, metric)) if old else []
+        if len(old) < len(done):
+            runs += read_runs(first.uri or None, sweep=first.sweep_id, metric=metric)
+        compared = compare(
+            runs,
+            baseline=question.baseline,
+            metric=metric,
+            tune=question.tune,
+            by=question.by if question.tune else "",
+        )
+        values = compared.design.values
+        rivals = [one for one in compared.levels if values[one][COMPARED] not in _NO_RIVALS]
+        lines = [printable(verdict(compared, level)) for level in rivals]
     except FlAppError as error:
         return f"no comparison: {error}"
-    text = to_text(comparison_blocks(compared, []))
-    if any(job.status == "SKIPPED" for job in done):
-        return text
-    by = "" if metric.endswith("/accuracy") else f" --metric {metric}"
-    again = printable(f"the same again: fl-kit report --sweep {first.sweep_id}{by}")
-    return f"{text}\n{again}"
+    if not old:
+        again = question.command(first.sweep_id, first.uri)
+        lines.append(printable(f"the same again: {again}"))
+    return "\n".join([to_text(comparison_blocks(compared, [])), *lines])
+
+
+def _question(done: Sequence[Job]) -> _Question | None:
+    """Return how finished jobs are compared; None where they are no FedAvg and others, in MLflow.
+
+    Where methods were swept, all that is a method's own belongs to a level. The rate is tuned
+    where it was swept. Of several kinds of FedAvg the one that is best on the clients' validation
+    rows is the baseline: the strongest rival, chosen without test rows.
+    """
+    if len({job.params.get(COMPARED) for job in done}) < 2 or not done[0].tracked:
+        return None
+    swept = {param_of(override) for job in done for override in job.overrides}
+    keys = _METHOD if "method" in swept else (COMPARED,)
+    several = [k for k in keys if len({job.params[k] for job in done if k in job.params}) > 1]
+    tune = tuple({_RATE} & swept)
+    metrics = sorted(name for name in done[0].metrics if name.startswith("server/"))
+    metric = next((m for m in metrics if m.endswith("/accuracy")), "server/mse")
+    told = done[0].params.get("objective", "null")
+    by = told if told != "null" else f"eval/{metric.partition('/')[2]}"
+    sign = 1 if higher_is_better(by) else -1
+    best: dict[tuple[str, ...], dict[frozenset[tuple[str, str]], float]] = {}
+    for job in done:
+        if job.params.get(COMPARED) == _FEDAVG:
+            rest = {k: v for k, v in job.params.items() if k not in (*several, *tune)}
+            own = best.setdefault(tuple(job.params.get(k, "") for k in several), {})
+            value, place = sign * job.metrics.get(by, math.nan), frozenset(rest.items())
+            own[place] = max(own.get(place, -math.inf), value)
+    if not best:
+        return None
+    level = max(sorted(best), key=lambda one: fmean(best[one].values()))
+    pairs = zip(several, level, strict=True)
+    baseline = ",".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs)
+    return _Question(baseline, metric, tune, by)

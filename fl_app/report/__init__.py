@@ -35,6 +35,7 @@ from fl_app.report.summary import (
     sweep_report,
 )
 from fl_app.report.tuning import Choice, Tuning
+from fl_app.report.verdict import verdict
 from fl_app.report.writing import write_report
 
 __all__ = [
@@ -66,5 +67,6 @@ __all__ = [
     "sweep_report",
     "to_markdown",
     "to_text",
+    "verdict",
     "write_report",
 ]
