@@ -58,12 +58,10 @@ SEED_DRAWS_TEST = {
     "data.test_rows": "20",
     "data.train_rows": "72",
     "data.validation_rows": "8",
-    "config.without_effect": "model.learning_rate",
 }
-"""Tags of runs whose seed draws 20 of 100 rows for the test: n_test / n_train is 20 / 80.
-
-They have nothing to tune; what is tuned is in test_tuning.py.
-"""
+"""Tags of runs whose seed draws 20 of 100 rows for the test: n_test / n_train is 20 / 80."""
+NOTHING_TO_TUNE = {**SEED_DRAWS_TEST, "config.without_effect": "model.learning_rate"}
+"""The same, of which strict claims are made untuned; what is tuned is in test_tuning.py."""
 VALUES = st.floats(-100, 100, allow_nan=False).map(lambda v: round(v, 3))
 
 
@@ -670,8 +668,8 @@ def test_a_diverged_run_is_a_loss_and_no_number() -> None:
 # ---------------------------------------------------------------------------- expectations
 def gains(values: Sequence[float], metric: str = ACCURACY) -> Comparison:
     """Compare b, whose runs are 0.5, with a, which differs by given values."""
-    runs = [run("b", s, (0, 0.5), metric) for s in range(len(values))]
-    runs += [run("a", s, (0, 0.5 + v), metric) for s, v in enumerate(values)]
+    runs = [run("b", s, (0, 0.5), metric, tags=NOTHING_TO_TUNE) for s in range(len(values))]
+    runs += [run("a", s, (0, 0.5 + v), metric, tags=NOTHING_TO_TUNE) for s, v in enumerate(values)]
     return compare(runs, baseline="strategy=b", metric=metric)
 
 
@@ -752,15 +750,15 @@ def test_mistaken_expectations(text: str, message: str) -> None:
 
 
 # ---------------------------------------------------------------------------- grounds
-SYNTHETIC = {**SEED_DRAWS_TEST, "data.seed_draws": "table"}
-DEAL = {**SEED_DRAWS_TEST, "data.seed_draws": "deal"}
-FIXED = {**SEED_DRAWS_TEST, "data.seed_draws": "nothing"}
+SYNTHETIC = {**NOTHING_TO_TUNE, "data.seed_draws": "table"}
+DEAL = {**NOTHING_TO_TUNE, "data.seed_draws": "deal"}
+FIXED = {**NOTHING_TO_TUNE, "data.seed_draws": "nothing"}
 GROUNDS: list[tuple[dict[str, str], str, str, float, str]] = [
-    (SEED_DRAWS_TEST, "server/accuracy", "corrected t", 20 / 80, ""),
-    (SEED_DRAWS_TEST, "eval/accuracy", "corrected t", 8 / 72, ""),
-    (SEED_DRAWS_TEST, "eval_client_mse/worst", "corrected t", 8 / 72, ""),
-    (SEED_DRAWS_TEST, "fairness/accuracy_worst", "corrected t", 8 / 72, ""),
-    (SEED_DRAWS_TEST, "train/accuracy", "t over seeds", 0, "strict claims are of server/, eva"),
+    (NOTHING_TO_TUNE, "server/accuracy", "corrected t", 20 / 80, ""),
+    (NOTHING_TO_TUNE, "eval/accuracy", "corrected t", 8 / 72, ""),
+    (NOTHING_TO_TUNE, "eval_client_mse/worst", "corrected t", 8 / 72, ""),
+    (NOTHING_TO_TUNE, "fairness/accuracy_worst", "corrected t", 8 / 72, ""),
+    (NOTHING_TO_TUNE, "train/accuracy", "t over seeds", 0, "strict claims are of server/, eva"),
     (SYNTHETIC, "server/accuracy", "t", 0, ""),
     (DEAL, "server/accuracy", "t over seeds", 0, "all seeds share their test rows"),
     (DEAL, "eval/accuracy", "corrected t", 8 / 72, ""),
@@ -769,14 +767,14 @@ GROUNDS: list[tuple[dict[str, str], str, str, float, str]] = [
     ({"data.sha256": "d"}, "server/mse", "uncorrected t", 0, "the record does not say what the se"),
     ({**FIXED, "data.seed_draws": "x"}, "eval/mse", "uncorrected t", 0, "the record does not say"),
     (
-        SEED_DRAWS_TEST | {"data.rows": "20"},
+        NOTHING_TO_TUNE | {"data.rows": "20"},
         "server/mse",
         "uncorrected t",
         0,
         "the record does not",
     ),
-    (SEED_DRAWS_TEST | {"data.rows": "?"}, "server/mse", "uncorrected t", 0, "the record does not"),
-    (SEED_DRAWS_TEST | {"data.train_rows": "0"}, "eval/mse", "uncorrected t", 0, "the record does"),
+    (NOTHING_TO_TUNE | {"data.rows": "?"}, "server/mse", "uncorrected t", 0, "the record does not"),
+    (NOTHING_TO_TUNE | {"data.train_rows": "0"}, "eval/mse", "uncorrected t", 0, "the record does"),
 ]
 
 
