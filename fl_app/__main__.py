@@ -30,6 +30,7 @@ from fl_app.schema import Config, TabularConfig, objective_of
 from fl_app.sweep import (
     Job,
     finished_before,
+    has_failed,
     job_log,
     note,
     read_jobs,
@@ -160,7 +161,7 @@ def main() -> None:
             jobs = read_jobs(path)
             if jobs:
                 print(summarise(jobs))
-    if any(one.failed for one in jobs):
+    if has_failed(jobs):
         sys.exit(1)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Job",
     "finished_before",
+    "has_failed",
     "job_log",
     "note",
     "read_jobs",
@@ -46,6 +47,8 @@ _BASELINE = f"strategy={_FEDAVG}"
 _METHOD = (COMPARED, "model.name", "num_server_rounds")
 """Params of which a method may have its own."""
 _RATE = "model.learning_rate"
+_DIVERGED = "training diverged"
+"""What the error of a run says whose steps were too large."""
 _NO_RIVALS = (_FEDAVG, "local", "pooled")
 """Strategies of which no sentence is said: they are what others are compared with."""
 
@@ -181,12 +184,29 @@ def finished_before(config: Config) -> RunSummary | None:
     return find_finished(uri, tags)
 
 
+def has_failed(jobs: Sequence[Job]) -> bool:
+    """Return whether a sweep did less than it was started for.
+
+    Where rates are tried for a comparison, one whose training diverges has been tried, as long as
+    another one of the same method, seed and data is left to choose.
+    """
+    question = _question([job for job in jobs if not job.failed and job.params])
+    tuned = () if question is None else question.tune
+
+    def place(job: Job) -> frozenset[tuple[str, str]]:
+        return frozenset((k, v) for k, v in job.params.items() if k not in tuned)
+
+    left = {place(j) for j in jobs if tuned and not j.failed and j.same_as is None}
+    return any(j.failed and not (_DIVERGED in j.error and place(j) in left) for j in jobs)
+
+
 def summarise(jobs: Sequence[Job]) -> str:
     """Return the text that closes a sweep.
 
     A mean over seeds for each configuration, the best one, and a line for each job that failed.
-    Where strategies were swept beside FedAvg and the runs are in MLflow, also the comparison of
-    ``fl-kit report``.
+    Where strategies or methods were swept beside FedAvg and the runs are in MLflow, also the
+    comparison of ``fl-kit report``, and a sentence for each of them. A job that was not run, being
+    the same as another, is in none of it.
 
     Parameters
     ----------
@@ -288,10 +308,9 @@ def _question(done: Sequence[Job]) -> _Question | None:
     keys = _METHOD if "method" in swept else (COMPARED,)
     several = [k for k in keys if len({job.params[k] for job in done if k in job.params}) > 1]
     tune = tuple({_RATE} & swept)
-    metrics = sorted(name for name in done[0].metrics if name.startswith("server/"))
-    metric = next((m for m in metrics if m.endswith("/accuracy")), "server/mse")
+    kind = "accuracy" if any(n.endswith("/accuracy") for n in done[0].metrics) else "mse"
     told = done[0].params.get("objective", "null")
-    by = told if told != "null" else f"eval/{metric.partition('/')[2]}"
+    by = f"eval/{kind}" if told == "null" else told
     sign = 1 if higher_is_better(by) else -1
     best: dict[tuple[str, ...], dict[frozenset[tuple[str, str]], float]] = {}
     for job in done:
@@ -305,4 +324,4 @@ def _question(done: Sequence[Job]) -> _Question | None:
     level = max(sorted(best), key=lambda one: fmean(best[one].values()))
     pairs = zip(several, level, strict=True)
     baseline = ",".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs)
-    return _Question(baseline, metric, tune, by)
+    return _Question(baseline, f"server/{kind}", tune, by)

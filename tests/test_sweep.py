@@ -6,13 +6,16 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fl_app import sweep
 from fl_app.config import Sweep
 from fl_app.schema import from_dict
 from fl_app.sweep import (
     Job,
+    has_failed,
     job_log,
     note,
     read_jobs,
@@ -55,6 +58,48 @@ def test_a_job_that_was_not_run_is_counted_once() -> None:
         ["strategy=fedavg", "1", "0.5000"],
         ["strategy=n_average", "1", "0.8000"],
     ]
+
+
+def tried(number: int, method: str, rate: float, accuracy: float, **changes: Any) -> Job:
+    """Make a job of a sweep of methods and rates."""
+    strategy, _, model = method.partition("_")
+    data = {"strategy": {"name": strategy}, "model": {"name": model or "softmax"}}
+    data["model"] |= {"learning_rate": rate}
+    told = Job(number, [f"method={method}", f"model.learning_rate={rate}"], "FINISHED")
+    metrics = {"eval/accuracy": accuracy, "server/accuracy": 1 - accuracy}
+    return replace(with_config(told, from_dict(data)), metrics=metrics, **changes)
+
+
+def test_the_strongest_averaging_is_the_baseline() -> None:
+    """The FedAvg whose best rate is best by ``eval/``, never by test rows; the rate is tuned."""
+    rates = {"fedavg_softmax": (0.7, 0.8), "fedavg_mlp": (0.1, 0.9), "fedstacking": (0.5, 0.5)}
+    jobs = [
+        tried(2 * i + k, method, 0.1 + k, accuracy)
+        for i, (method, own) in enumerate(rates.items())
+        for k, accuracy in enumerate(own)
+    ]
+    question = sweep._question(jobs)
+    assert question is not None
+    assert question == sweep._Question(
+        "strategy=fedavg,model=mlp", "server/accuracy", ("model.learning_rate",), "eval/accuracy"
+    )
+    assert question.command("7", "") == (
+        "fl-kit report --sweep 7 --baseline strategy=fedavg,model=mlp "
+        "--tune model.learning_rate --by eval/accuracy"
+    )
+    assert sweep._question(jobs[:4]) is None
+    assert sweep._question(jobs[4:]) is None
+
+
+def test_a_rate_that_diverges_has_been_tried() -> None:
+    """Where rates are tuned it fails no sweep, unless none of its method and seed is left."""
+    bad = {"status": "FAILED", "error": "round 3: server/mse is nan: training diverged; lower it"}
+    good = [tried(0, "fedavg_mlp", 0.1, 0.9), tried(1, "fedstacking", 0.1, 0.9)]
+    lost = tried(2, "fedavg_mlp", 4.0, 0.0, **bad)
+    assert not has_failed([*good, lost])
+    assert has_failed([*good, replace(lost, error="no disk")])
+    assert has_failed([*good, tried(2, "fedavg_softmax", 4.0, 0.0, **bad)])
+    assert has_failed([good[0], lost])  # nothing is compared
 
 
 def test_which_jobs_are_the_same_is_told_to_all_processes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from fl_app import __main__ as command
-from fl_app.config import Sweep, check_sweep
+from fl_app import commands
+from fl_app.config import Sweep, check_sweep, compose_config, config_dir
 from fl_app.errors import ConfigError
+from fl_app.launch import read_launch
 from fl_app.report import find_finished, read_runs
 
 from .support import command as fl_command
@@ -209,9 +212,11 @@ def test_a_mistake_in_one_job_stops_all(
 
 def test_experiments_that_are_sweeps_say_so() -> None:
     """Their keys are swept without ``-m``; what is typed takes the place of a swept key."""
-    for name in ("stacking_vs_averaging", "heart_disease"):
-        assert set(check_sweep([f"experiment={name}"], False).keys) == {"strategy", "seed"}
-        assert check_sweep([f"experiment={name}", "seed=3"], False).keys == ("strategy",)
+    hospitals = "experiment=heart_disease"
+    assert set(check_sweep([hospitals], False).keys) == {"strategy", "seed"}
+    assert check_sweep([hospitals, "seed=3"], False).keys == ("strategy",)
+    stacking = {"method", "model.learning_rate", "seed"}
+    assert set(check_sweep(["experiment=stacking_vs_averaging"], False).keys) == stacking
     assert check_sweep(["experiment=two_lines"], False) == Sweep()
     drawn = {"model.learning_rate", "model.local_epochs"}
     assert set(check_sweep(["sweep=learning_rate"], False).keys) == drawn
@@ -219,6 +224,55 @@ def test_experiments_that_are_sweeps_say_so() -> None:
         check_sweep(["sweep=learning_rate_regression"], False)
     with pytest.raises(ConfigError, match="num_server_rounds=2"):
         check_sweep(["experiment=stacking_vs_averaging", "num_server_rounds=2"], False)
+
+
+METHODS = "method=fedavg_softmax,fedavg_mlp,fedstacking_trees,n_average"
+
+
+def test_methods_are_compared_tuned(
+    typed: Typed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each level is a strategy with its model; the rate is tuned; a sentence for each rival.
+
+    The command that is said makes the same tables.
+    """
+    rates = "model.learning_rate=0.02,0.08,0.32"
+    assert typed("-m", *SMALL, METHODS, rates, "seed=0,1,2") == 0
+    out = capsys.readouterr().out
+    assert out.count("the same run as job") == 6
+    assert "fedavg_mlp learning_rate=0.02 s0 iid K3 mlp | round 3/3" in out
+    assert "model=mlp, strategy=fedavg, learning_rate=0.32" in out
+    assert "model.learning_rate by eval/accuracy: fedavg" in out
+    assert "n_average softmax: nothing to tune" in out
+    (tree,) = [line for line in out.splitlines() if line.startswith("fedstacking softmax is ")]
+    assert "in server/accuracy, at " in tree
+    assert "its bytes" in tree
+    (again,) = [line for line in out.splitlines() if line.startswith("the same again: fl-kit ")]
+    assert "--tune model.learning_rate --by eval/accuracy" in again
+    monkeypatch.setattr(sys, "argv", shlex.split(again.partition(": ")[2]))
+    commands.main()
+    table = out.partition("at equal rounds")[2].partition("at equal bytes")[0]
+    assert table in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (config_dir() / "method").glob("*")))
+def test_a_method_is_a_bundle(name: str) -> None:
+    """Each is a config by itself, by ``flwr run`` too, and goes before an experiment's choice."""
+    data = "diabetes" if name == "fedavg_linear" else "wine"
+    words = [f"method={name}", f"dataset={data}"]
+    config = compose_config(words)
+    strategy, _, rest = name.partition("_")
+    assert config.strategy.name in (strategy, name)
+    assert config.model.name == rest or strategy != "fedavg"
+    assert read_launch({"overrides": " ".join(words)}, 10).config == config
+    lesson = compose_config(["experiment=two_lines", f"method={name}", "model=auto"])
+    assert lesson.strategy.name == config.strategy.name
+
+
+def test_a_method_that_is_none() -> None:
+    """The options are listed."""
+    with pytest.raises(ConfigError, match="method=nope: one of fedavg_linear"):
+        compose_config(["method=nope"])
 
 
 def test_names_of_runs_tell_jobs_apart(typed: Typed) -> None:
