@@ -12,7 +12,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.errors import ConfigError, masked
-from fl_app.schema import Config, MlflowConfig, RuntimeConfig, check, from_dict, to_dict
+from fl_app.schema import (
+    GROUPS,
+    Config,
+    MlflowConfig,
+    RuntimeConfig,
+    check,
+    from_dict,
+    to_dict,
+    without_effect,
+)
 from fl_app.tracking.passwords import keep_secrets, whole
 
 __all__ = [
@@ -29,8 +38,10 @@ __all__ = [
     "Launch",
     "git_commit",
     "handed_over",
+    "param_of",
     "read_launch",
     "read_runtime",
+    "unheeded",
     "versions",
     "without_secrets",
 ]
@@ -138,6 +149,20 @@ def without_secrets(config: Config) -> Config:
     if not isinstance(tracking, MlflowConfig) or tracking.uri is None:
         return config
     return replace(config, tracking=replace(tracking, uri=keep_secrets(tracking.uri)))
+
+
+def param_of(override: str) -> str:
+    """Return the recorded parameter that an override sets."""
+    key = override.partition("=")[0].lstrip("+~")
+    return f"{key}.name" if key in GROUPS else key
+
+
+def unheeded(config: Config, overrides: Sequence[str]) -> str:
+    """Say which of some overrides change no number of a run; "" where each does."""
+    none = without_effect(config)
+    keys = dict.fromkeys(o.partition("=")[0].lstrip("+") for o in overrides if param_of(o) in none)
+    have = "has" if len(keys) == 1 else "have"
+    return f"{', '.join(keys)} {have} no effect on strategy={config.strategy.name}" if keys else ""
 
 
 @contextmanager

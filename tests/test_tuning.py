@@ -35,6 +35,7 @@ from fl_app.report import (
 )
 from fl_app.report.tuning import diverged
 from fl_app.report.writing import as_csv, as_dict
+from fl_app.sweep import Job, summarise
 from fl_app.tracking.mlflow_store import MlflowStore
 
 from .test_report import FLAT
@@ -765,3 +766,30 @@ def test_a_tuned_comparison_is_kept(
     log(uri, again, {LAST - 1: 0.9})
     assert report(monkeypatch, *words) == 2
     assert "no candidate: fedavg 0 0.01 has no such value in its last" in capsys.readouterr().err
+
+
+def test_a_sweep_counts_what_diverged(uri: str) -> None:
+    """Its comparison reads the jobs that diverged too; where cells differ there is no sentence."""
+    jobs = []
+    for told in tuned():
+        one = replace(told, tags={**told.tags, "sweep.id": "swept"})
+        if (one.params["strategy.name"], one.params[RATE]) == ("fedavg", "0.16"):
+            one = replace(one, status="FAILED", tags={**one.tags, "error": "training diverged"})
+        log(uri, one, {LAST: one.metrics["eval/accuracy"]} if one.finished else {})
+        words = [f"{RATE}={one.params[RATE]}"]
+        where = {"sweep_id": "swept", "uri": uri, "tracked": True}
+        own = (one.status, one.tags.get("error", ""), one.params, one.metrics)
+        jobs.append(Job(len(jobs), words, *own, **where))
+    ids = {r.name: r.run_id for r in read_runs(uri, sweep="swept") if r.finished}
+    names = [" ".join([j.params["strategy.name"], j.params["seed"], j.params[RATE]]) for j in jobs]
+    jobs = [replace(job, run_id=ids.get(name, "")) for job, name in zip(jobs, names, strict=True)]
+    text = summarise(jobs)
+    assert "fedavg 3 candidates (0.01, 0.04, 0.16), chosen 0.04, 0.04, 0.04" in text
+    assert "\nfedprox is better than fedavg: +0.1200 [" in text
+    again = [replace(job, status="SKIPPED") if not job.failed else job for job in jobs]
+    assert "\nfedprox is better than fedavg: +0.1200 [" in summarise(again)
+    # The rate was not swept here, but two of its values are among the runs.
+    apart = summarise([replace(job, overrides=[]) for job in again if job.params[RATE] != "0.16"])
+    assert "at equal rounds" in apart
+    assert "\nno sentence: model.learning_rate=0.01 and 0.04" in apart
+    assert "stored in MLflow" in apart

@@ -113,8 +113,11 @@ class Stepping:
         limit: float = math.inf,
         constant: float | None = None,
     ) -> Stepping | None:
-        """Return who decides on the step of a run with D features; None where its config does."""
-        if config.model.learning_rate != "auto":
+        """Return who decides on the step of a run with D features; None where its config does.
+
+        None too where no model is trained by steps.
+        """
+        if config.model.learning_rate != "auto" or not config.strategy.trains_model:
             return None
         return cls(
             first_step(task_of(config.dataset), num_features),

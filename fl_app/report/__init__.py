@@ -37,6 +37,7 @@ from fl_app.report.summary import (
     sweep_report,
 )
 from fl_app.report.tuning import Choice, Tuning
+from fl_app.report.verdict import verdict
 from fl_app.report.writing import write_report
 
 __all__ = [
@@ -71,5 +72,6 @@ __all__ = [
     "sweep_report",
     "to_markdown",
     "to_text",
+    "verdict",
     "write_report",
 ]

@@ -285,7 +285,10 @@ def tell_apart(items: Sequence[Mapping[str, str]], keys: Collection[str] = ()) -
     rank = {name: position for position, name in enumerate(_FIRST)}
     chosen: list[str] = []
     count = 1
-    for name in sorted(names, key=lambda n: (n not in keys, rank.get(n, len(rank)), n)):
+    # What some sets do not have says little of the others: it comes last.
+    some = {name for name in names if any(name not in item for item in items)}
+    order = {n: (n not in keys, rank.get(n, len(rank)), n in some, n) for n in names}
+    for name in sorted(names, key=lambda n: order[n]):
         tried = [*chosen, name]
         apart = len({tuple(item.get(n) for n in tried) for item in items})
         if apart > count or (name in keys and len({item.get(name) for item in items}) > 1):

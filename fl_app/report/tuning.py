@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fl_app.errors import InputError
+from fl_app.errors import DIVERGED, InputError
 from fl_app.report.grounds import source_of
 from fl_app.report.places import (
     APART,
@@ -60,8 +60,6 @@ RATE = "model.learning_rate"
 _NOTHING = "nothing to tune"
 _MOST_SEEDS = 12
 """Choices up to which they are shown one by one."""
-_DIVERGED = "training diverged"
-"""What the record says of a run that failed because of its own steps."""
 
 Values = tuple[str, ...]
 """A candidate: the values of the tuned params."""
@@ -276,7 +274,7 @@ def default_by(runs: Iterable[RunSummary]) -> str:
 
 def diverged(run: RunSummary) -> bool:
     """Return whether a run failed because of its own steps: it was tried, and is no choice."""
-    return run.status == "FAILED" and _DIVERGED in run.tags.get("error", run.error)
+    return run.status == "FAILED" and DIVERGED in run.tags.get("error", run.error)
 
 
 # ---------------------------------------------------------------------------- choosing
