@@ -329,7 +329,7 @@ def _question(done: Sequence[Job]) -> _Question | None:
         return None
     swept = {param_of(override) for job in done for override in job.overrides}
     keys = _METHOD if "method" in swept else (COMPARED,)
-    several = [k for k in keys if len({job.params[k] for job in done if k in job.params}) > 1]
+    several = [key for key in keys if len({job.params.get(key) for job in done}) > 1]
     tune = tuple({_RATE} & swept)
     kind = "accuracy" if any(n.endswith("/accuracy") for n in done[0].metrics) else "mse"
     told = done[0].params.get("objective", "null")
