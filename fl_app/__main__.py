@@ -24,15 +24,17 @@ from omegaconf import DictConfig
 
 from fl_app.config import HydraErrors, check_sweep, config_dir, explain, typed
 from fl_app.errors import FlAppError, masked, one_line, printable
-from fl_app.launch import without_secrets
+from fl_app.launch import unheeded, without_secrets
 from fl_app.pipes import reader_may_leave
 from fl_app.schema import Config, TabularConfig, objective_of
 from fl_app.sweep import (
     Job,
     finished_before,
+    has_failed,
     job_log,
     note,
     read_jobs,
+    same_as,
     summarise,
     swept,
     tell_swept,
@@ -79,6 +81,12 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
     try:
         config = _config(composed)
         told = with_config(told, config)
+        if (first := same_as(told.number)) is not None:
+            why = unheeded(config, told.overrides)
+            text = f"job {told.number}: the same run as job {first}{f' ({why})' if why else ''}"
+            print(printable(text))
+            note(replace(told, status="SKIPPED", same_as=first))
+            return None
         if found := finished_before(config):
             text = f"{' '.join(told.overrides)}: skipped, finished as run {found.run_id}"
             print(printable(text))
@@ -153,7 +161,7 @@ def main() -> None:
             jobs = read_jobs(path)
             if jobs:
                 print(summarise(jobs))
-    if any(one.failed for one in jobs):
+    if has_failed(jobs):
         sys.exit(1)
 
 
@@ -178,10 +186,10 @@ def _check_first() -> None:
     if looks or not (multirun or any(o.startswith(("experiment=", "sweep=")) for o in overrides)):
         return
     try:
-        keys = check_sweep(overrides, multirun)
+        sweep = check_sweep(overrides, multirun)
     except FlAppError as error:
         _fail(str(error), error.exit_status)
-    tell_swept(keys)
+    tell_swept(sweep)
 
 
 def _hydra() -> None:

@@ -92,8 +92,18 @@ def report(
     sweep: Annotated[str, typer.Option(help="Only runs of this sweep (tag sweep.id).")] = "",
     metric: Annotated[str, typer.Option(help="What is compared.")] = "server/accuracy",
     baseline: Annotated[
-        str, typer.Option(help="KEY=VALUE: the compared param, and the value to compare with.")
+        str,
+        typer.Option(
+            help="KEY=VALUE[,KEY=VALUE]: the compared params, the values to compare with."
+        ),
     ] = "strategy=fedavg",
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(help="Param whose best value counts, chosen by seed: model.learning_rate."),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="Metric that chooses; default: eval/accuracy or eval/mse.")
+    ] = "",
     expect: Annotated[
         list[str] | None, typer.Option(help="'a>b', 'a>b+0.01' or 'a>b-0.01', to be checked.")
     ] = None,
@@ -111,29 +121,45 @@ def report(
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Differences up to this are ties.")] = 0.0,
     out: Annotated[str, typer.Option(help="Folder for report.md, .csv and .json.")] = "",
+    store: Annotated[
+        bool, typer.Option("--store", help="Store these in MLflow too, with the sweep of --sweep.")
+    ] = False,
     uri: Annotated[str, typer.Option(help="Tracking URI; default: where runs are logged.")] = "",
 ) -> None:
-    """Compare runs in pairs that agree on everything but one param, at equal rounds and bytes."""
+    """Compare runs in pairs that agree on everything but the baseline's params and what is tuned.
+
+    Tables: each at its end, where rounds differ; at equal rounds; at equal bytes.
+    """
     from fl_app import report as reporting
 
     name, sweep_id = mlflow_experiment or None, sweep or None
-    runs = reporting.read_runs(uri or None, experiment=name, sweep=sweep_id, metric=metric)
+    if store and not sweep:
+        raise InputError("--store", True, "only with --sweep, whose comparison it is")
+    runs = reporting.read_runs(
+        uri or None, experiment=name, sweep=sweep_id, metric=metric, by=by if tune else None
+    )
     runs = reporting.select(runs, where or ())
-    if strict:
-        reporting.check_sound(runs)
     comparison = reporting.compare(
         runs,
         baseline=baseline,
         metric=metric,
         ignore=ignore or (),
         tolerance=tolerance,
+        tune=tune or (),
+        by=by,
     )
+    if strict:
+        counted = comparison.design.runs.values()
+        reporting.check_sound(run for seeds in counted for run in seeds.values())
     outcomes = [reporting.expect(comparison, text) for text in expect or ()]
     reporting.show(reporting.comparison_blocks(comparison, outcomes))
+    command = shlex.join(["fl-kit", *sys.argv[1:]])
     if out:
-        command = shlex.join(["fl-kit", *sys.argv[1:]])
         for path in reporting.write_report(out, comparison, outcomes, command):
             print(printable(path))
+    if store:
+        run_id = reporting.store_report(uri or None, sweep, comparison, outcomes, command)
+        print(f"stored in MLflow as the run comparison, {run_id}")
     if strict and not all(outcome.holds_strictly for outcome in outcomes):
         raise typer.Exit(1)
 

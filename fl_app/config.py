@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fl_app.errors import ConfigError
-from fl_app.schema import BASE_MODELS, GROUPS, SECTIONS, Config, from_dict
+from fl_app.schema import BASE_MODELS, GROUPS, SECTIONS, Config, effective, from_dict
 
-__all__ = ["check_sweep", "compose_config", "config_dir", "explain", "typed"]
+__all__ = ["Sweep", "check_sweep", "compose_config", "config_dir", "explain", "typed"]
 
 HydraErrors = (HydraException, OmegaConfBaseException)
 
@@ -73,8 +74,25 @@ def compose_config(overrides: Sequence[str]) -> Config:
     return typed(_without_hydra(composed))
 
 
-def check_sweep(overrides: Sequence[str], multirun: bool) -> tuple[str, ...]:
-    """Find a sweep's mistakes before its first job starts.
+@dataclass(frozen=True)
+class Sweep:
+    """What is known of a sweep before its first job.
+
+    Parameters
+    ----------
+    keys : tuple of str
+        The keys that are swept, none for a single run.
+    same : mapping of int to int
+        Number of a job that would be the same run as an earlier one -> number of the first such;
+        empty where another sweeper than Hydra's basic one draws the values.
+    """
+
+    keys: tuple[str, ...] = ()
+    same: Mapping[int, int] = field(default_factory=dict)
+
+
+def check_sweep(overrides: Sequence[str], multirun: bool) -> Sweep:
+    """Find a sweep's mistakes, and its jobs that are the same run, before the first one starts.
 
     Each distinct choice of groups is composed once; values are checked on top of it. Hydra's basic
     sweeper is looked through job by job, other sweepers draw their values themselves.
@@ -88,8 +106,7 @@ def check_sweep(overrides: Sequence[str], multirun: bool) -> tuple[str, ...]:
 
     Returns
     -------
-    tuple of str
-        The keys that are swept, none for a single run.
+    Sweep
 
     Raises
     ------
@@ -102,30 +119,31 @@ def check_sweep(overrides: Sequence[str], multirun: bool) -> tuple[str, ...]:
             fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
             whole = compose("config", overrides=fixed, return_hydra_config=True)
             if not multirun and whole.hydra.mode != RunMode.MULTIRUN:
-                return ()
+                return Sweep()
             sweeper = whole.hydra.sweeper
-            mine = {o.get_key_element() for o in parsed}
             params = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()]
-            given = [
-                o
-                for o in OverridesParser.create().parse_overrides(params)
-                if o.get_key_element() not in mine
-            ]
-            swept = tuple(o.get_key_element() for o in [*given, *parsed] if o.is_sweep_override())
+            # As the sweeper does: what was typed takes the place of what is given.
+            given = [*OverridesParser.create().parse_overrides(params), *parsed]
+            last = {o.get_key_element(): o for o in given}
+            swept = tuple(key for key, o in last.items() if o.is_sweep_override())
+            same: dict[int, int] = {}
             if sweeper._target_ == _BASIC:
-                for job in BasicSweeper.split_arguments([*given, *parsed], None)[0]:
-                    _check_job(tuple(job))
+                first: dict[frozenset[tuple[str, str]], int] = {}
+                for number, job in enumerate(BasicSweeper.split_arguments(given, None)[0]):
+                    run = frozenset(effective(_check_job(tuple(job))).items())
+                    if first.setdefault(run, number) != number:
+                        same[number] = first[run]
             else:
                 typed(_without_hydra(whole))
         except (*HydraErrors, ValueError) as error:
             raise explain(error, overrides) from None
-    return swept
+    return Sweep(swept, same)
 
 
 _BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
 
-def _check_job(overrides: tuple[str, ...]) -> None:
+def _check_job(overrides: tuple[str, ...]) -> Config:
     """Compose a job's groups, which are few, and set its values on a copy, which is fast."""
     chosen = tuple(o for o in overrides if _is_choice(o))
     values = [o for o in overrides if not _is_choice(o) and not o.startswith("hydra.")]
@@ -137,7 +155,7 @@ def _check_job(overrides: tuple[str, ...]) -> None:
         # What is no plain value of a known key is for Hydra to compose, or to refuse.
         config = compose("config", overrides=list(overrides))
     try:
-        typed(config)
+        return typed(config)
     except ConfigError as error:
         raise ConfigError(
             error.field, error.value, f"{error.allowed}{_in_job(overrides)}"
@@ -151,7 +169,7 @@ def _in_job(overrides: Sequence[str]) -> str:
 def _is_choice(override: str) -> bool:
     """Return whether an override chooses an option of a group."""
     key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-    return key in {*GROUPS, "experiment", "sweep"} or "/" in key
+    return key in {*GROUPS, "experiment", "method", "sweep"} or "/" in key
 
 
 @lru_cache(maxsize=64)
@@ -189,9 +207,8 @@ def typed(composed: DictConfig) -> Config:
         raise ConfigError("config", _line(error), "keys that resolve") from None
     if not isinstance(data, Mapping):
         raise ConfigError("config", data, "a mapping")
-    return from_dict(
-        {str(key): value for key, value in data.items() if key not in ("experiment", "sweep")}
-    )
+    words = ("experiment", "method", "sweep")
+    return from_dict({str(key): value for key, value in data.items() if key not in words})
 
 
 _PLUGINS = ("joblib", "optuna", "submitit_local", "submitit_slurm")

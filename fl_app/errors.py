@@ -26,6 +26,7 @@ import re
 
 __all__ = [
     "ADDRESS",
+    "DIVERGED",
     "ConfigError",
     "DataError",
     "FederationError",
@@ -37,6 +38,8 @@ __all__ = [
     "printable",
 ]
 
+DIVERGED = "training diverged"
+"""What the error of a run says that failed because of its own steps."""
 _LONGEST = 4000
 _HIDDEN = "***"
 

@@ -6,19 +6,31 @@ Flower hands a ServerApp a flat run-config. Our launcher fills ``config-json`` a
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fl_app.errors import ConfigError, masked
-from fl_app.schema import Config, MlflowConfig, RuntimeConfig, check, from_dict, to_dict
+from fl_app.schema import (
+    GROUPS,
+    Config,
+    MlflowConfig,
+    RuntimeConfig,
+    check,
+    from_dict,
+    to_dict,
+    without_effect,
+)
 from fl_app.tracking.passwords import keep_secrets, whole
 
 __all__ = [
@@ -26,10 +38,15 @@ __all__ = [
     "Launch",
     "git_commit",
     "handed_over",
+    "param_of",
     "read_launch",
     "read_runtime",
+    "unheeded",
+    "versions",
     "without_secrets",
 ]
+
+_PACKAGES = ("fl-app", "flwr", "mlflow", "numpy", "scikit-learn", "scipy")
 
 _HABITS = {
     "experiment": "experiment",
@@ -132,6 +149,20 @@ def without_secrets(config: Config) -> Config:
     if not isinstance(tracking, MlflowConfig) or tracking.uri is None:
         return config
     return replace(config, tracking=replace(tracking, uri=keep_secrets(tracking.uri)))
+
+
+def param_of(override: str) -> str:
+    """Return the recorded parameter that an override sets."""
+    key = override.partition("=")[0].lstrip("+~")
+    return f"{key}.name" if key in GROUPS else key
+
+
+def unheeded(config: Config, overrides: Sequence[str]) -> str:
+    """Say which of some overrides change no number of a run; "" where each does."""
+    none = without_effect(config)
+    keys = dict.fromkeys(o.partition("=")[0].lstrip("+") for o in overrides if param_of(o) in none)
+    have = "has" if len(keys) == 1 else "have"
+    return f"{', '.join(keys)} {have} no effect on strategy={config.strategy.name}" if keys else ""
 
 
 @contextmanager
@@ -261,3 +292,13 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Return the versions of Python and of the packages that decide a run's numbers."""
+    found = {"Python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # in Flower's bundle nothing is installed
+            found[name] = version(name)
+    return found

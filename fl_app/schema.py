@@ -32,6 +32,7 @@ __all__ = [
     "Task",
     "check",
     "digest",
+    "effective",
     "flatten",
     "from_dict",
     "from_json",
@@ -41,6 +42,7 @@ __all__ = [
     "task_of",
     "to_dict",
     "to_json",
+    "without_effect",
 ]
 
 Task = Literal["regression", "classification"]
@@ -227,6 +229,21 @@ class StrategyConfig:
 
     name: str = opt("fedavg", "Name of the strategy.")
 
+    @property
+    def trains_model(self) -> bool:
+        """Whether anybody trains the run's own model."""
+        return True
+
+    @property
+    def descends(self) -> bool:
+        """Whether it is trained in steps of local gradient descent."""
+        return self.trains_model
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Its own options that change no number of the run, given the others."""
+        return ()
+
 
 @dataclass(frozen=True)
 class FedProxConfig(StrategyConfig):
@@ -331,6 +348,11 @@ class BaseModelsConfig(StrategyConfig):
         assert self.base_models is not None
         return self.base_models[partition % len(self.base_models)]
 
+    @property
+    def trains_model(self) -> bool:
+        """Only where it is a base model."""
+        return "model" in (self.base_models or ())
+
 
 @dataclass(frozen=True)
 class PooledConfig(BaseModelsConfig):
@@ -341,6 +363,16 @@ class PooledConfig(BaseModelsConfig):
         "One of ridge, logistic, gaussian_nb, random_forest, hist_gradient_boosting, fitted once "
         "with scikit-learn's own defaults; null: the run's model.",
     )
+
+    @property
+    def trains_model(self) -> bool:
+        """Unless one of scikit-learn's takes its place."""
+        return self.base_models is None
+
+    @property
+    def descends(self) -> bool:
+        """Never: it is brought to its optimum at once."""
+        return False
 
 
 def has_base_models(strategy: StrategyConfig) -> TypeGuard[BaseModelsConfig]:
@@ -384,6 +416,16 @@ class FedStackingConfig(BaseModelsConfig):
         False, "Whether clients also try to mix the stack with their own model, reported apart."
     )
 
+    @property
+    def trains_model(self) -> bool:
+        """Where it is the global member or a base model."""
+        return self.global_member == "fedavg" or super().trains_model
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """What is for least squares alone."""
+        return () if self.global_member == "ls" else ("ls_rows_per_feature",)
+
 
 @dataclass(frozen=True)
 class FedXgbBaggingConfig(StrategyConfig):
@@ -399,6 +441,11 @@ class FedXgbBaggingConfig(StrategyConfig):
     )
     reg_lambda: float = opt(1.0, "Weight of the penalty on the squares of leaves.", ge=0)
     subsample: float = opt(1.0, "Share of a client's rows that a tree is grown on.", gt=0, le=1)
+
+    @property
+    def trains_model(self) -> bool:
+        """Never: trees are all there is."""
+        return False
 
 
 # ---------------------------------------------------------------------------- the other groups
@@ -1181,12 +1228,45 @@ def _flat(prefix: str, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{prefix}{key}", to_text(value)
 
 
+_STEPS = ("batch_size", "learning_rate", "local_epochs", "local_steps")
+
+
+def without_effect(config: Config) -> tuple[str, ...]:
+    """Return the parameters that change no number of this run, whatever their value.
+
+    A model that nobody trains has no effect but for its ``dtype``, which is that of the rows too.
+
+    Returns
+    -------
+    tuple of str
+        Dotted keys as in :func:`flatten`, sorted; () for most configs.
+    """
+    strategy, model = config.strategy, config.model
+    found = [f"strategy.{name}" for name in strategy.unused]
+    if not strategy.trains_model:
+        found += [f"model.{f.name}" for f in fields(model) if f.name != "dtype"]
+    elif not strategy.descends:
+        found += [f"model.{name}" for name in _STEPS]
+    elif model.local_steps is not None:
+        found.append("model.local_epochs")
+    return tuple(sorted(found))
+
+
+def effective(config: Config) -> dict[str, str]:
+    """Return the recorded parameters but for those that are :func:`without_effect`."""
+    none = without_effect(config)
+    return {param: value for param, value in flatten(config).items() if param not in none}
+
+
 def digest(config: Config) -> str:
     """Return the SHA-256 of what decides a run's numbers: all but runtime, tracking and folders.
 
-    Where no client fails on purpose, ``faults`` decides nothing.
+    Where no client fails on purpose, ``faults`` decides nothing; nor does what is
+    :func:`without_effect`.
     """
     left_out = (*_NOT_RECORDED, "runtime", "tracking", *([] if config.faults.clients else SECTIONS))
     kept = {key: value for key, value in to_dict(config).items() if key not in left_out}
+    for group, _, key in (param.partition(".") for param in without_effect(config)):
+        del kept[group][key]
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -39,7 +39,7 @@ from fl_app.federation.stepping import Stepping
 from fl_app.federation.watched import WatchedGrid
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
-from fl_app.launch import Launch, read_launch, read_runtime
+from fl_app.launch import Launch, read_launch, read_runtime, unheeded, versions
 from fl_app.models.serving import Predictor
 from fl_app.schema import (
     GROUPS,
@@ -57,6 +57,7 @@ from fl_app.schema import (
     task_of,
     to_dict,
     to_json,
+    without_effect,
 )
 from fl_app.seeding import one_thread
 from fl_app.strategies import start_arrays, strategy_of
@@ -283,6 +284,9 @@ class Run:
             self.trackers.event("tracking", {})
         try:
             self.trackers.start(start)
+            text = unheeded(self.config, self.launch.overrides)
+            if text and not self.console.brief:
+                self.console.say(text)
             self._federate(node_ids)
             worse = self.ending.close()
         except BaseException as error:
@@ -399,10 +403,12 @@ class Run:
             "runtime": self.runtime,
             "seed": str(config.seed),
             "config.sha256": digest(config),
+            "config.without_effect": " ".join(without_effect(config)),
             "flwr.run_id": str(self.flwr_run_id),
             "sweep.id": self.launch.sweep_id,
             "git.commit": self.launch.commit,
             "mlflow.source.git.commit": self.launch.commit,
+            "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         }
         return RunStart(
             name=_run_name(config, self.launch.swept),
@@ -588,23 +594,24 @@ def _mlflow_tracker(config: Config, name: str) -> MlflowTracker | None:
 
 
 _NAMED = {"strategy", "seed", "partitioner", "partitioner.alpha", "num_clients", "model", "privacy"}
-_NAMED |= {"faults.clients", "faults.kind"}
+_NAMED |= {"faults.clients", "faults.kind", "method"}
 
 
 def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
     """Name a run, what tells it apart first: the UI shows about 18 characters.
 
-    What else a sweep is over stands between the strategy and the seed.
+    What else a sweep is over stands between the strategy, or the method, and the seed.
     """
     alpha = getattr(config.partitioner, "alpha", None)
     deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
     private = "" if config.privacy.name == "none" else f" {config.privacy.name}"
     faults = config.faults
     faulty = f" {faults.clients} {faults.kind}" if faults.clients else ""
-    pairs = (override.lstrip("+").partition("=") for override in swept)
+    pairs = [override.lstrip("+").partition("=") for override in swept]
+    what = next((value for key, _, value in pairs if key == "method"), config.strategy.name)
     own = [f" {key.rpartition('.')[2]}={value}" for key, _, value in pairs if key not in _NAMED]
     more = "".join(own)
-    name = f"{config.strategy.name}{private}{faulty}{more} s{config.seed}"
+    name = f"{what}{private}{faulty}{more} s{config.seed}"
     return f"{name} {deal} K{config.num_clients} {config.model.name}"
 
 

@@ -7,34 +7,48 @@ an environment variable names. The parent reads the lines when Hydra has returne
 from __future__ import annotations
 
 import json
+import math
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fl_app.errors import FlAppError, printable
-from fl_app.schema import GROUPS, Config, MlflowConfig, digest, flatten
+from fl_app.errors import DIVERGED, FlAppError, printable
+from fl_app.launch import param_of
+from fl_app.schema import Config, MlflowConfig, digest, effective
+from fl_app.tracking.keys import higher_is_better
 
 if TYPE_CHECKING:
-    from fl_app.report import RunSummary
+    from fl_app.config import Sweep
+    from fl_app.report import Comparison, RunSummary
 
 __all__ = [
     "Job",
     "finished_before",
+    "has_failed",
     "job_log",
     "note",
     "read_jobs",
+    "same_as",
     "summarise",
     "swept",
     "tell_swept",
     "with_config",
 ]
 
-_LOG, _KEYS = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS"
-COMPARED, BASELINE = "strategy.name", "fedavg"
+_LOG, _KEYS, _SAME = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS", "FL_APP_SWEEP_SAME"
+COMPARED, _FEDAVG = "strategy.name", "fedavg"
+_BASELINE = f"strategy={_FEDAVG}"
+_METHOD = (COMPARED, "model.name", "num_server_rounds")
+"""Params of which a method may have its own."""
+_RATE = "model.learning_rate"
+_NO_RIVALS = (_FEDAVG, "local", "pooled")
+"""Strategies of which no sentence is said: they are what others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Job:
     error : str
         Why it failed, in one line.
     params : mapping of str to str
-        Its flattened config, empty where there was none.
+        Its flattened config without what changes no number of it; empty where there was none.
     metrics : mapping of str to float
         Its last metrics.
     run_id : str
@@ -63,6 +77,8 @@ class Job:
         Tracking URI of its config, "" for the default.
     tracked : bool
         Whether it was recorded in MLflow.
+    same_as : int or None
+        Number of the earlier job whose run would have been the same; None where it has its own.
     """
 
     number: int
@@ -75,6 +91,7 @@ class Job:
     sweep_id: str = ""
     uri: str = ""
     tracked: bool = False
+    same_as: int | None = None
 
     @property
     def failed(self) -> bool:
@@ -92,14 +109,15 @@ def job_log() -> Iterator[Path]:
     try:
         yield path
     finally:
-        for name in (_LOG, _KEYS):
+        for name in (_LOG, _KEYS, _SAME):
             os.environ.pop(name, None)
         path.unlink(missing_ok=True)
 
 
-def tell_swept(keys: Sequence[str]) -> None:
-    """Tell the jobs, in whatever process, which keys the sweep is over."""
-    os.environ[_KEYS] = " ".join(keys)
+def tell_swept(sweep: Sweep) -> None:
+    """Tell the jobs, in whatever process, what the sweep is over and which are the same run."""
+    os.environ[_KEYS] = " ".join(sweep.keys)
+    os.environ[_SAME] = json.dumps(dict(sweep.same))
 
 
 def swept(overrides: Sequence[str]) -> list[str]:
@@ -109,6 +127,15 @@ def swept(overrides: Sequence[str]) -> list[str]:
     """
     keys = os.environ.get(_KEYS, "").split()
     return [o for o in overrides if o.partition("=")[0] in keys] or list(overrides)
+
+
+def same_as(number: int) -> int | None:
+    """Return the number of the first job that is the same run as a job; None where it has its own.
+
+    Known before the first job starts: jobs may run at the same time.
+    """
+    found: int | None = json.loads(os.environ.get(_SAME, "{}")).get(str(number))
+    return found
 
 
 def note(job: Job) -> None:
@@ -121,9 +148,14 @@ def note(job: Job) -> None:
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """Return the jobs of a log by their number."""
-    jobs = [Job(**json.loads(line)) for line in path.read_text().splitlines()]
-    return sorted(jobs, key=lambda job: job.number)
+    """Return the jobs of a log by their number; one that was not run has its first one's run id."""
+    jobs = {
+        job.number: job for job in (Job(**json.loads(x)) for x in path.read_text().splitlines())
+    }
+    for job in jobs.values():
+        if (first := jobs.get(-1 if job.same_as is None else job.same_as)) is not None:
+            jobs[job.number] = replace(job, run_id=first.run_id, metrics=first.metrics)
+    return [jobs[number] for number in sorted(jobs)]
 
 
 def with_config(job: Job, config: Config) -> Job:
@@ -131,7 +163,7 @@ def with_config(job: Job, config: Config) -> Job:
     tracking = config.tracking
     uri = (tracking.uri or "") if isinstance(tracking, MlflowConfig) else ""
     tracked = isinstance(tracking, MlflowConfig)
-    return replace(job, params=flatten(config), tracked=tracked, uri=uri)
+    return replace(job, params=effective(config), tracked=tracked, uri=uri)
 
 
 def finished_before(config: Config) -> RunSummary | None:
@@ -150,12 +182,29 @@ def finished_before(config: Config) -> RunSummary | None:
     return find_finished(uri, tags)
 
 
+def has_failed(jobs: Sequence[Job]) -> bool:
+    """Return whether a sweep did less than it was started for.
+
+    Where rates are tried for a comparison, one whose training diverges has been tried, as long as
+    another one of the same method, seed and data is left to choose.
+    """
+    question = _question([job for job in jobs if not job.failed and job.params])
+    tuned = () if question is None else question.tune
+
+    def place(job: Job) -> frozenset[tuple[str, str]]:
+        return frozenset((k, v) for k, v in job.params.items() if k not in tuned)
+
+    left = {place(j) for j in jobs if tuned and not j.failed and j.same_as is None}
+    return any(j.failed and not (DIVERGED in j.error and place(j) in left) for j in jobs)
+
+
 def summarise(jobs: Sequence[Job]) -> str:
     """Return the text that closes a sweep.
 
     A mean over seeds for each configuration, the best one, and a line for each job that failed.
-    Where strategies were swept beside FedAvg and the runs are in MLflow, also the comparison of
-    ``fl-kit report``.
+    Where strategies or methods were swept beside FedAvg and the runs are in MLflow, also the
+    comparison of ``fl-kit report``, which is stored there too, and a sentence for each of them. A
+    job that was not run, being the same as another, is in none of it.
 
     Parameters
     ----------
@@ -164,6 +213,7 @@ def summarise(jobs: Sequence[Job]) -> str:
     """
     from fl_app.report import RunSummary, summary_blocks, summary_table, to_text
 
+    jobs = [job for job in jobs if job.same_as is None]
     runs = [
         RunSummary(
             run_id=job.run_id or f"job {job.number}",
@@ -175,15 +225,10 @@ def summarise(jobs: Sequence[Job]) -> str:
         )
         for job in jobs
     ]
-    keys = {_param(override) for job in jobs for override in job.overrides}
+    keys = {param_of(override) for job in jobs for override in job.overrides}
+    keys |= {*_METHOD} if "method" in keys else set()
     parts = [to_text(summary_blocks(summary_table(runs, keys))), _comparison(jobs), _where(jobs)]
     return "\n\n".join(part.strip("\n") for part in parts if part)
-
-
-def _param(override: str) -> str:
-    """Return the param that an override sets."""
-    key = override.partition("=")[0].lstrip("+~")
-    return f"{key}.name" if key in GROUPS else key
 
 
 def _where(jobs: Sequence[Job]) -> str:
@@ -196,26 +241,110 @@ def _where(jobs: Sequence[Job]) -> str:
     return printable(f"the runs in MLflow: fl-kit ui{uri}, tag sweep.id = {tracked.sweep_id}")
 
 
-def _comparison(jobs: Sequence[Job]) -> str:
-    """Compare the strategies of a sweep with FedAvg; "" where it was no such sweep."""
-    done = [job for job in jobs if not job.failed and job.params]
-    levels = {job.params.get(COMPARED) for job in done}
-    first = done[0] if done else None
-    if first is None or BASELINE not in levels or len(levels) < 2 or not first.tracked:
-        return ""
-    from fl_app.report import compare, comparison_blocks, read_these, to_text
+@dataclass(frozen=True)
+class _Question:
+    """What a sweep is compared by: the options of ``fl-kit report``."""
 
-    metrics = sorted(name for name in first.metrics if name.startswith("server/"))
-    metric = next((m for m in metrics if m.endswith("/accuracy")), "server/mse")
+    baseline: str
+    metric: str
+    tune: tuple[str, ...]
+    by: str
+
+    def command(self, sweep_id: str, uri: str) -> str:
+        """Return the command that compares the same again."""
+        words = ["fl-kit", "report", "--sweep", sweep_id]
+        words += ["--baseline", self.baseline] if self.baseline != _BASELINE else []
+        words += ["--metric", self.metric] if not self.metric.endswith("/accuracy") else []
+        words += [word for key in self.tune for word in ("--tune", key)]
+        words += ["--by", self.by] if self.tune else []
+        return shlex.join(words + (["--uri", uri] if uri else []))
+
+
+def _comparison(jobs: Sequence[Job]) -> str:
+    """Compare the strategies, or methods, of a sweep with FedAvg; "" where it was no such sweep."""
+    done = [job for job in jobs if not job.failed and job.params]
+    question = _question(done)
+    if question is None:
+        return ""
+    from fl_app.report import (
+        compare,
+        comparison_blocks,
+        read_runs,
+        read_these,
+        store_report,
+        to_text,
+    )
+
+    first, by = done[0], question.by if question.tune else None
+    # By id: a job that was skipped is a run of an earlier sweep.
+    old = [job.run_id for job in done if job.status == "SKIPPED"]
+    new = [job for job in jobs if job.status == "FINISHED" or DIVERGED in job.error]
     try:
-        # By id: a job that was skipped is a run of an earlier sweep.
-        runs = read_these(first.uri or None, [job.run_id for job in done], metric)
-        compared = compare(runs, baseline=f"strategy={BASELINE}", metric=metric)
+        runs = read_these(first.uri or None, old, question.metric, by) if old else ()
+        if new:  # with those whose training diverged, which have been tried
+            runs += read_runs(
+                first.uri or None, sweep=first.sweep_id, metric=question.metric, by=by
+            )
+        compared = compare(
+            tuple({run.run_id: run for run in runs}.values()),
+            baseline=question.baseline,
+            metric=question.metric,
+            tune=question.tune,
+            by=by or "",
+        )
     except FlAppError as error:
         return f"no comparison: {error}"
-    text = to_text(comparison_blocks(compared, []))
-    if any(job.status == "SKIPPED" for job in done):
-        return text
-    by = "" if metric.endswith("/accuracy") else f" --metric {metric}"
-    again = printable(f"the same again: fl-kit report --sweep {first.sweep_id}{by}")
-    return f"{text}\n{again}"
+    lines = [to_text(comparison_blocks(compared, [])), *_sentences(compared)]
+    again = "" if old else question.command(first.sweep_id, first.uri)
+    if again:
+        lines.append(printable(f"the same again: {again}"))
+    try:
+        store_report(first.uri or None, first.sweep_id, compared, (), again)
+        lines.append("stored in MLflow as the run comparison, with the same sweep.id")
+    except FlAppError as error:
+        lines.append(f"the comparison is not stored in MLflow: {error}")
+    return "\n".join(lines)
+
+
+def _sentences(compared: Comparison) -> list[str]:
+    """Say of each rival of FedAvg whether it is better; one line where cells do not allow it."""
+    from fl_app.report import verdict
+
+    values = compared.design.values
+    rivals = [one for one in compared.levels if values[one][COMPARED] not in _NO_RIVALS]
+    try:
+        return [printable(verdict(compared, level)) for level in rivals]
+    except FlAppError as error:
+        return [printable(f"no sentence: {error}")]
+
+
+def _question(done: Sequence[Job]) -> _Question | None:
+    """Return how finished jobs are compared; None where they are no FedAvg and others, in MLflow.
+
+    Where methods were swept, all that is a method's own belongs to a level. The rate is tuned
+    where it was swept. Of several kinds of FedAvg the one that is best on the clients' validation
+    rows is the baseline: the strongest rival, chosen without test rows.
+    """
+    if len({job.params.get(COMPARED) for job in done}) < 2 or not done[0].tracked:
+        return None
+    swept = {param_of(override) for job in done for override in job.overrides}
+    keys = _METHOD if "method" in swept else (COMPARED,)
+    several = [key for key in keys if len({job.params.get(key) for job in done}) > 1]
+    tune = tuple({_RATE} & swept)
+    kind = "accuracy" if any(n.endswith("/accuracy") for n in done[0].metrics) else "mse"
+    told = done[0].params.get("objective", "null")
+    by = f"eval/{kind}" if told == "null" else told
+    sign = 1 if higher_is_better(by) else -1
+    best: dict[tuple[str, ...], dict[frozenset[tuple[str, str]], float]] = {}
+    for job in done:
+        if job.params.get(COMPARED) == _FEDAVG:
+            rest = {k: v for k, v in job.params.items() if k not in (*several, *tune)}
+            own = best.setdefault(tuple(job.params.get(k, "") for k in several), {})
+            value, place = sign * job.metrics.get(by, math.nan), frozenset(rest.items())
+            own[place] = max(own.get(place, -math.inf), value)
+    if not best:
+        return None
+    level = max(sorted(best), key=lambda one: fmean(best[one].values()))
+    pairs = zip(several, level, strict=True)
+    baseline = ",".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs)
+    return _Question(baseline, f"server/{kind}", tune, by)

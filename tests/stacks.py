@@ -173,7 +173,8 @@ def run(
     """Run a config's rounds in this process, without MLflow."""
     clients = clients or Clients()
     kept = Kept()
-    with grid(clients.app(), config.num_clients, shuffle_replies=shuffle) as nodes, one_thread():
+    num_nodes = 1 if config.strategy.name == "pooled" else config.num_clients
+    with grid(clients.app(), num_nodes, shuffle_replies=shuffle) as nodes, one_thread():
         test = test_table(config)
         roster, encoding = shake_hands(nodes, nodes.get_node_ids(), config, 60.0)
         many = config.strategy.name == "local"

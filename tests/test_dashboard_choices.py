@@ -299,7 +299,7 @@ def test_the_command_is_the_run_and_the_sweep():
     words = shlex.split(five_seeds(overrides(both)))
     assert words[:2] == ["fl-app", "-m"]
     assert "seed=range(7,12)" in words
-    assert set(check_sweep(words[2:], True)) == {"strategy", "seed"}
+    assert set(check_sweep(words[2:], True).keys) == {"strategy", "seed"}
 
 
 @pytest.mark.parametrize(

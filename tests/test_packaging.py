@@ -51,11 +51,11 @@ def test_every_dependency_is_pinned() -> None:
 
 # ---------------------------------------------------------------------------- conf and schema
 def test_every_option_has_a_file_and_every_file_an_option() -> None:
-    """Hydra's groups are the schema's, option by option, besides experiments and sweeps."""
+    """Hydra's groups are the schema's, option by option, besides the presets'."""
     files = {
         (path.parent.name, path.stem)
         for path in (ROOT / "conf").glob("*/*.yaml")
-        if path.parent.name not in ("experiment", "sweep")
+        if path.parent.name not in ("experiment", "method", "sweep")
     }
     assert files == set(OPTIONS)
     assert list((ROOT / "conf").glob("*.yaml")) == [ROOT / "conf" / "config.yaml"]

@@ -33,7 +33,9 @@ from fl_app.report import (
     compare,
     comparison_blocks,
     expect,
+    find_finished,
     read_runs,
+    read_these,
     select,
     show,
     summary_blocks,
@@ -48,6 +50,7 @@ from fl_app.report.rendering import decimals_for
 from fl_app.report.runs import is_better_when_higher, tell_apart
 from fl_app.report.writing import as_csv, as_dict
 from fl_app.schema import Config, flatten, from_dict
+from fl_app.sweep import Job, summarise
 from fl_app.tracking.mlflow_store import MlflowStore
 
 ACCURACY = "server/accuracy"
@@ -60,6 +63,8 @@ SEED_DRAWS_TEST = {
     "data.validation_rows": "8",
 }
 """Tags of runs whose seed draws 20 of 100 rows for the test: n_test / n_train is 20 / 80."""
+NOTHING_TO_TUNE = {**SEED_DRAWS_TEST, "config.without_effect": "model.learning_rate"}
+"""The same, of which strict claims are made untuned; what is tuned is in test_tuning.py."""
 VALUES = st.floats(-100, 100, allow_nan=False).map(lambda v: round(v, 3))
 
 
@@ -92,6 +97,20 @@ def run(
 def ending(strategy: str, ends: Sequence[float], **params: Any) -> list[RunSummary]:
     """Make runs with seeds 0, 1, ... that end with given values."""
     return [run(strategy, seed, (0.0, end), **params) for seed, end in enumerate(ends)]
+
+
+FLAT = {"eval/log_loss": {1: 1.0} | dict.fromkeys(range(2, 13), 0.5)}
+"""The curve of a run of 12 rounds that has converged."""
+
+
+def settled(runs: Sequence[RunSummary], metric: str = ACCURACY) -> list[RunSummary]:
+    """Let runs go on to round 12 without any change, with an eval loss that says so."""
+    return [
+        replace(r, curves={**FLAT, **r.curves, metric: {**curve, **dict.fromkeys(rest, end)}})
+        for r in runs
+        for curve in [r.curves[metric]]
+        for rest, end in [(range(max(curve), 13), curve[max(curve)])]
+    ]
 
 
 def difference(comparison: Comparison, level: str) -> Interval:
@@ -548,6 +567,142 @@ def test_nothing_known_of_the_data_is_a_note() -> None:
     assert any("data.sha256" in note for note in compare(runs).notes)
 
 
+# ---------------------------------------------------------------------------- data and makers
+def of_file(path: str, sha256: str, strategy: str = "fedavg", **params: Any) -> list[RunSummary]:
+    """Make runs on a table of somebody's own."""
+    tags = SEED_DRAWS_TEST | {"data.sha256": sha256 * 64}
+    where = {"dataset__name": "tabular", "dataset__path": path, "num_clients": "4"}
+    return ending(strategy, [0.1, 0.3], tags=tags, **where, **params)
+
+
+def test_a_report_names_its_data() -> None:
+    """A line for each data set: file or name, rows, digest, clients; the JSON has it whole."""
+    runs = [
+        one
+        for name in ("fedavg", "x")
+        for one in (
+            *ending(name, [0.1, 0.2], num_clients="10"),
+            *ending(name, [0.1, 0.2], num_clients="9"),
+            *of_file("/data/x.csv", "e", name),
+        )
+    ]
+    comparison = compare(runs)
+    lines = [b for b in comparison_blocks(comparison) if isinstance(b, str)]
+    assert [line for line in lines if line.startswith("data: ")] == [
+        "data: /data/x.csv, 100 rows, data.sha256 eeeeeeeeeeee, 4 clients",
+        "data: wine, 100 rows, data.sha256 dddddddddddd, 9, 10 clients",
+    ]
+    told = as_dict(comparison)["data"]
+    assert [(one["names"], one["sha256"]) for one in told] == [
+        (["/data/x.csv"], ["e" * 64]),
+        (["wine"], ["d" * 64]),
+    ]
+
+
+def test_each_seed_may_have_a_table_of_its_own() -> None:
+    """Of synthetic sets a line names some of the digests; runs that tell nothing are said to."""
+    runs = [
+        replace(one, tags={**SYNTHETIC, "data.sha256": one.seed * 64})
+        for name in ("fedavg", "x")
+        for one in ending(name, [0.1, 0.2, 0.3, 0.4, 0.5])
+    ]
+    text = to_text(comparison_blocks(compare(runs)))
+    digests = ", ".join(seed * 12 for seed in "012")
+    assert f"data: wine, 100 rows, data.sha256 {digests} and 2 more, ? clients" in text
+    text = to_text(comparison_blocks(compare([replace(one, tags={}) for one in runs])))
+    assert "data: wine, rows not told, data.sha256 not told, ? clients" in text
+    assert "all runs made by: no commit told, no versions told" in text
+
+
+def test_a_report_names_what_made_its_runs() -> None:
+    """Commit and versions are those of the runs, with how many have them where they differ."""
+    tags = {**SEED_DRAWS_TEST, "git.commit": "abc" * 12, "versions": "Python 3.12.3, numpy 2.4.0"}
+    runs = [replace(one, tags=tags) for one in both()]
+    comparison = compare(runs)
+    line = "all runs made by: commit abcabcabcabc, Python 3.12.3, numpy 2.4.0"
+    assert line in comparison_blocks(comparison)
+    assert f"- {line}\n" in to_markdown(comparison_blocks(comparison))
+    runs[0] = replace(runs[0], tags={**tags, "git.commit": "f" * 40})
+    text = to_text(comparison_blocks(compare(runs)))
+    assert "3 runs made by: commit abcabcabcabc, Python" in text
+    assert "1 run made by: commit ffffffffffff, Python" in text
+
+
+def test_the_same_bytes_under_two_paths_are_one_data_set() -> None:
+    """Where digests are equal seed by seed, the path keeps no levels apart; it is named twice."""
+    runs = [*of_file("/a/x.csv", "e"), *of_file("/b/y.csv", "e", "x")]
+    comparison = compare(runs)
+    assert [cell.label for cell in comparison.cells] == [""]
+    assert difference(comparison, "x").num_pairs == 2
+    text = to_text(comparison_blocks(comparison))
+    assert "data: /a/x.csv = /b/y.csv, 100 rows, data.sha256 eeeeeeeeeeee, 4 clients" in text
+    # The third path has these bytes by way of the second: one seed each.
+    third = [of_file("/c/z.csv", "f", "x")[1], of_file("/b/y.csv", "e", "x")[0]]
+    third += [of_file("/a/x.csv", "e")[0], of_file("/b/y.csv", "f")[1]]
+    assert [cell.label for cell in compare(third).cells] == [""]
+    with pytest.raises(InputError, match=r"--baseline=dataset.path=/b/y.csv: one that was run"):
+        compare(of_file("/a/x.csv", "e"), baseline="dataset.path=/b/y.csv")
+    assert compare(
+        runs[:2] + of_file("/b/y.csv", "e"), baseline="dataset.path=/a/x.csv"
+    ).levels == (
+        "/a/x.csv",
+        "/b/y.csv",
+    )
+
+
+def test_other_bytes_are_another_data_set() -> None:
+    """Different bytes keep paths apart, and are refused under one; unknown ones are no other's."""
+    a, b = of_file("/a/x.csv", "e"), of_file("/b/y.csv", "f", "x")
+    with pytest.raises(InputError, match=r"dataset.path=/b/y.csv and /a/x.csv: .* only with"):
+        compare([*a, *b])
+    with pytest.raises(InputError, match=r"data.sha256=.*: other data: strategy="):
+        compare([*a, *of_file("/a/x.csv", "f", "x")])
+    with pytest.raises(InputError, match=r"data.sha256=.*: other data: strategy="):
+        compare([*a, b[1], of_file("/b/y.csv", "e", "x")[0]])
+    silent = [replace(one, tags={}) for one in of_file("/b/y.csv", "e", "x")]
+    with pytest.raises(InputError, match=r"dataset.path=/b/y.csv and /a/x.csv"):
+        compare([*a, *silent])
+
+
+def test_where_takes_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is meant from the current folder; others are texts as before, and lists work."""
+    monkeypatch.chdir(tmp_path)
+    runs = [*of_file(f"{tmp_path}/data/x.csv", "e"), *of_file(f"{tmp_path}/y.csv", "f", "x")]
+    for text in ("data/x.csv", "./data/../data/x.csv", f"{tmp_path}/data/x.csv"):
+        assert select(runs, [f"dataset.path={text}"]) == tuple(runs[:2])
+    assert select(runs, [f"path=y.csv,{tmp_path}/data/x.csv"]) == tuple(runs)
+    for text in ("dataset.path=z.csv", "dataset.path=y.csv,z.csv", "strategy=./x"):
+        with pytest.raises(InputError, match=r"--where=.*: values that runs have: "):
+            select(runs, [text])
+
+
+# ---------------------------------------------------------------------------- r2 beside mse
+def test_r2_stands_beside_mse() -> None:
+    """Of the same runs at the same rounds, with the unit of the mse; beside r2 stands mse."""
+    mse, r2 = {1: 9.0, 2: 4.0}, {1: 0.1, 2: 0.6}
+    runs = [
+        replace(one, curves={"server/mse": mse, "server/r2": {r: v + gain for r, v in r2.items()}})
+        for name, gain in (("fedavg", 0.0), ("x", 0.2))
+        for one in ending(name, [0, 0, 0])
+    ]
+    comparison = compare(runs, metric="server/mse")
+    head, *_ = blocks = comparison_blocks(comparison)
+    assert str(head).startswith("server/mse (lower is better, in squared units of the target): ")
+    table = next(b for b in blocks if isinstance(b, TextTable))
+    assert table.columns[:4] == ("strategy", "seeds", "mean ± sd", "r2")
+    assert [row[3] for row in table.rows] == ["0.6", "0.8"]
+    assert as_dict(comparison)["tables"]["equal_rounds"]["rows"][1]["beside"] == pytest.approx(0.8)
+    assert [row.beside for row in compare(runs, metric="server/r2").at_rounds.rows] == [4.0, 4.0]
+    short = [
+        *runs[:3],
+        *(replace(r, curves={**r.curves, "server/mse": {1: 9.0}}) for r in runs[3:]),
+    ]
+    rows = compare(short, metric="server/mse").at_rounds.rows
+    assert rows[1].beside == pytest.approx(0.3)  # both at round 1
+    without = [replace(r, curves={"server/mse": mse}) for r in runs]
+    assert "r2" not in to_text(comparison_blocks(compare(without, metric="server/mse")))
+
+
 # ---------------------------------------------------------------------------- budgets
 def test_equal_rounds_is_the_last_round_of_both() -> None:
     """A longer run counts at the shorter one's last round."""
@@ -666,9 +821,9 @@ def test_a_diverged_run_is_a_loss_and_no_number() -> None:
 # ---------------------------------------------------------------------------- expectations
 def gains(values: Sequence[float], metric: str = ACCURACY) -> Comparison:
     """Compare b, whose runs are 0.5, with a, which differs by given values."""
-    runs = [run("b", s, (0, 0.5), metric) for s in range(len(values))]
-    runs += [run("a", s, (0, 0.5 + v), metric) for s, v in enumerate(values)]
-    return compare(runs, baseline="strategy=b", metric=metric)
+    runs = [run("b", s, (0, 0.5), metric, tags=NOTHING_TO_TUNE) for s in range(len(values))]
+    runs += [run("a", s, (0, 0.5 + v), metric, tags=NOTHING_TO_TUNE) for s, v in enumerate(values)]
+    return compare(settled(runs, metric), baseline="strategy=b", metric=metric)
 
 
 def test_an_expectation_holds_beyond_the_intervals_end() -> None:
@@ -748,15 +903,15 @@ def test_mistaken_expectations(text: str, message: str) -> None:
 
 
 # ---------------------------------------------------------------------------- grounds
-SYNTHETIC = {**SEED_DRAWS_TEST, "data.seed_draws": "table"}
-DEAL = {**SEED_DRAWS_TEST, "data.seed_draws": "deal"}
-FIXED = {**SEED_DRAWS_TEST, "data.seed_draws": "nothing"}
+SYNTHETIC = {**NOTHING_TO_TUNE, "data.seed_draws": "table"}
+DEAL = {**NOTHING_TO_TUNE, "data.seed_draws": "deal"}
+FIXED = {**NOTHING_TO_TUNE, "data.seed_draws": "nothing"}
 GROUNDS: list[tuple[dict[str, str], str, str, float, str]] = [
-    (SEED_DRAWS_TEST, "server/accuracy", "corrected t", 20 / 80, ""),
-    (SEED_DRAWS_TEST, "eval/accuracy", "corrected t", 8 / 72, ""),
-    (SEED_DRAWS_TEST, "eval_client_mse/worst", "corrected t", 8 / 72, ""),
-    (SEED_DRAWS_TEST, "fairness/accuracy_worst", "corrected t", 8 / 72, ""),
-    (SEED_DRAWS_TEST, "train/accuracy", "t over seeds", 0, "strict claims are of server/, eva"),
+    (NOTHING_TO_TUNE, "server/accuracy", "corrected t", 20 / 80, ""),
+    (NOTHING_TO_TUNE, "eval/accuracy", "corrected t", 8 / 72, ""),
+    (NOTHING_TO_TUNE, "eval_client_mse/worst", "corrected t", 8 / 72, ""),
+    (NOTHING_TO_TUNE, "fairness/accuracy_worst", "corrected t", 8 / 72, ""),
+    (NOTHING_TO_TUNE, "train/accuracy", "t over seeds", 0, "strict claims are of server/, eva"),
     (SYNTHETIC, "server/accuracy", "t", 0, ""),
     (DEAL, "server/accuracy", "t over seeds", 0, "all seeds share their test rows"),
     (DEAL, "eval/accuracy", "corrected t", 8 / 72, ""),
@@ -765,14 +920,14 @@ GROUNDS: list[tuple[dict[str, str], str, str, float, str]] = [
     ({"data.sha256": "d"}, "server/mse", "uncorrected t", 0, "the record does not say what the se"),
     ({**FIXED, "data.seed_draws": "x"}, "eval/mse", "uncorrected t", 0, "the record does not say"),
     (
-        SEED_DRAWS_TEST | {"data.rows": "20"},
+        NOTHING_TO_TUNE | {"data.rows": "20"},
         "server/mse",
         "uncorrected t",
         0,
         "the record does not",
     ),
-    (SEED_DRAWS_TEST | {"data.rows": "?"}, "server/mse", "uncorrected t", 0, "the record does not"),
-    (SEED_DRAWS_TEST | {"data.train_rows": "0"}, "eval/mse", "uncorrected t", 0, "the record does"),
+    (NOTHING_TO_TUNE | {"data.rows": "?"}, "server/mse", "uncorrected t", 0, "the record does not"),
+    (NOTHING_TO_TUNE | {"data.train_rows": "0"}, "eval/mse", "uncorrected t", 0, "the record does"),
 ]
 
 
@@ -786,7 +941,7 @@ def test_what_an_interval_rests_on(
         for name, ends in (("fedavg", [0.5] * 5), ("x", [0.61, 0.62, 0.63, 0.64, 0.65]))
         for seed, end in enumerate(ends)
     ]
-    comparison = compare(told, metric=metric)
+    comparison = compare(settled(told, metric), metric=metric)
     found = difference(comparison, "x")
     spread = np.std([1, 2, 3, 4, 5], ddof=1) / 100
     half = stats.t.ppf(0.975, 4) * spread * math.sqrt(1 / 5 + ratio)
@@ -803,7 +958,7 @@ def test_what_an_interval_rests_on(
 
 def test_the_weakest_cell_counts() -> None:
     """Each cell has a ratio of its own; one without a ground leaves no strict claim over all."""
-    wine = [*ending("fedavg", [0.5] * 5), *ending("x", [0.61, 0.62, 0.63, 0.64, 0.65])]
+    wine = settled([*ending("fedavg", [0.5] * 5), *ending("x", [0.61, 0.62, 0.63, 0.64, 0.65])])
     iris = [
         replace(r, params={**r.params, "dataset.name": "iris"}, tags={**SEED_DRAWS_TEST, **more})
         for r in wine
@@ -830,12 +985,10 @@ def test_the_weakest_cell_counts() -> None:
 # ---------------------------------------------------------------------------- shared test rows
 def on_rows(name: str, losses: Sequence[Sequence[float]], **params: Any) -> list[RunSummary]:
     """Make runs whose seeds share their test rows, each with its losses on them."""
+    made = ending(name, [float(np.mean(own)) for own in losses], tags=FIXED, **params)
     return [
-        replace(
-            run(name, seed, (0, float(np.mean(own))), tags=FIXED, **params),
-            losses=np.array(own, float),
-        )
-        for seed, own in enumerate(losses)
+        replace(one, losses=np.array(own, float))
+        for one, own in zip(settled(made), losses, strict=True)
     ]
 
 
@@ -903,7 +1056,8 @@ def test_without_losses_there_is_no_strict_claim(broken: str) -> None:
     if broken == "none":
         told[0] = replace(told[0], losses=None)
     elif broken == "other round":
-        told[0] = replace(told[0], curves={ACCURACY: {**told[0].curves[ACCURACY], 2: 0.9}})
+        longer = {ACCURACY: {**told[0].curves[ACCURACY], 13: 0.9}}
+        told[0] = replace(told[0], curves={**told[0].curves, **longer})
     elif broken == "other rows":
         told[0] = replace(told[0], losses=np.repeat(told[0].losses, 2))
     else:
@@ -1328,6 +1482,89 @@ def test_a_sweeps_end(uri: str, experiment: str) -> None:
         sweep_report("o'clock", uri)
 
 
+# ---------------------------------------------------------------------------- kept in MLflow
+def swept(uri: str, experiment: str, sweep: str) -> list[str]:
+    """Log a sweep of two strategies and three seeds, and return its runs' ids."""
+    told = [*ending("fedavg", [0.5, 0.6, 0.4]), *ending("x", [0.7, 0.8, 0.61])]
+    return [log(uri, experiment, replace(r, tags={**r.tags, "sweep.id": sweep})) for r in told]
+
+
+def test_a_comparison_is_kept_with_its_sweep(
+    uri: str,
+    experiment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """``--store``: one FINISHED run beside the sweep's, replaced when made again, never read."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    ids, client = swept(uri, experiment, "kept"), MlflowClient(uri)
+    assert fl_kit(monkeypatch, "--store") == 2
+    assert capsys.readouterr().err == (
+        "fl-kit: --store=true: only with --sweep, whose comparison it is\n"
+    )
+    where = ("--sweep", "kept", "--mlflow-experiment", experiment)
+    assert fl_kit(monkeypatch, *where, "--store") == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("stored in MLflow as the run comparison, ")
+    run_id = told.rpartition(" ")[2]
+    kept = client.get_run(run_id)
+    assert (kept.info.run_name, kept.info.status) == ("comparison", "FINISHED")
+    assert kept.info.experiment_id == client.get_run(ids[0]).info.experiment_id
+    assert (kept.data.tags["sweep.id"], kept.data.tags["fl_app.report"]) == ("kept", "true")
+    assert [f.path for f in client.list_artifacts(run_id)] == [
+        "report.csv",
+        "report.json",
+        "report.md",
+    ]
+    expectation = ("--expect", "x>fedavg")
+    assert fl_kit(monkeypatch, *where, *expectation, "--store") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    path = client.download_artifacts(run_id, "report.json", str(tmp_path))
+    data = json.loads(Path(path).read_text())
+    assert [one["text"] for one in data["expectations"]] == ["x>fedavg"]
+    assert data["command"].endswith("--expect 'x>fedavg' --store")
+
+    assert sorted(r.run_id for r in read_runs(uri, experiment=experiment)) == sorted(ids)
+    found = find_finished(uri, {"sweep.id": "kept"})
+    assert found is not None
+    assert found.run_id in ids
+    assert "comparison" not in sweep_report("kept", uri)
+
+
+def test_a_store_that_takes_no_report_loses_nothing(
+    uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The comparison is printed, one line says why it is not kept; the runs are as they were."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    ids = swept(uri, experiment, "full")
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifacts", full)
+    assert fl_kit(monkeypatch, "--sweep", "full", "--store") == 2
+    told = capsys.readouterr()
+    assert "at equal rounds" in told.out
+    assert told.err.endswith("a store that MLflow can use (no space left)\n")
+    jobs = [
+        Job(n, [], "FINISHED", "", r.params, r.metrics, r.run_id, "full", uri, tracked=True)
+        for n, r in enumerate(read_these(uri, ids))
+    ]
+    text = summarise(jobs)
+    assert "at equal rounds" in text
+    assert "\nthe comparison is not stored in MLflow: tracking URI=" in text
+    monkeypatch.undo()
+    text = summarise(jobs)
+    assert "\nstored in MLflow as the run comparison, with the same sweep.id" in text
+    assert {r.status for r in read_runs(uri, sweep="full")} == {"FINISHED"}
+    assert len(read_runs(uri, sweep="full")) == len(ids)
+    ours = MlflowClient(uri).search_runs(
+        [MlflowClient(uri).get_run(ids[0]).info.experiment_id], "tags.`fl_app.report` = 'true'"
+    )
+    assert [run.info.status for run in ours] == ["FINISHED"]
+
+
 # ---------------------------------------------------------------------------- fl-kit report
 def fl_kit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """Run the command and return its exit status."""
@@ -1347,11 +1584,18 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Tables on stdout, files in the folder; strict makes a failed expectation exit status 1."""
-    better = [0.7, 0.8, 0.71, 0.8, 0.7]
-    for one in [*ending("fedavg", [0.5, 0.6, 0.5, 0.6, 0.5]), *ending("fedadam", better)]:
-        log(uri, experiment, one)
+    ends = {"fedavg": [0.5, 0.6, 0.5, 0.6, 0.5], "fedadam": [0.7, 0.8, 0.71, 0.8, 0.7]}
+    rates = {"0.1": -0.1, "0.2": 0.0, "0.4": -0.1}
+    for strategy, values in ends.items():
+        for rate, more in rates.items():
+            made = ending(strategy, [v + more for v in values], model__learning_rate=rate)
+            for one in settled(made):
+                tags = {k: v for k, v in one.tags.items() if k != "config.without_effect"}
+                judged = {**one.curves, "eval/accuracy": {12: 0.5 + more}}
+                log(uri, experiment, replace(one, tags=tags, curves=judged))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    where = ("--mlflow-experiment", experiment, "--expect", "fedavg>fedadam")
+    runs = ("--mlflow-experiment", experiment, "--tune", "model.learning_rate")
+    where = (*runs, "--expect", "fedavg>fedadam")
     assert fl_kit(monkeypatch, *where, "--out", str(tmp_path / "out")) == 0
     out = capsys.readouterr().out
     assert "] corrected t  5/0/0" in out
@@ -1364,13 +1608,13 @@ def test_the_command(
         "report.md",
     ]
     assert fl_kit(monkeypatch, *where, "--strict") == 1
-    assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>fedavg", "--strict") == 0
+    assert fl_kit(monkeypatch, *runs, "--expect", "fedadam>fedavg", "--strict") == 0
     four = ("--where", "seed=0,1,2,3", "--expect", "fedadam>fedavg")
-    assert fl_kit(monkeypatch, *where[:2], *four) == 0
+    assert fl_kit(monkeypatch, *runs, *four) == 0
     assert "4 of the 5 pairs that it needs" in capsys.readouterr().out
-    assert fl_kit(monkeypatch, *where[:2], *four, "--strict") == 1
+    assert fl_kit(monkeypatch, *runs, *four, "--strict") == 1
     capsys.readouterr()
-    assert fl_kit(monkeypatch, *where[:2], "--expect", "fedadam>krum", "--strict") == 2
+    assert fl_kit(monkeypatch, *runs, "--expect", "fedadam>krum", "--strict") == 2
     error = capsys.readouterr().err
     assert error == "fl-kit: --expect=krum: one that was run: fedadam; fedavg\n"
 

@@ -6,11 +6,24 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fl_app import sweep
+from fl_app.config import Sweep
 from fl_app.schema import from_dict
-from fl_app.sweep import Job, job_log, note, read_jobs, summarise, with_config
+from fl_app.sweep import (
+    Job,
+    has_failed,
+    job_log,
+    note,
+    read_jobs,
+    same_as,
+    summarise,
+    tell_swept,
+    with_config,
+)
 
 
 def job(number: int, strategy: str, seed: int, accuracy: float, status: str = "FINISHED") -> Job:
@@ -28,6 +41,73 @@ def test_jobs_come_back_as_they_were_noted() -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(note, reversed(jobs)))
         assert read_jobs(path) == jobs
+
+
+def test_a_job_that_was_not_run_is_counted_once() -> None:
+    """It has the id of the run that it would have been, and is in no mean; it did not fail."""
+    first = replace(job(0, "n_average", 0, 0.8), run_id="r0")
+    again = replace(job(1, "n_average", 0, 0.0, "SKIPPED"), metrics={}, same_as=0)
+    with job_log() as path:
+        for one in (again, first, job(2, "fedavg", 0, 0.5)):
+            note(one)
+        jobs = read_jobs(path)
+    assert [one.run_id for one in jobs] == ["r0", "r0", ""]
+    assert not jobs[1].failed
+    lines = [line for line in summarise(jobs).splitlines() if "strategy=" in line]
+    assert [line.split()[:3] for line in lines] == [
+        ["strategy=fedavg", "1", "0.5000"],
+        ["strategy=n_average", "1", "0.8000"],
+    ]
+
+
+def tried(number: int, method: str, rate: float, accuracy: float, **changes: Any) -> Job:
+    """Make a job of a sweep of methods and rates."""
+    strategy, _, model = method.partition("_")
+    data = {"strategy": {"name": strategy}, "model": {"name": model or "softmax"}}
+    data["model"] |= {"learning_rate": rate}
+    told = Job(number, [f"method={method}", f"model.learning_rate={rate}"], "FINISHED")
+    metrics = {"eval/accuracy": accuracy, "server/accuracy": 1 - accuracy}
+    return replace(with_config(told, from_dict(data)), metrics=metrics, **changes)
+
+
+def test_the_strongest_averaging_is_the_baseline() -> None:
+    """The FedAvg whose best rate is best by ``eval/``, never by test rows; the rate is tuned."""
+    rates = {"fedavg_softmax": (0.7, 0.8), "fedavg_mlp": (0.1, 0.9), "fedstacking": (0.5, 0.5)}
+    jobs = [
+        tried(2 * i + k, method, 0.1 + k, accuracy)
+        for i, (method, own) in enumerate(rates.items())
+        for k, accuracy in enumerate(own)
+    ]
+    question = sweep._question(jobs)
+    assert question is not None
+    assert question == sweep._Question(
+        "strategy=fedavg,model=mlp", "server/accuracy", ("model.learning_rate",), "eval/accuracy"
+    )
+    assert question.command("7", "") == (
+        "fl-kit report --sweep 7 --baseline strategy=fedavg,model=mlp "
+        "--tune model.learning_rate --by eval/accuracy"
+    )
+    assert sweep._question(jobs[:4]) is None
+    assert sweep._question(jobs[4:]) is None
+
+
+def test_a_rate_that_diverges_has_been_tried() -> None:
+    """Where rates are tuned it fails no sweep, unless none of its method and seed is left."""
+    bad = {"status": "FAILED", "error": "round 3: server/mse is nan: training diverged; lower it"}
+    good = [tried(0, "fedavg_mlp", 0.1, 0.9), tried(1, "fedstacking", 0.1, 0.9)]
+    lost = tried(2, "fedavg_mlp", 4.0, 0.0, **bad)
+    assert not has_failed([*good, lost])
+    assert has_failed([*good, replace(lost, error="no disk")])
+    assert has_failed([*good, tried(2, "fedavg_softmax", 4.0, 0.0, **bad)])
+    assert has_failed([good[0], lost])  # nothing is compared
+
+
+def test_which_jobs_are_the_same_is_told_to_all_processes() -> None:
+    """By number, in the environment, until the command is over."""
+    with job_log():
+        tell_swept(Sweep(("seed",), {7: 2}))
+        assert (same_as(7), same_as(2)) == (2, None)
+    assert same_as(7) is None
 
 
 def test_the_log_is_gone_afterwards() -> None:

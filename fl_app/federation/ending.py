@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_app.errors import FederationError
+from fl_app.errors import DIVERGED, FederationError
 from fl_app.federation.roster import Roster
 from fl_app.schema import METRICS, Config, FedStackingConfig, FedXgbBaggingConfig, task_of
 
@@ -167,7 +167,7 @@ class Ending:
 
     def diverged(self, what: str) -> DivergenceError:
         """Return the error: what was seen, and what to lower."""
-        return DivergenceError(f"{what}: training diverged; {self.remedy}")
+        return DivergenceError(f"{what}: {DIVERGED}; {self.remedy}")
 
     def _beside_constant(self, loss: float) -> str:
         beside = f"a constant model's {self.constant:.4g}"

@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fl_app.schema import Config, FedStackingConfig, FedXgbBaggingConfig, Task, task_of
+from fl_app.schema import Config, FedStackingConfig, Task, task_of
 
 __all__ = ["Losses", "Stepping", "first_step"]
 
@@ -114,9 +114,7 @@ class Stepping:
         constant: float | None = None,
     ) -> Stepping | None:
         """Return who decides on the step of a run with D features; None where nobody has to."""
-        own = config.strategy
-        moves = own.name != "pooled" and not isinstance(own, FedXgbBaggingConfig)
-        if config.model.learning_rate != "auto" or not moves:
+        if config.model.learning_rate != "auto" or not config.strategy.descends:
             return None
         return cls(
             first_step(task_of(config.dataset), num_features),

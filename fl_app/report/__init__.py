@@ -16,6 +16,7 @@ Examples
 from fl_app.report.budgets import Pair, Point
 from fl_app.report.checks import check_sound
 from fl_app.report.comparing import Comparison, Outcome, Row, Table, compare, expect
+from fl_app.report.convergence import Verdict, judge
 from fl_app.report.intervals import Interval
 from fl_app.report.reading import find_finished, read_runs, read_these
 from fl_app.report.rendering import (
@@ -27,6 +28,7 @@ from fl_app.report.rendering import (
     to_text,
 )
 from fl_app.report.runs import RunSummary, select
+from fl_app.report.storing import store_report
 from fl_app.report.summary import (
     Summary,
     SummaryRow,
@@ -34,10 +36,13 @@ from fl_app.report.summary import (
     summary_table,
     sweep_report,
 )
+from fl_app.report.tuning import Choice, Tuning
+from fl_app.report.verdict import verdict
 from fl_app.report.writing import write_report
 
 __all__ = [
     "Block",
+    "Choice",
     "Comparison",
     "Interval",
     "Outcome",
@@ -49,19 +54,24 @@ __all__ = [
     "SummaryRow",
     "Table",
     "TextTable",
+    "Tuning",
+    "Verdict",
     "check_sound",
     "compare",
     "comparison_blocks",
     "expect",
     "find_finished",
+    "judge",
     "read_runs",
     "read_these",
     "select",
     "show",
+    "store_report",
     "summary_blocks",
     "summary_table",
     "sweep_report",
     "to_markdown",
     "to_text",
+    "verdict",
     "write_report",
 ]

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 
 from fl_app.errors import InputError
-from fl_app.report.places import SPLIT, Identity, Placed, Places
+from fl_app.report.places import SPLIT, Grouped, Identity, Place, Placed, Places
 from fl_app.report.runs import RunSummary, listed, natural, tell_apart
 
 __all__ = ["check_complete", "check_data", "check_sound"]
-
-Place = tuple[Identity, Identity]
 
 
 def check_sound(runs: Iterable[RunSummary]) -> None:
@@ -32,7 +30,7 @@ def check_sound(runs: Iterable[RunSummary]) -> None:
         )
 
 
-def check_complete(placed: Placed, places: Places, unfinished: Iterable[RunSummary]) -> None:
+def check_complete(placed: Placed, places: Places, unfinished: Grouped) -> None:
     """Refuse cells whose levels do not have the same seeds.
 
     Parameters
@@ -41,7 +39,7 @@ def check_complete(placed: Placed, places: Places, unfinished: Iterable[RunSumma
         The runs that count.
     places : Places
         Where runs belong.
-    unfinished : iterable of RunSummary
+    unfinished : mapping
         Runs that do not count because they did not finish: they explain what is missing.
 
     Raises
@@ -49,9 +47,9 @@ def check_complete(placed: Placed, places: Places, unfinished: Iterable[RunSumma
     InputError
         Naming the seeds and what became of them, or the param that keeps levels apart.
     """
-    failed: dict[Place, dict[str, RunSummary]] = {}
-    for run in unfinished:
-        failed.setdefault((places.cell(run), places.level(run)), {})[run.seed] = run
+    failed = {
+        place: {s: its[-1] for s, its in seeds.items()} for place, seeds in unfinished.items()
+    }
     cells = sorted({cell for cell, _ in placed})
     levels = places.labels(level for _, level in placed)
     there = [place for place in product(cells, levels) if place in placed or place in failed]

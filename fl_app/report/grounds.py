@@ -15,7 +15,15 @@ from dataclasses import dataclass, replace
 from fl_app.report.intervals import Interval
 from fl_app.report.runs import RunSummary
 
-__all__ = ["FEWEST_STRICT", "KINDS", "Ground", "ground_of", "shares_test_rows", "with_ground"]
+__all__ = [
+    "FEWEST_STRICT",
+    "KINDS",
+    "Ground",
+    "ground_of",
+    "shares_test_rows",
+    "source_of",
+    "with_ground",
+]
 
 FEWEST_STRICT = 5
 """Pairs in a cell below which no strict claim is made."""
@@ -73,7 +81,7 @@ def ground_of(runs: Iterable[RunSummary], metric: str) -> Ground:
     Ground
         With the largest ratio of the runs, where they differ.
     """
-    source = _source(metric)
+    source = source_of(metric)
     if source is None:
         return Ground(
             "t over seeds", lack="strict claims are of server/, eval and fairness/ metrics"
@@ -94,10 +102,11 @@ def ground_of(runs: Iterable[RunSummary], metric: str) -> Ground:
 
 def shares_test_rows(run: RunSummary, metric: str) -> bool:
     """Return whether a metric is measured on test rows that are the same for every seed."""
-    return _source(metric) == "server" and run.tags.get("data.seed_draws") in ("deal", "nothing")
+    return source_of(metric) == "server" and run.tags.get("data.seed_draws") in ("deal", "nothing")
 
 
-def _source(metric: str) -> str | None:
+def source_of(metric: str) -> str | None:
+    """Return which rows a metric is measured on: ``server``'s, the clients' ``eval``, or others."""
     group = metric.partition("/")[0]
     if group == "server":
         return group
@@ -134,4 +143,5 @@ def with_ground(interval: Interval, grounds: Sequence[Ground], fewest: int) -> I
         return interval
     weakest = max(grounds, key=lambda ground: (bool(ground.lack), ground.ratio))
     few = f"{fewest} of the {FEWEST_STRICT} pairs that it needs" if fewest < FEWEST_STRICT else ""
-    return replace(interval, kind=weakest.kind, lack=weakest.lack or few)
+    lack = "; ".join(filter(None, (weakest.lack, few)))
+    return replace(interval, kind=weakest.kind, lack=lack)

@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.errors import InputError
+from fl_app.report.convergence import EVAL_LOSSES
 from fl_app.report.grounds import shares_test_rows
-from fl_app.report.runs import BYTES, FINISHED, RunSummary, listed, one_line
-from fl_app.tracking.keys import FINAL_LOSSES, sanitise
+from fl_app.report.runs import BYTES, FINISHED, RunSummary, beside, listed, one_line
+from fl_app.report.tuning import DEFAULT_BY
+from fl_app.tracking.keys import FINAL_LOSSES, REPORT_TAG, sanitise
 from fl_app.tracking.mlflow_store import load_mlflow, no_progress_bars, quiet
 from fl_app.tracking.spool import read_npz
 from fl_app.tracking.store import check_uri, default_uri, is_http, masked, sqlite_path
 
-__all__ = ["find_finished", "read_runs", "read_these"]
+__all__ = ["existing", "failures_named", "find_finished", "read_runs", "read_these"]
 
 _THREADS = 8
 _UNREADABLE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile)
@@ -48,9 +51,11 @@ def read_runs(
     experiment: str | None = None,
     sweep: str | None = None,
     metric: str = "server/accuracy",
+    by: str | None = None,
 ) -> tuple[RunSummary, ...]:
     """Read runs with their params, tags and the curves of one metric and of the bytes.
 
+    Read too: the curve of the eval loss, by which a run is judged, and of ``r2`` with ``mse``.
     Where all seeds share the test rows, the final model's losses on these rows are read too.
 
     Parameters
@@ -63,6 +68,9 @@ def read_runs(
         The tag ``sweep.id`` that runs must have.
     metric : str, default "server/accuracy"
         The metric whose curve is read; also by a name that MLflow would not take as it is.
+    by : str, optional
+        The metric that chooses where something is tuned, "" for the default ones: read too, as a
+        run counts with its last round only.
 
     Returns
     -------
@@ -74,16 +82,19 @@ def read_runs(
     InputError
         If the store, the experiment or the sweep is not there, or holds no run.
     """
-    store = _existing(uri)
-    with quiet(), _failures_named(store):
+    store = existing(uri)
+    with quiet(), failures_named(store):
         client = load_mlflow().MlflowClient(store)
         names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
         found = _search(client, store, _chosen(names, experiment), sweep)
-        return _with_curves(client, store, found, metric)
+        return _with_curves(client, store, found, metric, by)
 
 
 def read_these(
-    uri: str | None, run_ids: Sequence[str], metric: str = "server/accuracy"
+    uri: str | None,
+    run_ids: Sequence[str],
+    metric: str = "server/accuracy",
+    by: str | None = None,
 ) -> tuple[RunSummary, ...]:
     """Read given runs, as :func:`read_runs` does.
 
@@ -93,19 +104,19 @@ def read_these(
         Tracking URI; by default where runs are logged.
     run_ids : sequence of str
         MLflow's ids.
-    metric : str, default "server/accuracy"
-        The metric whose curve is read.
+    metric, by
+        As there.
 
     Raises
     ------
     InputError
         If the store or one of the runs is not there.
     """
-    store = _existing(uri)
-    with quiet(), _failures_named(store):
+    store = existing(uri)
+    with quiet(), failures_named(store):
         client = load_mlflow().MlflowClient(store)
         found = [client.get_run(run_id) for run_id in dict.fromkeys(run_ids)]
-        return _with_curves(client, store, found, metric)
+        return _with_curves(client, store, found, metric, by)
 
 
 def find_finished(uri: str | None, tags: Mapping[str, str]) -> RunSummary | None:
@@ -126,19 +137,20 @@ def find_finished(uri: str | None, tags: Mapping[str, str]) -> RunSummary | None
     path = sqlite_path(uri or default_uri())
     if path is not None and not path.exists():
         return None
-    store = _existing(uri)
+    store = existing(uri)
     where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-    with quiet(), _failures_named(store):
+    with quiet(), failures_named(store):
         client = load_mlflow().MlflowClient(store)
         ids = [e.experiment_id for e in _pages(client.search_experiments)]
         if not ids:
             return None
         only = f"attributes.status = '{FINISHED}' and {where}"
-        found = client.search_runs(ids, only, order_by=["start_time DESC"], max_results=1)
-        return _summary(found[0], {}) if found else None
+        newest = _runs(client, ids, only, max_results=10, order_by=["start_time DESC"])
+        found = next(newest, None)
+        return _summary(found, {}) if found else None
 
 
-def _existing(uri: str | None) -> str:
+def existing(uri: str | None) -> str:
     """Return the URI of a store that is there; MLflow would make the file of one that is not."""
     from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
     field = "MLFLOW_TRACKING_URI" if from_env else "tracking URI"
@@ -161,12 +173,12 @@ def _existing(uri: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _failures_named(store: str) -> Iterator[None]:
-    """Turn what MLflow raises into one line that names the store."""
+def failures_named(store: str) -> Iterator[None]:
+    """Turn what MLflow raises, and what its artifacts' store does, into one line that names it."""
     try:
         yield
-    except load_mlflow().exceptions.MlflowException as error:
-        what = "server that answers" if is_http(store) else "store that MLflow can read"
+    except (load_mlflow().exceptions.MlflowException, OSError) as error:
+        what = "server that answers" if is_http(store) else "store that MLflow can use"
         why = str(error).partition("Caused by ")[2] or str(error)
         raise InputError("tracking URI", masked(store), f"a {what} ({one_line(why)})") from None
 
@@ -180,6 +192,12 @@ def _pages(search: Any, *words: Any, **named: Any) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def _runs(client: Any, experiments: Sequence[str], where: str, **named: Any) -> Iterator[Any]:
+    """Yield the runs that a search finds, without those that hold a report."""
+    found = _pages(client.search_runs, experiments, where, **named)
+    return (run for run in found if REPORT_TAG not in run.data.tags)
 
 
 def _chosen(names: dict[str, str], experiment: str | None) -> dict[str, str]:
@@ -197,26 +215,29 @@ def _search(client: Any, store: str, names: dict[str, str], sweep: str | None) -
     if sweep is not None and not re.fullmatch(r"[^'\"`%\\]+", sweep):
         raise InputError("--sweep", sweep, "the tag sweep.id of a run")
     where = "" if sweep is None else f"tags.`sweep.id` = '{sweep}'"
-    found = list(_pages(client.search_runs, experiments, where, max_results=size))
+    found = list(_runs(client, experiments, where, max_results=size))
     if found:
         return found
     if sweep is None:
         there = ", ".join(names[id_] for id_ in experiments)
         raise InputError("--mlflow-experiment", there, "an experiment that has runs")
-    newest = client.search_runs(experiments, max_results=size)
+    newest = islice(_runs(client, experiments, "", max_results=size), size)
     ids = list(dict.fromkeys(r.data.tags["sweep.id"] for r in newest if "sweep.id" in r.data.tags))
     raise InputError("--sweep", sweep, f"a sweep that has runs; newest: {listed(ids, 5) or 'none'}")
 
 
 def _with_curves(
-    client: Any, store: str, found: Sequence[Any], metric: str
+    client: Any, store: str, found: Sequence[Any], metric: str, by: str | None
 ) -> tuple[RunSummary, ...]:
     """Fetch the curves that a report needs, and only of runs that finished."""
+    choosing = () if by is None else (by,) if by else DEFAULT_BY
+    needed = (metric, *choosing, *BYTES, *EVAL_LOSSES, beside(metric))
+    names = [name for name in dict.fromkeys(needed) if name]
     wanted = [
         (run.info.run_id, name, key)
         for run in found
         if run.info.status == FINISHED
-        for name in (metric, *BYTES)
+        for name in names
         for key in [name if name in run.data.metrics else sanitise(name)]
         if key in run.data.metrics
     ]
@@ -227,8 +248,8 @@ def _with_curves(
         for (run_id, name, _), curve in zip(wanted, curves, strict=True):
             by_run.setdefault(run_id, {})[name] = curve
         runs = [_summary(run, by_run.get(run.info.run_id, {})) for run in found]
-        needed = [run.run_id for run in runs if run.finished and shares_test_rows(run, metric)]
-        losses = dict(zip(needed, do(lambda r: _losses(client, r, metric), needed), strict=True))
+        ids = [run.run_id for run in runs if run.finished and shares_test_rows(run, metric)]
+        losses = dict(zip(ids, do(lambda r: _losses(client, r, metric), ids), strict=True))
     return tuple(replace(run, losses=losses.get(run.run_id)) for run in runs)
 
 

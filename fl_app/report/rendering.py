@@ -13,9 +13,12 @@ from rich.text import Text
 
 from fl_app.errors import printable
 from fl_app.report.comparing import Comparison, Outcome, Row, Table
+from fl_app.report.convergence import verdict_lines
 from fl_app.report.grounds import KINDS
 from fl_app.report.intervals import Interval
-from fl_app.report.runs import listed, natural, short
+from fl_app.report.origins import origin_lines
+from fl_app.report.pairing import Cell
+from fl_app.report.runs import beside, listed, natural, short
 from fl_app.tracking.keys import bytes_text
 
 __all__ = [
@@ -80,23 +83,26 @@ def comparison_blocks(
     Returns
     -------
     tuple of Block
-        What is compared, a table at equal rounds, one at equal bytes, the worst cells, the
-        expectations, what each kind of interval speaks of, the notes.
+        What is compared, on what data, what was chosen for it, the tables (each run at its end,
+        where rounds differ; at equal rounds; at equal bytes) with their worst cells, which runs
+        have not converged, the expectations, what each kind of interval speaks of, the notes.
     """
     c = comparison
-    direction = "higher" if c.higher_is_better else "lower"
+    direction = "higher is better" if c.higher_is_better else "lower is better"
+    if beside(c.metric) and c.metric.endswith("/mse"):
+        direction += ", in squared units of the target"
     seeds = sorted({seed for runs in c.design.runs.values() for seed in runs}, key=natural)
     blocks: list[Block] = [
-        f"{c.metric} ({direction} is better): {c.design.key.name}, each against {c.baseline}, "
+        f"{c.metric} ({direction}): {c.design.key.name}, each against {c.baseline}, "
         f"paired by seed ({listed(seeds)})"
     ]
     if frame := _frame(c):
         blocks.append(f"all runs: {frame}")
-    blocks.append(_table(c, c.at_rounds, "at equal rounds"))
-    blocks += _worst_lines(c, c.at_rounds, "at equal rounds")
-    if c.at_bytes is not None:
-        blocks.append(_table(c, c.at_bytes, "at equal bytes"))
-        blocks += _worst_lines(c, c.at_bytes, "at equal bytes")
+    blocks += origin_lines(c.data, c.made)
+    blocks += c.design.tuning.lines([cell.label for cell in c.cells], c.levels, MAX_SHOWN_CELLS)
+    for title, table in c.tables.items():
+        blocks += [_table(c, table, title), *_worst_lines(table, title)]
+    blocks += verdict_lines(c.judged)
     outcomes = tuple(outcomes)
     blocks += [outcome_line(outcome, c) for outcome in outcomes]
     blocks += _kind_lines(c, outcomes)
@@ -105,8 +111,8 @@ def comparison_blocks(
 
 def _kind_lines(c: Comparison, outcomes: Iterable[Outcome]) -> list[str]:
     """Say of each kind of interval what it speaks of."""
-    tables = [table for table in (c.at_rounds, c.at_bytes) if table is not None]
-    shown = [row.difference for table in tables for row in table.rows if row.difference]
+    rows = [row for table in c.tables.values() for row in table.rows]
+    shown = [row.difference for row in rows if row.difference]
     kinds = {interval.kind for interval in (*shown, *(o.difference for o in outcomes))}
     ratios = sorted({f"{ground.ratio:.3g}" for ground in c.grounds.values() if ground.ratio})
     told = f"; n_test/n_train = {listed(ratios, 4)}"
@@ -127,39 +133,64 @@ def _frame(c: Comparison) -> str:
 
 
 def _table(c: Comparison, table: Table, title: str) -> TextTable:
-    """Show a table; at equal bytes the baseline's values depend on the level, so they are shown."""
-    several, with_bytes = len(c.cells) > 1, table is c.at_bytes
-    shown = table.rows if len(c.cells) <= MAX_SHOWN_CELLS else table.overall
+    """Show a table, with the baseline's mean beside each row if that depends on the row."""
+    several, with_bytes = len(c.cells) > 1, table is not c.at_rounds
+    groups = c.design.groups
+    shown: Sequence[Row] = table.overall
+    if several and len(c.cells) <= MAX_SHOWN_CELLS:
+        shown = [row for row in table.rows if row.cell or len(groups[row.group]) > 1]
     digits = decimals_for(value for row in shown for value in (row.mean, row.baseline_mean))
+    other = beside(c.metric) if any(row.beside is not None for row in shown) else None
     heads = [c.design.key.name, "runs" if several else "seeds", "mean ± sd"]
-    heads += [c.baseline] if with_bytes else []
+    own = {(r.cell, r.group): r.baseline_mean for r in table.rows if r.level == c.baseline}
+    with_base = any(
+        row.baseline_mean not in (None, own[row.cell, row.group])
+        and not math.isnan(row.baseline_mean)
+        for row in shown
+    )
+    heads += [other.partition("/")[2]] if other else []
+    heads += [c.baseline] if with_base else []
     heads += ["difference [95 %]", "w/t/l", "round", *(["bytes"] if with_bytes else [])]
-    rows = [_cells(row, digits, with_bytes) for row in shown]
+    rows = [_cells(row, digits, c.baseline, bool(other), with_base, with_bytes) for row in shown]
     if not several:
         return TextTable(title, tuple(heads), tuple(rows))
     sections = range(0, len(rows), len(c.levels))
-    labels = [f"all {len(c.cells)} cells" if row.cell is None else row.cell for row in shown]
+    labels = [row.cell or _over(groups[row.group], row.group) for row in shown]
     named = [(label if i in sections else "", *rows[i]) for i, label in enumerate(labels)]
     return TextTable(title, ("cell", *heads), tuple(named), 2, tuple(sections)[1:])
 
 
-def _cells(row: Row, digits: int, with_bytes: bool) -> tuple[str, ...]:
-    own = row.difference is None
-    cells = [row.level, str(row.num_runs), plus_minus(row.mean, row.sd, digits)]
-    if with_bytes:
-        cells.append("" if own else f"{row.baseline_mean:.{digits}f}")
+def _over(cells: Sequence[Cell], group: str) -> str:
+    """Return what a row over all cells of a group is over."""
+    if len(cells) == 1:
+        return cells[0].label
+    return f"all {len(cells)} cells{f', {group}' if group else ''}"
+
+
+def _cells(
+    row: Row, digits: int, baseline: str, with_other: bool, with_base: bool, with_bytes: bool
+) -> tuple[str, ...]:
+    mean = row.mark if row.mean is None else plus_minus(row.mean, row.sd, digits)
+    cells = [row.level, str(row.num_runs), mean]
+    if with_other:
+        none = "" if row.mean is None else "-"
+        cells.append(none if row.beside is None else f"{row.beside:.4g}")
+    if with_base:
+        told = None if row.level == baseline else row.baseline_mean
+        cells.append("" if told is None else f"{told:.{digits}f}")
     cells.append("" if row.difference is None else _named(row.difference, digits))
-    cells.append("" if own else f"{row.wins}/{row.ties}/{row.losses}")
-    cells.append(f"{row.server_round:.4g}")
+    cells.append("" if row.difference is None else f"{row.wins}/{row.ties}/{row.losses}")
+    cells.append("" if row.server_round is None else f"{row.server_round:.4g}")
     if with_bytes:
         cells.append("" if row.bytes is None else bytes_text(row.bytes, 4))
     return tuple(cells)
 
 
-def _worst_lines(c: Comparison, table: Table, where: str) -> list[str]:
+def _worst_lines(table: Table, where: str) -> list[str]:
     digits = decimals_for(row.mean for row in table.rows)
     return [
-        f"worst cell of {row.level} {where}: {row.worst_cell[1]:+.{digits}f} ({row.worst_cell[0]})"
+        f"worst cell of {row.level} {where}{f' with {row.group}' if row.group else ''}: "
+        f"{row.worst_cell[1]:+.{digits}f} ({row.worst_cell[0]})"
         for row in table.overall
         if row.worst_cell is not None
     ]
@@ -168,10 +199,12 @@ def _worst_lines(c: Comparison, table: Table, where: str) -> list[str]:
 def outcome_line(outcome: Outcome, comparison: Comparison) -> str:
     """Return an expectation's result in one line."""
     c = comparison
-    digits = decimals_for(row.mean for row in c.at_rounds.rows)
+    digits = decimals_for(row.mean for row in c.finished.rows)
     found = outcome.difference
     verdict = "holds" if outcome.holds else "does not hold"
     told = [f"difference {_named(found, digits)}"]
+    if c.at_end is not None:
+        told.append("each at its end")
     if not c.higher_is_better:
         told.append("lower is better")
     if found.lack:
@@ -199,9 +232,10 @@ def plus_minus(mean: float, sd: float | None, digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
 
 
-def decimals_for(values: Iterable[float]) -> int:
+def decimals_for(values: Iterable[float | None]) -> int:
     """Return decimals that show about four digits of the largest of some values."""
-    largest = max((abs(value) for value in values if math.isfinite(value)), default=1.0)
+    numbers = [abs(value) for value in values if value is not None and math.isfinite(value)]
+    largest = max(numbers, default=1.0)
     if largest == 0:
         return 4
     exponent = math.floor(math.log10(largest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,12 +13,31 @@ from numpy.typing import NDArray
 from fl_app.errors import InputError, printable
 from fl_app.tracking.keys import higher_is_better, sanitise
 
-__all__ = ["BYTES", "RunSummary", "is_better_when_higher", "select", "tell_apart"]
+__all__ = [
+    "BYTES",
+    "PATHS",
+    "REFERENCES",
+    "ROUNDS",
+    "RunSummary",
+    "beside",
+    "is_better_when_higher",
+    "select",
+    "tell_apart",
+]
 
 BYTES = ("cost/bytes_up", "cost/bytes_down")
 """Metrics whose sum is what a run has sent so far."""
 
+ROUNDS = "num_server_rounds"
+REFERENCES = ("local", "pooled")
+"""Strategies that federate nothing: what their clients and the server exchange is no bytes."""
+PATHS = ("dataset.path",)
+"""Params that are a path on this machine."""
+
 FINISHED = "FINISHED"
+_FINISHED_LAST = ("fedstacking",)
+WITHOUT_EFFECT = "config.without_effect"
+"""Tag with the params that cannot change a run's numbers, separated by blanks."""
 _LONG_NUMBER = 8
 _FIRST = (
     "dataset.name",
@@ -81,6 +101,21 @@ class RunSummary:
         return self.params.get("seed", "")
 
     @property
+    def federates(self) -> bool:
+        """Whether it is a federation, and no reference."""
+        return self.params.get("strategy.name") not in REFERENCES
+
+    @property
+    def finished_last(self) -> bool:
+        """Whether its model is finished in its last round only; before it is another method's."""
+        return self.params.get("strategy.name") in _FINISHED_LAST
+
+    @property
+    def last_round(self) -> int:
+        """The last round of all its curves, 0 where it has none."""
+        return max((max(curve) for curve in self.curves.values() if curve), default=0)
+
+    @property
     def title(self) -> str:
         """Its name, or its id where it has none."""
         return self.name or self.run_id
@@ -100,6 +135,32 @@ def is_better_when_higher(metric: str) -> bool:
     bool
     """
     return not metric.endswith("_gap") and higher_is_better(metric)
+
+
+def idle(run: RunSummary) -> frozenset[str]:
+    """Return the params that have no effect on a run's numbers, as its tag says."""
+    return frozenset(run.tags.get(WITHOUT_EFFECT, "").split())
+
+
+def known_metrics(run: RunSummary) -> str:
+    """Return the metrics that a run has and a user may mean, as one text."""
+    told = ("server", "eval", "train")
+    names = sorted(run.metrics, key=lambda n: (n.partition("/")[0] not in told, n))
+    known = [n for n in names if "_client_" not in n and not n.startswith("model/")]
+    return listed(known) or "none"
+
+
+def beside(metric: str) -> str | None:
+    """Return what is shown beside a metric: ``r2`` beside ``mse``, whose unit is squared, and back.
+
+    Examples
+    --------
+    >>> beside("server/mse"), beside("eval/r2"), beside("server/accuracy")
+    ('server/r2', 'eval/mse', None)
+    """
+    group, _, name = metric.partition("/")
+    other = {"mse": "r2", "r2": "mse"}.get(name) if group in ("server", "eval") else None
+    return other and f"{group}/{other}"
 
 
 def natural(text: str) -> tuple[float, str]:
@@ -134,9 +195,14 @@ def param_of(key: str, runs: Iterable[RunSummary]) -> str | None:
     return found[0] if found else ends[0] if len(ends) == 1 else None
 
 
+def plain(text: str) -> str:
+    """Return a text as it may be typed: a list without quotation marks and blanks."""
+    return text.replace('"', "").replace(", ", ",")
+
+
 def same_value(one: str, other: str) -> bool:
     """Return whether two texts are the same value: as typed, or as numbers (``.1`` and ``0.1``)."""
-    if one == other:
+    if plain(one) == plain(other):
         return True
     try:
         return float(one) == float(other)
@@ -152,7 +218,8 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
     runs : sequence of RunSummary
         Runs.
     where : iterable of str
-        Each ``KEY=VALUE`` or ``KEY=VALUE,VALUE``; all must hold.
+        Each ``KEY=VALUE`` or ``KEY=VALUE,VALUE``; all must hold. A path may be relative to the
+        current folder. A run on which a param has no effect has every value of it.
 
     Returns
     -------
@@ -170,16 +237,22 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
         if not equals or param is None:
             raise InputError("--where", text, "KEY=VALUE[,VALUE] with a param of the runs as KEY")
         found = sorted({r.params[param] for r in kept if param in r.params}, key=natural)
-        whole = any(same_value(value.strip(), known) for known in found)
+        same = _same_path if param in PATHS else same_value
+        whole = any(same(value.strip(), known) for known in found)
         wanted = [value.strip()] if whole else [part.strip() for part in value.split(",")]
-        if not all(any(same_value(w, known) for known in found) for w in wanted):
+        if not all(any(same(w, known) for known in found) for w in wanted):
             raise InputError("--where", text, f"values that runs have: {listed(found)}")
         kept = tuple(
             run
             for run in kept
-            if param in run.params and any(same_value(w, run.params[param]) for w in wanted)
+            if param in run.params
+            and (param in idle(run) or any(same(w, run.params[param]) for w in wanted))
         )
     return kept
+
+
+def _same_path(one: str, other: str) -> bool:
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
 def short(param: str) -> str:
@@ -212,7 +285,10 @@ def tell_apart(items: Sequence[Mapping[str, str]], keys: Collection[str] = ()) -
     rank = {name: position for position, name in enumerate(_FIRST)}
     chosen: list[str] = []
     count = 1
-    for name in sorted(names, key=lambda n: (n not in keys, rank.get(n, len(rank)), n)):
+    # What some sets do not have says little of the others: it comes last.
+    some = {name for name in names if any(name not in item for item in items)}
+    order = {n: (n not in keys, rank.get(n, len(rank)), n in some, n) for n in names}
+    for name in sorted(names, key=lambda n: order[n]):
         tried = [*chosen, name]
         apart = len({tuple(item.get(n) for n in tried) for item in items})
         if apart > count or (name in keys and len({item.get(name) for item in items}) > 1):
@@ -233,7 +309,9 @@ def tell_apart(items: Sequence[Mapping[str, str]], keys: Collection[str] = ()) -
 
 
 def _brief(value: str) -> str:
-    """Return a number with four digits where it has many more, and any other text as it is."""
+    """Return a number with four digits where it has many more, a list as it is typed."""
+    if value.startswith("["):
+        return plain(value)
     if len(value) <= _LONG_NUMBER:
         return value
     try:

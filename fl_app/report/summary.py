@@ -20,6 +20,7 @@ from fl_app.report.rendering import (
     to_text,
 )
 from fl_app.report.runs import (
+    REFERENCES,
     RunSummary,
     is_better_when_higher,
     label_order,
@@ -152,7 +153,7 @@ def _over_seeds(seeds: dict[str, RunSummary], metric: str) -> tuple[float | None
 
 def _is_reference(params: Mapping[str, str]) -> bool:
     """Return whether a configuration federates nothing: it is there to be compared with."""
-    return params.get("strategy.name") in ("local", "pooled")
+    return params.get("strategy.name") in REFERENCES
 
 
 def _is_apart(params: Mapping[str, str]) -> bool:
@@ -218,6 +219,8 @@ def sweep_report(
     metric: str = "server/accuracy",
     baseline: str | None = None,
     ignore: Iterable[str] = (),
+    tune: Iterable[str] = (),
+    by: str = "",
     expectations: Iterable[str] = (),
     failures: Sequence[RunSummary] = (),
 ) -> str:
@@ -229,7 +232,7 @@ def sweep_report(
         The tag ``sweep.id`` of its runs.
     uri : str, optional
         Tracking URI; by default where runs are logged.
-    metric, baseline, ignore
+    metric, baseline, ignore, tune, by
         As in :func:`~fl_app.report.compare`; no baseline, no comparison.
     expectations : iterable of str
         As in :func:`~fl_app.report.expect`.
@@ -246,11 +249,14 @@ def sweep_report(
     InputError
         If the store or the sweep is not there.
     """
-    runs = read_runs(uri, sweep=sweep_id, metric=metric)
+    tune = tuple(tune)
+    runs = read_runs(uri, sweep=sweep_id, metric=metric, by=by if tune else None)
     blocks = list(summary_blocks(summary_table([*runs, *failures])))
     if baseline is not None:
         try:
-            comparison = compare(runs, baseline=baseline, metric=metric, ignore=ignore)
+            comparison = compare(
+                runs, baseline=baseline, metric=metric, ignore=ignore, tune=tune, by=by
+            )
             outcomes = [expect(comparison, text) for text in expectations]
             blocks += ["", *comparison_blocks(comparison, outcomes)]
         except InputError as error:

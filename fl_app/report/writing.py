@@ -14,20 +14,19 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fl_app.errors import InputError
+from fl_app.launch import versions
 from fl_app.report.budgets import Pair, bytes_by_round
 from fl_app.report.comparing import Comparison, Outcome, Table
+from fl_app.report.convergence import judge
 from fl_app.report.rendering import TextTable, comparison_blocks, to_markdown
-from fl_app.report.runs import RunSummary
+from fl_app.report.runs import natural
 from fl_app.tracking.store import masked
 
 __all__ = ["as_csv", "as_dict", "as_markdown", "write_report"]
-
-_PACKAGES = ("fl-app", "flwr", "mlflow", "numpy", "scikit-learn", "scipy")
 
 
 def write_report(
@@ -57,7 +56,7 @@ def write_report(
         If the folder cannot be written to.
     """
     command = masked(command)
-    made = {"command": command, "machine": _machine(), "versions": _versions()}
+    made = {"command": command, "machine": _machine(), "versions": versions()}
     data = {**as_dict(comparison, outcomes), **made}
     texts = {
         "report.md": as_markdown(comparison, outcomes, command),
@@ -85,7 +84,7 @@ def as_markdown(comparison: Comparison, outcomes: Sequence[Outcome] = (), comman
     told = [
         f"command: `{command}`" if command else "",
         f"machine of this report: {_machine()}",
-        f"versions: {', '.join(f'{name} {number}' for name, number in _versions().items())}",
+        f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}",
         f"made on {datetime.now(UTC).isoformat(timespec='seconds')}",
     ]
     foot = "## made by\n\n" + "".join(f"- {line}\n" for line in told if line)
@@ -94,72 +93,91 @@ def as_markdown(comparison: Comparison, outcomes: Sequence[Outcome] = (), comman
 
 
 def _run_ids(comparison: Comparison) -> TextTable:
-    rows = []
-    for cell in comparison.cells:
-        for level in comparison.levels:
-            runs = comparison.design.runs[cell.label, level]
-            points = comparison.at_rounds.pairs[level]
-            seeds = [pair.seed for pair in points if pair.cell == cell.label]
-            ids = ", ".join(f"{seed}: {runs[seed].run_id}" for seed in seeds)
-            rows.append((cell.label or "all", level, ids))
-    columns = ("cell", comparison.design.key.name, "seed: run id")
-    return TextTable("runs", columns, tuple(rows), texts=3)
+    """List the runs, and at last the shorter ones that stand for others at equal bytes."""
+    c = comparison
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for cell in c.cells:
+        for level in c.levels:
+            runs = c.design.runs[cell.label, level]
+            seeds = sorted(runs, key=natural)
+            found[cell.label, level] = [(seed, runs[seed].run_id) for seed in seeds]
+    for level, pairs in ({} if c.at_bytes is None else c.at_bytes.pairs).items():
+        for pair in pairs:
+            for label, point in ((level, pair.level), (c.baseline, pair.baseline)):
+                own, more = found[pair.cell, label], (pair.cell, f"{label} at equal bytes")
+                if (one := (pair.seed, point.run_id)) not in (*own, *found.get(more, ())):
+                    found.setdefault(more, []).append(one)
+    rows = tuple(
+        (cell or "all", level, ", ".join(f"{seed}: {run_id}" for seed, run_id in runs))
+        for (cell, level), runs in found.items()
+    )
+    return TextTable("runs", ("cell", c.design.key.name, "seed: run id"), rows, texts=3)
 
 
+_PAIR = ("value", "round", "baseline", "baseline_round")
+_PLACES = {
+    "end": _PAIR,
+    "equal_rounds": _PAIR,
+    "equal_bytes": (*_PAIR, "bytes", "run_id", "baseline_run_id"),
+}
 _COLUMNS = (
-    *("cell", "level", "seed"),
-    *("value_at_equal_rounds", "round_at_equal_rounds"),
-    *("value_at_equal_bytes", "round_at_equal_bytes", "bytes_at_equal_bytes"),
-    *("bytes", "run_id"),
-    *("baseline_at_equal_rounds", "baseline_at_equal_bytes", "baseline_run_id"),
-    *("interval", "n_test_to_n_train"),
+    *("cell", "level", "seed", "bytes", "run_id", "baseline_run_id"),
+    *(f"{name}_at_{place}" for place, names in _PLACES.items() for name in names),
+    *("interval", "n_test_to_n_train", "chosen", "convergence"),
 )
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Return one line for each run: where it stands, its values at both budgets, its id.
+    """Return one line for each run: where it stands, its values in each table, its id.
 
     The values of a level are those of its pairs with the baseline, whose values in that pair stand
-    beside them; those of the baseline itself are its own end. ``interval`` is the kind of the
-    interval that the level has in that cell at equal rounds, ``n_test_to_n_train`` its ratio.
+    beside them; those of the baseline itself are its own end. Empty is what has no place in a
+    table; at equal bytes a run may be one with fewer rounds. ``interval`` is the kind of the
+    interval that the level has in that cell at its end, ``n_test_to_n_train`` its ratio.
+    ``chosen`` are the values of the tuned params, ``convergence`` is the verdict on the whole run.
     """
+    c = comparison
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    several = len(comparison.cells) > 1
-    kinds = {
-        (r.cell, r.level): r.difference.kind for r in comparison.at_rounds.rows if r.difference
-    }
-    for level, pairs in comparison.at_rounds.pairs.items():
-        others = _by_place(comparison.at_bytes, level)
-        for pair in pairs:
-            run = comparison.design.runs[pair.cell, level][pair.seed]
-            other = others.get((pair.cell, pair.seed))
-            base = level == comparison.baseline
-            kind = kinds.get((pair.cell if several else None, level), "")
-            ratio = comparison.grounds[pair.cell].ratio if kind == "corrected t" else ""
-            values = _values(pair, other, run, base)
-            writer.writerow([pair.cell, level, pair.seed, *values, kind, ratio])
+    writer = csv.DictWriter(file, _COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    kinds = {(r.cell, r.level): r.difference.kind for r in c.finished.rows if r.difference}
+    tables = {"end": c.finished, "equal_rounds": c.at_rounds, "equal_bytes": c.at_bytes}
+    for level in c.levels:
+        pairs = {place: _by_place(table, level) for place, table in tables.items()}
+        for cell, seed in pairs["end"]:
+            run = c.design.runs[cell, level][seed]
+            sent = bytes_by_round(run)
+            line: dict[str, object] = {"cell": cell, "level": level, "seed": seed}
+            line["chosen"] = c.design.tuning.chosen(cell, level, seed)
+            line["convergence"] = judge(run).word
+            line |= {"bytes": max(sent.values()) if len(sent) > 1 else "", "run_id": run.run_id}
+            for place, names in _PLACES.items():
+                if (pair := pairs[place].get((cell, seed))) is not None:
+                    values = _values(pair, level == c.baseline)
+                    line |= {f"{name}_at_{place}": values[name] for name in names}
+            if level != c.baseline:
+                line["baseline_run_id"] = c.design.runs[cell, c.baseline][seed].run_id
+                kind = kinds.get((cell if len(c.cells) > 1 else None, level), "")
+                ratio = c.grounds[cell].ratio if kind == "corrected t" else ""
+                line |= {"interval": kind, "n_test_to_n_train": ratio}
+            writer.writerow(line)
     return file.getvalue()
 
 
-def _values(pair: Pair, other: Pair | None, run: RunSummary, base: bool) -> list[object]:
-    point = None if other is None else other.level
-    sent = bytes_by_round(run)
-    return [
-        *(pair.level.value, pair.level.server_round),
-        *(("", "", "") if point is None else (point.value, point.server_round, point.bytes)),
-        *(max(sent.values()) if len(sent) > 1 else "", run.run_id),
-        *(
-            ("", "", "")
-            if base
-            else (
-                pair.baseline.value,
-                "" if other is None else other.baseline.value,
-                pair.baseline.run_id,
-            )
-        ),
-    ]
+def _values(pair: Pair, is_baseline: bool) -> dict[str, object]:
+    own, base = pair.level, pair.baseline
+    values = {
+        "value": own.value,
+        "round": own.server_round,
+        "bytes": own.bytes,
+        "run_id": own.run_id,
+    }
+    other = {
+        "baseline": base.value,
+        "baseline_round": base.server_round,
+        "baseline_run_id": base.run_id,
+    }
+    return {**values, **(dict.fromkeys(other, "") if is_baseline else other)}
 
 
 def _by_place(table: Table | None, level: str) -> Mapping[tuple[str, str], Pair]:
@@ -169,7 +187,7 @@ def _by_place(table: Table | None, level: str) -> Mapping[tuple[str, str], Pair]
 def as_dict(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> dict[str, Any]:
     """Return everything that a report shows as JSON-ready data; what is no number is None."""
     c = comparison
-    tables = {"equal_rounds": c.at_rounds, "equal_bytes": c.at_bytes}
+    tables = {"end": c.at_end, "equal_rounds": c.at_rounds, "equal_bytes": c.at_bytes}
     data: dict[str, Any] = _finite(
         {
             "metric": c.metric,
@@ -187,9 +205,16 @@ def as_dict(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> dict[st
                         level: [{**asdict(pair), "difference": pair.difference} for pair in pairs]
                         for level, pairs in table.pairs.items()
                     },
+                    "gaps": {
+                        level: [asdict(gap) for gap in gaps] for level, gaps in table.gaps.items()
+                    },
                 }
                 for name, table in tables.items()
             },
+            "tuning": c.design.tuning.as_dict(),
+            "data": [asdict(one) for one in c.data],
+            "runs_made_by": [asdict(maker) for maker in c.made],
+            "convergence": [asdict(one) for one in c.judged],
             "grounds": {cell: asdict(ground) for cell, ground in c.grounds.items()},
             "expectations": [
                 {**asdict(outcome), "holds_strictly": outcome.holds_strictly}
@@ -215,13 +240,3 @@ def _finite(value: Any) -> Any:
 def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} CPUs, {memory:.0f} GB, {platform.system()} {platform.machine()}"
-
-
-def _versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # inside Flower's bundle nothing is installed
-            continue
-    return found

@@ -26,6 +26,7 @@ __all__ = [
     "FINAL_LOSSES",
     "MAX_SHOWN_CLIENTS",
     "MAX_SHOWN_VALUES",
+    "REPORT_TAG",
     "KeyBook",
     "aggregation_text",
     "array_metrics",
@@ -46,6 +47,8 @@ MAX_SHOWN_VALUES = 32
 MAX_KEY_LENGTH = 250
 FINAL_LOSSES = "losses/final.npz"
 """Artifact with the final model's losses, one a test row, by the metric whose mean they are."""
+REPORT_TAG = "fl_app.report"
+"""Tag of a run of MLflow that holds a report: it trained nothing."""
 
 _REFUSED = re.compile(r"[^/\w.\- :]")
 _BETTER_WORDS = frozenset(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fl_app import __main__ as command
-from fl_app.config import check_sweep
+from fl_app import commands
+from fl_app.config import Sweep, check_sweep, compose_config, config_dir
 from fl_app.errors import ConfigError
+from fl_app.launch import read_launch
 from fl_app.report import find_finished, read_runs
 
 from .support import command as fl_command
@@ -72,6 +76,75 @@ def test_what_is_finished_is_skipped(typed: Typed, capsys: pytest.CaptureFixture
     assert typed(*SMALL, "seed=2", "skip_finished=true") == 0
     assert "skipped" in capsys.readouterr().out
     assert len(read_runs(experiment="wine")) == 3
+
+
+RATES = ("model.learning_rate=0.1,0.5", "seed=0,1")
+
+
+def test_what_changes_nothing_is_run_once(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rate that no client uses: one run a seed, a line for each other job, status 0, one row."""
+    assert typed("-m", *SMALL, "strategy=fedavg,n_average", *RATES) == 0
+    out = capsys.readouterr().out
+    why = "(model.learning_rate has no effect on strategy=n_average)"
+    assert f"job 6: the same run as job 4 {why}" in out
+    assert f"job 7: the same run as job 5 {why}" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith("strategy=n_average")]
+    assert [row[:3] for row in rows] == [["strategy=n_average,", "learning_rate=-", "2"]]
+    assert out.count("strategy=fedavg, learning_rate=") == 2
+    runs = read_runs(experiment="wine")
+    told = [(r.params["strategy.name"], r.tags.get("config.without_effect")) for r in runs]
+    none = "model.batch_size model.l2 model.learning_rate model.local_epochs model.name"
+    assert sorted(told) == [("fedavg", None)] * 4 + [("n_average", none)] * 2
+
+
+def test_runs_that_differ_by_their_runtime_are_two() -> None:
+    """Whoever compares runtimes, or asks for the same twice, gets what the words say."""
+    words = ["strategy=n_average", "model.l2=0,1", "runtime=inprocess,simulation"]
+    assert check_sweep(words, True).same == {2: 0, 3: 1}
+    assert check_sweep(["model.l2=0,1", "seed=3,3"], True).same == {1: 0, 3: 2}
+    drawn = ["strategy=n_average", "sweep=learning_rate"]
+    with suppress(ConfigError):  # without Optuna's plugin
+        assert check_sweep(drawn, True).same == {}
+
+
+def test_jobs_are_numbered_as_hydra_numbers_them(
+    typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is typed takes the place of what an experiment sweeps over, where that stands."""
+    words = ["experiment=heart_disease", "num_server_rounds=3", "tracking=none", "seed=3"]
+    words += ["model.learning_rate=0.2,0.1", "strategy=n_average,local"]
+    same = check_sweep(words, False).same
+    assert typed(*words) == 0
+    out = capsys.readouterr().out
+    assert same == {1: 0}
+    assert "job 1: the same run as job 0 (model.learning_rate has no" in out
+    assert out.count("| round 3/3 |") == 3
+    assert out.count("strategy=local") == 2
+
+
+def test_a_typed_key_without_effect_is_said(
+    typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line at the start of a run; none of what was not typed, or has an effect."""
+    own = (*SMALL[:-1], "strategy=n_average", "tracking=none")
+    assert typed(*own, "model=mlp", "model.hidden_units=3", "model.dtype=float32") == 0
+    said = "model, model.hidden_units have no effect on strategy=n_average\n"
+    assert said in capsys.readouterr().out
+    assert typed(*own, "strategy.base_models=[model]", "model.l2=0.1") == 0
+    assert "no effect" not in capsys.readouterr().out
+    assert typed(*own) == 0
+    assert "no effect" not in capsys.readouterr().out
+
+
+def test_another_rate_is_the_same_finished_run(
+    typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``skip_finished`` finds a run that differs by what changes none of its numbers."""
+    own = (*SMALL, "strategy=n_average")
+    assert typed(*own) == 0
+    assert typed(*own, "skip_finished=true", "model.learning_rate=0.3") == 0
+    assert "skipped, finished as run" in capsys.readouterr().out
+    assert len(read_runs(experiment="wine")) == 1
 
 
 def test_a_run_is_found_by_config_and_data(typed: Typed) -> None:
@@ -139,16 +212,67 @@ def test_a_mistake_in_one_job_stops_all(
 
 def test_experiments_that_are_sweeps_say_so() -> None:
     """Their keys are swept without ``-m``; what is typed takes the place of a swept key."""
-    for name in ("stacking_vs_averaging", "heart_disease"):
-        assert set(check_sweep([f"experiment={name}"], False)) == {"strategy", "seed"}
-        assert check_sweep([f"experiment={name}", "seed=3"], False) == ("strategy",)
-    assert check_sweep(["experiment=two_lines"], False) == ()
+    hospitals = "experiment=heart_disease"
+    assert set(check_sweep([hospitals], False).keys) == {"strategy", "seed"}
+    assert check_sweep([hospitals, "seed=3"], False).keys == ("strategy",)
+    stacking = {"method", "model.learning_rate", "seed"}
+    assert set(check_sweep(["experiment=stacking_vs_averaging"], False).keys) == stacking
+    assert check_sweep(["experiment=two_lines"], False) == Sweep()
     drawn = {"model.learning_rate", "model.local_epochs"}
-    assert set(check_sweep(["sweep=learning_rate"], False)) == drawn
+    assert set(check_sweep(["sweep=learning_rate"], False).keys) == drawn
     with pytest.raises(ConfigError, match="objective=eval/mse: one of eval/log_loss"):
         check_sweep(["sweep=learning_rate_regression"], False)
     with pytest.raises(ConfigError, match="num_server_rounds=2"):
         check_sweep(["experiment=stacking_vs_averaging", "num_server_rounds=2"], False)
+
+
+METHODS = "method=fedavg_softmax,fedavg_mlp,fedstacking_trees,n_average"
+
+
+def test_methods_are_compared_tuned(
+    typed: Typed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each level is a strategy with its model; the rate is tuned; a sentence for each rival.
+
+    The command that is said makes the same tables.
+    """
+    rates = "model.learning_rate=0.02,0.08,0.32"
+    assert typed("-m", *SMALL, METHODS, rates, "seed=0,1,2") == 0
+    out = capsys.readouterr().out
+    assert out.count("the same run as job") == 6
+    assert "fedavg_mlp learning_rate=0.02 s0 iid K3 mlp | round 3/3" in out
+    assert "model=mlp, strategy=fedavg, learning_rate=0.32" in out
+    assert "model.learning_rate by eval/accuracy: fedavg" in out
+    assert "n_average softmax: nothing to tune" in out
+    (tree,) = [line for line in out.splitlines() if line.startswith("fedstacking softmax is ")]
+    assert "in server/accuracy, at " in tree
+    assert "its bytes" in tree
+    (again,) = [line for line in out.splitlines() if line.startswith("the same again: fl-kit ")]
+    assert "--tune model.learning_rate --by eval/accuracy" in again
+    monkeypatch.setattr(sys, "argv", shlex.split(again.partition(": ")[2]))
+    commands.main()
+    table = out.partition("at equal rounds")[2].partition("at equal bytes")[0]
+    assert table in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (config_dir() / "method").glob("*")))
+def test_a_method_is_a_bundle(name: str) -> None:
+    """Each is a config by itself, by ``flwr run`` too, and goes before an experiment's choice."""
+    data = "diabetes" if name == "fedavg_linear" else "wine"
+    words = [f"method={name}", f"dataset={data}"]
+    config = compose_config(words)
+    strategy, _, rest = name.partition("_")
+    assert config.strategy.name in (strategy, name)
+    assert config.model.name == rest or strategy != "fedavg"
+    assert read_launch({"overrides": " ".join(words)}, 10).config == config
+    lesson = compose_config(["experiment=two_lines", f"method={name}", "model=auto"])
+    assert lesson.strategy.name == config.strategy.name
+
+
+def test_a_method_that_is_none() -> None:
+    """The options are listed."""
+    with pytest.raises(ConfigError, match="method=nope: one of fedavg_linear"):
+        compose_config(["method=nope"])
 
 
 def test_names_of_runs_tell_jobs_apart(typed: Typed) -> None:
