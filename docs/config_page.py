@@ -17,8 +17,8 @@ HEAD = """# Config
 One experiment is one config, composed by Hydra from `conf/`. `fl-app --cfg job` shows the composed
 one, `fl-app --help` the groups. On the command line a group is chosen by `dataset=diabetes`, an
 option is set by `dataset.test_fraction=0.3`. Every value is checked before any work: a wrong one
-gives one line with the key, the value and what is allowed, and exit status 2. `experiment=`, `method=`
-and `sweep=` choose several keys at once ([sweeps.md](sweeps.md)).
+gives one line with the key, the value and what is allowed, and exit status 2. `experiment=`,
+`method=` and `sweep=` choose several keys at once ([sweeps.md](sweeps.md)).
 
 This page is generated from `fl_app/schema.py`.
 """
