@@ -223,12 +223,12 @@ class FedStacking(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send what the round's phase needs; in the last round to all nodes."""
+        """Send what the round's phase needs; in the last two rounds to all nodes."""
         if server_round == 1:
             self._forget()
         phase = self.phase(server_round)
         self._good = set()
-        if phase == "select":
+        if phase != "collect":
             nodes = list(grid.get_node_ids())
         else:
             sampled = super().configure_train(server_round, arrays, config, grid)
@@ -286,8 +286,8 @@ class FedStacking(FedAvg):
 
     # ------------------------------------------------------------------------- for the house
     def everyone(self, server_round: int) -> bool:
-        """All nodes take part in the choice, whatever the fraction."""
-        return self.phase(server_round) == "select"
+        """All nodes take part in the sums and in the choice, whatever the fraction."""
+        return self.phase(server_round) != "collect"
 
     def trains(self, server_round: int) -> bool:
         """Return whether a round's metrics are those of a global member that is trained."""
