@@ -18,10 +18,12 @@ server   :func:`check_scores`, :func:`pool_scores`, :func:`choose`
 anybody  :func:`predict`; a client, if it likes, :func:`gate`
 =======  =======================================================================================
 
-Only a client's *own* block and the global member's are out-of-fold: every other member is new to
-its rows anyway. A meta-feature is the square root of a probability. A model then writes a unit
-vector (the inner product of two is their Bhattacharyya coefficient), and a linear map sees how
-sure it is, which plain probabilities hide by always summing to 1.
+Only a client's *own* block is out-of-fold, and that of a global member solved by least squares:
+every other member is new to its rows anyway, and a global member trained by averaging is taken as
+it is, for copies of it, each without a fold, would cost more than they gain (docs/stacking.md). A
+meta-feature is the square root of a probability. A model then writes a unit vector (the inner
+product of two is their Bhattacharyya coefficient), and a linear map sees how sure it is, which
+plain probabilities hide by always summing to 1.
 
 **Sums are no hiding place.** Whoever knows the members can solve a client's sums for its rows:
 :func:`equations` counts where that is possible, and a test does it.
@@ -245,8 +247,8 @@ def features(layout: Layout, blocks: Sequence[NDArray[Any]]) -> Floats:
         What the columns are.
     blocks : sequence of B ndarray of shape (n, C) or (n, T)
         Outputs of the members in order, then of the global member. On rows that the client trains
-        on, the global member's block must be out-of-fold (:func:`out_of_fold`), and so must the
-        client's own if the member sent as its own is the one that it fitted.
+        on, its own block must be out-of-fold (:func:`out_of_fold`) if the member sent as its own
+        is the one that it fitted.
 
     Returns
     -------

@@ -545,15 +545,12 @@ def more_right(arrays: Arrays, metrics: dict[str, Any]) -> None:
 
 
 FAULTS: Mapping[str, tuple[str, Change, str]] = {
-    "copy with NaN": ("collect", spoil("fold_1/coef", np.nan), "fold_1/coef="),
-    "copy beyond all bounds": ("collect", spoil("global/coef", 1.7e308), "at most 1e+30"),
-    "copy of another dtype": ("collect", recast("global/coef", "f4"), "float64 of shape"),
-    "copy of another shape": ("collect", longer("fold_0/intercept"), "float64 of shape"),
-    "copy that is missing": ("collect", drop("fold_3/coef"), "fold_3=intercept"),
-    "copy too many": ("collect", put("fold_4/coef", np.zeros(2)), "nothing but the collect"),
-    "rows behind copies": ("collect", spoil("fold_examples", 10**9), "fold_examples="),
-    "rows below zero": ("collect", spoil("fold_examples", -1), "fold_examples="),
-    "no rows behind copies": ("collect", drop("fold_examples"), "an array fold_examples"),
+    "global with NaN": ("collect", spoil("global/coef", np.nan), "global/coef="),
+    "global beyond all bounds": ("collect", spoil("global/coef", 1.7e308), "at most 1e+30"),
+    "global of another dtype": ("collect", recast("global/coef", "f4"), "float64 of shape"),
+    "global of another shape": ("collect", longer("global/intercept"), "float64 of shape"),
+    "global without an array": ("collect", drop("global/coef"), "global=intercept"),
+    "a model too many": ("collect", put("fold_0/coef", np.zeros(2)), "nothing but the collect"),
     "base with NaN": ("collect", spoil("base/logistic/coef", np.nan), "logistic.coef="),
     "base beyond all bounds": ("collect", spoil("base/logistic/coef", 1e31), "at most 1e+30"),
     "base of another dtype": ("collect", recast("base/logistic/coef", "f8"), "float32 of shape"),
@@ -1113,7 +1110,7 @@ def near_centres(model: Mapping[str, NDArray[Any]], x: NDArray[Any]) -> NDArray[
 def step(arrays: Mapping[str, NDArray[Any]], x: NDArray[Any], y: NDArray[Any]) -> Arrays:
     """Take a step of softmax regression, the global member of this app."""
     p = linear(arrays, x)
-    return {"w": arrays["w"] - (with_one(x).T @ (p - np.eye(3)[y])) / max(1, len(x))}
+    return {"w": arrays["w"] - (with_one(x).T @ (p - np.eye(3)[y])) / len(x)}
 
 
 def linear(arrays: Mapping[str, NDArray[Any]], x: NDArray[Any]) -> NDArray[Any]:
@@ -1148,8 +1145,7 @@ def own_app(parts: list[Rows]) -> ClientApp:
             else:
                 blocks.append(near_centres(model, x))
         if layout.has_global:
-            copies = [linear({"w": got[f"fold_{f}/model/w"]}, x) for f in range(folds)]
-            blocks.append(stacking.out_of_fold(copies, split.fold))
+            blocks.append(linear({"w": got["global/model/w"]}, x))
         return stacking.features(layout, blocks), split
 
     @app.train()
@@ -1160,21 +1156,10 @@ def own_app(parts: list[Rows]) -> ClientApp:
         got = {name: a.numpy() for name, a in message.content.array_records["arrays"].items()}
         out: Arrays = {}
         members = len({n.split("/")[1] for n in got if n.startswith("member/")})
-        has_global = any(n.startswith("fold_") for n in got)
+        has_global = any(n.startswith("global/") for n in got)
         if config["stack-phase"] == "collect":
             if has_global:
-                fold = stacking.sum_folds(
-                    y,
-                    config["stack-num-folds"],
-                    config["stack-min-rows"],
-                    np.random.default_rng(k),
-                    classes=True,
-                ).fold
                 out["global/w"] = step({"w": got["global/w"]}, x, y)["w"]
-                for f in range(config["stack-num-folds"]):
-                    rest = fold != f
-                    out[f"fold_{f}/w"] = step({"w": got[f"fold_{f}/w"]}, x[rest], y[rest])["w"]
-                out["fold_examples"] = len(y) - np.bincount(fold, minlength=4)
             if config["stack-send-base"]:
                 out |= {f"base/centres/{n}": a for n, a in fit_centres(x, y).items()}
                 out["counts"] = np.bincount(y, minlength=3)
@@ -1291,7 +1276,7 @@ def test_more_rounds_than_told_are_refused() -> None:
         ("base/centres", np.zeros(2)),
         ("base/other/means", np.zeros(2)),
         ("counts", np.array([0, 0, 19])),
-        ("fold_0/w", np.zeros((3, 3), np.float32)),
+        ("global/w", np.zeros((3, 3), np.float32)),
     ],
 )
 def test_foreign_faults_cost_one_warning(
