@@ -561,7 +561,7 @@ class FedStacking(FedAvg):
                 "cv_loss": candidate.loss,
             }
             if counts is not None:
-                examples, right, loss = counts[number, :3].tolist()
+                examples, right, loss = counts[number].tolist()
                 row |= {"rows": int(examples), "right": int(right), "loss": loss / examples}
             rows.append(row | {"chosen": candidate is chosen})
         return rows
@@ -669,7 +669,7 @@ class FedStacking(FedAvg):
 
     def _check_select(self, arrays: Arrays, rows: int, key: int) -> set[str]:
         count = len(self._table)
-        scores = _take_array(arrays, "scores", np.float64, (count, 3 + count))
+        scores = _take_array(arrays, "scores", np.float64, (count, 3))
         _check_bounded("scores", scores)
         stacking.check_scores(self._layout(), scores, count, rows)
         if not self.personal_gate:
