@@ -64,10 +64,10 @@ GLOBAL_MEMBERS = ("fedavg", "ls", "none")
 class FedStacking(FedAvg):
     """Stacked generalization over a federation.
 
-    Rounds 1 … T-2 *collect*: one FedAvg step of the global member and of V copies of it that each
-    leave a fold of every client's rows out, and once from each client its base model. Round T-1
-    *stacks*: members go out, sums come back, all ways of combining them are solved. Round T
-    *selects*: the candidates go to all clients, counts come back, the best becomes the model.
+    Rounds 1 … T-2 *collect*: one FedAvg step of the global member, and once from each client its
+    base model. Round T-1 *stacks*: members go out to all clients, sums come back, all ways of
+    combining them are solved. Round T *selects*: the candidates go to all clients, counts come
+    back, the best becomes the model.
 
     Parameters
     ----------
@@ -116,25 +116,22 @@ class FedStacking(FedAvg):
     ``stack-phase``, ``stack-num-folds``, ``stack-client-folds``, ``stack-min-rows``.
 
     ``collect`` (also ``stack-send-base``: whether the base model is still wanted)
-        In: with ``fedavg``, ``global/<array>`` and ``fold_<v>/<array>``. Out: the same after local
-        training, copy v without the rows of the client's fold v, and ``fold_examples`` (V,), int64,
-        the rows behind each copy. Take the folds of :func:`fl_app.stacking.sum_folds`: two copies
-        differ by the gradient of the rows between them, and that of a single row is the row. Deal
-        folds alike in every run, by the partition alone: with folds that change with the seed, each
-        run of a sweep tells sums over other rows, and enough of them solve for every row. If it
-        is wanted and can be given, ``base/<kind>/<array>`` and ``counts``, int64, training rows of
+        In: with ``fedavg``, ``global/<array>``. Out: the same after local training. If it is
+        wanted and can be given, ``base/<kind>/<array>`` and ``counts``, int64, training rows of
         each class (C,), where few rows may count 0, or of all (1,); with ``ls`` also ``linear/`` +
-        the arrays of
-        :class:`fl_app.stacking.Sums` from :func:`fl_app.stacking.linear_sums`, if the client has
-        enough rows.
+        the arrays of :class:`fl_app.stacking.Sums` from :func:`fl_app.stacking.linear_sums`, if the
+        client has enough rows.
     ``stack``
-        In: ``member/<partition>/<kind>/<array>``, ``fold_<v>/<kind>/<array>`` (the copies of the
-        global member; ``ls/weights`` is for :func:`fl_app.stacking.predict_linear`), ``weights``
-        with ``none``. Out: ``sums/`` + the arrays of
-        :class:`fl_app.stacking.Sums`.
+        In: ``member/<partition>/<kind>/<array>``; with ``fedavg`` ``global/model/<array>``; with
+        ``ls`` ``fold_<v>/ls/weights``, solved without fold v of :func:`linear_sums
+        <fl_app.stacking.linear_sums>`, for :func:`fl_app.stacking.predict_linear`; with ``none``
+        ``weights``. Out: ``sums/`` + the arrays of :class:`fl_app.stacking.Sums`. Deal the folds
+        of :func:`fl_app.stacking.sum_folds` alike in every run, by the partition alone: with folds
+        that change with the seed, each run of a sweep tells sums over other rows, and enough of
+        them solve for every row.
     ``select`` (also ``stack-is-new``, ``stack-provisional``, ``stack-gate``)
         In: as in ``stack``, and ``candidate/<number>/<fold>``, the weights without that fold; with
-        the gate ``final/<number>`` and ``global/<kind>/<array>``. Out: ``scores`` of
+        the gate ``final/<number>``, and ``global/ls/weights`` with ``ls``. Out: ``scores`` of
         :func:`fl_app.stacking.scores`; with the gate ``gates`` (A, 4): share of the own model,
         validation rows, sum of rows right (squared errors) over them without and with it.
 
@@ -224,19 +221,19 @@ class FedStacking(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send what the round's phase needs; in the last round to all nodes."""
+        """Send what the round's phase needs; in the last two rounds to all nodes."""
         if server_round == 1:
             self._forget()
         phase = self.phase(server_round)
         self._good = set()
-        if phase == "select":
+        if phase != "collect":
             nodes = list(grid.get_node_ids())
         else:
             sampled = super().configure_train(server_round, arrays, config, grid)
             nodes = [message.metadata.dst_node_id for message in sampled]
         self._sent = read(arrays)
         if phase == "collect" and self.global_member == "fedavg":
-            self._start_collecting(self._sent)
+            self._global = Member(MODEL, self._sent)
         if phase != "collect":
             if not self._bases:
                 raise FederationError(f"round {server_round}: no client has sent a base model")
@@ -287,8 +284,8 @@ class FedStacking(FedAvg):
 
     # ------------------------------------------------------------------------- for the house
     def everyone(self, server_round: int) -> bool:
-        """All nodes take part in the choice, whatever the fraction."""
-        return self.phase(server_round) == "select"
+        """All nodes take part in the sums and in the choice, whatever the fraction."""
+        return self.phase(server_round) != "collect"
 
     def trains(self, server_round: int) -> bool:
         """Return whether a round's metrics are those of a global member that is trained."""
@@ -319,29 +316,23 @@ class FedStacking(FedAvg):
         return self._texts
 
     # ------------------------------------------------------------------------- asking
-    def _start_collecting(self, arrays: Arrays) -> None:
-        if not self._folds:
-            self._folds = [Member(MODEL, arrays)] * self.num_folds
-        self._global = Member(MODEL, arrays)
-
     def _shared(self, phase: str) -> ArrayRecord:
         """Return the arrays that every node gets in a round."""
         arrays = pack_range(self.low, self.high)
         if phase == "collect":
             if self.global_member == "fedavg" and self._global is not None:
                 arrays |= pack("global", self._global.arrays)
-                for fold, copy in enumerate(self._folds):
-                    arrays |= pack(f"fold_{fold}", copy.arrays)
             return hold(arrays, copy=False)
         arrays |= pack_members(self._members())
-        for fold, copy in enumerate(self._folds):
-            arrays |= copy.to_arrays(f"fold_{fold}")
+        for fold, without in enumerate(self._folds):
+            arrays |= without.to_arrays(f"fold_{fold}")
         if self.global_member == "none":
             arrays["weights"] = self._n_average()
-        if phase == "select" and self.personal_gate:
+        gates = phase == "select" and self.personal_gate
+        if gates:
             arrays |= {f"final/{k:02d}": c.weights for k, c in enumerate(self._table)}
-            if self._global is not None:
-                arrays |= self._global.to_arrays("global")
+        if self._global is not None and (gates or self.global_member == "fedavg"):
+            arrays |= self._global.to_arrays("global")
         return hold(arrays, copy=False)
 
     def _contents(
@@ -413,7 +404,7 @@ class FedStacking(FedAvg):
 
     # ------------------------------------------------------------------------- collect
     def _collect(self, replies: Mapping[int, Message]) -> dict[str, NDArray[Any]]:
-        """Average the global member and its copies, and keep what is new of base models."""
+        """Average the global member, and keep what is new of base models."""
         received = self._take_bases(replies)
         self._metrics["stack/base_models"] = float(len(self._bases))
         if self.global_member == "fedavg":
@@ -445,15 +436,10 @@ class FedStacking(FedAvg):
     def _average(
         self, replies: Mapping[int, Message], received: Mapping[int, Arrays]
     ) -> dict[str, NDArray[Any]]:
-        """Take one step of FedAvg with the global member and each of its copies."""
+        """Take one step of FedAvg with the global member."""
         rows = [self._num_examples(message) for message in replies.values()]
         average = weighted_mean([unpack("global", a) for a in received.values()], rows)
         self._global = Member(MODEL, average)
-        behind = np.stack([arrays["fold_examples"] for arrays in received.values()])
-        for fold, weights in enumerate(behind.T.tolist()):
-            if sum(weights):
-                copies = [unpack(f"fold_{fold}", arrays) for arrays in received.values()]
-                self._folds[fold] = Member(MODEL, weighted_mean(copies, weights))
         return average
 
     def _solve_linear(self) -> dict[str, NDArray[Any]]:
@@ -580,7 +566,7 @@ class FedStacking(FedAvg):
                 "cv_loss": candidate.loss,
             }
             if counts is not None:
-                examples, right, loss = counts[number, :3].tolist()
+                examples, right, loss = counts[number].tolist()
                 row |= {"rows": int(examples), "right": int(right), "loss": loss / examples}
             rows.append(row | {"chosen": candidate is chosen})
         return rows
@@ -648,13 +634,8 @@ class FedStacking(FedAvg):
     def _check_collect(self, arrays: Arrays, rows: int, key: int) -> set[str]:
         left = set(arrays)
         if self.global_member == "fedavg" and self._global is not None:
-            for prefix in ("global", *(f"fold_{v}" for v in range(self.num_folds))):
-                _check_like(prefix, unpack(prefix, arrays), self._global.arrays)
-                left -= {f"{prefix}/{name}" for name in self._global.arrays}
-            behind = _take_array(arrays, "fold_examples", np.int64, (self.num_folds,))
-            if ((behind < 0) | (behind > rows)).any():
-                raise DataError("fold_examples", behind, f"0 to {rows} rows")
-            left.discard("fold_examples")
+            _check_like("global", unpack("global", arrays), self._global.arrays)
+            left -= {f"global/{name}" for name in self._global.arrays}
         base = Member.from_arrays("base", arrays)
         if base is None:
             return left
@@ -693,7 +674,7 @@ class FedStacking(FedAvg):
 
     def _check_select(self, arrays: Arrays, rows: int, key: int) -> set[str]:
         count = len(self._table)
-        scores = _take_array(arrays, "scores", np.float64, (count, 3 + count))
+        scores = _take_array(arrays, "scores", np.float64, (count, 3))
         _check_bounded("scores", scores)
         stacking.check_scores(self._layout(), scores, count, rows)
         if not self.personal_gate:

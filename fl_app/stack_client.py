@@ -96,24 +96,15 @@ class StackClient:
 
     # ------------------------------------------------------------------------- collect
     def _collect(self, request: StackRequest, received: Arrays) -> Answer:
-        """Train the global member and its cross-fitted copies; add the base model if asked.
-
-        Copies leave out the rows of one sum each: what they differ by is the gradient of those
-        rows, and the gradient of a single row is that row.
-        """
+        """Train the global member; add the base model if asked."""
         arrays: dict[str, NDArray[Any]] = {}
         outputs: NDArray[Any] | None = None
         if start := unpack("global", received):
-            trained = self._train(start, "train", request, np.ones(self._num_rows, np.bool_))
+            rng = generator(self.config.seed, "train", request.server_round, self.partition)
+            rate = request.learning_rate
+            trained = self.kinds.model.fit(start, self.rows.x, self.rows.y, rng, learning_rate=rate)
             arrays |= pack("global", trained)
             outputs = self.kinds.outputs(Member(MODEL, trained), self.rows.x, self._no_layout)
-            folds = self._split(request).fold
-            for fold in range(request.num_folds):
-                copy = unpack(f"fold_{fold}", received)
-                moved = self._train(copy, f"train-fold-{fold}", request, folds != fold)
-                arrays |= pack(f"fold_{fold}", moved)
-            sizes = np.bincount(folds, minlength=request.num_folds)
-            arrays["fold_examples"] = self._num_rows - sizes
         if request.send_base and self._num_rows >= max(self.config.min_rows, request.min_rows):
             arrays |= self._base(request).to_arrays("base")
             arrays["counts"] = self._counts
@@ -122,18 +113,6 @@ class StackClient:
         if outputs is None:
             outputs = self._outputs(self._base(request))
         return arrays, outputs
-
-    def _train(
-        self, start: Arrays, purpose: str, request: StackRequest, kept: NDArray[np.bool_]
-    ) -> dict[str, NDArray[Any]]:
-        """Train one copy of the global member on some of the rows; without any it stays."""
-        if not kept.any():
-            return dict(start)
-        rng = generator(self.config.seed, purpose, request.server_round, self.partition)
-        x, y = self.rows.x, self.rows.y
-        if not kept.all():
-            x, y = x[kept], y[kept]
-        return self.kinds.model.fit(start, x, y, rng, learning_rate=request.learning_rate)
 
     def _base(self, request: StackRequest) -> Member:
         """Return the base model fitted on all training rows."""
@@ -203,7 +182,7 @@ class StackClient:
         return pack("sums", part.to_arrays()), outputs
 
     def _layout(self, received: Arrays, members: Mapping[int, Member]) -> stacking.Layout:
-        has_global = any(name.startswith("fold_") for name in received)
+        has_global = any(name.startswith(("fold_", "global/")) for name in received)
         return stacking.Layout(len(members), self._width, has_global, *unpack_range(received))
 
     def _features(
@@ -215,8 +194,8 @@ class StackClient:
     ) -> tuple[NDArray[np.float64], NDArray[Any]]:
         """Return the meta-features of the training rows and the global model's outputs on them.
 
-        The outputs are the global member's out-of-fold ones, or without one the average of the
-        members, whose weights then come with them.
+        The outputs are the global member's, or without one the average of the members, whose
+        weights then come with them.
         """
         blocks = []
         for partition, member in members.items():
@@ -261,15 +240,16 @@ class StackClient:
     def _global_block(
         self, request: StackRequest, received: Arrays, layout: stacking.Layout
     ) -> NDArray[Any]:
-        """Return the global member's outputs, each row by the copy that has not seen it."""
-        split = self._split(request).fold
-        folds = self._linear(request, received)[1] if self._has_ls else split
-        copies = []
+        """Return the global member's outputs; of least squares, by a model without the row."""
+        if not self._has_ls:
+            return self.kinds.outputs(_global_of(received), self.rows.x, layout)
+        folds = self._linear(request, received)[1]
+        without = []
         for fold in range(request.num_folds):
-            copy = Member.from_arrays(f"fold_{fold}", received)
-            assert copy is not None
-            copies.append(self.kinds.outputs(copy, self.rows.x, layout))
-        return stacking.out_of_fold(copies, folds)
+            member = Member.from_arrays(f"fold_{fold}", received)
+            assert member is not None
+            without.append(self.kinds.outputs(member, self.rows.x, layout))
+        return stacking.out_of_fold(without, folds)
 
     # ------------------------------------------------------------------------- select
     def _select(self, request: StackRequest, received: Arrays) -> Answer:
@@ -309,9 +289,7 @@ class StackClient:
         x = self.rows.x_eval
         everybody = [*members.values()]
         if layout.has_global:
-            whole = Member.from_arrays("global", received)
-            assert whole is not None
-            everybody.append(whole)
+            everybody.append(_global_of(received))
         features = stacking.features(layout, [self.kinds.outputs(m, x, layout) for m in everybody])
         alone = self.kinds.outputs(self._base(request), x, layout)
         rows = []
@@ -434,6 +412,13 @@ def _same(one: Member, other: Member) -> bool:
             for name, a in one.arrays.items()
         )
     )
+
+
+def _global_of(received: Arrays) -> Member:
+    """Return the global member of a message."""
+    member = Member.from_arrays("global", received)
+    assert member is not None
+    return member
 
 
 def _candidates(received: Arrays) -> list[dict[int, NDArray[Any]]]:

@@ -18,10 +18,12 @@ server   :func:`check_scores`, :func:`pool_scores`, :func:`choose`
 anybody  :func:`predict`; a client, if it likes, :func:`gate`
 =======  =======================================================================================
 
-Only a client's *own* block and the global member's are out-of-fold: every other member is new to
-its rows anyway. A meta-feature is the square root of a probability. A model then writes a unit
-vector (the inner product of two is their Bhattacharyya coefficient), and a linear map sees how
-sure it is, which plain probabilities hide by always summing to 1.
+Only a client's *own* block is out-of-fold, and that of a global member solved by least squares:
+every other member is new to its rows anyway, and a global member trained by averaging is taken as
+it is, for copies of it, each without a fold, would cost more than they gain (docs/stacking.md). A
+meta-feature is the square root of a probability. A model then writes a unit vector (the inner
+product of two is their Bhattacharyya coefficient), and a linear map sees how sure it is, which
+plain probabilities hide by always summing to 1.
 
 **Sums are no hiding place.** Whoever knows the members can solve a client's sums for its rows:
 :func:`equations` counts where that is possible, and a test does it.
@@ -97,8 +99,6 @@ GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of a client's own model that the personal gate tries."""
 INTERCEPT = 1e-3
 """Penalty of the intercept beside that of a weight."""
-MARGIN = 2.0
-"""Standard errors by which a simpler family must have more rows right than the full matrix."""
 DOUBT = 0.01
 """Probability that a re-mapped row spreads over all classes: least squares cannot say "never"."""
 
@@ -246,8 +246,8 @@ def features(layout: Layout, blocks: Sequence[NDArray[Any]]) -> Floats:
         What the columns are.
     blocks : sequence of B ndarray of shape (n, C) or (n, T)
         Outputs of the members in order, then of the global member. On rows that the client trains
-        on, the global member's block must be out-of-fold (:func:`out_of_fold`), and so must the
-        client's own if the member sent as its own is the one that it fitted.
+        on, its own block must be out-of-fold (:func:`out_of_fold`) if the member sent as its own
+        is the one that it fitted.
 
     Returns
     -------
@@ -1108,23 +1108,14 @@ def scores(
 
     Returns
     -------
-    ndarray of shape (A, 3 + A)
-        Rows; rows predicted right (0 for regression); squared error; and for each pair of
-        candidates the squared difference, summed over rows, of what :func:`choose` goes by.
-        Zeros below the floor.
+    ndarray of shape (A, 3)
+        Rows; rows predicted right (0 for regression); squared error. Zeros below the floor.
     """
-    count = len(fold_weights)
-    table = np.zeros((count, 3 + count))
-    if len(truth) < max(1, floor):
-        return table
-    judged = [
-        _judge(layout, by_fold(layout, meta_features, split, weights), truth)
-        for weights in fold_weights
-    ]
-    right, loss = (np.stack(column) for column in zip(*judged, strict=True))
-    value = right if layout.by_accuracy else -loss
-    table[:, 0], table[:, 1], table[:, 2] = len(truth), right.sum(axis=1), loss.sum(axis=1)
-    table[:, 3:] = np.square(value[:, None] - value[None, :]).sum(axis=2)
+    table = np.zeros((len(fold_weights), 3))
+    if len(truth) >= max(1, floor):
+        for row, weights in zip(table, fold_weights, strict=True):
+            judged = _judge(layout, by_fold(layout, meta_features, split, weights), truth)
+            row[:] = len(truth), *(column.sum() for column in judged)
     return table
 
 
@@ -1177,7 +1168,7 @@ def check_scores(
     ----------
     layout : Layout
         What is stacked.
-    table : ndarray of shape (A, 3 + A)
+    table : ndarray of shape (A, 3)
         As received.
     num_candidates, num_examples : int
         Candidates A that were sent, rows that the client has said it has.
@@ -1187,7 +1178,7 @@ def check_scores(
     DataError
         Naming what is allowed.
     """
-    shape = (num_candidates, 3 + num_candidates)
+    shape = (num_candidates, 3)
     if table.shape != shape or table.dtype != np.float64:
         raise DataError("scores", f"{table.dtype} {table.shape}", f"float64 of shape {shape}")
     if not np.isfinite(table).all() or (table < 0).any():
@@ -1197,8 +1188,8 @@ def check_scores(
         allowed = f"one count of at most {num_examples} rows, and no more rows right"
         raise DataError("scores", table[:, :2].ravel()[:8], allowed)
     # Two points of the simplex are at most sqrt(2) apart.
-    if layout.classes and (table[:, 2:] > 4 * (rows[0] + 1)).any():
-        raise DataError("scores", float(table[:, 2:].max()), "at most 4 a row")
+    if layout.classes and (table[:, 2] > 4 * (rows[0] + 1)).any():
+        raise DataError("scores", float(table[:, 2].max()), "at most 4 a row")
 
 
 def pool_scores(parts: Mapping[int, NDArray[Any]]) -> Floats:
@@ -1206,7 +1197,7 @@ def pool_scores(parts: Mapping[int, NDArray[Any]]) -> Floats:
 
     Parameters
     ----------
-    parts : mapping of int to ndarray of shape (A, 3 + A)
+    parts : mapping of int to ndarray of shape (A, 3)
         Partition -> checked counts.
 
     Raises
@@ -1223,10 +1214,11 @@ def pool_scores(parts: Mapping[int, NDArray[Any]]) -> Floats:
 def choose(layout: Layout, table: Sequence[Candidate], pooled_scores: Floats) -> Candidate:
     """Choose a candidate by the clients' counts.
 
-    Squared error decides alone. Of rows right, a coarse measure, the best ridge needs not have the
-    most: it stands unless a simpler family beats it by more than two standard errors of their
-    difference, row by row, for without a fold the full matrix is solved from fewer rows than in
-    the end, and that costs it more than a simpler family.
+    Of more than two classes the ridge with most rows right stands unless a simpler family has more
+    of them right *and* the smaller squared error: rows right are a coarse measure, and without a
+    fold the full matrix is solved from fewer rows than in the end, which costs it more of them
+    than it costs a simpler family. Else squared error decides alone (for two classes it is the
+    Brier score).
 
     Parameters
     ----------
@@ -1234,28 +1226,24 @@ def choose(layout: Layout, table: Sequence[Candidate], pooled_scores: Floats) ->
         What is stacked.
     table : sequence of A Candidate
         In the order of the counts.
-    pooled_scores : ndarray of shape (A, 3 + A)
+    pooled_scores : ndarray of shape (A, 3)
         From :func:`pool_scores`.
 
     Returns
     -------
     Candidate
-        By rows right for more than two classes, else by squared error (for two classes the Brier
-        score); ties go to the smaller error, then to the earlier candidate.
+        Ties go to the smaller error, then to the earlier candidate.
     """
-    rows, right, loss = pooled_scores[:, :3].T
-    value = (right if layout.by_accuracy else -loss) / rows
+    _, right, loss = pooled_scores.T
+    value = right if layout.by_accuracy else -loss
 
     def rank(number: int) -> tuple[float, float]:
         return value[number], -loss[number]
 
     full = [k for k, candidate in enumerate(table) if candidate.family == "ridge"]
     best = max(full, key=rank)
-    gain = value - value[best]
-    spread = np.maximum(pooled_scores[:, 3 + best] / rows - np.square(gain), 0.0)
-    margin = MARGIN * np.sqrt(spread / rows) if layout.by_accuracy else np.zeros(len(table))
-    better = np.flatnonzero(gain > margin).tolist()
-    return table[max(better, key=rank) if better else best]
+    better = np.flatnonzero((value > value[best]) & (loss < loss[best])).tolist()
+    return table[max([best, *better], key=rank)]
 
 
 def gate(

@@ -1,6 +1,6 @@
 """What a curious server can make of one of FedStacking's sums: the rows behind it.
 
-It breaks no rule: it has sent the members and the copies of the global member itself, so that the
+It breaks no rule: it has sent the members and the global member itself, so that the
 meta-features F(x) of any row are a function that it knows, and it is sent G = F'F and Q = F'Y. It
 looks for rows x that have these sums. The last row of Q counts the rows of each class, so the
 labels are known, up to an order that is no matter. The client's own block, if it is a member, comes
@@ -143,14 +143,15 @@ def told(reply: Reply, outputs: int) -> list[Told]:
     others = [scores(member, outputs) for k, member in members.items() if k != reply.partition]
     found = []
     for number, fold in enumerate(part.fold.tolist()):
-        copy = Member.from_arrays(f"fold_{fold}", reply.sent)
-        models = others + ([scores(copy, outputs)] if copy else [])
+        prefix = "global" if "global/model/coef" in reply.sent else f"fold_{fold}"
+        whole = Member.from_arrays(prefix, reply.sent)
+        models = others + ([scores(whole, outputs)] if whole else [])
         coef, intercept = (np.stack(arrays) for arrays in zip(*models, strict=True))
         width = part.cross.shape[1]
         gram = np.zeros((width, width))
         gram[np.triu_indices(width)] = part.gram[number]
         gram = np.maximum(gram, gram.T)  # products of roots are not negative
-        known = [k != reply.partition for k in members] + [True] * (copy is not None)
+        known = [k != reply.partition for k in members] + [True] * (whole is not None)
         kept = np.append(np.repeat(known, outputs), True)
         cross = part.cross[number].astype(np.float64)
         found.append(Told(coef, intercept, gram[np.ix_(kept, kept)], cross[kept]))

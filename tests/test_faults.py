@@ -140,7 +140,7 @@ def test_robust_strategies_hold(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["crash", "nan", "flip"])
 def test_fedstacking_goes_on(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """In every phase crashes and NaN cost replies; a flip moves the global member and its copies.
+    """In every phase crashes and NaN cost replies; a flip moves the global member.
 
     The stack is made of the clients' base models too, which no flip is in.
     """

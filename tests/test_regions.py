@@ -245,7 +245,7 @@ def test_a_stacks_areas_are_its_predictions(kind: str, server_round: int) -> Non
 
 
 def test_who_has_a_model_in_which_round_of_a_stack() -> None:
-    """First trained copies and their average, then base models, their average's member, stack."""
+    """First what each trained and their average, then base models, that average, and the stack."""
     ran = rings({"base_models": ["random_forest"]})
     clients = ["client 0", "client 1", "client 2"]
     assert list(models(ran, 0)) == ["start"]

@@ -16,7 +16,7 @@ from fl_app.errors import DataError
 from fl_app.models import estimators
 from fl_app.models.metrics import score
 from fl_app.models.stack import Member, Stack, unpack, unpack_members
-from fl_app.schema import MIN_LEVEL_ROWS
+from fl_app.schema import MIN_LEVEL_ROWS, from_dict
 from fl_app.seeding import generator, one_thread
 from fl_app.stack_client import StackClient
 from fl_app.wire import StackRequest
@@ -192,15 +192,23 @@ def test_exact_sums_of_many_seeds_solve_for_no_row(monkeypatch: pytest.MonkeyPat
 
 
 # ---------------------------------------------------------------------------- out-of-fold
-def blocks_of(source: Ran, partition: int) -> tuple[NDArray[Any], list[Member], StackClient]:
-    """Return the meta-features of a client's rows as (n, B, C) probabilities, and the members."""
+def features_of(source: Ran, partition: int) -> tuple[NDArray[Any], stacking.Layout]:
+    """Return the meta-features of a client's rows, (n, D), and what their columns are."""
     reply, client = reply_of(source, "stack", partition), client_of(source, partition)
     members = unpack_members(reply.sent)
     layout = client._layout(reply.sent, members)
     with one_thread():
         features, _ = client._features(request_of(reply), reply.sent, members, layout)
+    return features, layout
+
+
+def blocks_of(source: Ran, partition: int) -> tuple[NDArray[Any], list[Member], StackClient]:
+    """Return the meta-features of a client's rows as (n, B, C) probabilities, and the members."""
+    features, layout = features_of(source, partition)
+    members = unpack_members(reply_of(source, "stack", partition).sent)
     shape = (-1, layout.num_blocks, layout.num_outputs)
-    return np.square(features[:, :-1]).reshape(shape), list(members.values()), client
+    blocks = np.square(features[:, :-1]).reshape(shape)
+    return blocks, list(members.values()), client_of(source, partition)
 
 
 @pytest.mark.parametrize("kind", ["logistic", "random_forest", "gaussian_nb"])
@@ -249,43 +257,48 @@ def test_a_member_one_bit_off_is_not_its_own() -> None:
     np.testing.assert_allclose(block, plain, atol=1e-12)
 
 
-def sum_folds_of(source: Ran, partition: int) -> stacking.SumFolds:
-    """Deal a client's rows to sums as it does."""
-    rows = source.rows(partition)
-    classes = source.encoding.task == "classification"
-    rng = generator(0, "stack", 0, partition)
-    return stacking.sum_folds(rows.y, V, 2, rng, classes=classes)
+@pytest.mark.parametrize("dataset", ["wine", "diabetes"])
+def test_the_global_block_is_what_the_global_member_says(dataset: str) -> None:
+    """One trained by averaging is taken as it is, of all of a client's rows alike."""
+    source, own = ran(dataset, "logistic" if dataset == "wine" else "ridge"), 3
+    sent, client = reply_of(source, "stack", own).sent, client_of(source, own)
+    assert not any(name.startswith("fold_") for name in sent)
+    said = client.kinds.model.predict(unpack("global/model", sent), client.rows.x)
+    features, layout = features_of(source, own)
+    columns = stacking.features(replace(layout, num_members=1, has_global=False), [said])
+    np.testing.assert_allclose(features[:, -1 - layout.num_outputs :], columns, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dataset", ["iris", "diabetes"])
+def test_least_squares_says_of_a_row_what_it_says_without_it(dataset: str) -> None:
+    """Each row's word of a global member of sums is that of the model without its fold."""
+    source, own = ran(dataset, "logistic" if dataset == "iris" else "ridge", "ls"), 3
+    reply, client = reply_of(source, "stack", own), client_of(source, own)
+    features, layout = features_of(source, own)
+    _, folds = client._linear(request_of(reply), reply.sent)
+    assert len(np.unique(folds)) > 1
+    for v in np.unique(folds):
+        x, weights = client.rows.x[folds == v], reply.sent[f"fold_{v}/ls/weights"]
+        said = stacking.predict_linear(layout, weights, x)
+        columns = stacking.features(replace(layout, num_members=1, has_global=False), [said])
+        np.testing.assert_allclose(
+            features[folds == v, -1 - layout.num_outputs :], columns, rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("dataset", ["wine", "diabetes"])
-def test_a_copy_never_sees_its_fold(dataset: str) -> None:
-    """Other rows in fold v leave copy v as it is, and move every other copy."""
-    source = ran(dataset, "model")
-    reply = next(r for r in source.clients.diary if (r.phase, r.partition) == ("collect", 1))
-    fold = sum_folds_of(source, 1).fold
-    honest, _ = answer(client_of(source, 1), reply)
-    assert honest["fold_examples"].tolist() == [int((fold != v).sum()) for v in range(V)]
-    for v in range(V):
-        client = client_of(source, 1)
-        x = client.rows.x.copy()
-        x[fold == v] += 1.0
-        moved, _ = answer(replace(client, rows=replace(client.rows, x=x)), reply)
-        for name in honest:
-            if name.endswith("coef") and not name.startswith("base/"):
-                same = np.array_equal(honest[name], moved[name])
-                assert same == name.startswith(f"fold_{v}/")
-
-
-def test_the_global_block_is_that_of_the_copy_without_the_row() -> None:
-    """Each row's word of the global member comes from the copy that left its fold out."""
-    source, own = ran(), 3
-    blocks, _, client = blocks_of(source, own)
-    sent = reply_of(source, "stack", own).sent
-    fold = sum_folds_of(source, own).fold
-    for v in range(V):
-        copy = unpack(f"fold_{v}/model", sent)
-        expected = client.kinds.model.predict(copy, client.rows.x[fold == v])
-        np.testing.assert_allclose(blocks[fold == v, -1], expected, atol=1e-12)
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_the_global_member_is_trained_as_fedavgs_model_is(dataset: str, kind: str) -> None:
+    """What a client sends of it in each round is its reply to FedAvg, bit for bit."""
+    kind = kind if dataset == "wine" or kind == "model" else "ridge"
+    source = ran(dataset, kind)
+    averaged = run(replace(source.config, strategy=from_dict({}).strategy)).clients.diary
+    fedavg = {(r.server_round, r.partition): bits(r.arrays) for r in averaged}
+    for reply in source.clients.replies("collect"):
+        mine = bits(unpack("global", reply.arrays))
+        assert mine == fedavg[reply.server_round, reply.partition]
+        rest = {name.split("/")[0] for name in reply.arrays} - {"global"}
+        assert rest == ({"base", "counts"} if reply.server_round == 1 else set())
 
 
 # ---------------------------------------------------------------------------- metrics
@@ -502,36 +515,6 @@ def test_no_sum_is_over_fewer_rows_than_the_floor(
                 assert ((by_class == 0) | (by_class >= 2)).all()
                 assert (by_class.sum(axis=0) <= np.bincount(rows.y, minlength=3)).all()
     assert sums >= 3 + 3 * (global_member == "ls") - 1
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.3])
-def test_no_two_copies_differ_by_a_single_row(alpha: float) -> None:
-    """The first gradient of a copy tells which rows of each class it left out: never just one.
-
-    From zeros every class has probability 1/C, so the gradient of the intercept is
-    1/C - n_c/n: with it the server knows n_c, and with that of ``coef`` the sum of the n_c rows.
-    """
-    source = ran("wine", "model", alpha=alpha, num_clients=6, gate=False)
-    rate = source.config.model.learning_rate
-    assert rate is not None
-    checked = 0
-    for reply in source.clients.diary:
-        size = reply.metrics["num-examples"]
-        if reply.server_round > 1 or size > source.config.model.batch_size:
-            continue
-        counts = np.bincount(source.rows(reply.partition).y, minlength=3)
-
-        def told(prefix: str, rows: int, reply: Reply = reply) -> NDArray[Any]:
-            moved = reply.sent[f"{prefix}/intercept"] - reply.arrays[f"{prefix}/intercept"]
-            return np.round(rows * (1 / 3 - moved / rate)).astype(int)
-
-        np.testing.assert_array_equal(told("global", size), counts)
-        for v in range(V):
-            behind = int(reply.arrays["fold_examples"][v])
-            left_out = counts - told(f"fold_{v}", behind) if behind else counts
-            assert ((left_out == 0) | (left_out >= 2) | (counts == 1)).all()
-            checked += 1
-    assert checked >= 4 * V
 
 
 def test_the_bayes_model_tells_no_class_of_two_rows() -> None:

@@ -307,8 +307,8 @@ def test_q_fedavg_estimates_by_the_step_of_the_round() -> None:
 
 
 # ---------------------------------------------------------------------------- stacking
-def test_fedstacking_gives_the_global_member_and_its_copies_the_rounds_step() -> None:
-    """A round that is thrown away is asked again as it was: the copies go back with the member."""
+def test_fedstacking_gives_the_global_member_the_rounds_step() -> None:
+    """A round that is thrown away is asked again as it was."""
     model = {"name": "linear"}
     rows = {"name": "synthetic_regression", "num_features": 30, "num_examples": 600}
     ran = calm(config_of(rows, model=model, num_server_rounds=12))

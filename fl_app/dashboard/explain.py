@@ -504,13 +504,12 @@ def _bases(number: float | None) -> tuple[str, ...]:
 def _collected(view: RunView, round_: Round) -> tuple[str, ...]:
     member = view.params.get("strategy.global_member", "fedavg")
     step = {
-        "fedavg": "Collect: one step of FedAvg for the global member, by n_k/N, and for its copies "
-        "that each leave a fold of every client's rows out.",
+        "fedavg": "Collect: one step of FedAvg for the global member, by n_k/N.",
         "ls": "Collect: the global member is solved by least squares from the clients' sums.",
         "none": "Collect: the base models' outputs are averaged by rows until the stack is there.",
     }.get(member, "Collect.")
     last = f"rounds {view.total - 1} and {view.total}" if view.total else "the last two rounds"
-    norm = "‖W_k‖ is of the whole reply: global member, copies and base model."
+    norm = "‖W_k‖ is of the whole reply: global member and base model."
     wait = f"There is no stack yet: {last} make it, and what is scored now is no result of it."
     return (step, *_bases(round_.metrics.get("stack/base_models")), wait, norm)
 

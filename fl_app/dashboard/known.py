@@ -2,7 +2,7 @@
 
 A run keeps ``models/round_0003.npz`` for each round: the global arrays after it and what each
 accepted client sent. What these arrays are depends on the strategy: a client of FedStacking sends
-a trained copy of the global member and once its base model, and no model at all in the two rounds
+the global member as it trained it and once its base model, and no model at all in the two rounds
 that combine them.
 """
 
