@@ -8,7 +8,7 @@ import json
 import math
 import sqlite3
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -545,6 +545,29 @@ def test_what_is_not_comparable_is_refused(case: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         compare(runs, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_files_are_data_sets_as_names_are() -> None:
+    """Seeds of two files have nothing in common: the interval is that of two named sets."""
+    gains = {"a": (0.1, 0.2, 0.35), "b": (0.3, 0.15, 0.1)}
+
+    def compared(params_of: Callable[[str], dict[str, str]]) -> Interval:
+        runs = [
+            replace(
+                r,
+                params={**r.params, **params_of(name)},
+                tags={**SEED_DRAWS_TEST, "data.sha256": name},
+            )
+            for name, own in gains.items()
+            for r in [*ending("fedavg", (0.5,) * 3), *ending("fedadam", [0.5 + g for g in own])]
+        ]
+        return difference(compare(runs), "fedadam")
+
+    by_name = compared(lambda name: {"dataset.name": name})
+    by_file = compared(lambda name: {"dataset.name": "tabular", "dataset.path": f"{name}.csv"})
+    as_one = compared(lambda name: {"dataset.name": "tabular", "partitioner.alpha": name})
+    assert by_file == by_name
+    assert ends(by_file) != ends(as_one)
 
 
 def test_data_sets_are_cells_and_never_levels() -> None:

@@ -11,6 +11,7 @@ from fl_app.report.runs import PATHS, RunSummary, listed, natural
 __all__ = [
     "DataSet",
     "Maker",
+    "data_name",
     "data_sets",
     "makers",
     "origin_lines",
@@ -106,14 +107,14 @@ def data_sets(runs: Sequence[RunSummary]) -> tuple[DataSet, ...]:
     paths = same_bytes(runs)
     groups: dict[tuple[str, str, str], list[RunSummary]] = {}
     for run in runs:
-        own, digest = _name(run), run.tags.get(_SHA256, "")
+        own, digest = data_name(run.params) or "?", run.tags.get(_SHA256, "")
         kind = "" if run.tags.get("data.seed_draws") == "table" else digest
         groups.setdefault((paths.get(own, own), run.tags.get("data.rows", ""), kind), []).append(
             run
         )
     return tuple(
         DataSet(
-            tuple(sorted({_name(run) for run in theirs})),
+            tuple(sorted({data_name(run.params) or "?" for run in theirs})),
             rows,
             tuple(sorted({run.tags[_SHA256] for run in theirs if _SHA256 in run.tags})),
             tuple(sorted({run.params.get("num_clients", "?") for run in theirs}, key=natural)),
@@ -122,9 +123,10 @@ def data_sets(runs: Sequence[RunSummary]) -> tuple[DataSet, ...]:
     )
 
 
-def _name(run: RunSummary) -> str:
-    path = run.params.get(_PATH, "null")
-    return run.params.get("dataset.name", "?") if path == "null" else path
+def data_name(params: Mapping[str, str]) -> str:
+    """Return what a data set goes by: its file or its name; "" where params do not say."""
+    path = params.get(_PATH, "null")
+    return params.get("dataset.name", "") if path == "null" else path
 
 
 def makers(runs: Sequence[RunSummary]) -> tuple[Maker, ...]:

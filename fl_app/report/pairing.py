@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from fl_app.errors import InputError
 from fl_app.report.checks import check_complete, check_data
-from fl_app.report.origins import same_bytes, under_one_path
+from fl_app.report.origins import data_name, same_bytes, under_one_path
 from fl_app.report.places import PROBLEM, Grouped, Key, Place, Placed, Places, matches
 from fl_app.report.runs import (
     PATHS,
@@ -44,7 +44,7 @@ class Cell:
     params : mapping of str to str
         All that its runs agree on.
     dataset : str
-        Its data set, "" where runs do not say.
+        Its data set, by its name or file; "" where runs do not say.
     group : str
         What tells its hyperparameters from those of other cells; "" where all have the same.
     """
@@ -283,7 +283,7 @@ def _labelled(
     identities = sorted({cell for cell, _ in placed})
     labels = tell_apart([dict(cell) for cell in identities])
     cells = {
-        identity: Cell(label, dict(identity), dict(identity).get("dataset.name", ""))
+        identity: Cell(label, dict(identity), data_name(dict(identity)))
         for identity, label in zip(identities, labels, strict=True)
     }
     methods = list({tuple(cell.method.items()): cell.method for cell in cells.values()}.values())

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from fl_app.errors import InputError
 from fl_app.report.convergence import EVAL_LOSSES
 from fl_app.report.grounds import shares_test_rows
-from fl_app.report.runs import BYTES, FINISHED, RunSummary, beside, listed, one_line
+from fl_app.report.runs import BYTES, FINISHED, PATHS, RunSummary, beside, listed, one_line
 from fl_app.report.tuning import DEFAULT_BY
 from fl_app.tracking.keys import FINAL_LOSSES, REPORT_TAG, sanitise
 from fl_app.tracking.mlflow_store import load_mlflow, no_progress_bars, quiet
@@ -276,7 +276,7 @@ def _summary(run: Any, curves: dict[str, dict[int, float]]) -> RunSummary:
     tags = {name: masked(value) for name, value in run.data.tags.items()}
     return RunSummary(
         run_id=str(run.info.run_id),
-        params={name: masked(value) for name, value in run.data.params.items()},
+        params={name: _as_typed(name, masked(v)) for name, v in run.data.params.items()},
         tags=tags,
         curves=curves,
         metrics={key: float(value) for key, value in run.data.metrics.items()},
@@ -285,3 +285,9 @@ def _summary(run: Any, curves: dict[str, dict[int, float]]) -> RunSummary:
         name=run.info.run_name or "",
         start_ms=int(run.info.start_time or 0),
     )
+
+
+def _as_typed(param: str, value: str) -> str:
+    """Return a param, paths below the current folder as they would be typed there."""
+    here = f"{os.getcwd()}{os.sep}"
+    return value.replace(here, "") if param in PATHS else value

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from fl_app.errors import InputError
 from fl_app.report.comparing import compare, expect
 from fl_app.report.intervals import mean_and_sd
+from fl_app.report.origins import data_name
 from fl_app.report.places import APART, matches
 from fl_app.report.reading import read_runs
 from fl_app.report.rendering import (
@@ -107,7 +108,7 @@ def summary_table(runs: Sequence[RunSummary], keys: Collection[str] = ()) -> Sum
     labels = tell_apart([dict(params) for params in groups], keys)
     found: list[tuple[str | None, SummaryRow]] = [
         (
-            None if _is_apart(dict(params)) else dict(params).get("dataset.name", ""),
+            None if _is_apart(dict(params)) else data_name(dict(params)),
             _row(label, seeds),
         )
         for label, (params, seeds) in zip(labels, groups.items(), strict=True)
