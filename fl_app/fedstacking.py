@@ -387,8 +387,8 @@ class FedStacking(FedAvg):
         if found:
             log.warning(
                 "strategy=fedstacking: whoever knows the members may solve the sums of %d of %d "
-                "clients for their rows: r = %d to %d rows of p = %d features in a sum, which is "
-                "up to 2 E equations, E = %d (docs/stacking.md, What it reveals)",
+                "clients heard so far for their rows: r = %d to %d rows of p = %d features in a "
+                "sum, which is up to 2 E equations, E = %d (docs/stacking.md, What it reveals)",
                 len(found),
                 len(sizes),
                 found[0],

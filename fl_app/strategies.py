@@ -54,9 +54,12 @@ from fl_app.federation.roster import Roster
 from fl_app.fedstacking import FedStacking, NAverage
 from fl_app.fedxgb import FedXgbBagging
 from fl_app.models.boosted import require_xgboost
+from fl_app.models.estimators import DEFAULTS
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import LS, PRIOR, Member, pack_range
+from fl_app.models.trees import MAX_TREES
 from fl_app.schema import (
+    BaseModelsConfig,
     Config,
     FedStackingConfig,
     FedXgbBaggingConfig,
@@ -157,9 +160,11 @@ def strategy_of(
         rate = config.model.learning_rate
         return build_strategy(own, roster, learning_rate if rate == "auto" else rate)
     kinds = predictor.kinds()
+    if own.name == "pooled":
+        _check_trees(own, kinds.num_outputs)
     shape: dict[str, Any] = {
         "num_outputs": kinds.num_outputs,
-        "bounds": _bounds(roster, predictor),
+        "bounds": _bounds(config, roster, predictor),
         "partitions": roster.partitions,
         "check_member": kinds.check,
     }
@@ -178,6 +183,14 @@ def strategy_of(
         **shape,
         **_ALL,
     )
+
+
+def _check_trees(own: BaseModelsConfig, num_outputs: int) -> None:
+    """Refuse more classes than the trees of a pooled reference have arrays for."""
+    most = MAX_TREES // int(DEFAULTS["hist_gradient_boosting"]["max_iter"])
+    if own.base_models == ("hist_gradient_boosting",) and num_outputs > most:
+        names = list(own.base_models)
+        raise ConfigError("strategy.base_models", names, f"another for more than {most} classes")
 
 
 def check_rows(own: StrategyConfig, most: int, num_features: int) -> None:
@@ -213,20 +226,24 @@ def check_rows(own: StrategyConfig, most: int, num_features: int) -> None:
 
 
 def _bounds(
-    roster: Roster, predictor: Predictor
+    config: Config, roster: Roster, predictor: Predictor
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the range of the targets in the models' unit; None for classification."""
+    """Return the range of the targets in the models' unit; None for classification.
+
+    What several clients' models say is clipped to it; of a model of all rows nothing is.
+    """
     encoding = predictor.encoding
     if encoding.task == "classification":
         return None
     if not roster.target_mean:
         raise FederationError(
-            "no node has min_rows rows, so there are no moments of the target, which "
-            "strategy=fedstacking needs; set a smaller min_rows"
+            f"no node has min_rows={config.min_rows} rows, so there are no moments of the target, "
+            f"which strategy={config.strategy.name} needs; set a smaller min_rows"
         )
     scale = np.array(encoding.target_scale)
     mean = (np.array(roster.target_mean) - np.array(encoding.target_mean)) / scale
-    return bounds(mean, np.array(roster.target_variance) / np.square(scale))
+    variance = np.array(roster.target_variance) / np.square(scale)
+    return bounds(mean, variance, *([1e6] if config.strategy.name == "pooled" else []))
 
 
 def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[str, NDArray[Any]]:
@@ -247,7 +264,7 @@ def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[s
     global_member = getattr(own, "global_member", "none")
     if not has_base_models(own) or global_member == "fedavg":
         return predictor.build().start(generator(config.seed, "model"))
-    kinds, limits = predictor.kinds(), _bounds(roster, predictor)
+    kinds, limits = predictor.kinds(), _bounds(config, roster, predictor)
     if global_member == LS:
         nothing = Member(LS, {"weights": np.zeros((kinds.num_features + 1, kinds.num_outputs))})
         return nothing.to_arrays("global") | pack_range(*(limits or ((), ())))

@@ -49,7 +49,7 @@ def test_the_gradient_is_that_of_a_full_step(name: str, l2: float) -> None:
 def test_softmax_ends_where_scikit_learns_regression_does(l2: float) -> None:
     """Mean log loss + l2/2 |coef|^2 is scikit-learn's objective over n C, with C = 1 / (n l2)."""
     (x, y), model = classes(), model_of("softmax", 3, l2)
-    found = optimum.minimize(model, model.start(rng()), x, y, l2)
+    found, _ = optimum.minimize(model, model.start(rng()), x, y, l2)
     theirs = LogisticRegression(C=1 / (len(x) * l2), tol=1e-9, max_iter=10_000).fit(x, y)
     np.testing.assert_allclose(model.predict(found, x), theirs.predict_proba(x), atol=2e-3)
 
@@ -60,7 +60,7 @@ def test_linear_ends_at_the_ridge_solution(l2: float) -> None:
     x = rng().normal(size=(60, D))
     y = x @ rng(1).normal(size=(D, 2)) + rng(2).normal(size=(60, 2)) + 5.0
     model = model_of("linear", 2, l2)
-    found = optimum.minimize(model, model.start(rng()), x, y, l2)
+    found, _ = optimum.minimize(model, model.start(rng()), x, y, l2)
     theirs = Ridge(alpha=len(x) * l2 / 2).fit(x, y)
     np.testing.assert_allclose(found["coef"], theirs.coef_, atol=1e-3)
     np.testing.assert_allclose(found["intercept"], theirs.intercept_, atol=1e-3)
@@ -71,7 +71,7 @@ def test_a_penalty_that_is_given_is_taken() -> None:
     (x, y), l2 = classes(), 0.05
     start = model_of("softmax", 3).start(rng())
     one = optimum.converge(lambda p: model_of("softmax", 3, p), start, x, y, rng(), l2)
-    two = optimum.minimize(model_of("softmax", 3, l2), start, x, y, l2)
+    two, _ = optimum.minimize(model_of("softmax", 3, l2), start, x, y, l2)
     assert {k: a.tobytes() for k, a in one.items()} == {k: a.tobytes() for k, a in two.items()}
 
 
@@ -136,3 +136,15 @@ def test_a_perceptron_learns_what_no_line_can() -> None:
 
     found = optimum.converge(make, make(0.0).start(rng()), x[:100], y[:100], rng())
     assert (make(0.0).predict(found, x[100:]).argmax(axis=1) == y[100:]).mean() > 0.95
+
+
+def test_a_minimum_that_is_not_reached_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the iterations do not suffice, one warning says so; where they do, there is none."""
+    (x, y), model = classes(), model_of("softmax", 3, 1e-4)
+    for iterations, warnings in ((optimum.MAX_ITERATIONS, 0), (1, 1)):
+        monkeypatch.setattr(optimum, "MAX_ITERATIONS", iterations)
+        caplog.clear()
+        optimum.converge(lambda l2: model, model.start(rng()), x, y, rng(), 1e-4)
+        assert sum("not at its optimum" in r.getMessage() for r in caplog.records) == warnings

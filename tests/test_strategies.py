@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from fl_app.client_app import app as client_app
 from fl_app.config import compose_config
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of
-from fl_app.errors import FederationError
+from fl_app.errors import ConfigError, FederationError
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
@@ -275,6 +276,31 @@ def test_a_pooled_base_model_is_scikit_learns_with_its_defaults(
     else:
         expected = theirs.predict_proba(rows.x_eval)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooled_base_model_is_not_clipped(tmp_path: Path) -> None:
+    """Of targets with a long tail, price = 3 x, the largest are beyond 4 standard deviations."""
+    x = np.exp(1.5 * generator(0, "tail").normal(size=400))
+    path = tmp_path / "tail.csv"
+    path.write_text("x,price\n" + "".join(f"{v!r},{3 * v!r}\n" for v in x.tolist()))
+    assert (3 * x > (3 * x).mean() + 4 * (3 * x).std()).any()
+    dataset = {"name": "tabular", "path": str(path), "target": "price", "task": "regression"}
+    strategy = {"name": "pooled", "base_models": ["ridge"]}
+    config = _config(strategy=strategy, dataset=dataset)
+    encoding, result = _federate(config)
+    rows = _rows(config, encoding, 0)
+    predictor = Predictor(encoding, config.model, stacked=True)
+    found = predictor.outputs(read(result.arrays), rows.x)
+    theirs = Ridge().fit(rows.x, rows.y).predict(rows.x)
+    np.testing.assert_allclose(found, encoding.in_units(theirs.reshape(-1, 1)), rtol=1e-4)
+
+
+def test_more_classes_than_trees_can_be_sent_are_refused() -> None:
+    """4096 trees at most, 100 a class by scikit-learn's defaults: 41 classes are too many."""
+    dataset = {"name": "synthetic_classification", "num_classes": 41, "num_examples": 1000}
+    strategy = {"name": "pooled", "base_models": ["hist_gradient_boosting"]}
+    with pytest.raises(ConfigError, match=r"strategy.base_models=.*more than 40 classes"):
+        _federate(_config(strategy=strategy, dataset=dataset))
 
 
 # ---------------------------------------------------------------------------- local

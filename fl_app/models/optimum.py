@@ -12,6 +12,7 @@ https://doi.org/10.1007/BF01589116.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,9 @@ PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Values of ``l2`` that are tried, until one is no better than that before."""
 FOLDS = 4
 MAX_ITERATIONS = 200
+"""Of L-BFGS, for a penalty that is tried; the chosen one has ten times as many."""
+
+log = logging.getLogger("fl_app")
 
 
 def converge(
@@ -64,16 +68,29 @@ def converge(
         folds, least = row_folds(y, FOLDS, rng, classes=y.ndim == 1), np.inf
         for penalty in PENALTIES:
             loss = _left_out(make(penalty), penalty, start, x, y, folds)
-            if loss >= least:
+            if not loss < least:
                 break
             l2, least = penalty, loss
-    return minimize(make(l2), start, x, y, l2)
+    limit = 10 * MAX_ITERATIONS
+    arrays, reached = minimize(make(l2), start, x, y, l2, limit)
+    if not reached:
+        log.warning(
+            "strategy=pooled: the loss still falls after %d iterations of L-BFGS, so the model is "
+            "not at its optimum; dataset.standardize=true or a larger model.l2 may help",
+            limit,
+        )
+    return arrays
 
 
 def minimize(
-    model: Model, start: Arrays, x: NDArray[Any], y: NDArray[Any], l2: float = 0.0
-) -> dict[str, NDArray[Any]]:
-    """Return a minimum of a model's training loss, by L-BFGS in float64.
+    model: Model,
+    start: Arrays,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    l2: float = 0.0,
+    limit: int = MAX_ITERATIONS,
+) -> tuple[dict[str, NDArray[Any]], bool]:
+    """Return a minimum of a model's training loss, by L-BFGS in float64, and whether it is one.
 
     Parameters
     ----------
@@ -83,6 +100,8 @@ def minimize(
         As for :func:`converge`.
     l2 : float, default 0
         The model's penalty.
+    limit : int, default :data:`MAX_ITERATIONS`
+        Iterations at most.
     """
     from scipy import optimize
 
@@ -95,12 +114,13 @@ def minimize(
         gradient = model.gradient(arrays, x, y)
         return _loss(model.predict(arrays, x), y) + penalty, _pack(gradient, start)
 
-    options = {"maxiter": MAX_ITERATIONS, "maxfun": 10 * MAX_ITERATIONS}
+    options = {"maxiter": limit, "maxfun": 10 * limit}
     found = optimize.minimize(
         value, _pack(start, start), jac=True, method="L-BFGS-B", options=options
     )
     arrays = _unpack(found.x, start)
-    return {name: array.astype(start[name].dtype) for name, array in arrays.items()}
+    typed = {name: array.astype(start[name].dtype) for name, array in arrays.items()}
+    return typed, found.nit < limit
 
 
 def _left_out(
@@ -115,7 +135,7 @@ def _left_out(
     total = 0.0
     for fold in np.unique(folds):
         own = folds == fold
-        arrays = minimize(model, start, x[~own], y[~own], l2)
+        arrays, _ = minimize(model, start, x[~own], y[~own], l2)
         total += float(own.sum()) * _loss(model.predict(arrays, x[own]), y[own])
     return total
 

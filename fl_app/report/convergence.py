@@ -79,8 +79,8 @@ def judge(run: RunSummary, server_round: int | None = None) -> Verdict:
     Verdict
         Rounds are 1 … T of the param ``num_server_rounds`` (without it, of the curve); of
         FedStacking with a global member that is averaged 1 … T-2. *Not judged*, as they have no
-        curve: FedStacking with another global member or none, ``n_average``, and ``pooled`` with
-        base models, which are fitted once. *Cannot tell*: fewer than ten such rounds; no eval loss;
+        curve: FedStacking with another global member or none, ``n_average``, and ``pooled``,
+        whose model is fitted at once. *Cannot tell*: fewer than ten such rounds; no eval loss;
         none in round 1, or in fewer than two rounds of one of both fifths (a mean is over the
         rounds of its fifth that have a loss); a loss that is not finite, wherever it is. Where no
         loss is below that of round 1, the gain is 0, and any fall from one fifth to the next beyond
@@ -121,9 +121,8 @@ def _lacks_curve(run: RunSummary) -> str:
     if strategy == "fedstacking":
         member = run.params.get("strategy.global_member", "fedavg")
         return "" if member == "fedavg" else f"global_member={member} is not averaged"
-    bases = run.params.get("strategy.base_models", "null")
-    if strategy == "pooled" and bases not in ("", "null", "None", "[]"):
-        return "its base models are fitted once"
+    if strategy == "pooled":
+        return "its model is fitted at once"
     return ""
 
 
