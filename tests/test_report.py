@@ -662,6 +662,7 @@ def test_the_same_bytes_under_two_paths_are_one_data_set() -> None:
     # The third path has these bytes by way of the second: one seed each.
     third = [of_file("/c/z.csv", "f", "x")[1], of_file("/b/y.csv", "e", "x")[0]]
     third += [of_file("/a/x.csv", "e")[0], of_file("/b/y.csv", "f")[1]]
+    third = [replace(one, tags={**one.tags, "data.seed_draws": "table"}) for one in third]
     assert [cell.label for cell in compare(third).cells] == [""]
     with pytest.raises(InputError, match=r"--baseline=dataset.path=/b/y.csv: one that was run"):
         compare(of_file("/a/x.csv", "e"), baseline="dataset.path=/b/y.csv")
@@ -671,6 +672,23 @@ def test_the_same_bytes_under_two_paths_are_one_data_set() -> None:
         "/a/x.csv",
         "/b/y.csv",
     )
+
+
+def test_seeds_of_a_level_saw_the_same_data() -> None:
+    """A file that changed between seeds is not averaged over, though each pair saw one of both."""
+    runs = [
+        replace(one, tags={**one.tags, "data.sha256": ("a" if one.seed < "2" else "b") * 64})
+        for name in ("fedavg", "x")
+        for one in ending(name, [0.1, 0.2, 0.3, 0.4], tags=SEED_DRAWS_TEST)
+    ]
+    with pytest.raises(InputError) as caught:
+        compare(runs)
+    assert str(caught.value) == (
+        f"data.sha256={'a' * 12} and {'b' * 12}: other data: strategy=fedavg saw one with "
+        "seed=0,1, another with seed=2,3; choose runs with --sweep, or run all seeds on the same"
+    )
+    drawn = [replace(one, tags={**one.tags, "data.seed_draws": "table"}) for one in runs]
+    assert difference(compare(drawn), "x").num_pairs == 4
 
 
 def test_other_bytes_are_another_data_set() -> None:
