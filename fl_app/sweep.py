@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from fl_app.errors import DIVERGED, FlAppError, printable
 from fl_app.launch import param_of
 from fl_app.schema import Config, MlflowConfig, digest, effective
-from fl_app.tracking.keys import higher_is_better
+from fl_app.tracking.keys import equal, higher_is_better
 
 if TYPE_CHECKING:
     from fl_app.config import Sweep
@@ -344,7 +344,8 @@ def _question(done: Sequence[Job]) -> _Question | None:
             own[place] = max(own.get(place, -math.inf), value)
     if not best:
         return None
-    level = max(sorted(best), key=lambda one: fmean(best[one].values()))
+    means = {one: fmean(own.values()) for one, own in best.items()}
+    level = min(one for one, mean in means.items() if equal(mean, max(means.values())))
     pairs = zip(several, level, strict=True)
     baseline = ",".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs)
     return _Question(baseline, f"server/{kind}", tune, by)
