@@ -870,7 +870,7 @@ def test_a_sweep_counts_what_diverged(uri: str) -> None:
             one = replace(one, status="FAILED", tags={**one.tags, "error": "training diverged"})
         log(uri, one, {LAST: one.metrics["eval/accuracy"]} if one.finished else {})
         words = [f"{RATE}={one.params[RATE]}"]
-        where = {"sweep_id": "swept", "uri": uri, "tracked": True}
+        where = {"sweep_id": "swept", "uri": uri, "tracked": True, "experiment": "its own"}
         own = (one.status, one.tags.get("error", ""), one.params, one.metrics)
         jobs.append(Job(len(jobs), words, *own, **where))
     ids = {r.name: r.run_id for r in read_runs(uri, sweep="swept") if r.finished}
@@ -881,6 +881,9 @@ def test_a_sweep_counts_what_diverged(uri: str) -> None:
     assert "\nfedprox is better than fedavg: +0.1200 [" in text
     again = [replace(job, status="SKIPPED") if not job.failed else job for job in jobs]
     assert "\nfedprox is better than fedavg: +0.1200 [" in summarise(again)
+    client = MlflowClient(uri)
+    own = client.get_experiment_by_name("its own")
+    assert [r.info.run_name for r in client.search_runs([own.experiment_id])] == ["comparison"]
     # The rate was not swept here, but two of its values are among the runs.
     apart = summarise([replace(job, overrides=[]) for job in again if job.params[RATE] != "0.16"])
     assert "at equal rounds" in apart
