@@ -135,6 +135,8 @@ def report(
     name, sweep_id = mlflow_experiment or None, sweep or None
     if store and not sweep:
         raise InputError("--store", True, "only with --sweep, whose comparison it is")
+    if strict and not expect:
+        raise InputError("--strict", True, "at least one --expect, which it is about")
     runs = reporting.read_runs(
         uri or None, experiment=name, sweep=sweep_id, metric=metric, by=by if tune else None
     )

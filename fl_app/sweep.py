@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from fl_app.errors import DIVERGED, FlAppError, printable
 from fl_app.launch import param_of
 from fl_app.schema import Config, MlflowConfig, digest, effective
-from fl_app.tracking.keys import higher_is_better
+from fl_app.tracking.keys import equal, higher_is_better
 
 if TYPE_CHECKING:
     from fl_app.config import Sweep
@@ -75,6 +75,8 @@ class Job:
         Name of the sweep's folder.
     uri : str
         Tracking URI of its config, "" for the default.
+    experiment : str
+        MLflow experiment of its config, "" without one.
     tracked : bool
         Whether it was recorded in MLflow.
     same_as : int or None
@@ -90,6 +92,7 @@ class Job:
     run_id: str = ""
     sweep_id: str = ""
     uri: str = ""
+    experiment: str = ""
     tracked: bool = False
     same_as: int | None = None
 
@@ -161,9 +164,11 @@ def read_jobs(path: Path) -> list[Job]:
 def with_config(job: Job, config: Config) -> Job:
     """Return a job that says what its config is."""
     tracking = config.tracking
-    uri = (tracking.uri or "") if isinstance(tracking, MlflowConfig) else ""
-    tracked = isinstance(tracking, MlflowConfig)
-    return replace(job, params=effective(config), tracked=tracked, uri=uri)
+    told = replace(job, params=effective(config))
+    if not isinstance(tracking, MlflowConfig):
+        return told
+    experiment = tracking.experiment_name or config.dataset.name
+    return replace(told, tracked=True, uri=tracking.uri or "", experiment=experiment)
 
 
 def finished_before(config: Config) -> RunSummary | None:
@@ -299,7 +304,9 @@ def _comparison(jobs: Sequence[Job]) -> str:
     if again:
         lines.append(printable(f"the same again: {again}"))
     try:
-        store_report(first.uri or None, first.sweep_id, compared, (), again)
+        store_report(
+            first.uri or None, first.sweep_id, compared, (), again, experiment=first.experiment
+        )
         lines.append("stored in MLflow as the run comparison, with the same sweep.id")
     except FlAppError as error:
         lines.append(f"the comparison is not stored in MLflow: {error}")
@@ -344,7 +351,8 @@ def _question(done: Sequence[Job]) -> _Question | None:
             own[place] = max(own.get(place, -math.inf), value)
     if not best:
         return None
-    level = max(sorted(best), key=lambda one: fmean(best[one].values()))
+    means = {one: fmean(own.values()) for one, own in best.items()}
+    level = min(one for one, mean in means.items() if equal(mean, max(means.values())))
     pairs = zip(several, level, strict=True)
     baseline = ",".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs)
     return _Question(baseline, f"server/{kind}", tune, by)

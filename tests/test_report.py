@@ -662,6 +662,7 @@ def test_the_same_bytes_under_two_paths_are_one_data_set() -> None:
     # The third path has these bytes by way of the second: one seed each.
     third = [of_file("/c/z.csv", "f", "x")[1], of_file("/b/y.csv", "e", "x")[0]]
     third += [of_file("/a/x.csv", "e")[0], of_file("/b/y.csv", "f")[1]]
+    third = [replace(one, tags={**one.tags, "data.seed_draws": "table"}) for one in third]
     assert [cell.label for cell in compare(third).cells] == [""]
     with pytest.raises(InputError, match=r"--baseline=dataset.path=/b/y.csv: one that was run"):
         compare(of_file("/a/x.csv", "e"), baseline="dataset.path=/b/y.csv")
@@ -671,6 +672,23 @@ def test_the_same_bytes_under_two_paths_are_one_data_set() -> None:
         "/a/x.csv",
         "/b/y.csv",
     )
+
+
+def test_seeds_of_a_level_saw_the_same_data() -> None:
+    """A file that changed between seeds is not averaged over, though each pair saw one of both."""
+    runs = [
+        replace(one, tags={**one.tags, "data.sha256": ("a" if one.seed < "2" else "b") * 64})
+        for name in ("fedavg", "x")
+        for one in ending(name, [0.1, 0.2, 0.3, 0.4], tags=SEED_DRAWS_TEST)
+    ]
+    with pytest.raises(InputError) as caught:
+        compare(runs)
+    assert str(caught.value) == (
+        f"data.sha256={'a' * 12} and {'b' * 12}: other data: strategy=fedavg saw one with "
+        "seed=0,1, another with seed=2,3; choose runs with --sweep, or run all seeds on the same"
+    )
+    drawn = [replace(one, tags={**one.tags, "data.seed_draws": "table"}) for one in runs]
+    assert difference(compare(drawn), "x").num_pairs == 4
 
 
 def test_other_bytes_are_another_data_set() -> None:
@@ -694,6 +712,9 @@ def test_where_takes_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for text in ("data/x.csv", "./data/../data/x.csv", f"{tmp_path}/data/x.csv"):
         assert select(runs, [f"dataset.path={text}"]) == tuple(runs[:2])
     assert select(runs, [f"path=y.csv,{tmp_path}/data/x.csv"]) == tuple(runs)
+    copy = of_file("/b/copy.csv", "e", "z")
+    assert select([*runs, *copy], ["dataset.path=data/x.csv"]) == (*runs[:2], *copy)
+    assert select([*runs, *copy], ["path=y.csv"]) == tuple(runs[2:])
     for text in ("dataset.path=z.csv", "dataset.path=y.csv,z.csv", "strategy=./x"):
         with pytest.raises(InputError, match=r"--where=.*: values that runs have: "):
             select(runs, [text])
@@ -896,6 +917,19 @@ def test_an_expectation_may_be_of_any_two_levels() -> None:
     small = compare(tiny, baseline="strategy=a mu=1e-4")
     assert expect(small, "a mu=1e-3>a mu=1e-4").difference.mean == pytest.approx((1 + 1 + 1.1) / 3)
     assert expect(small, "a mu=1e-3>a mu=1e-4+1e-3").holds
+
+
+def test_a_level_may_look_like_a_margin() -> None:
+    """What is a level as a whole is one, however it is typed; else what follows is a margin."""
+    key: dict[str, Any] = {"model__learning_rate": "0.001"}
+    runs = ending("a", [1, 2, 3.1], **key)
+    runs += ending("a", [0, 1, 2], model__learning_rate="1e-05")
+    comparison = compare(runs, baseline="model.learning_rate=1e-5")
+    for text in ("0.001>1e-5", "1e-3>0.00001"):
+        assert expect(comparison, text).difference.mean == pytest.approx((1 + 1 + 1.1) / 3)
+    assert expect(comparison, "0.001>1e-5+0.5").holds
+    assert not expect(comparison, "0.001>1e-5 + 2").holds
+    assert expect(comparison, "1e-5>1e-3-9").holds
 
 
 def test_one_pair_holds_no_expectation() -> None:
@@ -1526,6 +1560,8 @@ def test_a_comparison_is_kept_with_its_sweep(
     assert capsys.readouterr().err == (
         "fl-kit: --store=true: only with --sweep, whose comparison it is\n"
     )
+    assert fl_kit(monkeypatch, "--strict") == 2
+    assert "--strict=true: at least one --expect" in capsys.readouterr().err
     where = ("--sweep", "kept", "--mlflow-experiment", experiment)
     assert fl_kit(monkeypatch, *where, "--store") == 0
     told = capsys.readouterr().out.splitlines()[-1]
@@ -1547,6 +1583,11 @@ def test_a_comparison_is_kept_with_its_sweep(
     data = json.loads(Path(path).read_text())
     assert [one["text"] for one in data["expectations"]] == ["x>fedavg"]
     assert data["command"].endswith("--expect 'x>fedavg' --store")
+
+    assert fl_kit(monkeypatch, *where, "--where", "seed=0", "--store") == 2
+    assert f"--store={len(ids) // 3} runs: at least the {len(ids)} fini" in capsys.readouterr().err
+    again = client.download_artifacts(run_id, "report.json", str(tmp_path))
+    assert json.loads(Path(again).read_text()) == data
 
     assert sorted(r.run_id for r in read_runs(uri, experiment=experiment)) == sorted(ids)
     found = find_finished(uri, {"sweep.id": "kept"})

@@ -91,6 +91,16 @@ def test_the_strongest_averaging_is_the_baseline() -> None:
     assert sweep._question(jobs[4:]) is None
 
 
+def test_of_equal_averagings_rounding_chooses_no_baseline() -> None:
+    """Means of equally many right rows may differ in their last digits; the first name counts."""
+    for one, other in ((12 / 13, 0.923076923076923), (0.923076923076923, 12 / 13)):
+        rates = {"fedavg_softmax": one, "fedavg_mlp": other, "fedstacking": 0.5}
+        jobs = [tried(i, method, 0.1, own) for i, (method, own) in enumerate(rates.items())]
+        question = sweep._question(jobs)
+        assert question is not None
+        assert question.baseline == "strategy=fedavg,model=mlp"
+
+
 def test_a_rate_that_diverges_has_been_tried() -> None:
     """Where rates are tuned it fails no sweep, unless none of its method and seed is left."""
     bad = {"status": "FAILED", "error": "round 3: server/mse is nan: training diverged; lower it"}

@@ -271,6 +271,45 @@ def test_several_params_are_tuned_together() -> None:
     )
 
 
+def test_candidates_on_a_diagonal_are_no_grid() -> None:
+    """A param is tuned beside the chosen values of the others, not by what else was changed."""
+    runs = [
+        run(name, seed, rate, by, 0.5 + by + more * (1 + seed / 10), model__local_epochs=epochs)
+        for name, more in (("fedavg", 0.0), ("fedprox", 0.1))
+        for seed in SEEDS
+        for rate, by, epochs in (("0.01", 0.1, "1"), ("0.04", 0.3, "2"), ("0.16", 0.2, "4"))
+    ]
+    keys = [RATE, "model.local_epochs"]
+    told = [
+        f"{name} is untuned, with one candidate of {key} beside its other chosen values"
+        for name in ("fedprox", "fedavg")
+        for key in keys
+    ]
+    assert lack(runs, tune=keys) == "; ".join(told)
+    cross = [
+        run(r.params["strategy.name"], int(r.seed), rate, 0.0, 0.9, model__local_epochs=epochs)
+        for r in runs
+        if r.params[RATE] == "0.04"
+        for rate, epochs in (("0.01", "2"), ("0.16", "2"), ("0.04", "1"), ("0.04", "4"))
+    ]
+    assert lack([*runs, *cross], tune=keys) == ""
+
+
+def test_of_equals_but_for_rounding_the_smaller_rate_counts() -> None:
+    """Means over clients of equally many right rows may differ in their last digits."""
+    for one, other in ((12 / 13, 0.923076923076923), (0.923076923076923, 12 / 13)):
+        scores = {"0.01": 0.9, "0.04": one, "0.16": other, "0.64": 0.9}
+        runs = [
+            run(name, seed, rate, by)
+            for name in ("fedavg", "fedprox")
+            for seed in range(3)
+            for rate, by in scores.items()
+        ]
+        assert chosen(tune(runs), "fedavg") == ["0.04"] * 3
+        rows = summary_table([r for r in runs if r.params["strategy.name"] == "fedavg"]).rows
+        assert [row.best for row in rows] == [False, True, True, False]
+
+
 def test_the_newest_of_a_candidate_counts() -> None:
     """A rate that was run twice is one candidate, by its newest run."""
     old = replace(run(rate="0.01", by=0.9), run_id="old", start_ms=1)
@@ -380,6 +419,44 @@ def test_a_diverged_run_was_tried() -> None:
     broken = [r if r.finished else replace(r, error="OSError: disk full") for r in lost]
     with pytest.raises(InputError, match=r"=fedprox has 3 .*=fedavg has 2 \(0.01, 0.04\)"):
         tune(broken)
+
+
+def test_a_diverged_run_on_other_data_was_not_tried() -> None:
+    """It fills no gap in the candidates of runs that saw other rows."""
+    lost = [
+        replace(r, status="FAILED", error="training diverged", curves={}, metrics={})
+        if (r.params["strategy.name"], r.params[RATE]) == ("fedavg", "0.16")
+        else r
+        for r in tuned()
+    ]
+    other = [r if r.finished else replace(r, tags={"data.sha256": "f" * 64}) for r in lost]
+    with pytest.raises(InputError, match=r"=fedprox has 3 .*=fedavg has 2 \(0.01, 0.04\)"):
+        tune(other)
+    silent = [r if r.finished else replace(r, tags={}) for r in lost]
+    assert tune(silent).design.tuning.choices["", "fedavg"].num_candidates == 3
+
+
+def test_levels_that_tune_the_same_have_as_many_candidates() -> None:
+    """Also where a third level tunes more; those that tune fewer params may have fewer."""
+    epochs = {**TAGS, "config.without_effect": "model.local_epochs"}
+    rates = ("0.01", "0.04", "0.16", "0.64")
+    third = [
+        run("fedavg", seed, rate, model__local_epochs=count)
+        for seed in range(3)
+        for rate in rates
+        for count in ("1", "5")
+    ]
+    two = [
+        run(name, seed, rate, tags=epochs, model__local_epochs="1")
+        for name, own in (("b", rates[:3]), ("c", rates))
+        for seed in range(3)
+        for rate in own
+    ]
+    keys = [RATE, "model.local_epochs"]
+    with pytest.raises(InputError, match=r"strategy=c has 4 .*strategy=b has 3 "):
+        tune([*third, *two], tune=keys)
+    equal = [r for r in two if r.params[RATE] != "0.64"]
+    assert tune([*third, *equal], tune=keys).design.tuning.choices["", "c"].num_candidates == 3
 
 
 class _Remedy:
@@ -563,6 +640,22 @@ def test_a_claim_about_rates_needs_no_tuned_rate() -> None:
     ]
     comparison = compare(made, baseline=f"{RATE}=0.01")
     assert "untuned" not in expect(comparison, "0.16>0.01-1").difference.lack
+
+    both = [
+        replace(r, params={**r.params, RATE: rate})
+        for r in tuned()
+        if r.params[RATE] == "0.04"
+        for rate in (["0.01", "0.04"] if r.params["strategy.name"] == "fedavg" else ["0.64"])
+    ]
+    comparison = compare(both, baseline=f"strategy=fedavg,{RATE}=0.01")
+    text = f"{RATE} of fedprox 0.64 and fedavg 0.01 is untuned (--tune {RATE}, not in --baseline)"
+    assert text in expect(comparison, "fedprox 0.64>fedavg 0.01").difference.lack
+    made = [
+        replace(r, curves={**FLAT, "server/accuracy": {LAST: int(r.seed) * float(r.params[RATE])}})
+        for r in both
+    ]
+    comparison = compare(made, baseline=f"strategy=fedavg,{RATE}=0.01")
+    assert "untuned" not in expect(comparison, "fedavg 0.04>fedavg 0.01").difference.lack
 
 
 # ---------------------------------------------------------------------------- what is not averaged
@@ -777,7 +870,7 @@ def test_a_sweep_counts_what_diverged(uri: str) -> None:
             one = replace(one, status="FAILED", tags={**one.tags, "error": "training diverged"})
         log(uri, one, {LAST: one.metrics["eval/accuracy"]} if one.finished else {})
         words = [f"{RATE}={one.params[RATE]}"]
-        where = {"sweep_id": "swept", "uri": uri, "tracked": True}
+        where = {"sweep_id": "swept", "uri": uri, "tracked": True, "experiment": "its own"}
         own = (one.status, one.tags.get("error", ""), one.params, one.metrics)
         jobs.append(Job(len(jobs), words, *own, **where))
     ids = {r.name: r.run_id for r in read_runs(uri, sweep="swept") if r.finished}
@@ -788,6 +881,9 @@ def test_a_sweep_counts_what_diverged(uri: str) -> None:
     assert "\nfedprox is better than fedavg: +0.1200 [" in text
     again = [replace(job, status="SKIPPED") if not job.failed else job for job in jobs]
     assert "\nfedprox is better than fedavg: +0.1200 [" in summarise(again)
+    client = MlflowClient(uri)
+    own = client.get_experiment_by_name("its own")
+    assert [r.info.run_name for r in client.search_runs([own.experiment_id])] == ["comparison"]
     # The rate was not swept here, but two of its values are among the runs.
     apart = summarise([replace(job, overrides=[]) for job in again if job.params[RATE] != "0.16"])
     assert "at equal rounds" in apart

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from fl_app.errors import InputError
 from fl_app.report import Comparison, RunSummary, compare, verdict
 
 from .test_report import NOTHING_TO_TUNE, run
@@ -80,6 +81,21 @@ def test_an_untuned_rate_decides_nothing() -> None:
     text = verdict(compare([replace(one, tags=tags) for one in runs]), "fedadam")
     assert "fedadam is undecided against fedavg: +0.1000 [+" in text
     assert "is untuned (--tune model.learning_rate)" in text
+
+
+def test_groups_are_named_before_what_only_some_have() -> None:
+    """Where models differ between cells they are what is named, and not a param of one of them."""
+    models = {"mlp": {"model.hidden_units": "32"}, "softmax": {}}
+    runs = [
+        replace(r, run_id=f"{r.run_id} {m}", params={**r.params, "model.name": m, **own})
+        for name, ends in (("fedavg", BEST), ("fedstacking", GOOD))
+        for r in ending(name, ends, 10, "server/accuracy")
+        for m, own in models.items()
+    ]
+    comparison = compare(runs)
+    with pytest.raises(InputError, match=r"^model=mlp and softmax: .*: choose runs with --where m"):
+        verdict(comparison, "fedstacking")
+    assert any(n.startswith("cells differ in model, model.hidden_units") for n in comparison.notes)
 
 
 def test_runs_worse_than_a_constant_decide_nothing() -> None:

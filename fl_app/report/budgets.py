@@ -212,11 +212,10 @@ def _within(runs: Sequence[RunSummary], metric: str, budget: float) -> Point:
 
 def _too_dear(run: RunSummary) -> str:
     """Say of a method whose shortest run sends more than the other one which run to make."""
-    less = ["fewer rounds"] if run.last_round > _FEWEST_ROUNDS else []
-    if run.params.get("strategy.global_member") != "none":
-        less.append(f"strategy.global_member=none num_server_rounds={_FEWEST_ROUNDS}")
-    advice = f"it with {' or '.join(less)}" if less else "the other with more rounds"
-    return f"has no finished run within the other's bytes; run {advice}"
+    advice = "run it with fewer num_server_rounds"
+    if run.last_round <= _FEWEST_ROUNDS:
+        advice = "no fewer rounds exist: run the other with more"
+    return f"has no finished run within the other's bytes; {advice}"
 
 
 def pair_up(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 from fl_app.errors import InputError
@@ -117,6 +117,8 @@ def _differing(one: Identity, other: Identity) -> tuple[list[str], Identity]:
 def check_data(placed: Placed, places: Places) -> None:
     """Refuse pairs on other data or another split, whatever is ignored.
 
+    Seeds of a level are averaged: they saw the same data too, where no seed draws its own table.
+
     Raises
     ------
     InputError
@@ -139,3 +141,21 @@ def check_data(placed: Placed, places: Places) -> None:
                 if one != two:
                     text = f"another split: {where}; run both with the same"
                     raise InputError(name, f"{one} and {two}", text)
+    for (_, level), seeds in sorted(placed.items(), key=lambda item: item[0]):
+        _check_seeds(f"{places.key.name}={labels[level]}", seeds)
+
+
+def _check_seeds(title: str, seeds: Mapping[str, RunSummary]) -> None:
+    """Refuse seeds of one level and cell that saw different data, and did not draw it."""
+    if all(run.tags.get("data.seed_draws") == "table" for run in seeds.values()):
+        return
+    found: dict[str, list[str]] = {}
+    for seed in sorted(seeds, key=natural):
+        found.setdefault(seeds[seed].tags.get("data.sha256", "none"), []).append(seed)
+    if len(found) > 1:
+        (one, ours), (two, theirs) = list(found.items())[:2]
+        text = (
+            f"other data: {title} saw one with seed={','.join(ours)}, another with "
+            f"seed={','.join(theirs)}; choose runs with --sweep, or run all seeds on the same"
+        )
+        raise InputError("data.sha256", f"{one[:12]} and {two[:12]}", text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -158,6 +159,8 @@ class Comparison:
         What a reader should know.
     at_end : Table or None
         Each run at its own last round; None where that is the same as at equal rounds.
+    num_runs : int
+        The finished runs that were given: those that count, and those that they were chosen from.
     """
 
     metric: str
@@ -172,6 +175,7 @@ class Comparison:
     made: tuple[Maker, ...] = ()
     notes: tuple[str, ...] = ()
     at_end: Table | None = None
+    num_runs: int = 0
 
     @property
     def finished(self) -> Table:
@@ -268,7 +272,12 @@ def compare(
     for title, table in found.tables.items():
         notes += _gap_notes(design, title, table)
     return replace(
-        found, judged=judged, data=data_sets(ours), made=makers(ours), notes=tuple(notes)
+        found,
+        judged=judged,
+        data=data_sets(ours),
+        made=makers(ours),
+        notes=tuple(notes),
+        num_runs=sum(run.finished for run in runs),
     )
 
 
@@ -472,9 +481,10 @@ def _short_of(design: Design, table: Table) -> list[str]:
         notes.append(f"nothing to compare with: every run has {design.key.name}={design.levels[0]}")
     if mixed := design.mixed:
         name = next(iter(mixed))
+        tune = f"with --tune {name}, or " if name == short(name) else ""
         notes.append(
-            f"cells differ in {listed(list(mixed), 4)}, so no row is over all of them; choose with "
-            f"--tune {name}, or runs with --where {name}=..."
+            f"cells differ in {listed(list(map(short, mixed)), 4)}, so no row is over all of them; "
+            f"choose {tune}runs with --where {short(name)}=..."
         )
     without: dict[str, list[str]] = {}
     for row in table.overall:
@@ -517,6 +527,17 @@ class Outcome:
         return self.holds and not self.difference.lack
 
 
+def _split_margin(design: Design, text: str) -> tuple[str, float]:
+    """Split a level and a margin; what is a level as a whole (``1e-5``) has none."""
+    found = _MARGIN.fullmatch(text)
+    if text in design.levels or found is None:
+        return text, 0.0
+    if not found[0][found.end("level")].isspace():
+        with suppress(InputError):
+            return design.level(text, "--expect"), 0.0
+    return found["level"], float(found["margin"].replace(" ", ""))
+
+
 _MARGIN = re.compile(r"(?P<level>.+?)\s*(?P<margin>[+-]\s*(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")
 
 
@@ -544,16 +565,18 @@ def expect(comparison: Comparison, text: str) -> Outcome:
     better, sign, rest = text.partition(">")
     if not sign or not better.strip() or not rest.strip():
         raise InputError("--expect", text, "A>B, A>B+0.01 or A>B-0.01 with two levels A and B")
-    design, margin = comparison.design, 0.0
-    # A label may itself end in what looks like a margin: 1e-3.
-    if rest.strip() not in design.levels and (found := _MARGIN.fullmatch(rest.strip())):
-        rest, margin = found["level"], float(found["margin"].replace(" ", ""))
+    design = comparison.design
+    rest, margin = _split_margin(design, rest.strip())
     one, other = (design.level(name, "--expect") for name in (better, rest))
     if one == other:
         raise InputError("--expect", text, "two different levels")
     for name, values in design.mixed.items():
-        remedy = f"choose it with --tune {name}, or runs with --where {name}=..."
-        raise InputError(name, " and ".join(values), f"one value for --expect {text}: {remedy}")
+        remedy = f"choose runs with --where {short(name)}=..."
+        if name == short(name):
+            remedy = f"choose it with --tune {name}, or runs with --where {name}=..."
+        raise InputError(
+            short(name), " and ".join(values), f"one value for --expect {text}: {remedy}"
+        )
     pairs, _ = pair_up(design, one, other, comparison.metric, at_end)
     over_seeds = _difference(design, pairs, comparison.grounds)
     difference = rather_over_rows(over_seeds, design, pairs, comparison.metric)

@@ -25,6 +25,7 @@ from fl_app.report.runs import (
     natural,
     plain,
     same_value,
+    short,
     tell_apart,
 )
 from fl_app.report.shorter import Shorter, aside_note, shorter_runs, without_lone
@@ -102,9 +103,9 @@ class Design:
 
     @property
     def mixed(self) -> dict[str, list[str]]:
-        """Hyperparameters in which cells differ, each with its values."""
+        """Hyperparameters in which cells differ, each with its values; groups' names first."""
         methods = [cell.method for cell in self.cells]
-        names = sorted({name for method in methods for name in method})
+        names = sorted({n for own in methods for n in own}, key=lambda n: (n == short(n), n))
         values = {n: sorted({m.get(n, "none") for m in methods}, key=natural) for n in names}
         return {name: own for name, own in values.items() if len(own) > 1}
 
@@ -195,10 +196,10 @@ def arrange(
         raise InputError("seed", None, f"a seed in every run; {unseeded[0].title} has none")
     unfinished = sorted((r for r in ours if not r.finished), key=lambda r: (r.start_ms, r.run_id))
     shorter = shorter_runs(finished)
-    short = frozenset(run.run_id for others in shorter.values() for run in others)
-    longest = [r for r in finished if not (r.run_id in short and places.ignores(ROUNDS))]
-    groups = without_lone(places.grouped(longest), places.grouped(unfinished, longest), short)
-    aside = aside_note(finished, groups, short)
+    fewer = frozenset(run.run_id for others in shorter.values() for run in others)
+    longest = [r for r in finished if not (r.run_id in fewer and places.ignores(ROUNDS))]
+    groups = without_lone(places.grouped(longest), places.grouped(unfinished, longest), fewer)
+    aside = aside_note(finished, groups, fewer)
     choices: Mapping[Place, Choice] = {}
     if places.tuned:
         by = by or default_by(finished)

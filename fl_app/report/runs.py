@@ -219,7 +219,8 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
         Runs.
     where : iterable of str
         Each ``KEY=VALUE`` or ``KEY=VALUE,VALUE``; all must hold. A path may be relative to the
-        current folder. A run on which a param has no effect has every value of it.
+        current folder, and means all runs that saw the same bytes (``data.sha256``). A run on
+        which a param has no effect has every value of it.
 
     Returns
     -------
@@ -242,13 +243,22 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
         wanted = [value.strip()] if whole else [part.strip() for part in value.split(",")]
         if not all(any(same(w, known) for known in found) for w in wanted):
             raise InputError("--where", text, f"values that runs have: {listed(found)}")
-        kept = tuple(
+        ours = [
             run
             for run in kept
             if param in run.params
             and (param in idle(run) or any(same(w, run.params[param]) for w in wanted))
-        )
+        ]
+        ids = {run.run_id for run in ours}
+        seen = {_bytes_at(run, param) for run in ours} - {""}
+        kept = tuple(run for run in kept if run.run_id in ids or _bytes_at(run, param) in seen)
     return kept
+
+
+def _bytes_at(run: RunSummary, param: str) -> str:
+    """Return the digest of what a run read at a path; "" where the param is none."""
+    is_path = param in PATHS and run.params.get(param, "null") != "null"
+    return run.tags.get("data.sha256", "") if is_path else ""
 
 
 def _same_path(one: str, other: str) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from fl_app.errors import InputError
 from fl_app.report.comparing import Comparison, Outcome
 from fl_app.report.reading import existing, failures_named
 from fl_app.report.runs import FINISHED
 from fl_app.report.writing import write_report
 from fl_app.tracking.keys import REPORT_TAG
-from fl_app.tracking.mlflow_store import load_mlflow, no_progress_bars, quiet
+from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, no_progress_bars, quiet
+from fl_app.tracking.spool import home_dir
 
 __all__ = ["store_report"]
 
-_NAME = "comparison"
+_NAME, _RUNS = "comparison", f"{REPORT_TAG}.runs"
 
 
 def store_report(
@@ -23,12 +25,14 @@ def store_report(
     comparison: Comparison,
     outcomes: Sequence[Outcome] = (),
     command: str = "",
+    experiment: str = "",
 ) -> str:
     """Store ``report.md``, ``report.csv`` and ``report.json`` as artifacts of one run of MLflow.
 
-    The run has the tags ``sweep.id`` and ``fl_app.report``, which tells it from a run that trained,
-    and stands in the experiment of the comparison's first run. A sweep has one such run: what it
-    holds is replaced.
+    The run has the tags ``sweep.id``, ``fl_app.report``, which tells it from a run that trained,
+    and ``fl_app.report.runs``, the number of finished runs that it looked at. A sweep has one such
+    run: what it holds is replaced, unless by less. Runs that ``skip_finished`` found in other
+    sweeps are not read with ``--sweep``: a comparison made of them is not lost to one of the rest.
 
     Parameters
     ----------
@@ -38,6 +42,8 @@ def store_report(
         The tag ``sweep.id`` of its runs.
     comparison, outcomes, command
         As in :func:`~fl_app.report.write_report`.
+    experiment : str
+        Where the run is made, by its name; by default beside the comparison's first run.
 
     Returns
     -------
@@ -47,8 +53,8 @@ def store_report(
     Raises
     ------
     InputError
-        If the store cannot be read or written to. Its run is then FAILED, where the store still
-        takes that.
+        If the store cannot be read or written to (its run is then FAILED, where the store still
+        takes that), or what it holds is of more finished runs.
     """
     store = existing(uri)
     with (
@@ -65,13 +71,28 @@ def store_report(
         experiments = [one.experiment_id for one in client.search_experiments()]
         if found := client.search_runs(experiments, where, max_results=1):
             run_id = str(found[0].info.run_id)
+            _require_no_fewer(comparison.num_runs, found[0].data.tags)
         else:
-            experiment = client.get_run(first.run_id).info.experiment_id
-            run_id = str(client.create_run(experiment, tags=tags, run_name=_NAME).info.run_id)
+            place = client.get_run(first.run_id).info.experiment_id
+            if experiment:
+                place = MlflowStore(store, home_dir()).experiment_id(experiment)
+            run_id = str(client.create_run(place, tags=tags, run_name=_NAME).info.run_id)
         status = "FAILED"
         try:
             client.log_artifacts(run_id, folder)
+            client.set_tag(run_id, _RUNS, str(comparison.num_runs))
             status = FINISHED
         finally:
             client.set_terminated(run_id, status)
     return run_id
+
+
+def _require_no_fewer(count: int, tags: Mapping[str, str]) -> None:
+    """Refuse to replace a stored comparison by one that looked at fewer runs."""
+    kept = int(tags.get(_RUNS, "0"))
+    if count < kept:
+        text = (
+            f"at least the {kept} finished runs that the stored comparison of this sweep looked at "
+            "(skip_finished may have found some in other sweeps); keep this one with --out"
+        )
+        raise InputError("--store", f"{count} runs", text)

@@ -28,6 +28,7 @@ from fl_app.report.runs import (
     natural,
     tell_apart,
 )
+from fl_app.tracking.keys import equal
 
 __all__ = ["Summary", "SummaryRow", "summary_blocks", "summary_table", "sweep_report"]
 
@@ -175,7 +176,7 @@ def _is_best(
         return False
     sign = 1 if is_better_when_higher(row.objective) else -1
     means = [mean for mean in rivals if mean is not None and not math.isnan(mean)]
-    return all(sign * row.mean >= sign * mean for mean in means)
+    return all(sign * row.mean >= sign * mean or equal(row.mean, mean) for mean in means)
 
 
 def summary_blocks(summary: Summary) -> tuple[Block, ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from fl_app.report.places import (
     APART,
     PROBLEM,
     Grouped,
+    Identity,
     Key,
     Place,
     Places,
@@ -39,7 +40,7 @@ from fl_app.report.runs import (
     param_of,
     tell_apart,
 )
-from fl_app.tracking.keys import sanitise
+from fl_app.tracking.keys import equal, sanitise
 
 __all__ = [
     "DEFAULT_BY",
@@ -58,6 +59,7 @@ DEFAULT_BY = ("eval/accuracy", "eval/mse")
 RATE = "model.learning_rate"
 """The hyperparameter without whose choice no strict claim is made."""
 _NOTHING = "nothing to tune"
+_DATA = "data.sha256"
 _MOST_SEEDS = 12
 """Choices up to which they are shown one by one."""
 
@@ -89,12 +91,15 @@ class Choice:
         return max(map(len, self.tried.values()))
 
     def untuned(self) -> list[str]:
-        """Return tuned params of which some seed has only one value."""
+        """Return tuned params of which some seed has one value beside the other chosen ones."""
         values = {key: self._values(key) for key in self.keys}
         return [key for key, own in values.items() if any(len(v) < 2 for v in own.values())]
 
     def at_the_edge(self) -> dict[str, list[str]]:
-        """Return choices at an end of their list, or beside its numbers: ``key=value`` -> seeds."""
+        """Return choices at an end of their list, or beside its numbers: ``key=value`` -> seeds.
+
+        A param's list are the candidates that have the chosen values of all other params.
+        """
         found: dict[str, list[str]] = {}
         for i, key in enumerate(self.keys):
             for seed, values in self._values(key).items():
@@ -105,9 +110,13 @@ class Choice:
         return found
 
     def _values(self, key: str) -> dict[str, list[str]]:
+        """Return a param's values by seed, of candidates with the other params' chosen values."""
         i = self.keys.index(key)
         return {
-            seed: sorted({values[i] for values in tried}, key=natural)
+            seed: sorted(
+                {v[i] for v in tried if _without(v, i) == _without(self.chosen[seed], i)},
+                key=natural,
+            )
             for seed, tried in self.tried.items()
         }
 
@@ -186,20 +195,26 @@ class Tuning:
         runs : mapping of (str, str) to (mapping of str to RunSummary)
             (cell's label, level) -> seed -> the run that counts.
         key : Key
-            What is compared: of a claim about the rate itself the rate is not tuned.
+            What is compared: levels that differ in nothing but the rate need no choice of it.
         metric : str
             What is compared.
         """
         reasons, untuned = [], []
-        for level in levels:
-            its = [
-                run for (_, name), seeds in runs.items() if name == level for run in seeds.values()
-            ]
+        ours = {
+            level: [r for (_, its), seeds in runs.items() if its == level for r in seeds.values()]
+            for level in levels
+        }
+        of_rates = RATE in key.params and self._differ_in_nothing_but_rate(ours.values(), key)
+        for level, its in ours.items():
             choices = [choice for (_, name), choice in self.choices.items() if name == level]
-            if RATE not in (*self.keys, *key.params) and any(RATE not in idle(r) for r in its):
+            if RATE not in self.keys and not of_rates and any(RATE not in idle(r) for r in its):
                 untuned.append(level)
             ones = dict.fromkeys(name for choice in choices for name in choice.untuned())
-            reasons += [f"{level} is untuned, with one candidate of {name}" for name in ones]
+            reasons += [
+                f"{level} is untuned, with one candidate of {name}"
+                f"{' beside its other chosen values' if len(self.keys) > 1 else ''}"
+                for name in ones
+            ]
             edges: dict[str, list[str]] = {}
             for choice in choices:
                 for value, seeds in choice.at_the_edge().items():
@@ -214,8 +229,22 @@ class Tuning:
         if rows and rows == source_of(self.by) and any(c.num_candidates > 1 for c in picked):
             reasons.append(f"{metric} is measured on the rows that chose, by {self.by}")
         if untuned:
-            reasons.insert(0, f"{RATE} of {' and '.join(untuned)} is untuned (--tune {RATE})")
+            how = f"--tune {RATE}{', not in --baseline' if RATE in key.params else ''}"
+            reasons.insert(0, f"{RATE} of {' and '.join(untuned)} is untuned ({how})")
         return "; ".join(reasons)
+
+    def _differ_in_nothing_but_rate(self, levels: Iterable[Sequence[RunSummary]], key: Key) -> bool:
+        """Return whether the rate is all that tells the methods of some levels' runs apart."""
+        methods = {
+            frozenset(
+                (name, value)
+                for name, value in run.params.items()
+                if key.owns(name) and name not in (RATE, *self.keys) and name not in idle(run)
+            )
+            for runs in levels
+            for run in runs
+        }
+        return len(methods) == 1
 
 
 def _told(level: str, choices: Sequence[Choice]) -> str:
@@ -236,6 +265,10 @@ def _told(level: str, choices: Sequence[Choice]) -> str:
         numbers = Counter(chosen).most_common()
         text = ", ".join(f"{value} ({count} of {len(chosen)})" for value, count in numbers)
     return f"{level} {' or '.join(counts)} {noun} ({candidates}), chosen {text}"
+
+
+def _without(values: Values, i: int) -> Values:
+    return (*values[:i], *values[i + 1 :])
 
 
 def as_text(values: Values) -> str:
@@ -292,7 +325,7 @@ def choose(
     groups : mapping
         The finished runs; of a candidate's runs the last one counts.
     lost : mapping
-        Runs that diverged: candidates that cannot be chosen.
+        Runs that diverged: candidates that cannot be chosen, where they saw the same data.
     places : Places
         Where runs belong, and which params are tuned.
     by : str
@@ -320,12 +353,13 @@ def choose(
         tried, chosen = {}, {}
         for seed, runs in seeds.items():
             own = _candidates(runs, keys, places)
-            ranks = {
-                values: (*_rank(same[-1], by, higher), _order(values))
-                for values, same in own.items()
-            }
-            best = min(ranks, key=lambda values: ranks[values])
-            failed = _candidates(lost.get(place, {}).get(seed, ()), keys, places)
+            ranks = {values: _rank(same[-1], by, higher) for values, same in own.items()}
+            broken, top = min(ranks.values())
+            ties = [v for v, rank in ranks.items() if rank[0] == broken and equal(rank[1], top)]
+            best = min(ties, key=_order)
+            seen = {digest for run in runs if (digest := run.tags.get(_DATA))}
+            alike = [r for r in lost.get(place, {}).get(seed, ()) if _may_be_of(r, seen)]
+            failed = _candidates(alike, keys, places)
             tried[seed] = tuple(sorted({*own, *failed}, key=_order))
             chosen[seed], kept.setdefault(place, {})[seed] = best, own[best]
         choices[place] = Choice(keys, tried, chosen)
@@ -344,12 +378,18 @@ def _candidates(
         if same:
             places.require_same(same[-1], run)
         same.append(run)
-        data.setdefault(run.tags.get("data.sha256", "none"), run)
+        data.setdefault(run.tags.get(_DATA, "none"), run)
     if len(data) > 1:
         (one, first), (other, second) = list(data.items())[:2]
         text = f"other data: {first.title} and {second.title} are candidates; run both on the same"
-        raise InputError("data.sha256", f"{one[:12]} and {other[:12]}", text)
+        raise InputError(_DATA, f"{one[:12]} and {other[:12]}", text)
     return found
+
+
+def _may_be_of(run: RunSummary, seen: Collection[str]) -> bool:
+    """Return whether a run saw one of some data, or it or they do not say."""
+    digest = run.tags.get(_DATA)
+    return not digest or not seen or digest in seen
 
 
 def _order(values: Values) -> list[tuple[float, str]]:
@@ -372,7 +412,11 @@ def _rank(run: RunSummary, by: str, higher: bool) -> tuple[bool, float]:
 
 
 def _check_equal(choices: Mapping[Place, Choice], places: Places) -> None:
-    """Refuse a cell whose levels could try unequally often."""
+    """Refuse a cell whose levels could try unequally often.
+
+    Levels that tune equally many params have equally many candidates, those that tune fewer have
+    no more than those that tune more.
+    """
     labels = places.labels(level for _, level in choices)
     cells = sorted({cell for cell, _ in choices})
     for cell, where in zip(cells, tell_apart([dict(c) for c in cells]), strict=True):
@@ -382,12 +426,16 @@ def _check_equal(choices: Mapping[Place, Choice], places: Places) -> None:
             for level, choice in sorted(its.items())
             for seed, tried in choice.tried.items()
         ]
-        whole = max(len(choice.keys) for choice in its.values())
-        full = [one for one in counts if len(its[one[2]].keys) == whole]
-        most = max(full)
-        others = [one for one in full if one[0] < most[0]]
-        others += [one for one in counts if one[0] > most[0]]
-        if not others:
+        by_size: dict[int, list[tuple[int, tuple[float, str], Identity, tuple[Values, ...]]]] = {}
+        for one in counts:
+            by_size.setdefault(len(its[one[2]].keys), []).append(one)
+        for size, same in by_size.items():
+            most = max(same)
+            others = [one for one in same if one[0] < most[0]]
+            others += [o for n, own in by_size.items() if n < size for o in own if o[0] > most[0]]
+            if others:
+                break
+        else:
             continue
         told = [
             f"{places.key.name}={labels[level]} has {count} "

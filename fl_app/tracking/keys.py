@@ -34,6 +34,7 @@ __all__ = [
     "bytes_text",
     "client_rows",
     "client_table",
+    "equal",
     "higher_is_better",
     "round_metrics",
     "sanitise",
@@ -54,7 +55,21 @@ _REFUSED = re.compile(r"[^/\w.\- :]")
 _BETTER_WORDS = frozenset(
     {"acc", "accuracy", "auc", "dice", "f1", "iou", "precision", "recall", "r2", "score"}
 )
+_ROUNDING = 1e-9
 _T = TypeVar("_T")
+
+
+def equal(one: float, other: float) -> bool:
+    """Return whether two values of a metric are equal but for rounding (1e-9 of their size).
+
+    Means over clients of equally many right rows may differ in their last digits.
+
+    Examples
+    --------
+    >>> equal(12 / 13, 0.923076923076923), equal(0.92, 0.93)
+    (True, False)
+    """
+    return math.isclose(one, other, rel_tol=_ROUNDING)
 
 
 def artifact_path(path: str) -> str:

@@ -90,7 +90,7 @@ class MlflowStore:
 
     def create_run(self, target: Mapping[str, Any], spool: str, start: Mapping[str, Any]) -> Run:
         """Make the run of a spool, in its experiment, at its true time."""
-        experiment_id = self._experiment(target["experiment"])
+        experiment_id = self.experiment_id(target["experiment"])
         process = Process(**start["process"])
         tags = {
             _SPOOL_TAG: spool,
@@ -104,7 +104,8 @@ class MlflowStore:
         )
         return Run(run.info.run_id, experiment_id)
 
-    def _experiment(self, name: str) -> str:
+    def experiment_id(self, name: str) -> str:
+        """Return the id of an experiment, made where it is not there."""
         client = self._client
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
