@@ -93,7 +93,8 @@ def test_what_changes_nothing_is_run_once(typed: Typed, capsys: pytest.CaptureFi
     assert out.count("strategy=fedavg, learning_rate=") == 2
     runs = read_runs(experiment="wine")
     told = [(r.params["strategy.name"], r.tags.get("config.without_effect")) for r in runs]
-    none = "model.batch_size model.l2 model.learning_rate model.local_epochs model.name"
+    none = "model.batch_size model.l2 model.learning_rate model.local_epochs model.local_steps"
+    none = f"{none} model.name"
     assert sorted(told) == [("fedavg", None)] * 4 + [("n_average", none)] * 2
 
 
@@ -258,15 +259,17 @@ def test_methods_are_compared_tuned(
 @pytest.mark.parametrize("name", sorted(p.stem for p in (config_dir() / "method").glob("*")))
 def test_a_method_is_a_bundle(name: str) -> None:
     """Each is a config by itself, by ``flwr run`` too, and goes before an experiment's choice."""
-    data = "diabetes" if name == "fedavg_linear" else "wine"
+    data = "diabetes" if name.endswith(("_linear", "_ridge")) else "wine"
     words = [f"method={name}", f"dataset={data}"]
     config = compose_config(words)
-    strategy, _, rest = name.partition("_")
-    assert config.strategy.name in (strategy, name)
-    assert config.model.name == rest or strategy != "fedavg"
+    assert name.startswith(config.strategy.name)
+    assert config.model.name == name.partition("_")[2] or config.strategy.name != "fedavg"
     assert read_launch({"overrides": " ".join(words)}, 10).config == config
-    lesson = compose_config(["experiment=two_lines", f"method={name}", "model=auto"])
-    assert lesson.strategy.name == config.strategy.name
+    others = ["experiment=two_lines", "model=auto", "partitioner=iid", "model.local_epochs=1"]
+    lesson = compose_config([*others, *words])
+    assert lesson.strategy == config.strategy
+    own = config.num_server_rounds
+    assert lesson.num_server_rounds == (5 if own == 10 else own)
 
 
 def test_a_method_that_is_none() -> None:
