@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from fl_app.errors import DIVERGED, FlAppError, printable
 from fl_app.launch import param_of
 from fl_app.schema import Config, MlflowConfig, digest, effective
-from fl_app.tracking.keys import equal, higher_is_better
 
 if TYPE_CHECKING:
     from fl_app.config import Sweep
@@ -332,6 +331,8 @@ def _question(done: Sequence[Job]) -> _Question | None:
     where it was swept. Of several kinds of FedAvg the one that is best on the clients' validation
     rows is the baseline: the strongest rival, chosen without test rows.
     """
+    from fl_app.tracking.keys import equal, higher_is_better
+
     if len({job.params.get(COMPARED) for job in done}) < 2 or not done[0].tracked:
         return None
     swept = {param_of(override) for job in done for override in job.overrides}
