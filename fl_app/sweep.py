@@ -331,10 +331,10 @@ def _question(done: Sequence[Job]) -> _Question | None:
     where it was swept. Of several kinds of FedAvg the one that is best on the clients' validation
     rows is the baseline: the strongest rival, chosen without test rows.
     """
-    from fl_app.tracking.keys import equal, higher_is_better
-
     if len({job.params.get(COMPARED) for job in done}) < 2 or not done[0].tracked:
         return None
+    from fl_app.tracking.keys import equal, higher_is_better
+
     swept = {param_of(override) for job in done for override in job.overrides}
     keys = _METHOD if "method" in swept else (COMPARED,)
     several = [key for key in keys if len({job.params.get(key) for job in done}) > 1]
