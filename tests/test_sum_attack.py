@@ -198,8 +198,8 @@ def test_two_classes_give_away_more_than_their_free_probabilities() -> None:
 # ---------------------------------------------------------------------------- the warning
 WARNING = re.compile(
     r"strategy=fedstacking: whoever knows the members may solve the sums of (\d+) of (\d+) clients "
-    r"heard so far for their rows: r = (\d+) to (\d+) rows of p = (\d+) features in a sum, which is up to 2 E "
-    r"equations, E = (\d+) \(docs/stacking\.md, What it reveals\)"
+    r"heard so far for their rows: r = (\d+) to (\d+) rows of p = (\d+) features in a sum, which "
+    r"is up to 2 E equations, E = (\d+) \(docs/stacking\.md, What it reveals\)"
 )
 
 
