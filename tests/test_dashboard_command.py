@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from fl_app import commands
 from fl_app.dashboard import start
 from fl_app.dashboard.gate import HEALTH, Gate
+from tests.kit import fl_kit
 
 TOKEN = "0123456789abcdef" * 4
 COOKIE = f"fl_app_dashboard_8501={TOKEN}"
@@ -43,15 +43,6 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fl-kit", "dashboard", *words])
-    try:
-        commands.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 # ---------------------------------------------------------------------------- the command
 def test_the_server_gets_the_token_by_its_environment_only(
     monkeypatch: pytest.MonkeyPatch,
@@ -62,7 +53,7 @@ def test_the_server_gets_the_token_by_its_environment_only(
 ) -> None:
     """The link is printed, the arguments hold no token, no Streamlit variable is handed on."""
     monkeypatch.setenv("STREAMLIT_SERVER_ADDRESS", "0.0.0.0")
-    assert run(monkeypatch, "--port", str(port), "--no-browser") == 0
+    assert fl_kit(monkeypatch, "dashboard", "--port", str(port), "--no-browser") == 0
     [(words, env)] = started
     token = (tmp_path / "fl_app_home" / "dashboard" / "token").read_text().strip()
     assert f"http://127.0.0.1:{port}/?token={token}\n" in capsys.readouterr().out
@@ -102,7 +93,7 @@ def test_a_bad_port_is_one_line(
     port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A number out of range, or none, is one line and exit status 2."""
-    assert run(monkeypatch, "--port", port) == 2
+    assert fl_kit(monkeypatch, "dashboard", "--port", port) == 2
     err = capsys.readouterr().err
     assert "--port" in err
     assert len(err.splitlines()) == 1
@@ -116,7 +107,7 @@ def test_a_taken_port_is_one_line(
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert run(monkeypatch, "--port", str(port)) == 2
+        assert fl_kit(monkeypatch, "dashboard", "--port", str(port)) == 2
     message = f"fl-kit: --port={port}: a free port (Address already in use)\n"
     assert capsys.readouterr().err == message
 
@@ -133,7 +124,7 @@ def test_a_home_that_cannot_be_used_is_one_line(
     (tmp_path / "file").write_text("")
     given = str(tmp_path / home) if home.startswith("file") else home
     monkeypatch.setenv("FL_APP_HOME", given)
-    assert run(monkeypatch, "--port", str(port)) == 2
+    assert fl_kit(monkeypatch, "dashboard", "--port", str(port)) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"fl-kit: FL_APP_HOME={given}: ")
     assert len(err.splitlines()) == 1
@@ -144,7 +135,7 @@ def test_without_the_extra_one_line_says_what_to_install(
 ) -> None:
     """Streamlit is an extra: who has not got it is told its name."""
     monkeypatch.setattr(start, "find_spec", lambda _: None)
-    assert run(monkeypatch, "--port", str(port)) == 2
+    assert fl_kit(monkeypatch, "dashboard", "--port", str(port)) == 2
     err = capsys.readouterr().err
     assert err.endswith("not installed; pip install 'fl-app[dashboard]'\n")
     assert len(err.splitlines()) == 1

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import sqlite3
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from mlflow.entities import Metric, Param, RunTag
 from rich.console import Console
 from scipy import stats
 
-from fl_app import commands
 from fl_app.errors import InputError
 from fl_app.report import (
     Comparison,
@@ -52,6 +50,7 @@ from fl_app.report.writing import as_csv, as_dict
 from fl_app.schema import Config, flatten, from_dict
 from fl_app.sweep import Job, summarise
 from fl_app.tracking.mlflow_store import MlflowStore
+from tests.kit import fl_kit
 
 ACCURACY = "server/accuracy"
 SEED_DRAWS_TEST = {
@@ -1556,14 +1555,14 @@ def test_a_comparison_is_kept_with_its_sweep(
     """``--store``: one FINISHED run beside the sweep's, replaced when made again, never read."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     ids, client = swept(uri, experiment, "kept"), MlflowClient(uri)
-    assert fl_kit(monkeypatch, "--store") == 2
+    assert fl_kit(monkeypatch, "report", "--store") == 2
     assert capsys.readouterr().err == (
         "fl-kit: --store=true: only with --sweep, whose comparison it is\n"
     )
-    assert fl_kit(monkeypatch, "--strict") == 2
+    assert fl_kit(monkeypatch, "report", "--strict") == 2
     assert "--strict=true: at least one --expect" in capsys.readouterr().err
     where = ("--sweep", "kept", "--mlflow-experiment", experiment)
-    assert fl_kit(monkeypatch, *where, "--store") == 0
+    assert fl_kit(monkeypatch, "report", *where, "--store") == 0
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith("stored in MLflow as the run comparison, ")
     run_id = told.rpartition(" ")[2]
@@ -1577,14 +1576,14 @@ def test_a_comparison_is_kept_with_its_sweep(
         "report.md",
     ]
     expectation = ("--expect", "x>fedavg")
-    assert fl_kit(monkeypatch, *where, *expectation, "--store") == 0
+    assert fl_kit(monkeypatch, "report", *where, *expectation, "--store") == 0
     assert capsys.readouterr().out.splitlines()[-1] == told
     path = client.download_artifacts(run_id, "report.json", str(tmp_path))
     data = json.loads(Path(path).read_text())
     assert [one["text"] for one in data["expectations"]] == ["x>fedavg"]
     assert data["command"].endswith("--expect 'x>fedavg' --store")
 
-    assert fl_kit(monkeypatch, *where, "--where", "seed=0", "--store") == 2
+    assert fl_kit(monkeypatch, "report", *where, "--where", "seed=0", "--store") == 2
     assert f"--store={len(ids) // 3} runs: at least the {len(ids)} fini" in capsys.readouterr().err
     again = client.download_artifacts(run_id, "report.json", str(tmp_path))
     assert json.loads(Path(again).read_text()) == data
@@ -1607,7 +1606,7 @@ def test_a_store_that_takes_no_report_loses_nothing(
         raise OSError("no space left")
 
     monkeypatch.setattr("mlflow.MlflowClient.log_artifacts", full)
-    assert fl_kit(monkeypatch, "--sweep", "full", "--store") == 2
+    assert fl_kit(monkeypatch, "report", "--sweep", "full", "--store") == 2
     told = capsys.readouterr()
     assert "at equal rounds" in told.out
     assert told.err.endswith("a store that MLflow can use (no space left)\n")
@@ -1630,16 +1629,6 @@ def test_a_store_that_takes_no_report_loses_nothing(
 
 
 # ---------------------------------------------------------------------------- fl-kit report
-def fl_kit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run the command and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["fl-kit", "report", *words])
-    try:
-        commands.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def test_the_command(
     uri: str,
     experiment: str,
@@ -1660,7 +1649,7 @@ def test_the_command(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     runs = ("--mlflow-experiment", experiment, "--tune", "model.learning_rate")
     where = (*runs, "--expect", "fedavg>fedadam")
-    assert fl_kit(monkeypatch, *where, "--out", str(tmp_path / "out")) == 0
+    assert fl_kit(monkeypatch, "report", *where, "--out", str(tmp_path / "out")) == 0
     out = capsys.readouterr().out
     assert "] corrected t  5/0/0" in out
     assert "expected fedavg>fedadam: does not hold (difference -0.2020 [" in out
@@ -1671,14 +1660,14 @@ def test_the_command(
         "report.json",
         "report.md",
     ]
-    assert fl_kit(monkeypatch, *where, "--strict") == 1
-    assert fl_kit(monkeypatch, *runs, "--expect", "fedadam>fedavg", "--strict") == 0
+    assert fl_kit(monkeypatch, "report", *where, "--strict") == 1
+    assert fl_kit(monkeypatch, "report", *runs, "--expect", "fedadam>fedavg", "--strict") == 0
     four = ("--where", "seed=0,1,2,3", "--expect", "fedadam>fedavg")
-    assert fl_kit(monkeypatch, *runs, *four) == 0
+    assert fl_kit(monkeypatch, "report", *runs, *four) == 0
     assert "4 of the 5 pairs that it needs" in capsys.readouterr().out
-    assert fl_kit(monkeypatch, *runs, *four, "--strict") == 1
+    assert fl_kit(monkeypatch, "report", *runs, *four, "--strict") == 1
     capsys.readouterr()
-    assert fl_kit(monkeypatch, *runs, "--expect", "fedadam>krum", "--strict") == 2
+    assert fl_kit(monkeypatch, "report", *runs, "--expect", "fedadam>krum", "--strict") == 2
     error = capsys.readouterr().err
     assert error == "fl-kit: --expect=krum: one that was run: fedadam; fedavg\n"
 
@@ -1699,9 +1688,9 @@ def test_strict_refuses_runs_that_did_not_learn(
         log(uri, experiment, one)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     where = ("--mlflow-experiment", experiment, "--expect", "fedavg>fedadam")
-    assert fl_kit(monkeypatch, *where) == 0
+    assert fl_kit(monkeypatch, "report", *where) == 0
     capsys.readouterr()
-    assert fl_kit(monkeypatch, *where, "--strict") == 2
+    assert fl_kit(monkeypatch, "report", *where, "--strict") == 2
     assert capsys.readouterr().err == (
         "fl-kit: worse_than_constant=true: no claim stands on runs that did not learn: fedadam s2; "
         "run them with a smaller step, or leave them out with --where\n"

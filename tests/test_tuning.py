@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from fl_app import commands
 from fl_app.errors import InputError
 from fl_app.federation.ending import Ending
 from fl_app.report import (
@@ -37,6 +35,7 @@ from fl_app.report.tuning import diverged
 from fl_app.report.writing import as_csv, as_dict
 from fl_app.sweep import Job, summarise
 from fl_app.tracking.mlflow_store import MlflowStore
+from tests.kit import fl_kit
 
 from .test_report import FLAT
 
@@ -779,16 +778,6 @@ def log(uri: str, told: RunSummary, by: Mapping[int, float]) -> None:
     client.set_terminated(run_id, told.status)
 
 
-def report(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run the command and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["fl-kit", "report", *words])
-    try:
-        commands.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def test_the_command_tunes(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -807,13 +796,13 @@ def test_the_command_tunes(
     }
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     words = ("--tune", RATE, "--by", "eval/accuracy", "--expect", "fedstacking>fedavg", "--strict")
-    assert report(monkeypatch, *words, "--out", str(tmp_path / "out")) == 0
+    assert fl_kit(monkeypatch, "report", *words, "--out", str(tmp_path / "out")) == 0
     out = capsys.readouterr().out
     assert "chosen 0.04, 0.04, 0.04, 0.04, 0.04; fedstacking: nothing to tune" in out
     assert "nothing to tune" in (tmp_path / "out" / "report.csv").read_text()
-    assert report(monkeypatch, *words[4:], "--where", f"{RATE}=0.04") == 1
+    assert fl_kit(monkeypatch, "report", *words[4:], "--where", f"{RATE}=0.04") == 1
     assert "model.learning_rate of fedavg is untuned (--tune model" in capsys.readouterr().out
-    assert report(monkeypatch, *words[4:]) == 2
+    assert fl_kit(monkeypatch, "report", *words[4:]) == 2
     assert "model.learning_rate=0.01 and 0.04 and 0.16: one value for --" in capsys.readouterr().err
 
 
@@ -827,10 +816,15 @@ def test_what_was_not_chosen_need_not_have_learned(
         log(uri, told, {LAST: one.metrics["eval/accuracy"]})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     words = ("--sweep", "bad", "--tune", RATE, "--expect", "fedprox>fedavg", "--strict")
-    assert report(monkeypatch, *words) == 0
-    assert report(monkeypatch, *words, "--by", "server/accuracy", "--metric", "eval/accuracy") == 1
+    assert fl_kit(monkeypatch, "report", *words) == 0
+    assert (
+        fl_kit(
+            monkeypatch, "report", *words, "--by", "server/accuracy", "--metric", "eval/accuracy"
+        )
+        == 1
+    )
     capsys.readouterr()
-    assert report(monkeypatch, *words, "--where", f"{RATE}=0.01") == 2
+    assert fl_kit(monkeypatch, "report", *words, "--where", f"{RATE}=0.01") == 2
     assert "no claim stands on runs that did not learn" in capsys.readouterr().err
 
 
@@ -846,7 +840,10 @@ def test_a_tuned_comparison_is_kept(
         )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     words = ("--sweep", "kept", "--tune", RATE)
-    assert report(monkeypatch, *words, "--expect", "fedprox>fedavg", "--strict", "--store") == 0
+    assert (
+        fl_kit(monkeypatch, "report", *words, "--expect", "fedprox>fedavg", "--strict", "--store")
+        == 0
+    )
     run_id = capsys.readouterr().out.split()[-1]
     path = MlflowClient(uri).download_artifacts(run_id, "report.json", str(tmp_path))
     data = json.loads(Path(path).read_text())
@@ -857,7 +854,7 @@ def test_a_tuned_comparison_is_kept(
     assert {one["verdict"]["word"] for one in data["convergence"]} == {"converged"}
     again = replace(tuned()[0], start_ms=10**14, tags={**TAGS, "sweep.id": "kept"})
     log(uri, again, {LAST - 1: 0.9})
-    assert report(monkeypatch, *words) == 2
+    assert fl_kit(monkeypatch, "report", *words) == 2
     assert "no candidate: fedavg 0 0.01 has no such value in its last" in capsys.readouterr().err
 
 
