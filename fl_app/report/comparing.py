@@ -258,9 +258,10 @@ def compare(
     higher = is_better_when_higher(metric)
     grounds = _grounds(design, metric)
     maker = _Maker(design, metric, higher, base, tolerance, grounds)
-    ends, at_rounds = maker.table(at_end), maker.table(equal_rounds)
+    ends = maker.table(at_end)
     pairs = [pair for own in ends.pairs.values() for pair in own]
     differ = any(pair.level.server_round != pair.baseline.server_round for pair in pairs)
+    at_rounds = maker.table(equal_rounds) if differ else ends
     at_bytes, why = _at_bytes(maker)
     found = Comparison(
         metric, higher, base, design, at_rounds, at_bytes, grounds, at_end=ends if differ else None
@@ -287,7 +288,7 @@ def _judged(c: Comparison) -> tuple[Judged, ...]:
     Where bytes cut a run, its verdict there is one about the bytes.
     """
     found: dict[Judged, None] = {}
-    for table in (c.finished, c.at_rounds):
+    for table in filter(None, (c.at_end, c.at_rounds)):
         for level, pairs in table.pairs.items():
             found |= dict.fromkeys(judge_pairs(c.design, level, c.baseline, pairs, c.metric))
     own = {one.run_id for one in found}

@@ -38,7 +38,7 @@ from fl_app.tracking.mlflow_store import load_mlflow, no_progress_bars, quiet
 from fl_app.tracking.spool import read_npz
 from fl_app.tracking.store import check_uri, default_uri, is_http, masked, sqlite_path
 
-__all__ = ["existing", "failures_named", "find_finished", "read_runs", "read_these"]
+__all__ = ["existing", "failures_named", "find_finished", "pages", "read_runs", "read_these"]
 
 _THREADS = 8
 _UNREADABLE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile)
@@ -85,7 +85,7 @@ def read_runs(
     store = existing(uri)
     with quiet(), failures_named(store):
         client = load_mlflow().MlflowClient(store)
-        names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
+        names = {e.experiment_id: e.name for e in pages(client.search_experiments)}
         found = _search(client, store, _chosen(names, experiment), sweep)
         return _with_curves(client, store, found, metric, by)
 
@@ -141,7 +141,7 @@ def find_finished(uri: str | None, tags: Mapping[str, str]) -> RunSummary | None
     where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     with quiet(), failures_named(store):
         client = load_mlflow().MlflowClient(store)
-        ids = [e.experiment_id for e in _pages(client.search_experiments)]
+        ids = [e.experiment_id for e in pages(client.search_experiments)]
         if not ids:
             return None
         only = f"attributes.status = '{FINISHED}' and {where}"
@@ -183,7 +183,7 @@ def failures_named(store: str) -> Iterator[None]:
         raise InputError("tracking URI", masked(store), f"a {what} ({one_line(why)})") from None
 
 
-def _pages(search: Any, *words: Any, **named: Any) -> Iterator[Any]:
+def pages(search: Any, *words: Any, **named: Any) -> Iterator[Any]:
     """Yield everything that a paged search of MLflow finds."""
     token = None
     while True:
@@ -196,7 +196,7 @@ def _pages(search: Any, *words: Any, **named: Any) -> Iterator[Any]:
 
 def _runs(client: Any, experiments: Sequence[str], where: str, **named: Any) -> Iterator[Any]:
     """Yield the runs that a search finds, without those that hold a report."""
-    found = _pages(client.search_runs, experiments, where, **named)
+    found = pages(client.search_runs, experiments, where, **named)
     return (run for run in found if REPORT_TAG not in run.data.tags)
 
 

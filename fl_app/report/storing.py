@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from fl_app.errors import InputError
 from fl_app.report.comparing import Comparison, Outcome
-from fl_app.report.reading import existing, failures_named
+from fl_app.report.reading import existing, failures_named, pages
 from fl_app.report.runs import FINISHED
 from fl_app.report.writing import write_report
 from fl_app.tracking.keys import REPORT_TAG
@@ -68,7 +68,7 @@ def store_report(
         first = next(iter(next(iter(comparison.design.runs.values())).values()))
         tags = {"sweep.id": sweep, REPORT_TAG: "true"}
         where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        experiments = [one.experiment_id for one in client.search_experiments()]
+        experiments = [one.experiment_id for one in pages(client.search_experiments)]
         if found := client.search_runs(experiments, where, max_results=1):
             run_id = str(found[0].info.run_id)
             _require_no_fewer(comparison.num_runs, found[0].data.tags)
