@@ -132,7 +132,7 @@ def train(message: Message, context: Context) -> Message:
     with one_thread(), _no_warnings():
         start = wire.read_arrays(message)
         if config.strategy.name == "pooled":
-            arrays = _converged(message, federation, rows)
+            arrays = _converged(message, start, federation, rows)
         else:
             step = wire.learning_rate(message)
             arrays = model.fit(start, rows.x, rows.y, rng, mu, step)
@@ -144,9 +144,9 @@ def train(message: Message, context: Context) -> Message:
     return wire.reply(message, metrics, len(rows.x), arrays, measures | _left_out(rows.left_out))
 
 
-def _converged(message: Message, federation: _Federation, rows: Encoded) -> Arrays:
+def _converged(message: Message, start: Arrays, federation: _Federation, rows: Encoded) -> Arrays:
     """Train on all rows to convergence in the first round; nothing is left for the others."""
-    start, config = wire.read_arrays(message), federation.config
+    config = federation.config
     if wire.server_round(message) > 1:
         return start
     rng = generator(config.seed, "pooled")

@@ -269,8 +269,7 @@ def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[s
         nothing = Member(LS, {"weights": np.zeros((kinds.num_features + 1, kinds.num_outputs))})
         return nothing.to_arrays("global") | pack_range(*(limits or ((), ())))
     if limits is None:
-        shares = roster.label_shares if any(roster.label_shares) else None
-        return {PRIOR: np.array(shares or [1 / kinds.num_outputs] * kinds.num_outputs)}
+        return {PRIOR: np.array(_constant(roster, predictor))}
     return {PRIOR: (np.array(limits[0]) + np.array(limits[1])) / 2}
 
 
