@@ -61,7 +61,7 @@ def write_report(
     texts = {
         "report.md": as_markdown(comparison, outcomes, command),
         "report.csv": as_csv(comparison),
-        "report.json": json.dumps(data, indent=1, allow_nan=False) + "\n",
+        "report.json": _as_json(data),
     }
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -69,6 +69,12 @@ def write_report(
     except OSError as error:
         why = f"a folder that can be written to ({error.strerror})"
         raise InputError("--out", folder, why) from None
+
+
+def _as_json(data: Mapping[str, Any]) -> str:
+    """Write an object with a line for each of its keys: indented it would be twice as long."""
+    lines = (f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in data.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _write(path: Path, text: str) -> Path:
