@@ -237,7 +237,8 @@ def _test_split(config: Config) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _drawn_split(
     table: Table, fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return split_test(table.target, fraction, seed, table.task == "classification")
+    stratify = table.task == "classification"
+    return split_test(table.target, fraction, seed, stratify, table.owners)
 
 
 def _dealt(config: Config) -> tuple[Table, list[NDArray[np.int64]]]:
