@@ -172,7 +172,7 @@ def own_partition(config: Config, partition: int, path: str) -> Partition:
     path : str
         The file.
     """
-    table = load_own(config.dataset, path)
+    table = load_own(config.dataset, path, _natural_key(config))
     fit, keep = split_validation(len(table), config.dataset.val_fraction, partition)
     return Partition(table.take(fit), table.take(keep))
 

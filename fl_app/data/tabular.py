@@ -46,7 +46,7 @@ def load_tabular(
     missing: str = "error",
     key: str | None = None,
     *,
-    fewest_classes: int = 2,
+    own: bool = False,
     text_labels: bool | None = None,
 ) -> Table:
     """Read one CSV or Parquet file.
@@ -72,8 +72,9 @@ def load_tabular(
     key : str, optional
         Column whose sorted values are the natural clients 0..K-1; no feature unless ``features``
         names it.
-    fewest_classes : int, default 2
-        Classes that the file must have; 1 for a node's own, as others may have the other classes.
+    own : bool, default False
+        Whether all rows are one node's, whose file may hold one class, as others may have the other
+        classes, and need not have the key column.
     text_labels : bool, optional
         Whether labels are texts, though all in this file may look like numbers; False: only those
         are that do not. By default all are where one is.
@@ -92,11 +93,15 @@ def load_tabular(
     if missing not in MISSING:
         raise ConfigError("dataset.missing", missing, f"one of {', '.join(MISSING)}")
     frame = read_frame(path)
-    roles = assign_roles(list(frame.columns), target, task, features, categorical, key)
+    names = list(frame.columns)
+    if own:
+        names = names if features is not None else [name for name in names if name != key]
+        key = None
+    roles = assign_roles(names, target, task, features, categorical, key)
     columns = parse(frame, roles, _raise)
     kept = kept_rows(columns, missing)
     table = build_table(columns, kept, text_labels)
-    if task == "classification" and len(set(table.target.tolist())) < fewest_classes:
+    if task == "classification" and not own and len(set(table.target.tolist())) < 2:
         raise one_class(table.target_names[0], table.target)
     for note in [*dropped(kept), *notes(columns)]:
         log.warning("%s: %s", Path(path).name, note)
