@@ -321,6 +321,7 @@ def build_table(
     """
     roles = columns.roles
     numeric = tuple(name for name in roles.features if name not in roles.categorical)
+    owners, owner_names = _owners(columns, kept)
     return Table(
         task=roles.task,
         columns=roles.features,
@@ -332,7 +333,8 @@ def build_table(
         categorical_names=roles.categorical,
         target=target_of(columns, kept, text_labels),
         target_names=roles.targets,
-        owners=_owners(columns, kept),
+        owners=owners,
+        owner_names=owner_names,
     )
 
 
@@ -374,14 +376,16 @@ def one_class(name: str, labels: NDArray[Any]) -> DataError:
 _NUMBER = "to predict a number set dataset.task=regression"
 
 
-def _owners(columns: Columns, kept: NDArray[np.bool_]) -> NDArray[np.int64] | None:
-    """Return the place of each row's key among the sorted keys, numbers before texts."""
+def _owners(
+    columns: Columns, kept: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Return the place of each row's key among the sorted keys, numbers before texts, and these."""
     for values in columns.key.values():
         keys = values[kept].tolist()
         order = sorted(set(keys), key=lambda value: (isinstance(value, str), value))
         number = {value: position for position, value in enumerate(order)}
-        return np.array([number[value] for value in keys], dtype=np.int64)
-    return None
+        return np.array([number[value] for value in keys], dtype=np.int64), tuple(map(str, order))
+    return None, ()
 
 
 # ---------------------------------------------------------------------------- worth a word
