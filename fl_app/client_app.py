@@ -94,6 +94,7 @@ def describe(message: Message, context: Context) -> Message:
         rows = _raw_rows(config, partition, path)
         if encoding_json:  # asked again: how many of its rows are of a class of the run?
             encoding = wire.read_encoding(encoding_json)
+            _say_strangers(rows, partition, path, encoding, context)
             description = handshake.describe_left(rows, partition, num_partitions, encoding)
         else:
             least = config.min_rows, min_level_rows_of(config.dataset)
@@ -257,6 +258,17 @@ def _raw_rows(config: Config, partition: int, path: str | None) -> Partition:
     )
 
 
+def _say_strangers(
+    rows: Partition, partition: int, path: str | None, encoding: Encoding, context: Context
+) -> None:
+    """Say once, in the log of a node with a file of its own, what of it the run cannot name."""
+    if path is None or _SAID in context.state:
+        return
+    context.state[_SAID] = ConfigRecord()
+    for line in encoding.strangers(rows.rows):
+        log.warning("partition %d: %s", partition, line)
+
+
 @dataclass(frozen=True)
 class _Federation:
     """A run as its clients see it; their encoded rows are kept while the run is in use."""
@@ -290,10 +302,7 @@ class _Federation:
         if found is None:
             raw = _raw_rows(self.config, partition, path)
             found = encode(raw, self.encoding, self.config.model.dtype)
-            if path is not None and _SAID not in context.state:
-                context.state[_SAID] = ConfigRecord()
-                for line in self.encoding.strangers(raw.rows):
-                    log.warning("partition %d: %s", partition, line)
+            _say_strangers(raw, partition, path, self.encoding, context)
             self._rows[partition, path] = found
         return found
 

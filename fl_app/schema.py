@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fl_app.errors import ConfigError
+from fl_app.errors import ConfigError, printable
 
 __all__ = [
     "GROUPS",
@@ -31,6 +32,7 @@ __all__ = [
     "Levels",
     "Task",
     "check",
+    "data_name",
     "digest",
     "effective",
     "flatten",
@@ -547,7 +549,9 @@ class MlflowConfig(TrackingConfig):
     uri: str | None = opt(
         None, "Tracking URI; null: MLFLOW_TRACKING_URI, else the store in FL_APP_HOME."
     )
-    experiment_name: str | None = opt(None, "MLflow experiment; null takes the data set's name.")
+    experiment_name: str | None = opt(
+        None, "MLflow experiment; null: the data set's name, for `tabular` the file's."
+    )
     register_as: str | None = opt(
         None, "Name under which the best model is registered, with the alias `champion`."
     )
@@ -669,6 +673,17 @@ def task_of(dataset: DatasetConfig) -> Task:
     if isinstance(dataset, TabularConfig):
         return dataset.task  # type: ignore[return-value]
     return _TASKS[dataset.name]
+
+
+def data_name(config: Config) -> str:
+    """Return what the rows are called: the data set's name, for ``tabular`` the file's.
+
+    In a deployment each node has a file, whose name is the node's alone: there it is ``tabular``.
+    """
+    dataset = config.dataset
+    if not isinstance(dataset, TabularConfig) or config.runtime.name == "deployment":
+        return dataset.name
+    return printable(Path(dataset.path or "").name) or dataset.name
 
 
 def min_level_rows_of(dataset: DatasetConfig) -> int:

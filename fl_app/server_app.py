@@ -47,9 +47,11 @@ from fl_app.schema import (
     Config,
     DeploymentConfig,
     MlflowConfig,
+    NaturalConfig,
     TabularConfig,
     TrackingConfig,
     check,
+    data_name,
     digest,
     fewest_replies,
     flatten,
@@ -377,8 +379,19 @@ class Run:
             return
         names = ("partition", "num_examples", "num_validation")
         rows = [{name: getattr(node, name) for name in names} for node in roster]
-        self.trackers.annotate(tags, {"clients/roster.json": client_table(rows)})
+        sites = self._sites()
+        table = [{**row, "site": sites.get(row["partition"])} for row in rows] if sites else rows
+        self.trackers.annotate(tags, {"clients/roster.json": client_table(table)})
         self.trackers.event("roster", {"nodes": [list(row.values()) for row in rows]})
+
+    def _sites(self) -> dict[int, str]:
+        """Return the natural clients' names by partition, where rows are dealt and they have any.
+
+        A node with a file of its own tells no name beside its partition's number.
+        """
+        config = self.config
+        dealt = self.runtime != "deployment" and isinstance(config.partitioner, NaturalConfig)
+        return dict(enumerate(whole_table(config).owner_names)) if dealt else {}
 
     def _row_tags(self, roster: Roster, test: Table | None) -> dict[str, str]:
         """Say how many rows are for what, and which of them the seed draws."""
@@ -430,9 +443,8 @@ class Run:
             return {}
         dataset = config.dataset
         source = dataset.path if isinstance(dataset, TabularConfig) else f"fl_app:{dataset.name}"
-        name = Path(source or "").name if isinstance(dataset, TabularConfig) else dataset.name
         digest_ = whole_table(config).sha256
-        return {"name": name, "digest": digest_, "source": source or dataset.name}
+        return {"name": data_name(config), "digest": digest_, "source": source or dataset.name}
 
     def _finish(
         self, status: Status, seconds: float, error: str, tags: Mapping[str, str] | None = None
@@ -587,7 +599,7 @@ def _mlflow_tracker(config: Config, name: str) -> MlflowTracker | None:
         return None
     return MlflowTracker(
         uri=config.tracking.uri,
-        experiment_name=config.tracking.experiment_name or config.dataset.name,
+        experiment_name=config.tracking.experiment_name or data_name(config),
         register_as=config.tracking.register_as,
         name=name,
     )
@@ -600,7 +612,8 @@ _NAMED |= {"faults.clients", "faults.kind", "method"}
 def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
     """Name a run, what tells it apart first: the UI shows about 18 characters.
 
-    What else a sweep is over stands between the strategy, or the method, and the seed.
+    What else a sweep is over stands between the strategy, or the method, and the seed. A table of
+    the user's own is last: its file, or, where each node has a file of its own, its target.
     """
     alpha = getattr(config.partitioner, "alpha", None)
     deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
@@ -612,7 +625,12 @@ def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
     own = [f" {key.rpartition('.')[2]}={value}" for key, _, value in pairs if key not in _NAMED]
     more = "".join(own)
     name = f"{what}{private}{faulty}{more} s{config.seed}"
-    return f"{name} {deal} K{config.num_clients} {config.model.name}"
+    name = f"{name} {deal} K{config.num_clients} {config.model.name}"
+    if not isinstance(config.dataset, TabularConfig):
+        return name
+    target = config.dataset.target or ()
+    targets = target if isinstance(target, str) else " ".join(target)
+    return f"{name} {targets if config.runtime.name == 'deployment' else data_name(config)}"
 
 
 def _value_names(

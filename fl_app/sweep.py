@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from fl_app.errors import DIVERGED, FlAppError, printable
 from fl_app.launch import param_of
-from fl_app.schema import Config, MlflowConfig, digest, effective
+from fl_app.schema import Config, MlflowConfig, data_name, digest, effective
 
 if TYPE_CHECKING:
     from fl_app.config import Sweep
@@ -166,7 +166,7 @@ def with_config(job: Job, config: Config) -> Job:
     told = replace(job, params=effective(config))
     if not isinstance(tracking, MlflowConfig):
         return told
-    experiment = tracking.experiment_name or config.dataset.name
+    experiment = tracking.experiment_name or data_name(config)
     return replace(told, tracked=True, uri=tracking.uri or "", experiment=experiment)
 
 

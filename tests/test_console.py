@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fl_app.models.metrics import score_all
-from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
+from fl_app.tracking.base import ClientRecord, RoundRecord, RunEnd, RunStart
 from fl_app.tracking.console import ConsoleTracker
 
 TRUTH = np.array([0] * 9 + [1])
@@ -74,3 +74,13 @@ def test_a_round_that_was_thrown_away_is_said_to_be() -> None:
     tracker.finish(RunEnd("FINISHED"))
     lines = [line for line in out.getvalue().splitlines() if "thrown away" in line]
     assert [line[:9] for line in lines] == ["round 2/2", "note: tra"]
+
+
+@pytest.mark.parametrize(("sizes", "shown"), [((2, 2), 1), ((2, 1), 0), ((1, 1), 0)])
+def test_the_sum_is_shown_where_replies_are_models(sizes: tuple[int, ...], shown: int) -> None:
+    """Replies of other shapes than the model's, as members of a stack are, add up to nothing."""
+    out = io.StringIO()
+    tracker = ConsoleTracker(console=Console(file=out, width=200))
+    clients = [ClientRecord(k, 1, {}, {"w": np.ones(n)}) for k, n in enumerate(sizes)]
+    tracker.record(RoundRecord(1, {"w": np.ones(2)}, train_clients=clients, cost=COST))
+    assert out.getvalue().count("W(1) = ") == shown

@@ -419,7 +419,7 @@ def test_the_record_tells_a_deployment(tmp_path: Path) -> None:
 
 
 def test_a_nodes_own_file_has_rows_that_no_seed_draws(tmp_path: Path) -> None:
-    """With tables of the nodes' own every seed has the same rows, and the tag says it."""
+    """With tables of the nodes' own every seed has the same rows, and no file names the run."""
     from mlflow import MlflowClient
 
     rows = [f"{x},{x % 2}" for x in range(40)]
@@ -430,5 +430,7 @@ def test_a_nodes_own_file_has_rows_that_no_seed_draws(tmp_path: Path) -> None:
     deployed(*words, "runtime=deployment", f"tracking.uri={uri}", clients=2)
     client = MlflowClient(uri)
     (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert client.get_experiment(found.info.experiment_id).name == "tabular"
+    assert found.info.run_name == "fedavg s0 iid K2 softmax y"
     assert found.data.tags["data.seed_draws"] == "nothing"
     assert int(found.data.tags["data.train_rows"]) > 0

@@ -481,7 +481,7 @@ def test_a_wrong_cell_is_refused_in_one_line(write, text, options, message):
 def test_a_nodes_own_file_may_hold_one_class(write, text, options, message):
     """Other nodes have the others: it is loaded, and the report says what it would be alone."""
     path = write(text)
-    assert len({*load_tabular(path, **options, fewest_classes=1).target.tolist()}) == 1
+    assert len({*load_tabular(path, **options, own=True).target.tolist()}) == 1
     checked = report(write("a,y\n1,5\n2,5\n"), target="y")
     assert checked.usable
     assert "y=5 in every row: at least 2 classes, in the other nodes' files at least" in (
@@ -570,7 +570,7 @@ def test_a_report_and_a_run_agree(write, text, options, message):
 
     def loads(missing: str) -> bool:
         try:
-            load_tabular(path, **given, missing=missing, fewest_classes=1)
+            load_tabular(path, **given, missing=missing, own=True)
         except InputError:
             return False
         return True

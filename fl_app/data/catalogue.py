@@ -52,12 +52,14 @@ def load(dataset: DatasetConfig, seed: int, key: str | None = None) -> Table:
     """
     if isinstance(dataset, TabularConfig):
         path = dataset.path or ""
-        return _file(dataset, str(Path(path).absolute()), _stamp(path), key, 2)
+        return _file(dataset, str(Path(path).absolute()), _stamp(path), key, False)
     return _known(dataset, seed)
 
 
-def load_own(dataset: DatasetConfig, path: str) -> Table:
+def load_own(dataset: DatasetConfig, path: str, key: str | None = None) -> Table:
     """Load a node's own file by the options of ``dataset=tabular``; it may hold one class only.
+
+    A column ``key`` is no feature unless ``dataset.features`` names it, as in one file of all.
 
     Raises
     ------
@@ -68,7 +70,7 @@ def load_own(dataset: DatasetConfig, path: str) -> Table:
     """
     if not isinstance(dataset, TabularConfig):
         raise ConfigError("dataset", dataset.name, "tabular, where a node brings a file of its own")
-    return _file(dataset, str(Path(path).absolute()), _stamp(path), None, 1)
+    return _file(dataset, str(Path(path).absolute()), _stamp(path), key, True)
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -82,7 +84,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=4)
 def _file(
-    dataset: TabularConfig, path: str, stamp: tuple[int, int], key: str | None, fewest_classes: int
+    dataset: TabularConfig, path: str, stamp: tuple[int, int], key: str | None, own: bool
 ) -> Table:
     target = dataset.target or ""
     return load_tabular(
@@ -93,7 +95,7 @@ def _file(
         dataset.categorical,
         dataset.missing,
         key,
-        fewest_classes=fewest_classes,
+        own=own,
         text_labels=isinstance(dataset.classes[0], str) if dataset.classes else None,
     )
 

@@ -172,7 +172,7 @@ def own_partition(config: Config, partition: int, path: str) -> Partition:
     path : str
         The file.
     """
-    table = load_own(config.dataset, path)
+    table = load_own(config.dataset, path, _natural_key(config))
     fit, keep = split_validation(len(table), config.dataset.val_fraction, partition)
     return Partition(table.take(fit), table.take(keep))
 
@@ -237,7 +237,8 @@ def _test_split(config: Config) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _drawn_split(
     table: Table, fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return split_test(table.target, fraction, seed, table.task == "classification")
+    stratify = table.task == "classification"
+    return split_test(table.target, fraction, seed, stratify, table.owners)
 
 
 def _dealt(config: Config) -> tuple[Table, list[NDArray[np.int64]]]:

@@ -20,7 +20,11 @@ Rows = NDArray[np.int64]
 
 
 def split_test(
-    target: NDArray[Any], fraction: float, seed: int, stratify: bool
+    target: NDArray[Any],
+    fraction: float,
+    seed: int,
+    stratify: bool,
+    owners: NDArray[np.int64] | None = None,
 ) -> tuple[Rows, Rows]:
     """Split all rows into the clients' and the server's.
 
@@ -35,6 +39,9 @@ def split_test(
     stratify : bool
         Whether each class gives the same share (by largest remainder, so that the test set has
         ``round(n * fraction)`` rows).
+    owners : ndarray of shape (n,), optional
+        The natural client of each row. One whose rows all would be test rows keeps the first of
+        them, so that every seed has the same clients: the test set is as much smaller.
 
     Returns
     -------
@@ -46,7 +53,7 @@ def split_test(
     rng = generator(seed, "test-split")
     order = rng.permutation(n)
     if not stratify:
-        return np.sort(order[size:]), np.sort(order[:size])
+        return _with_each_owner(order[size:], order[:size], owners)
     group = classes_of(target)
     members = [order[group[order] == g] for g in range(int(group.max()) + 1)]
     quota = np.array([len(m) * fraction for m in members])
@@ -55,7 +62,19 @@ def split_test(
     take[rest] += 1
     test = np.concatenate([m[:k] for m, k in zip(members, take, strict=True)])
     train = np.concatenate([m[k:] for m, k in zip(members, take, strict=True)])
-    return np.sort(train), np.sort(test)
+    return _with_each_owner(train, test, owners)
+
+
+def _with_each_owner(
+    train: Rows, test: Rows, owners: NDArray[np.int64] | None
+) -> tuple[Rows, Rows]:
+    """Sort both, after each owner who has no training row got one back."""
+    test = np.sort(test)
+    if owners is not None:
+        tested, first = np.unique(owners[test], return_index=True)
+        back = test[first[~np.isin(tested, owners[train])]]
+        train, test = np.concatenate([train, back]), np.setdiff1d(test, back)
+    return np.sort(train), test
 
 
 def split_validation(n: int, fraction: float, partition: int) -> tuple[Rows, Rows]:

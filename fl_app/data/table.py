@@ -40,6 +40,8 @@ class Table:
         Names of the T targets; one name for labels.
     owners : ndarray of shape (n,) or None
         The natural client of each row as 0..K-1, where the data has one.
+    owner_names : tuple of str
+        Names of these K clients in their order, where they have any.
     """
 
     task: Task
@@ -51,6 +53,7 @@ class Table:
     target: NDArray[Any]
     target_names: tuple[str, ...]
     owners: NDArray[np.int64] | None = None
+    owner_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of rows n."""
@@ -68,6 +71,7 @@ class Table:
             self.target[rows],
             self.target_names,
             None if self.owners is None else self.owners[rows],
+            self.owner_names,
         )
 
     def join(self, other: Table) -> Table:
@@ -83,6 +87,7 @@ class Table:
             np.concatenate([self.target, other.target]),
             self.target_names,
             np.concatenate([self.owners, other.owners]) if owners else None,
+            self.owner_names,
         )
 
     @cached_property
@@ -105,6 +110,7 @@ def numeric_table(
     target: NDArray[Any],
     target_names: Sequence[str],
     owners: NDArray[np.int64] | None = None,
+    owner_names: Sequence[str] = (),
 ) -> Table:
     """Make a table of numeric columns only.
 
@@ -122,6 +128,8 @@ def numeric_table(
         One name, or T names.
     owners : ndarray of shape (n,), optional
         Natural client of each row.
+    owner_names : sequence of str, optional
+        Names of the natural clients.
     """
     if task == "regression":
         target = np.asarray(target, dtype=np.float64)
@@ -136,4 +144,5 @@ def numeric_table(
         target,
         tuple(target_names),
         owners,
+        tuple(owner_names),
     )

@@ -46,7 +46,7 @@ def load_tabular(
     missing: str = "error",
     key: str | None = None,
     *,
-    fewest_classes: int = 2,
+    own: bool = False,
     text_labels: bool | None = None,
 ) -> Table:
     """Read one CSV or Parquet file.
@@ -72,8 +72,9 @@ def load_tabular(
     key : str, optional
         Column whose sorted values are the natural clients 0..K-1; no feature unless ``features``
         names it.
-    fewest_classes : int, default 2
-        Classes that the file must have; 1 for a node's own, as others may have the other classes.
+    own : bool, default False
+        Whether all rows are one node's, whose file may hold one class, as others may have the other
+        classes, and need not have the key column.
     text_labels : bool, optional
         Whether labels are texts, though all in this file may look like numbers; False: only those
         are that do not. By default all are where one is.
@@ -92,11 +93,15 @@ def load_tabular(
     if missing not in MISSING:
         raise ConfigError("dataset.missing", missing, f"one of {', '.join(MISSING)}")
     frame = read_frame(path)
-    roles = assign_roles(list(frame.columns), target, task, features, categorical, key)
+    names = list(frame.columns)
+    if own:
+        names = names if features is not None else [name for name in names if name != key]
+        key = None
+    roles = assign_roles(names, target, task, features, categorical, key)
     columns = parse(frame, roles, _raise)
     kept = kept_rows(columns, missing)
     table = build_table(columns, kept, text_labels)
-    if task == "classification" and len(set(table.target.tolist())) < fewest_classes:
+    if task == "classification" and not own and len(set(table.target.tolist())) < 2:
         raise one_class(table.target_names[0], table.target)
     for note in [*dropped(kept), *notes(columns)]:
         log.warning("%s: %s", Path(path).name, note)
@@ -316,6 +321,7 @@ def build_table(
     """
     roles = columns.roles
     numeric = tuple(name for name in roles.features if name not in roles.categorical)
+    owners, owner_names = _owners(columns, kept)
     return Table(
         task=roles.task,
         columns=roles.features,
@@ -327,7 +333,8 @@ def build_table(
         categorical_names=roles.categorical,
         target=target_of(columns, kept, text_labels),
         target_names=roles.targets,
-        owners=_owners(columns, kept),
+        owners=owners,
+        owner_names=owner_names,
     )
 
 
@@ -369,14 +376,16 @@ def one_class(name: str, labels: NDArray[Any]) -> DataError:
 _NUMBER = "to predict a number set dataset.task=regression"
 
 
-def _owners(columns: Columns, kept: NDArray[np.bool_]) -> NDArray[np.int64] | None:
-    """Return the place of each row's key among the sorted keys, numbers before texts."""
+def _owners(
+    columns: Columns, kept: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Return the place of each row's key among the sorted keys, numbers before texts, and these."""
     for values in columns.key.values():
         keys = values[kept].tolist()
         order = sorted(set(keys), key=lambda value: (isinstance(value, str), value))
         number = {value: position for position, value in enumerate(order)}
-        return np.array([number[value] for value in keys], dtype=np.int64)
-    return None
+        return np.array([number[value] for value in keys], dtype=np.int64), tuple(map(str, order))
+    return None, ()
 
 
 # ---------------------------------------------------------------------------- worth a word

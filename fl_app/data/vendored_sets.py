@@ -56,6 +56,7 @@ def heart_disease() -> Table:
         target=(data.integers("num") > 0).astype(np.int64),
         target_names=("disease",),
         owners=data.integers("hospital"),
+        owner_names=tuple(data.levels["hospital"].values()),
     )
 
 
@@ -88,6 +89,7 @@ def penguins() -> Table:
         data.texts("species"),
         ("species",),
         data.integers("island"),
+        tuple(data.levels["island"].values()),
     )
 
 

@@ -164,8 +164,14 @@ class ConsoleTracker:
 def _is_lesson(record: RoundRecord) -> bool:
     clients = record.train_clients
     size = sum(np.size(a) for a in record.arrays.values())
-    shown = all(c.arrays is not None for c in clients)
+    # Where a reply is no model, as with most members of a stack, nothing is averaged.
+    shapes = _shapes(record.arrays)
+    shown = all(c.arrays is not None and _shapes(c.arrays) == shapes for c in clients)
     return 0 < len(clients) <= _LESSON_CLIENTS and size <= _LESSON_VALUES and shown
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: np.shape(values) for name, values in arrays.items()}
 
 
 def _lesson(record: RoundRecord) -> Table:

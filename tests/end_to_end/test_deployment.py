@@ -152,7 +152,10 @@ def test_interrupted_run_is_stopped_at_the_superlink(lab: Lab, tmp_path: Path) -
 
 
 def write_tables(folder: Path) -> None:
-    """Write a table of two hospitals as one file, and as a file of each hospital's own."""
+    """Write a table of two hospitals as one file, and as a file of each hospital's own.
+
+    One of these is cut out of the one file as it is, with the column that names the hospital.
+    """
     import pandas as pd
 
     rng = generator(0, "csv")
@@ -162,7 +165,8 @@ def write_tables(folder: Path) -> None:
     table["hospital"] = np.where(np.arange(60) % 3 == 0, "north", "south")
     table.to_csv(folder / "both.csv", index=False)
     for name, rows in table.groupby("hospital"):
-        rows.drop(columns="hospital").to_csv(folder / f"{name}.csv", index=False)
+        own = rows if name == "north" else rows.drop(columns="hospital")
+        own.to_csv(folder / f"{name}.csv", index=False)
 
 
 def test_each_supernode_reads_its_own_file(lab: Lab, tmp_path: Path) -> None:
@@ -174,6 +178,7 @@ def test_each_supernode_reads_its_own_file(lab: Lab, tmp_path: Path) -> None:
     hospitals = enumerate(("north", "south"))
     nodes = [f'partition-id={k} data="{tmp_path}/{name}.csv"' for k, name in hospitals]
     options = ["dataset=tabular", "dataset.target=state", "num_server_rounds=1"]
+    options += ["partitioner=natural", "partitioner.key=hospital"]
     path = f"dataset.path={tmp_path}/both.csv"
     with supernodes(lab.link, nodes):
         words = [*options, path, "runtime.wait_for_nodes=4", "fraction_evaluate=0"]
@@ -182,8 +187,7 @@ def test_each_supernode_reads_its_own_file(lab: Lab, tmp_path: Path) -> None:
     assert done.stdout.count("sits out: it failed") == 2
     assert done.stdout.count("node-config data=: the path of this node's own file") == 2
     assert "2/2 clients" in done.stdout
-    natural = ["partitioner=natural", "partitioner.key=hospital", "dataset.test_fraction=0"]
-    here = in_process(*options, path, *natural, output=tmp_path / "here")
+    here = in_process(*options, path, "dataset.test_fraction=0", output=tmp_path / "here")
     result = json.loads((tmp_path / "there" / "result.json").read_text())
     assert result["weights_sha256"] == here.weights_sha256
     train = {k: v for k, v in here.metrics.items() if k.startswith("train/")}
