@@ -113,8 +113,16 @@ def workers() -> list[int]:
 
 
 def living(pids: list[int]) -> list[int]:
-    """Return the processes that have not ended."""
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    """Return the processes that have not ended; those that nobody asks for any more have."""
+    return [pid for pid in pids if state(pid) not in "XZ"]
+
+
+def state(pid: int) -> str:
+    """Return a process's state as Linux writes it, X where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
@@ -492,6 +500,26 @@ def test_context_that_cannot_travel_is_an_error_reply(grid: InProcessGrid) -> No
     assert replies[1].error.code == ErrorCode.UNKNOWN
     assert "pickle" in str(replies[1].error.reason)
     assert [told(reply) for reply in ask(grid)] == [3, 2, 3, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_calls_may_start_processes(end: str, tmp_path: Path) -> None:
+    """As a DataLoader does; what they leave ends with the worker, however it ends."""
+    others = workers()
+    with InProcessGrid(worker_apps.app, NODES, num_workers=2) as grid:
+        meet(grid, tmp_path)
+        pids = [pid for pid in workers() if pid not in others]
+        replies = ask(grid, do("start", end=""))
+        assert [told(reply, "lengths") for reply in replies] == [[1, 2, 3]] * NODES
+        left = [told(reply, "left") for reply in replies]
+        assert len(living(left)) == NODES
+        if end == "kill":
+            replies = ask(grid, do("start", end="kill", only=1))
+            assert [reply.has_error() for reply in replies] == [False, True, False, False]
+            assert str(replies[1].error.reason).endswith("ended in the midst of it: SIGKILL")
+            until(lambda: len(living(left)) < NODES)
+    until(lambda: not living(left + pids))
 
 
 # ----------------------------------------------------------------------------- start
