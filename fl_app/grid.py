@@ -51,7 +51,7 @@ from fl_app.held import Wrapped, answers, expiry, is_used, private_context, priv
 from fl_app.seeding import generator
 from fl_app.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers
 
-__all__ = ["InProcessGrid", "in_process", "run_in_process"]
+__all__ = ["InProcessGrid", "has_main", "in_process", "run_in_process"]
 
 NodeConfigs = Mapping[int, UserConfig] | Sequence[UserConfig]
 
@@ -97,6 +97,11 @@ class InProcessGrid(Grid):
         that many processes (but no more than nodes), each with one BLAS and OpenMP thread: the
         replies are the same, sooner where a call takes long. The processes start when a ``with``
         block begins, or with the first exchange, and end as the task identity does.
+
+    Attributes
+    ----------
+    num_replies, num_failed : int
+        Replies that the server has got so far, and how many of them are errors.
 
     Raises
     ------
@@ -163,6 +168,7 @@ class InProcessGrid(Grid):
         self._prefix, self._num_messages, self._num_exchanges = uuid.uuid4().hex, 0, 0
         self._replies: dict[str, Message] = {}
         self._waiting = _Waiting()
+        self.num_replies = self.num_failed = 0
         self._pool: WorkerPool | None = None
         workers = min(num_workers, num_supernodes)
         if workers > 1 and can_have_workers():
@@ -342,6 +348,8 @@ class InProcessGrid(Grid):
         delivered_at = now().isoformat()
         for reply in replies:
             reply.metadata.delivered_at = delivered_at
+        self.num_replies += len(replies)
+        self.num_failed += sum(reply.has_error() for reply in replies)
         if self._shuffle is None:
             return replies
         self._num_exchanges += 1
@@ -572,6 +580,11 @@ def run_in_process(
         )
         server_app(grid=grid, context=context)
         return context
+
+
+def has_main(server_app: ServerApp) -> bool:
+    """Say whether a ServerApp has a function for a grid, and no strategy of Flower's old kind."""
+    return server_app._main is not None
 
 
 @contextmanager
