@@ -87,6 +87,27 @@ def check(
 
 
 @app.command()
+def run(
+    app_dir: Annotated[str, typer.Argument(help="Folder of a Flower app.")],
+    num_supernodes: Annotated[
+        int, typer.Option("-n", "--num-supernodes", help="Number of clients.")
+    ] = 10,
+    config: Annotated[
+        list[str] | None,
+        typer.Option("-c", "--run-config", help="As for flwr run: 'key=1 name=\"x\"' or a file."),
+    ] = None,
+    num_workers: Annotated[int, typer.Option(help="Processes that the clients run in.")] = 1,
+    track: Annotated[
+        bool, typer.Option("--track", help="Record the app's strategy in MLflow, round by round.")
+    ] = False,
+) -> None:
+    """Run any Flower app in this process, as flwr run would in its simulation."""
+    from fl_app.runtimes.folders import run_folder
+
+    print(printable(run_folder(app_dir, num_supernodes, config or (), num_workers, track)))
+
+
+@app.command()
 def report(
     mlflow_experiment: Annotated[str, typer.Option(help="MLflow experiment; default: all.")] = "",
     sweep: Annotated[str, typer.Option(help="Only runs of this sweep (tag sweep.id).")] = "",

@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
 import time
 import traceback
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from flwr.app import Context, Error, Message, Metadata, RecordDict, UserConfig
@@ -38,18 +39,19 @@ from flwr.common.constant import (
     ErrorCode,
 )
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.server.client_manager import ClientManager
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.date import now
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fl_app.errors import ConfigError
+from fl_app.errors import ConfigError, RunError
 from fl_app.held import Wrapped, answers, expiry, is_used, private_context, private_message, stamp
 from fl_app.seeding import generator
 from fl_app.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers
 
-__all__ = ["InProcessGrid", "in_process", "run_in_process"]
+__all__ = ["InProcessGrid", "has_main", "in_process", "run_in_process"]
 
 NodeConfigs = Mapping[int, UserConfig] | Sequence[UserConfig]
 
@@ -96,6 +98,11 @@ class InProcessGrid(Grid):
         replies are the same, sooner where a call takes long. The processes start when a ``with``
         block begins, or with the first exchange, and end as the task identity does.
 
+    Attributes
+    ----------
+    num_replies, num_failed : int
+        Replies that the server has got so far, and how many of them are errors.
+
     Raises
     ------
     ConfigError
@@ -109,8 +116,12 @@ class InProcessGrid(Grid):
     in several threads: the message is given to the run of the grid that sends it.
 
     An exception of a ClientApp, ``SystemExit`` too, becomes an ``Error`` reply;
-    ``KeyboardInterrupt`` is raised. A call is never interrupted: after a `timeout` no further
-    message is delivered and a reply that came too late is dropped.
+    ``KeyboardInterrupt`` is raised. A call is never interrupted. Nodes answer as if side by side:
+    each has the whole `timeout`, and the whole time to live of its messages, for its own calls, and
+    what comes later costs its own reply alone.
+
+    Nobody joins: a server that asks for the nodes again and again and only sleeps in between, as
+    strategies do until enough nodes are there, gets a ``RunError``.
 
     Workers get a copy of the ClientApp, pickled as loky does it: its functions are imported there,
     or sent along where they stand in no module that could be imported. Nodes keep their Contexts,
@@ -156,6 +167,8 @@ class InProcessGrid(Grid):
         self._lock = threading.RLock()  # Flower's legacy servers call from many threads
         self._prefix, self._num_messages, self._num_exchanges = uuid.uuid4().hex, 0, 0
         self._replies: dict[str, Message] = {}
+        self._waiting = _Waiting()
+        self.num_replies = self.num_failed = 0
         self._pool: WorkerPool | None = None
         workers = min(num_workers, num_supernodes)
         if workers > 1 and can_have_workers():
@@ -206,6 +219,7 @@ class InProcessGrid(Grid):
 
     def close(self) -> None:
         """Give the process's task identity back, end workers; a second call does nothing."""
+        self._waiting.is_over()
         self._release()
         if self._pool is not None:
             self._pool.close()
@@ -227,7 +241,14 @@ class InProcessGrid(Grid):
     # ------------------------------------------------------------------------- nodes
 
     def get_node_ids(self) -> list[int]:
-        """Return all node ids, in the order of their partitions."""
+        """Return all node ids, in the order of their partitions.
+
+        Raises
+        ------
+        RunError
+            If the caller waits for more.
+        """
+        self._waiting.check(len(self._contexts))
         return list(self._contexts)
 
     def get_nodes(self) -> list[NodeInfo]:
@@ -266,10 +287,11 @@ class InProcessGrid(Grid):
             If a message is a reply, was delivered before or has no time to live. No client has
             been called then.
         """
+        arrived = time.time()
         with self._lock:
             accepted = self._accept(messages)
             ids = [message.metadata.message_id for message in accepted]
-            self._replies.update(zip(ids, self._exchange(accepted), strict=True))
+            self._replies.update(zip(ids, self._exchange(accepted, arrived), strict=True))
             return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -288,7 +310,7 @@ class InProcessGrid(Grid):
         messages : iterable of Message
             As in :meth:`push_messages`.
         timeout : float or None, default None
-            Seconds after which no further message is delivered and no reply taken.
+            Seconds that each node has for its own calls; a later reply is left out.
 
         Returns
         -------
@@ -300,12 +322,13 @@ class InProcessGrid(Grid):
         ValueError
             As :meth:`push_messages`.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        arrived = time.time()
         with self._lock:
-            return self._arrive(self._exchange(self._accept(messages), deadline))
+            return self._arrive(self._exchange(self._accept(messages), arrived, timeout))
 
     def _accept(self, messages: Iterable[Message]) -> list[Message]:
         """Check messages and give them to this run, as Flower's grids do when they push."""
+        self._waiting.is_over()
         accepted = list(messages)
         for message in accepted:
             metadata = message.metadata
@@ -325,6 +348,8 @@ class InProcessGrid(Grid):
         delivered_at = now().isoformat()
         for reply in replies:
             reply.metadata.delivered_at = delivered_at
+        self.num_replies += len(replies)
+        self.num_failed += sum(reply.has_error() for reply in replies)
         if self._shuffle is None:
             return replies
         self._num_exchanges += 1
@@ -335,72 +360,82 @@ class InProcessGrid(Grid):
         self._num_messages += 1
         return f"{self._prefix}-{self._num_messages}"
 
-    def _exchange(self, messages: list[Message], deadline: float | None = None) -> list[Message]:
+    def _exchange(
+        self, messages: list[Message], arrived: float, timeout: float | None = None
+    ) -> list[Message]:
         """Map messages to replies in their order.
 
         Parameters
         ----------
         messages : list of Message
             Accepted ones.
-        deadline : float or None, default None
-            Monotonic time in seconds; what has no reply by then is left out at the end.
+        arrived : float
+            Unix time in seconds at which they came; what a node waits for others does not count.
+        timeout : float or None, default None
+            Seconds that each node has; what has no reply by then is left out.
 
         Returns
         -------
         list of Message
             Private ones, with ids, not yet marked as delivered.
         """
-        if self._pool is not None:
-            return self._exchange_with_workers(self._pool, messages, deadline)
-        wrapped: Wrapped = {}
+        times = _Times(arrived, timeout)
         delivered_at = now().isoformat()
-        replies: list[Message] = []
-        for message in messages:
-            if _is_over(deadline):
-                break
-            message.metadata.delivered_at = delivered_at
-            reply = self._reply(message, wrapped)
-            stamp(reply, message_id=self._next_id())
-            if not _is_over(deadline):
-                replies.append(reply)
-        return replies
+        replies: dict[int, Message] = {}
 
-    def _exchange_with_workers(
-        self, pool: WorkerPool, messages: list[Message], deadline: float | None
-    ) -> list[Message]:
-        """Do :meth:`_exchange` in other processes: a node's calls one by one, nodes side by side.
+        def may_call(i: int) -> bool:
+            if times.are_over(messages[i]):
+                return False
+            messages[i].metadata.delivered_at = delivered_at
+            refusal = self._refusal(messages[i], times)
+            if refusal is None:
+                times.begin(messages[i])
+                return True
+            replies[i] = refusal
+            return False
+
+        def take(i: int, reply: Message) -> None:
+            times.end(messages[i])
+            if not times.are_over(messages[i]):
+                replies[i] = times.expiry(messages[i]) or reply
+
+        if self._pool is not None:
+            self._call_by_workers(self._pool, messages, may_call, take)
+        else:
+            wrapped: Wrapped = {}
+            for i, message in enumerate(messages):
+                if may_call(i):
+                    take(i, self._call(message, private_message(message, wrapped)))
+        for i in sorted(replies):
+            stamp(replies[i], message_id=self._next_id())
+        return [replies[i] for i in sorted(replies)]
+
+    def _call_by_workers(
+        self,
+        pool: WorkerPool,
+        messages: list[Message],
+        may_call: Callable[[int], bool],
+        take: Callable[[int, Message], None],
+    ) -> None:
+        """Make the calls in other processes: a node's one by one, nodes side by side.
 
         Each call carries the node's Context there and back, so that any worker may do it.
         """
-        delivered_at = now().isoformat()
         calls: dict[int, list[int]] = {}
         for i, message in enumerate(messages):
             calls.setdefault(message.metadata.dst_node_id, []).append(i)
         partitions = {node_id: k for k, node_id in enumerate(self._contexts)}
         jobs = [Job(partitions.get(node_id, 0), own) for node_id, own in calls.items()]
-        replies: dict[int, Message] = {}
 
         def ask(i: int) -> tuple[Message, Context] | None:
-            message = messages[i]
-            if _is_over(deadline):
-                return None
-            message.metadata.delivered_at = delivered_at
-            refusal = self._refusal(message)
-            if refusal is None:
-                return message, self._contexts[message.metadata.dst_node_id]
-            replies[i] = refusal
-            return None
+            node_id = messages[i].metadata.dst_node_id
+            return (messages[i], self._contexts[node_id]) if may_call(i) else None
 
-        def take(i: int, result: tuple[Message, Context | None] | WorkerError) -> None:
-            reply = self._reply_of_worker(messages[i], result)
-            if not _is_over(deadline):
-                replies[i] = reply
+        def hear(i: int, result: tuple[Message, Context | None] | WorkerError) -> None:
+            take(i, self._reply_of_worker(messages[i], result))
 
         with _clear_errors(pool):
-            pool.run(jobs, ask, take)
-        for i in sorted(replies):
-            stamp(replies[i], message_id=self._next_id())
-        return [replies[i] for i in sorted(replies)]
+            pool.run(jobs, ask, hear)
 
     def _reply_of_worker(
         self, message: Message, result: tuple[Message, Context | None] | WorkerError
@@ -414,21 +449,13 @@ class InProcessGrid(Grid):
         reply, after = result
         if after is not None:
             self._contexts[message.metadata.dst_node_id] = after
-        return _expiry(message) or private_message(reply)
+        return private_message(reply)
 
-    def _reply(self, message: Message, wrapped: Wrapped) -> Message:
-        """Deliver one message; return the node's reply or the error that stands for it."""
-        refusal = self._refusal(message)
-        if refusal is not None:
-            return refusal
-        reply = self._call(message, private_message(message, wrapped))
-        return _expiry(message) or reply
-
-    def _refusal(self, message: Message) -> Message | None:
+    def _refusal(self, message: Message, times: _Times) -> Message | None:
         """Return the error that stands for a message that cannot be delivered."""
         node_id = message.metadata.dst_node_id
         if node_id in self._contexts:
-            return _expiry(message)
+            return times.expiry(message)
         return _lost(
             message, ErrorCode.NODE_UNAVAILABLE, f"Node Unavailable: there is no node {node_id}"
         )
@@ -555,6 +582,11 @@ def run_in_process(
         return context
 
 
+def has_main(server_app: ServerApp) -> bool:
+    """Say whether a ServerApp has a function for a grid, and no strategy of Flower's old kind."""
+    return server_app._main is not None
+
+
 @contextmanager
 def _few_collections(num_supernodes: int) -> Iterator[None]:
     """Let collections be fewer, and pass over what is there already.
@@ -644,25 +676,114 @@ def _clear_errors(pool: WorkerPool) -> Iterator[None]:
         raise ConfigError("num_workers", pool.num_workers, allowed) from error
 
 
+# ----------------------------------------------------------------------------- waiting
+
+
+class _Waiting:
+    """Finds a server that waits for nodes, which in a grid that nobody joins it would do for ever.
+
+    It waits if one loop asks for the nodes for the third time, has sent nothing meanwhile and has
+    slept for nearly all of the time.
+    """
+
+    _SECONDS, _BUSY = 2.0, 0.1
+
+    def __init__(self) -> None:
+        self._frame: FrameType | None = None
+        self._calls, self._since, self._busy_since = 0, 0.0, 0.0
+
+    def is_over(self) -> None:
+        """Note that something was sent."""
+        self._frame = None
+
+    def check(self, num_nodes: int) -> None:
+        """Raise RunError if the caller of ``get_node_ids`` waits for more than these."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_name == "get_node_ids":  # of wrappers
+            frame = frame.f_back
+        manager = frame.f_locals.get("client_manager")
+        if isinstance(manager, ClientManager):
+            _refuse_to_wait(manager, num_nodes)
+            return
+        if frame is not self._frame:
+            self._frame, self._calls = frame, 0
+            self._since, self._busy_since = time.monotonic(), time.thread_time()
+        self._calls += 1
+        waited = time.monotonic() - self._since
+        busy = time.thread_time() - self._busy_since
+        if self._calls > 2 and waited >= self._SECONDS and busy < self._BUSY * waited:
+            self.is_over()
+            raise _too_few("more nodes", num_nodes)
+
+
+def _refuse_to_wait(manager: ClientManager, num_nodes: int) -> None:
+    """Let a client manager of Flower's old servers refuse what it would wait a day for.
+
+    Flower replaces methods of it likewise: by those that ask the grid for its nodes first.
+    """
+    if not isinstance(manager.wait_for, partial):
+        wait_for = partial(_wait_for, num_nodes, manager.wait_for)
+        manager.wait_for = wait_for  # type: ignore[method-assign]
+
+
+def _wait_for(
+    num_nodes: int, wait: Callable[..., bool], num_clients: int, timeout: int | None = None
+) -> bool:
+    if timeout is not None:
+        return wait(num_clients, timeout)
+    if num_clients > num_nodes:
+        raise _too_few(f"{num_clients} nodes", num_nodes)
+    return wait(num_clients)
+
+
+def _too_few(wanted: str, num_nodes: int) -> RunError:
+    return RunError(
+        f"the server waits for {wanted}, but this grid has {num_nodes} and nobody can join it: "
+        "lower what it waits for (min_available_nodes and the like), or start with more nodes"
+    )
+
+
 # ----------------------------------------------------------------------------- messages
 
 
-def _is_over(deadline: float | None) -> bool:
-    """Say whether a monotonic time has come."""
-    return deadline is not None and time.monotonic() >= deadline
+class _Times:
+    """How long each node's own calls have taken in an exchange, as if nodes called side by side.
 
+    Parameters
+    ----------
+    arrived : float
+        Unix time in seconds at which the messages came.
+    timeout : float or None
+        Seconds that a node has.
+    """
 
-def _has_expired(message: Message) -> bool:
-    """Say whether a message's time to live is over."""
-    return expiry(message) < time.time()
+    def __init__(self, arrived: float, timeout: float | None) -> None:
+        self._arrived, self._timeout = arrived, timeout
+        self._begun: dict[int, float] = {}
+        self._spent: dict[int, float] = {}
 
+    def begin(self, message: Message) -> None:
+        """Note that a message's call begins."""
+        self._begun[message.metadata.dst_node_id] = time.monotonic()
 
-def _expiry(message: Message) -> Message | None:
-    """Return the error that stands for a message whose time to live is over."""
-    if not _has_expired(message):
-        return None
-    reason = "Message Unavailable: its time to live is over"
-    return _lost(message, ErrorCode.MESSAGE_UNAVAILABLE, reason)
+    def end(self, message: Message) -> None:
+        """Note that a message's call has ended."""
+        node_id = message.metadata.dst_node_id
+        seconds = time.monotonic() - self._begun.pop(node_id)
+        self._spent[node_id] = self._spent.get(node_id, 0.0) + seconds
+
+    def are_over(self, message: Message) -> bool:
+        """Say whether the timeout of a message's node is over."""
+        spent = self._spent.get(message.metadata.dst_node_id, 0.0)
+        return self._timeout is not None and spent >= self._timeout
+
+    def expiry(self, message: Message) -> Message | None:
+        """Return the error that stands for a message whose time to live is over."""
+        spent = self._spent.get(message.metadata.dst_node_id, 0.0)
+        if expiry(message) >= self._arrived + spent:
+            return None
+        reason = "Message Unavailable: its time to live is over"
+        return _lost(message, ErrorCode.MESSAGE_UNAVAILABLE, reason)
 
 
 def _check_reply(reply: object, message: Message) -> None:

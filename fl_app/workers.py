@@ -6,8 +6,9 @@ executor, with its one queue for all, cannot tell: which call a dead process had
 one is lost; and which process has seen a call's data before, so that it gets the next call too.
 
 No process is left behind: a worker ends with its pipe, and in the midst of a call within a second
-of this process's death, be it by SIGKILL. Ctrl-C is this process's alone: it ends the workers.
-Each worker has one BLAS and one OpenMP thread, and starts no processes of its own.
+of this process's death, be it by SIGKILL, and so do the processes that calls have started there, as
+torch's DataLoader does. Ctrl-C is this process's alone: it ends the workers. Each worker has one
+BLAS and one OpenMP thread, and no workers of its own.
 
 Requests and results are pickled. They pass between processes of one user on one machine, through
 a pipe that nobody else can open, and the worker runs that user's code already: unlike a wire
@@ -50,7 +51,9 @@ _ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in _THREADS} | {
     "LOKY_MAX_CPU_COUNT": "1",  # what joblib's n_jobs=-1 stands for
 }
 _LEAVE_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 _PARENT_SECONDS = 0.5
+_is_worker = False
 
 
 class WorkerError(Exception):
@@ -80,7 +83,7 @@ class Job:
 
 def can_have_workers() -> bool:
     """Say whether this process may start workers: a worker itself may not."""
-    return not current_process().daemon
+    return not (_is_worker or current_process().daemon)
 
 
 class WorkerPool:
@@ -222,7 +225,9 @@ class _Exchange:
             for worker in self._workers:
                 if not worker.is_free():
                     awaited |= {worker.pipe: worker, worker.sentinel: worker}
-            for worker in {awaited[ready] for ready in wait([*awaited])}:
+            # What a call has started may hold a dead worker's pipe and sentinel.
+            heard = {awaited[ready] for ready in wait([*awaited], _LOOK_SECONDS)}
+            for worker in heard or {w for w in awaited.values() if w.has_died()}:
                 if not self._hear(worker):
                     return worker
 
@@ -368,11 +373,14 @@ class _Worker:
 
     def join(self) -> None:
         """Wait until the process has ended, and make sure of it."""
-        self._process.join(_LEAVE_SECONDS)
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while self._process.is_alive() and time.monotonic() < deadline:
+            wait([self.sentinel], _PARENT_SECONDS / 10)  # which others may hold
         if self._process.is_alive():
             # Windows knows no SIGKILL: there `terminate` cannot be refused.
             os.kill(self._process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
             self._process.join()
+        _end_group(self._process.pid)
 
 
 @contextmanager
@@ -401,6 +409,7 @@ def _levels() -> dict[str, int]:
 def _work(pipe: Connection, made: bytes, levels: Mapping[str, int], parent: int) -> None:
     """Do one call after the other until the pipe ends, and this process with it."""
     _leave_interrupts_to_the_parent()
+    _lead()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with suppress(EOFError, OSError):
         try:
@@ -411,7 +420,7 @@ def _work(pipe: Connection, made: bytes, levels: Mapping[str, int], parent: int)
             log = _Log(levels)
             pipe.send(("ready", None, []))
             _serve(pipe, handler, log)
-    os._exit(0)  # an interpreter that ends in order takes long after many imports
+    _end()
 
 
 def _serve(pipe: Connection, handler: Handler, log: _Log) -> None:
@@ -447,7 +456,36 @@ def _end_with(parent: int) -> None:
     """
     while os.getppid() == parent:
         time.sleep(_PARENT_SECONDS)
+    _end()
+
+
+def _lead() -> None:
+    """Let calls start processes, in a group that ends with this one."""
+    global _is_worker
+    _is_worker = True
+    # To its parent it is a daemon, which may have no children, as nobody would end them.
+    current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    if hasattr(os, "setsid"):
+        os.setsid()
+
+
+def _end() -> None:
+    """End this process and what its calls have started."""
+    # At once: an interpreter that ends in order takes long after many imports.
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
     os._exit(0)
+
+
+def _end_group(pid: int) -> None:
+    """End what the calls of a worker that has ended have left."""
+    if not hasattr(os, "killpg"):
+        return
+    with suppress(ProcessLookupError):
+        os.getpgid(pid)
+        return  # somebody else's by now, so that the group is gone
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _leave_interrupts_to_the_parent() -> None:

@@ -8,7 +8,8 @@ import logging
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.client import NumPyClient
+from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import ClientAppException
 from flwr.clientapp.mod import fixedclipping_mod, message_size_mod
@@ -33,7 +35,7 @@ from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.compat.client.run_info_store import DeprecatedRunInfoStore
 from flwr.proto.task_pb2 import Task
-from flwr.server import ServerAppComponents, ServerConfig
+from flwr.server import LegacyContext, ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.server.superlink.fleet.vce.backend.backend import Backend
 from flwr.server.superlink.fleet.vce.metrics import VceMetrics
@@ -41,6 +43,7 @@ from flwr.server.superlink.fleet.vce.vce_api import _register_nodes, run_api
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
+from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp import strategy as strategies
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
@@ -54,7 +57,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fl_app.grid
-from fl_app.errors import ConfigError
+from fl_app.errors import ConfigError, RunError
+from fl_app.federation.watched import WatchedGrid
 from fl_app.grid import InProcessGrid, in_process, run_in_process
 from fl_app.held import HeldArray, hold, read
 
@@ -647,6 +651,12 @@ class Clock(SimpleNamespace):
 
     monotonic = time
 
+    def thread_time(self) -> float:
+        return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -655,46 +665,118 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@pytest.mark.parametrize(
-    ("timeout", "called", "answered"),
-    [(None, 4, 4), (0.0, 0, 0), (9.0, 1, 0), (10.5, 2, 1), (25.0, 3, 2), (100.0, 4, 4)],
-)
-def test_timeout_ends_an_exchange(
-    clock: Clock, timeout: float | None, called: int, answered: int
-) -> None:
-    """With 10 s a client, a timeout ends delivery and drops the reply that comes too late."""
+def slow_grid(clock: Clock, seconds: Sequence[float]) -> tuple[InProcessGrid, list[int]]:
+    """Make a grid whose clients take that long; return the partitions it calls, too."""
     calls: list[int] = []
 
     def client(message: Message, context: Context) -> Message:
-        calls.append(1)
-        clock.seconds += 10
+        calls.append(partition(context))
+        clock.seconds += seconds[partition(context)]
         return answer(message)
 
-    grid = InProcessGrid(app_of(client), num_supernodes=4)
-    messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+    return InProcessGrid(app_of(client), num_supernodes=len(seconds)), calls
+
+
+def messages_at(
+    clock: Clock, grid: Grid, ttl: float | None = None, times: int = 1
+) -> list[Message]:
+    """Make messages to every node, as many times, at the clock's time."""
+    nodes = [*grid.get_node_ids()] * times
+    messages = [Message(RecordDict(), node, "train", ttl=ttl) for node in nodes]
     for message in messages:
         message.metadata.created_at = clock.seconds
-    assert len(list(grid.send_and_receive(messages, timeout=timeout))) == answered
-    assert len(calls) == called
+    return messages
+
+
+def partitions_of(grid: InProcessGrid, replies: Iterable[Message]) -> list[int]:
+    nodes = grid.get_node_ids()
+    return [nodes.index(reply.metadata.src_node_id) for reply in replies]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "called", "answered"),
+    [
+        (None, [0, 1, 2, 3], [0, 1, 2, 3]),
+        (0.0, [], []),
+        (4.0, [0, 1, 2, 3], []),
+        (9.0, [0, 1, 2, 3], [1, 2, 3]),
+        (60.0, [0, 1, 2, 3], [0, 1, 2, 3]),
+    ],
+)
+def test_slow_client_costs_its_own_reply(
+    clock: Clock, timeout: float | None, called: list[int], answered: list[int]
+) -> None:
+    """Of 50 s and three times 5 s, a timeout leaves what takes less: a node waits for no other."""
+    grid, calls = slow_grid(clock, [50.0, 5.0, 5.0, 5.0])
+    replies = list(grid.send_and_receive(messages_at(clock, grid), timeout=timeout))
+    assert partitions_of(grid, replies) == answered
+    assert calls == called
+
+
+def test_a_nodes_own_calls_count_together(clock: Clock) -> None:
+    """Of three messages to each node, 10 s allow one reply at 8 s a call, and all at 3 s."""
+    grid, calls = slow_grid(clock, [8.0, 3.0])
+    replies = list(grid.send_and_receive(messages_at(clock, grid, times=3), timeout=10))
+    assert partitions_of(grid, replies) == [0, 1, 1, 1]
+    assert calls == [0, 1, 0, 1, 1]
+
+
+def test_secure_sum_goes_on_without_a_slow_client(clock: Clock) -> None:
+    """Flower's SecAgg+ demo: one of five clients sleeps past the timeout of the masked vectors."""
+    results: list[NDArray[Any]] = []
+
+    class Client(NumPyClient):
+        def __init__(self, own: int) -> None:
+            self.own = own
+
+        def fit(self, parameters: Any, config: Any) -> Any:
+            clock.seconds += 1 if self.own else 30
+            return [np.full(3, 1.0 + self.own)], 1, {}
+
+    class Keeping(LegacyFedAvg):
+        def aggregate_fit(self, server_round: int, replies: Any, failures: Any) -> Any:
+            parameters, metrics = super().aggregate_fit(server_round, replies, failures)
+            assert parameters is not None
+            results.extend(parameters_to_ndarrays(parameters))
+            return parameters, metrics
+
+    def main(grid: Grid, context: Context) -> None:
+        initial = ndarrays_to_parameters([np.zeros(3)])
+        strategy = Keeping(fraction_evaluate=0.0, initial_parameters=initial)
+        secure = SecAggPlusWorkflow(1.0, 0.5, max_weight=1.0, timeout=10)
+        legacy = LegacyContext(context, ServerConfig(num_rounds=1), strategy)
+        DefaultWorkflow(fit_workflow=secure)(grid, legacy)
+
+    clock.seconds = time.time()  # Flower's workflow makes the messages
+    server_app = ServerApp()
+    server_app.main()(main)
+    client_app = ClientApp(
+        client_fn=lambda context: Client(partition(context)).to_client(), mods=[secaggplus_mod]
+    )
+    run_in_process(server_app, client_app, num_supernodes=5)
+    # Clients 1 to 4 send 2, 3, 4, 5, each rounded to one of 2**22 steps of [-8, 8].
+    assert results[0] == pytest.approx(np.full(3, 3.5), abs=16 / 2**22)
 
 
 def test_message_is_lost_when_its_time_is_over(clock: Clock) -> None:
-    """With 10 s a client, one message is answered, one too late, one not delivered at all."""
-    calls: list[int] = []
+    """A time to live of 15 s: 10 s are in time, 20 s too late, and then no more is delivered."""
+    grid, calls = slow_grid(clock, [20.0, 10.0, 10.0])
+    replies = list(grid.send_and_receive(messages_at(clock, grid, ttl=15.0, times=2)))
+    lost = [reply.has_error() for reply in replies]
+    assert lost == [True, False, False, True, True, True]
+    codes = {reply.error.code for reply in replies if reply.has_error()}
+    assert codes == {ErrorCode.MESSAGE_UNAVAILABLE}
+    assert calls == [0, 1, 2, 1, 2]
 
-    def client(message: Message, context: Context) -> Message:
-        calls.append(1)
-        clock.seconds += 10
-        return answer(message)
 
-    grid = InProcessGrid(app_of(client), num_supernodes=3)
-    messages = [Message(RecordDict(), node, "train", ttl=15.0) for node in grid.get_node_ids()]
-    for message in messages:
-        message.metadata.created_at = clock.seconds
-    good, *lost = grid.send_and_receive(messages)
-    assert not good.has_error()
-    assert [reply.error.code for reply in lost] == [ErrorCode.MESSAGE_UNAVAILABLE] * 2
-    assert len(calls) == 2
+def test_message_that_comes_too_late_is_not_delivered(clock: Clock) -> None:
+    """What a message has lived before it was sent counts."""
+    grid, calls = slow_grid(clock, [1.0])
+    messages = messages_at(clock, grid, ttl=15.0)
+    clock.seconds += 16
+    (reply,) = grid.send_and_receive(messages)
+    assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+    assert calls == []
 
 
 def test_create_message_is_the_constructor() -> None:
@@ -719,6 +801,78 @@ def test_replies_are_in_order_unless_shuffled() -> None:
     assert shuffled == orders(0) != orders(1)
     assert len({tuple(order) for order in [*shuffled, straight[0]]}) == 4
     assert all(sorted(order) == sorted(straight[0]) for order in shuffled)
+
+
+# ----------------------------------------------------------------------------- waiting
+
+TOO_FEW = "waits for .* nodes, but this grid has 4 and nobody can join it"
+
+
+def test_strategy_that_waits_for_too_many_nodes_is_told(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's strategies look every second until ``min_available_nodes`` are there."""
+    monkeypatch.setattr(strategies.strategy_utils, "sleep", clock.sleep)
+    grid = InProcessGrid(app_of(echo), num_supernodes=4)
+    strategy = strategies.FedAvg(min_available_nodes=5)
+    begun = clock.seconds
+    with pytest.raises(RunError, match=TOO_FEW):
+        strategy.start(grid, hold({"w": W}), num_rounds=1)
+    assert clock.seconds - begun < 10
+
+
+@pytest.mark.parametrize("seconds", [0.1, 5.0])
+def test_own_loop_that_waits_is_told(clock: Clock, seconds: float) -> None:
+    """However often it looks, and through a wrapper of the grid too."""
+    grid = InProcessGrid(app_of(echo), num_supernodes=4)
+    seen = WatchedGrid(grid, lambda replies: None)
+
+    def wait() -> None:
+        while len(list(seen.get_node_ids())) < 5:
+            clock.sleep(seconds)
+
+    with pytest.raises(RunError, match=TOO_FEW):
+        wait()
+    with pytest.raises(RunError, match=TOO_FEW):
+        wait()
+
+
+def test_who_works_or_sends_does_not_wait(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds may be long, in sleep or in work, and in between nothing need be sent."""
+    grid = InProcessGrid(app_of(echo), num_supernodes=4)
+    for _ in range(5):
+        ask(grid)
+        clock.sleep(100)
+
+    def look() -> int:
+        return len(grid.get_node_ids())
+
+    for _ in range(5):  # as a strategy that selects nobody
+        assert look() == 4
+        clock.sleep(100)
+    monkeypatch.setattr(clock, "thread_time", clock.time)
+    for _ in range(5):
+        assert len(grid.get_node_ids()) == 4
+        clock.seconds += 100
+
+
+def test_old_strategy_that_waits_for_too_many_nodes_is_told() -> None:
+    """Flower's old client manager would sleep for a day; a wait with a timeout is left alone."""
+    waited: list[bool] = []
+
+    class Asking(LegacyFedAvg):
+        def initialize_parameters(self, client_manager: Any) -> Any:
+            client_manager.num_available()
+            waited.extend(client_manager.wait_for(n, timeout=0) for n in (4, 5))
+            return ndarrays_to_parameters([W])
+
+    components = ServerAppComponents(
+        strategy=Asking(min_available_clients=5), config=ServerConfig(num_rounds=1)
+    )
+    server_app = ServerApp(server_fn=lambda context: components)
+    with pytest.raises(RunError, match=TOO_FEW):
+        run_in_process(server_app, app_of(echo), num_supernodes=4)
+    assert waited == [True, False]
 
 
 # ----------------------------------------------------------------------------- identity

@@ -23,7 +23,6 @@ from fl_app.tracking.keys import (
     bytes_text,
     client_rows,
     client_table,
-    higher_is_better,
     round_metrics,
     sanitise,
     update_norm,
@@ -186,26 +185,6 @@ def test_many_clients_are_shown_by_quantiles() -> None:
     clients = [client(k, accuracy=k / 40) for k in range(MAX_SHOWN_CLIENTS + 1)]
     keys = [k for k in evaluated(*clients, many=True) if k.startswith("eval_client_accuracy/")]
     assert sorted(keys) == [f"eval_client_accuracy/{s}" for s in ("p10", "p50", "worst")]
-
-
-@pytest.mark.parametrize(
-    ("metric", "higher"),
-    [
-        ("accuracy", True),
-        ("r2", True),
-        ("top_5_accuracy", True),
-        ("roc_auc", True),
-        ("log_loss", False),
-        ("mse", False),
-        ("mae", False),
-        ("brier", False),
-        ("loss", False),
-        ("perplexity", False),
-    ],
-)
-def test_direction_of_a_metric(metric: str, higher: bool) -> None:
-    """Accuracies and R2 are better when larger, losses and errors when smaller."""
-    assert higher_is_better(metric) is higher
 
 
 def test_small_arrays_are_curves() -> None:

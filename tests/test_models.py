@@ -19,8 +19,9 @@ from sklearn import metrics as reference
 from fl_app.data.encoding import Encoding
 from fl_app.errors import DataError
 from fl_app.models.base import Model, descend
+from fl_app.models.directions import higher_is_better
 from fl_app.models.linear import Linear
-from fl_app.models.metrics import HIGHER_IS_BETTER, row_losses, score
+from fl_app.models.metrics import row_losses, score
 from fl_app.models.registry import build
 from fl_app.models.serving import Predictor, predictor, split_members
 from fl_app.models.softmax import Softmax, softmax
@@ -369,7 +370,10 @@ def test_metrics_are_plain_floats_and_inputs_are_left_alone() -> None:
     assert {type(v) for v in score("classification", p, y).values()} == {float}
     assert {type(v) for v in score("regression", p, p).values()} == {float}
     known = {name for names in (*METRICS.values(), *RATIOS.values()) for name in names}
-    assert known >= HIGHER_IS_BETTER
+    assert {name for name in known if higher_is_better(name)} == {
+        *("accuracy", "r2", "balanced_accuracy", "roc_auc")
+    }
+    assert None not in map(higher_is_better, known)
 
 
 # ---------------------------------------------------------------------------- serving

@@ -828,7 +828,15 @@ def test_without_bytes_there_is_no_such_table(broken: str) -> None:
 )
 def test_direction_follows_the_name(metric: str, higher: bool) -> None:
     """Accuracies are better when higher; losses, costs and gaps when lower."""
-    assert is_better_when_higher(metric) is higher
+    assert is_better_when_higher(metric, ()) is higher
+
+
+def test_direction_that_only_the_run_knows() -> None:
+    """What TrackedStrategy was told is the run's tag; without it the metric is refused."""
+    told = replace(run("fedavg", 0, (1, 0.5)), tags={"higher_is_better": '{"niceness": true}'})
+    assert is_better_when_higher("eval/niceness", [told]) is True
+    with pytest.raises(InputError, match="--metric=eval/niceness"):
+        is_better_when_higher("eval/niceness", [run("fedavg", 0, (1, 0.5))])
 
 
 def test_wins_follow_the_direction_and_differences_do_not() -> None:
@@ -1003,7 +1011,7 @@ def test_what_an_interval_rests_on(
     half = stats.t.ppf(0.975, 4) * spread * math.sqrt(1 / 5 + ratio)
     assert ends(found) == pytest.approx((0.13 - half, 0.13 + half))
     assert (found.kind, found.lack.startswith(lack), not found.lack) == (kind, True, not lack)
-    better = "x>fedavg" if is_better_when_higher(metric) else "fedavg>x"
+    better = "x>fedavg" if is_better_when_higher(metric, ()) else "fedavg>x"
     outcome = expect(comparison, better)
     assert (outcome.holds, outcome.holds_strictly) == (True, not lack)
     text = to_text(comparison_blocks(comparison, [outcome]))

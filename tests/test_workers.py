@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
-from itertools import chain, count, repeat
+from itertools import count
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,8 +113,16 @@ def workers() -> list[int]:
 
 
 def living(pids: list[int]) -> list[int]:
-    """Return the processes that have not ended."""
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    """Return the processes that have not ended; those that nobody asks for any more have."""
+    return [pid for pid in pids if state(pid) not in "XZ"]
+
+
+def state(pid: int) -> str:
+    """Return a process's state as Linux writes it, X where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
@@ -373,26 +381,26 @@ def test_logs_come_to_this_process(grid: InProcessGrid, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize(
-    ("timeout", "called", "answered"), [(0.0, [0], [0]), (3.5, [1, 2], [0, 1]), (99, [4], [4])]
+    ("timeout", "called", "answered"), [(0.0, 0, 0), (0.5, 4, 0), (99.0, 4, 4)]
 )
 @both
-def test_timeout_ends_an_exchange(
+def test_timeout_is_a_nodes_own(
     grid: InProcessGrid,
     monkeypatch: pytest.MonkeyPatch,
     timeout: float,
-    called: list[int],
-    answered: list[int],
+    called: int,
+    answered: int,
 ) -> None:
-    """Each look at the clock costs a second: what has begun ends, what comes too late is lost."""
+    """Each look at the clock costs a second, so a call at least one: what has begun ends."""
     ask(grid)
     ticks = map(float, count())
     clock = SimpleNamespace(monotonic=lambda: next(ticks), time=time.time)
-    monkeypatch.setattr(fl_app.grid, "time", clock)
     messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+    monkeypatch.setattr(fl_app.grid, "time", clock)
     replies = list(grid.send_and_receive(messages, timeout=timeout))
     monkeypatch.undo()
-    assert len(replies) in answered
-    assert sum(told(reply) == 3 for reply in ask(grid)) in called
+    assert len(replies) == answered
+    assert sum(told(reply) == 3 for reply in ask(grid)) == called
 
 
 @both
@@ -403,9 +411,9 @@ def test_message_is_lost_when_its_time_is_over(
     """A message that has expired is not delivered; one that expires in a call has no reply."""
     ask(grid)
     message = Message(RecordDict(), grid.get_node_ids()[1], "train", ttl=60.0)
-    created_at = message.metadata.created_at
-    looks = chain([created_at] if late == "after" else [], repeat(created_at + 61))
-    clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: next(looks))
+    sent = message.metadata.created_at + (61 if late == "before" else 0)
+    looks = map(float, count(step=61))
+    clock = SimpleNamespace(monotonic=lambda: next(looks), time=lambda: sent)
     monkeypatch.setattr(fl_app.grid, "time", clock)
     (reply,) = grid.send_and_receive([message])
     monkeypatch.undo()
@@ -492,6 +500,26 @@ def test_context_that_cannot_travel_is_an_error_reply(grid: InProcessGrid) -> No
     assert replies[1].error.code == ErrorCode.UNKNOWN
     assert "pickle" in str(replies[1].error.reason)
     assert [told(reply) for reply in ask(grid)] == [3, 2, 3, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_calls_may_start_processes(end: str, tmp_path: Path) -> None:
+    """As a DataLoader does; what they leave ends with the worker, however it ends."""
+    others = workers()
+    with InProcessGrid(worker_apps.app, NODES, num_workers=2) as grid:
+        meet(grid, tmp_path)
+        pids = [pid for pid in workers() if pid not in others]
+        replies = ask(grid, do("start", end=""))
+        assert [told(reply, "lengths") for reply in replies] == [[1, 2, 3]] * NODES
+        left = [told(reply, "left") for reply in replies]
+        assert len(living(left)) == NODES
+        if end == "kill":
+            replies = ask(grid, do("start", end="kill", only=1))
+            assert [reply.has_error() for reply in replies] == [False, True, False, False]
+            assert str(replies[1].error.reason).endswith("ended in the midst of it: SIGKILL")
+            until(lambda: len(living(left)) < NODES)
+    until(lambda: not living(left + pids))
 
 
 # ----------------------------------------------------------------------------- start

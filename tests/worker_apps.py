@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,9 @@ def _do(what: str, asked: ConfigRecord, message: Message, context: Context) -> A
             Path(str(asked["folder"]), str(os.getpid())).touch()
             while True:
                 time.sleep(0.01)
+        case "start":
+            answer.content["told"] = _start(str(asked["end"]))
+            return answer
         case "nest":
             with InProcessGrid(app, num_supernodes=2, num_workers=2) as grid:
                 messages = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
@@ -137,6 +141,18 @@ def _harm(message: Message) -> Message:
     message.metadata.dst_node_id = 5
     message.content = RecordDict()
     return reply
+
+
+def _start(end: str) -> ConfigRecord:
+    """Use processes and end them; leave one that sleeps, and perhaps end like the worker's call."""
+    fork = get_context("fork")
+    with fork.Pool(2) as pool:
+        lengths = pool.map(len, ["a", "bb", "ccc"])
+    left = fork.Process(target=time.sleep, args=(600,), daemon=True)
+    left.start()
+    if end == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ConfigRecord({"lengths": lengths, "left": left.pid or 0})
 
 
 def _surroundings(message: Message) -> ConfigRecord:

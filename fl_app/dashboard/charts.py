@@ -33,7 +33,6 @@ from fl_app.dashboard.view import (
     values,
     worst_values,
 )
-from fl_app.models.metrics import HIGHER_IS_BETTER
 
 __all__ = [
     "MAX_LINES",
@@ -62,7 +61,9 @@ _FEW_ROUNDS = 30
 _RULE = "#8A929B"
 _HEIGHT, _TALL, _AXIS, _LINE = 280, 420, 44, 13  # pixels: charts, x axis, line of text
 _FEW_CLIENTS = 8
-_RATIOS = HIGHER_IS_BETTER - {"accuracy"}  # over all clients' rows, which is no mean of theirs
+_RATIOS = frozenset(
+    {"balanced_accuracy", "r2", "roc_auc"}
+)  # over all clients' rows, which is no mean of theirs
 _DASHES = ((), (6, 3), (2, 2), (8, 2, 2, 2))
 
 
@@ -170,6 +171,8 @@ def _title(view: RunView, metric: Metric) -> str:
 
 
 def _better(metric: Metric) -> str:
+    if metric.higher is None:
+        return metric.name
     return f"{metric.name} ({'higher' if metric.higher else 'lower'} is better)"
 
 

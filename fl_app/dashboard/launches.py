@@ -377,7 +377,7 @@ def _send(process: Process, signum: signal.Signals) -> None:
 
 
 def _kill(pid: int, signum: signal.Signals) -> None:
-    # It leads a session, and so a group, of its own: SIGKILL takes the workers along.
+    # It leads a session, and so a group, of its own; its workers, in theirs, end by themselves.
     (os.killpg if signum == signal.SIGKILL else os.kill)(pid, signum)
 
 

@@ -84,7 +84,7 @@ def picture(view: RunView, metric: Metric | None, at: int | None = None) -> dict
         "rows": [sizes.get(k) for k in range(clients)] if sizes and not view.private else [],
         "metric": metric.name if metric else "",
         "unit": unit(view, metric.name) if metric else "",
-        "higher": metric.higher if metric else True,
+        "higher": metric is None or metric.higher is not False,
         "where": metric.rows if metric else "",
         "whose": "clients' own, mean" if metric and metric.source == "train" else "",
         "own": shown_rows(view),

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import FEWEST_ROWS, NO_SCORES
-from fl_app.tracking.keys import higher_is_better
+from fl_app.tracking.keys import directions_of
 
 __all__ = [
     "ACTIVE",
@@ -359,13 +360,13 @@ class Metric:
         For example ``accuracy``.
     source : {"server", "eval", "train"}
         Whose value stands for the run: the first of these that any round has.
-    higher : bool
-        Whether larger is better.
+    higher : bool or None
+        Whether larger is better; None where nobody knows.
     """
 
     name: str
     source: str
-    higher: bool
+    higher: bool | None
 
     @property
     def key(self) -> str:
@@ -399,7 +400,8 @@ def metrics(view: RunView) -> list[Metric]:
                 best[name] = source
     places = {name: place for place, name in enumerate(_FIRST)}
     names = sorted(best, key=lambda name: (places.get(name, len(places)), name))
-    return [Metric(name, best[name], higher_is_better(name)) for name in names]
+    known = directions_of(view.tags)
+    return [Metric(name, best[name], higher_is_better(name, known)) for name in names]
 
 
 def unit(view: RunView, metric: str) -> str:
@@ -464,12 +466,15 @@ def mean_values(view: RunView, name: str) -> Floats:
 
 
 def worst_values(view: RunView, name: str) -> Floats:
-    """Return the worst client's value in each round, (R,).
+    """Return the worst client's value in each round, (R,); NaN where nobody knows what is worse.
 
     Clients with fewer than five validation rows do not count where others have more.
     """
-    worst = np.min if higher_is_better(name) else np.max
+    higher = higher_is_better(name, directions_of(view.tags))
+    worst = np.min if higher else np.max
     found = np.full(len(view.rounds), np.nan)
+    if higher is None:
+        return found
     validation = shown_rows(view) == "validation"
     for place, r in enumerate(view.rounds):
         own = r.validation if validation else r.training

@@ -31,7 +31,6 @@ from fl_app.schema import Task
 __all__ = [
     "BINS",
     "FEWEST_ROWS",
-    "HIGHER_IS_BETTER",
     "NO_SCORES",
     "Tally",
     "class_counts",
@@ -46,8 +45,6 @@ __all__ = [
 
 _EPS = float(np.finfo(np.float64).eps)
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "r2", "balanced_accuracy", "roc_auc"})
-"""Metrics that are better when larger; all others when smaller."""
 NO_SCORES = frozenset({"majority_share", "predicted_classes", "roc_auc_left_out"})
 """What stands beside the metrics and says nothing of how good a model is."""
 FEWEST_ROWS = 5

@@ -255,7 +255,7 @@ def compare(
     typed = ",".join(f"{n}={value.strip()}" for n, (_, _, value) in zip(names, parts, strict=True))
     base = design.level(typed, "--baseline")
     _check_metric(design, metric)
-    higher = is_better_when_higher(metric)
+    higher = is_better_when_higher(metric, runs)
     grounds = _grounds(design, metric)
     maker = _Maker(design, metric, higher, base, tolerance, grounds)
     ends = maker.table(at_end)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.errors import InputError, printable
-from fl_app.tracking.keys import higher_is_better, sanitise
+from fl_app.models.directions import higher_is_better
+from fl_app.tracking.keys import directions_of, sanitise
 
 __all__ = [
     "BYTES",
@@ -121,20 +122,35 @@ class RunSummary:
         return self.name or self.run_id
 
 
-def is_better_when_higher(metric: str) -> bool:
-    """Return whether a larger value of a metric is better, judged by its key.
+def is_better_when_higher(metric: str, runs: Iterable[RunSummary], field: str = "--metric") -> bool:
+    """Return whether a larger value of a metric is better, judged by its key and by what runs tell.
 
     Parameters
     ----------
     metric : str
-        A full key, for example ``server/accuracy``. A gap between clients is better when smaller,
-        whatever it is a gap of.
+        A full key, for example ``server/accuracy``.
+    runs : iterable of RunSummary
+        Their tags may tell it.
+    field : str
+        Who names the metric, for the error.
 
     Returns
     -------
     bool
+
+    Raises
+    ------
+    InputError
+        If nobody knows.
     """
-    return not metric.endswith("_gap") and higher_is_better(metric)
+    known: dict[str, bool] = {}
+    for run in runs:
+        known |= directions_of(run.tags)
+    higher = higher_is_better(metric, known)
+    if higher is None:
+        allowed = "a metric whose direction its name tells, or TrackedStrategy's higher_is_better"
+        raise InputError(field, metric, allowed)
+    return higher
 
 
 def idle(run: RunSummary) -> frozenset[str]:

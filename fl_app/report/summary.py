@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fl_app.errors import InputError
+from fl_app.models.directions import higher_is_better
 from fl_app.report.comparing import compare, expect
 from fl_app.report.intervals import mean_and_sd
 from fl_app.report.origins import data_name
@@ -23,7 +24,6 @@ from fl_app.report.rendering import (
 from fl_app.report.runs import (
     REFERENCES,
     RunSummary,
-    is_better_when_higher,
     label_order,
     natural,
     tell_apart,
@@ -174,7 +174,7 @@ def _is_best(
     ]
     if dataset is None or row.mean is None or math.isnan(row.mean) or not rivals:
         return False
-    sign = 1 if is_better_when_higher(row.objective) else -1
+    sign = 1 if higher_is_better(row.objective) else -1
     means = [mean for mean in rivals if mean is not None and not math.isnan(mean)]
     return all(sign * row.mean >= sign * mean or equal(row.mean, mean) for mean in means)
 

@@ -344,7 +344,9 @@ def choose(
         If a run does not have the metric in its last round, candidates saw other data, or levels of
         one cell have another number of candidates.
     """
-    higher = is_better_when_higher(by)
+    every = [run for seeds in groups.values() for runs in seeds.values() for run in runs]
+    having = [run for run in every if by in run.metrics]
+    higher = bool(having) and is_better_when_higher(by, having, "--by")
     kept: dict[Place, dict[str, Sequence[RunSummary]]] = {}
     choices: dict[Place, Choice] = {}
     for place, seeds in groups.items():

@@ -139,6 +139,8 @@ class RoundRecord:
         ``{"coef": ["setosa.petal_length", ...], "intercept": ["setosa", ...]}``; an empty name
         stands for the array's own. Known only after the handshake, which is why it is not in
         :class:`RunStart`; given to :class:`~fl_app.tracking.TrackedStrategy` as ``value_names``.
+    higher_is_better : mapping of str to bool
+        For metrics whose name does not tell it: whether a larger value is better.
     """
 
     server_round: int
@@ -158,6 +160,7 @@ class RoundRecord:
     texts: Mapping[str, str] = field(default_factory=dict)
     timestamp_ms: int = 0
     value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    higher_is_better: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

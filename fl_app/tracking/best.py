@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fl_app.models.metrics import HIGHER_IS_BETTER
+from fl_app.models.directions import higher_is_better
 from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
 
 __all__ = ["BestRound"]
@@ -56,7 +56,7 @@ class BestRound:
         if value is None or not np.isfinite(value):
             return
         best = None if self.best is None else self.value(self.best)
-        if best is None or (value > best if self._metric in HIGHER_IS_BETTER else value < best):
+        if best is None or (value > best if higher_is_better(self._metric) else value < best):
             self.best = record
 
     def finish(self, end: RunEnd) -> None:

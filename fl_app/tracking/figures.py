@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.colours import ROLES
-from fl_app.models.metrics import HIGHER_IS_BETTER, NO_SCORES
+from fl_app.models.directions import higher_is_better
+from fl_app.models.metrics import NO_SCORES
 from fl_app.tracking.base import RoundRecord
 
 __all__ = ["MAX_BARS", "draw_clients", "draw_curves", "draw_data"]
@@ -53,8 +54,8 @@ def draw_curves(rounds: Sequence[RoundRecord]) -> bytes | None:
             if points:
                 x, y = zip(*points, strict=True)
                 axis.plot(x, y, label=label, marker=".", **_line(role))
-        better = "higher" if name in HIGHER_IS_BETTER else "lower"
-        _entitle(axis, f"{name} ({better} is better)")
+        better = {True: " (higher is better)", False: " (lower is better)", None: ""}
+        _entitle(axis, f"{name}{better[higher_is_better(name)]}")
         axis.set_xlabel("round")
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
@@ -80,7 +81,7 @@ def draw_clients(record: RoundRecord, metric: str) -> bytes | None:
     found = [(c.metrics[metric], c.partition) for c in clients if metric in c.metrics]
     if not found:
         return None
-    found.sort(reverse=metric not in HIGHER_IS_BETTER)
+    found.sort(reverse=not higher_is_better(metric))
     values, names = [v for v, _ in found], [f"{p:03d}" for _, p in found]
     figure, (axis,) = _panels(1, width=max(4.0, min(12.0, 0.25 * len(values) + 2)))
     if len(values) <= MAX_BARS:

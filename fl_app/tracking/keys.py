@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fl_app.models.metrics import FEWEST_ROWS, HIGHER_IS_BETTER
+from fl_app.models.directions import higher_is_better
+from fl_app.models.metrics import FEWEST_ROWS
 from fl_app.tracking.base import Arrays, Asked, ClientRecord, RoundRecord, flat_norm
 
 __all__ = [
+    "DIRECTIONS_TAG",
     "FINAL_LOSSES",
     "MAX_SHOWN_CLIENTS",
     "MAX_SHOWN_VALUES",
@@ -34,8 +36,8 @@ __all__ = [
     "bytes_text",
     "client_rows",
     "client_table",
+    "directions_of",
     "equal",
-    "higher_is_better",
     "round_metrics",
     "sanitise",
     "update_norm",
@@ -48,13 +50,12 @@ MAX_SHOWN_VALUES = 32
 MAX_KEY_LENGTH = 250
 FINAL_LOSSES = "losses/final.npz"
 """Artifact with the final model's losses, one a test row, by the metric whose mean they are."""
+DIRECTIONS_TAG = "higher_is_better"
+"""Tag with the directions of metrics that the user has given, as JSON: name -> bool."""
 REPORT_TAG = "fl_app.report"
 """Tag of a run of MLflow that holds a report: it trained nothing."""
 
 _REFUSED = re.compile(r"[^/\w.\- :]")
-_BETTER_WORDS = frozenset(
-    {"acc", "accuracy", "auc", "dice", "f1", "iou", "precision", "recall", "r2", "score"}
-)
 _ROUNDING = 1e-9
 _T = TypeVar("_T")
 
@@ -157,21 +158,14 @@ def _checksum(key: str) -> int:
     return zlib.crc32(key.encode("utf-8", "surrogatepass"))
 
 
-def higher_is_better(metric: str) -> bool:
-    """Return whether a larger value of a metric is better, judged by its name.
-
-    Parameters
-    ----------
-    metric : str
-        For example ``accuracy``, ``top_5_accuracy``, ``log_loss``.
-
-    Returns
-    -------
-    bool
-        True for accuracies, R2, AUC, F1, precision, recall, IoU and scores; False for all others.
-    """
-    words = re.split(r"[^a-z0-9]+", metric.lower())
-    return metric in HIGHER_IS_BETTER or not _BETTER_WORDS.isdisjoint(words)
+def directions_of(tags: Mapping[str, str]) -> dict[str, bool]:
+    """Return the directions of metrics that a run's tags tell, name -> whether higher is better."""
+    try:
+        found = json.loads(tags.get(DIRECTIONS_TAG, "{}"))
+    except ValueError:
+        return {}
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {name: higher for name, higher in pairs if isinstance(higher, bool)}
 
 
 def bytes_text(count: float, digits: int = 3) -> str:
@@ -208,10 +202,13 @@ def round_metrics(record: RoundRecord, many_clients: bool = False) -> dict[str, 
     metrics = {f"train/{name}": value for name, value in record.train.items()}
     metrics |= {f"eval/{name}": value for name, value in record.evaluate.items()}
     metrics |= {f"server/{name}": value for name, value in record.server.items()}
+    known = record.higher_is_better
     for prefix, clients in (("train", record.train_clients), ("eval", record.evaluate_clients)):
-        show = _quantiles if many_clients else _each
-        metrics |= show(f"{prefix}_client", clients)
-    metrics |= _fairness(record.evaluate_clients)
+        if many_clients:
+            metrics |= _quantiles(f"{prefix}_client", clients, known)
+        else:
+            metrics |= _each(f"{prefix}_client", clients)
+    metrics |= _fairness(record.evaluate_clients, known)
     metrics |= {f"cost/{name}": value for name, value in record.cost.items()}
     return metrics | dict(record.extra)
 
@@ -224,39 +221,49 @@ def _each(prefix: str, clients: Sequence[ClientRecord]) -> dict[str, float]:
     }
 
 
-def _quantiles(prefix: str, clients: Sequence[ClientRecord]) -> dict[str, float]:
+def _quantiles(
+    prefix: str, clients: Sequence[ClientRecord], known: Mapping[str, bool]
+) -> dict[str, float]:
     metrics = {}
-    for name, values in _by_metric(clients).items():
-        metrics[f"{prefix}_{name}/p10"] = _quantile(values, 0.1)
+    for name, (values, has_worst) in _by_metric(clients, known).items():
         metrics[f"{prefix}_{name}/p50"] = _quantile(values, 0.5)
-        metrics[f"{prefix}_{name}/worst"] = values[0]
+        if has_worst:
+            metrics[f"{prefix}_{name}/p10"] = _quantile(values, 0.1)
+            metrics[f"{prefix}_{name}/worst"] = values[0]
     return metrics
 
 
-def _fairness(clients: Sequence[ClientRecord]) -> dict[str, float]:
+def _fairness(clients: Sequence[ClientRecord], known: Mapping[str, bool]) -> dict[str, float]:
     """Return the spread over the clients that are not known to have too few rows."""
     metrics = {}
     enough = [client for client in clients if not client.num_examples < FEWEST_ROWS]
-    for name, values in _by_metric(enough).items():
-        metrics[f"fairness/{name}_worst"] = values[0]
-        metrics[f"fairness/{name}_p10"] = _quantile(values, 0.1)
+    for name, (values, has_worst) in _by_metric(enough, known).items():
+        if has_worst:
+            metrics[f"fairness/{name}_worst"] = values[0]
+            metrics[f"fairness/{name}_p10"] = _quantile(values, 0.1)
         equal = values[-1] == values[0]  # also where both are infinite
         metrics[f"fairness/{name}_gap"] = 0.0 if equal else abs(values[-1] - values[0])
     return metrics
 
 
-def _by_metric(clients: Sequence[ClientRecord]) -> dict[str, list[float]]:
-    """Return each metric's values from the worst client to the best; all NaN where one is."""
-    values: dict[str, list[float]] = {}
+def _by_metric(
+    clients: Sequence[ClientRecord], known: Mapping[str, bool]
+) -> dict[str, tuple[list[float], bool]]:
+    """Return each metric's values from the worst client to the best; all NaN where one is.
+
+    And whether it is known which is the worst.
+    """
+    found: dict[str, list[float]] = {}
     for client in clients:
         for name, value in client.metrics.items():
-            values.setdefault(name, []).append(value)
-    for name, unsorted in values.items():
-        if any(map(math.isnan, unsorted)):
-            values[name] = [math.nan] * len(unsorted)
-        else:
-            values[name] = sorted(unsorted, reverse=not higher_is_better(name))
-    return values
+            found.setdefault(name, []).append(value)
+    ordered = {}
+    for name, values in found.items():
+        higher = higher_is_better(name, known)
+        if any(map(math.isnan, values)):
+            values = [math.nan] * len(values)
+        ordered[name] = sorted(values, reverse=higher is False), higher is not None
+    return ordered
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

@@ -6,14 +6,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_app.errors import FlAppError
+from fl_app.models.directions import higher_is_better
+from fl_app.models.metrics import NO_SCORES
 from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
 from fl_app.tracking.keys import (
+    DIRECTIONS_TAG,
     MAX_SHOWN_CLIENTS,
     KeyBook,
     aggregation_text,
@@ -26,6 +31,8 @@ from fl_app.tracking.late import LateJournal
 from fl_app.tracking.spool import Journal
 
 __all__ = ["JournalTracker", "Recorder", "now_ms"]
+
+_LOG = logging.getLogger("fl_app")
 
 
 class Recorder:
@@ -44,6 +51,7 @@ class Recorder:
         self._names, self._infinite = KeyBook(), set[str]()
         self._clients: set[int] = set()
         self._previous: Arrays = {}
+        self._told: set[str] = set()
 
     def record(self, record: RoundRecord) -> None:
         """Keep a round."""
@@ -66,6 +74,7 @@ class Recorder:
         for clients in (record.train_clients, record.evaluate_clients):
             self._clients.update(client.partition for client in clients)
         many = max(len(self._clients), record.num_clients) > MAX_SHOWN_CLIENTS
+        self._note_directions(record, many)
         metrics = round_metrics(record, many) | array_metrics(record.arrays, record.value_names)
         moved = update_norm(record.arrays, self._previous) if record.server_round else None
         if moved is not None:
@@ -77,6 +86,23 @@ class Recorder:
             self._note_infinite(infinite)
             named |= dict.fromkeys(infinite, math.nan)
         return named
+
+    def _note_directions(self, record: RoundRecord, many: bool) -> None:
+        """Keep the directions that the user has given; name once the metrics that have none."""
+        known = record.higher_is_better
+        if known and DIRECTIONS_TAG not in self._told:
+            self._told.add(DIRECTIONS_TAG)
+            self._journal.add_note({DIRECTIONS_TAG: json.dumps(known, sort_keys=True)}, {})
+        clients = [*record.evaluate_clients, *(record.train_clients if many else ())]
+        names = {name for client in clients for name in client.metrics} - self._told - NO_SCORES
+        self._told |= names
+        if unknown := sorted(name for name in names if higher_is_better(name, known) is None):
+            _LOG.warning(
+                "tracking: is more or less of %s better? Its name does not tell, so no worst "
+                "client is recorded; TrackedStrategy(..., higher_is_better={%r: True}) tells",
+                ", ".join(unknown),
+                unknown[0],
+            )
 
     def _note_infinite(self, keys: Sequence[str]) -> None:
         if not self._infinite.issuperset(keys):

@@ -25,7 +25,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, Metric
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fl_app.errors import one_line, printable
+from fl_app.errors import ConfigError, one_line, printable
 from fl_app.held import HeldArray, is_kind, items_of, read, records_of, sender
 from fl_app.tracking.base import (
     Arrays,
@@ -78,6 +78,9 @@ class TrackedStrategy(Strategy):
     private : bool, default False
         Whether clients are protected (differential privacy): then no client is recorded, neither
         its arrays and their norm nor its metrics, only how many were asked and replied.
+    higher_is_better : mapping of str to bool, optional
+        For metrics whose name does not tell it: whether a larger value is better. Without it such a
+        metric has no worst client, which is said once.
     rule : str, optional
         Name of the aggregation; by default the class name of the innermost strategy.
 
@@ -85,6 +88,8 @@ class TrackedStrategy(Strategy):
     ------
     TypeError
         If `strategy` is no Flower strategy.
+    ConfigError
+        If `higher_is_better` is no mapping of names to bool.
 
     Notes
     -----
@@ -115,11 +120,13 @@ class TrackedStrategy(Strategy):
         value_names: Mapping[str, Sequence[str]] | None = None,
         private: bool = False,
         rule: str | None = None,
+        higher_is_better: Mapping[str, bool] | None = None,
     ) -> None:
         if not isinstance(strategy, Strategy):
             raise TypeError(f"strategy must be a flwr Strategy, got {type(strategy).__name__}")
         self.strategy, self.tracker = strategy, tracker
         self.partitions, self.value_names, self.private = partitions, value_names, private
+        self.higher_is_better = _directions(higher_is_better or {})
         self.rule = rule or type([*_chain(strategy)][-1]).__name__
         self._guard = Guard("tracking")
         self._reset()
@@ -347,6 +354,7 @@ class TrackedStrategy(Strategy):
                 texts=self._ask(strategies, "round_texts", server_round),
                 timestamp_ms=time.time_ns() // 1_000_000,
                 value_names=self.value_names or {},
+                higher_is_better=self.higher_is_better,
             )
         )
 
@@ -371,6 +379,12 @@ class TrackedStrategy(Strategy):
             if callable(own := getattr(strategy, method, None)):
                 found |= self._guard(own, server_round) or {}
         return found
+
+
+def _directions(given: Mapping[str, bool]) -> dict[str, bool]:
+    if not isinstance(given, Mapping) or not all(isinstance(v, bool) for v in given.values()):
+        raise ConfigError("higher_is_better", given, "a mapping of metrics' names to True or False")
+    return {str(name): higher for name, higher in given.items()}
 
 
 @dataclass
