@@ -49,6 +49,8 @@ class RunStart:
         ``source``; empty where nobody knows.
     output_dir : str
         Folder of the run's ``result.json``; empty where there is none on this machine.
+    continues : bool
+        Whether this is the run that the tracker finished last, which goes on.
     """
 
     name: str = ""
@@ -58,6 +60,7 @@ class RunStart:
     num_server_rounds: int = 0
     dataset: Mapping[str, str] = field(default_factory=dict)
     output_dir: str = ""
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Asked:
     Parameters
     ----------
     partitions : sequence of int
-        Partitions of the clients that were asked, sorted.
+        Numbers of the clients that were asked, sorted.
     failed : mapping of int to str
         The reason, one printable line of at most 300 characters, for each of them whose reply was
         not used or did not come.
@@ -84,7 +87,8 @@ class ClientRecord:
     Parameters
     ----------
     partition : int
-        Partition of the client's data; stands for the client in every record.
+        Number of the client in every record: the partition of its data, unless the round's
+        ``client_key`` says otherwise; negative for one of unknown partition among known ones.
     num_examples : float
         Rows behind the reply, its weight in the average.
     metrics : mapping of str to float
@@ -139,6 +143,8 @@ class RoundRecord:
         ``{"coef": ["setosa.petal_length", ...], "intercept": ["setosa", ...]}``; an empty name
         stands for the array's own. Known only after the handshake, which is why it is not in
         :class:`RunStart`; given to :class:`~fl_app.tracking.TrackedStrategy` as ``value_names``.
+    client_key : {"partition", "client"}
+        What the clients' numbers are called: ``client`` where they are no partitions.
     """
 
     server_round: int
@@ -158,6 +164,7 @@ class RoundRecord:
     texts: Mapping[str, str] = field(default_factory=dict)
     timestamp_ms: int = 0
     value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    client_key: str = "partition"
 
 
 @dataclass(frozen=True)

@@ -341,12 +341,13 @@ def aggregation_text(record: RoundRecord) -> str:
         ``{"norm": ...}`` beyond, null where there are none. ``asked`` are partitions, ``failed``
         the reason by partition, of training and of evaluation; each is left out where nobody was
         asked. Where no client may be shown, ``clients`` is empty, ``num_examples`` null, and these
-        are left out. A number that is not finite is null.
+        are left out. A number that is not finite is null. ``client`` stands in the place of
+        ``partition`` where clients' numbers are arbitrary.
     """
     total = sum(client.num_examples for client in record.train_clients)
     clients = [
         {
-            "partition": client.partition,
+            record.client_key: client.partition,
             "num_examples": _whole(client.num_examples),
             "weight": client.num_examples / total if total else None,
             "arrays": _shown(client.arrays, client.norm),
@@ -363,7 +364,8 @@ def aggregation_text(record: RoundRecord) -> str:
         "num_examples": _whole(total) if clients else None,
     }
     # Inside a string the quotation marks would have backslashes.
-    lines = _line(clients)[1:-1].replace('}, {"partition": ', '},\n  {"partition": ')
+    key = f'{{"{record.client_key}": '
+    lines = _line(clients)[1:-1].replace(f"}}, {key}", f"}},\n  {key}")
     shown = _line(_shown(aggregate if small else None, norm))
     text = f'{_line(head)[:-1]},\n "clients": [\n  {lines}\n ],\n "aggregate": {shown}'
     tail = _asked(record.train_asked)
@@ -414,7 +416,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def client_rows(server_round: int, clients: Sequence[ClientRecord]) -> list[dict[str, Any]]:
+def client_rows(
+    server_round: int, clients: Sequence[ClientRecord], client_key: str = "partition"
+) -> list[dict[str, Any]]:
     """Return one table row for each client of a round.
 
     Parameters
@@ -423,16 +427,18 @@ def client_rows(server_round: int, clients: Sequence[ClientRecord]) -> list[dict
         The round.
     clients : sequence of ClientRecord
         Its clients.
+    client_key : str, default "partition"
+        What their numbers are called.
 
     Returns
     -------
     list of dict
-        ``server_round``, ``partition``, ``num_examples`` and the client's metrics.
+        ``server_round``, the client's number, ``num_examples`` and the client's metrics.
     """
     return [
         {
             "server_round": server_round,
-            "partition": client.partition,
+            client_key: client.partition,
             "num_examples": _whole(client.num_examples),
             **client.metrics,
         }

@@ -160,6 +160,11 @@ class MlflowTracker:
         ------
         FlAppError
             If a run goes on.
+
+        Notes
+        -----
+        Where `run` says that it continues, the run that was finished last goes on, with the
+        parameters and tags that it has.
         """
         if self._spool is not None:
             raise FlAppError("this tracker was started before and is not finished")
@@ -174,10 +179,14 @@ class MlflowTracker:
             "experiment": self.experiment_name,
             "register_as": self.register_as,
         }
-        name, self._name = self._name, ""
-        self._spool = Spool.create(self.home, target, given, now_ms(), name)
-        self._recorder = Recorder(self._spool)
-        self._sender = Sender(self._spool, self._store, self._tidy, quiet)
+        spool = self._reopened() if run.continues else None
+        fresh = spool is None
+        if spool is None:
+            name, self._name = self._name, ""
+            spool = Spool.create(self.home, target, given, now_ms(), name)
+            self._recorder = Recorder(spool)
+        self._spool = spool
+        self._sender = Sender(spool, self._store, self._tidy, quiet, fresh)
         with quiet():
             # Here and not in the sender: while two threads import, either can find half a module.
             load_mlflow()
@@ -215,6 +224,19 @@ class MlflowTracker:
                 spool.release()
 
     # ------------------------------------------------------------ parts
+
+    def _reopened(self) -> Spool | None:
+        """Go on with the run before, if it can be."""
+        if self._sender is None or self._recorder is None:
+            return None
+        spool = (
+            None if self._sender.is_alive() else Spool.reopen(self.home, self._sender.spool.name)
+        )
+        if spool is None:
+            _LOG.warning("the record of the run before is not there any more: this is a new run")
+        else:
+            self._recorder.move(spool)
+        return spool
 
     def _running(self) -> Spool:
         if self._spool is None:

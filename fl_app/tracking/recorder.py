@@ -45,6 +45,10 @@ class Recorder:
         self._clients: set[int] = set()
         self._previous: Arrays = {}
 
+    def move(self, journal: Journal) -> None:
+        """Go on in another journal of the same run."""
+        self._journal = journal
+
     def record(self, record: RoundRecord) -> None:
         """Keep a round."""
         metrics = self._metrics(record)
@@ -57,7 +61,7 @@ class Recorder:
             "timestamp_ms": record.timestamp_ms or now_ms(),
             "metrics": metrics,
             "texts": texts,
-            "clients": client_rows(record.server_round, record.evaluate_clients),
+            "clients": client_rows(record.server_round, record.evaluate_clients, record.client_key),
         }
         self._journal.add_round(line, record.arrays)
 

@@ -313,6 +313,31 @@ class Spool(Journal):
         lock.release()
         return None
 
+    @classmethod
+    def reopen(cls, home: Path, name: str) -> Spool | None:
+        """Go on with the journal of a run that has ended, whether it was sent or waits.
+
+        Returns
+        -------
+        Spool or None
+            None where the run is held by somebody, or its record is not there any more.
+        """
+        path, kept = home / "spool" / name, home / "runs" / name
+        if not path.exists() and (kept / "sent.json").exists():
+            hidden = path.with_name(f".{name}")
+            for part in ("weights", "models"):
+                (hidden / part).mkdir(mode=0o700, parents=True)
+            for file in _KEPT:
+                if (kept / file).exists():
+                    share(kept / file, hidden / file)
+            hidden.rename(path)
+        spool = cls.claim(path)
+        if spool is not None:
+            for folder in (path, kept):
+                (folder / "end.json").unlink(missing_ok=True)
+            spool.mark_sent({**spool.sent, "ended": True})
+        return spool
+
     @staticmethod
     def paths(home: Path) -> list[Path]:
         """Return the spools under a home, oldest first; leftovers of a killed start go."""
