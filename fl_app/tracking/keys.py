@@ -14,10 +14,11 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_app.models.metrics import FEWEST_ROWS, HIGHER_IS_BETTER
 from fl_app.tracking.base import Arrays, Asked, ClientRecord, RoundRecord, flat_norm
@@ -56,6 +57,7 @@ _BETTER_WORDS = frozenset(
     {"acc", "accuracy", "auc", "dice", "f1", "iou", "precision", "recall", "r2", "score"}
 )
 _ROUNDING = 1e-9
+_BLOCK = 1 << 20
 _T = TypeVar("_T")
 
 
@@ -300,28 +302,42 @@ def array_metrics(arrays: Arrays, value_names: Mapping[str, Sequence[str]]) -> d
     return metrics
 
 
-def update_norm(arrays: Arrays, previous: Arrays) -> float | None:
-    """Return the Euclidean norm of the change, None where names or shapes changed.
+def update_norm(arrays: Arrays, previous: Arrays, leave_out: Collection[str] = ()) -> float | None:
+    """Return the Euclidean norm of the change of all float arrays.
 
     Parameters
     ----------
     arrays, previous : mapping of str to ndarray
         Global arrays after this round and after the one before.
+    leave_out : collection of str
+        Arrays that do not count: the counters of batch normalisation are integers, of which
+        averaging makes floats.
 
     Returns
     -------
     float or None
+        None where names or shapes changed, or there is no float array.
     """
     if arrays.keys() != previous.keys():
         return None
-    if any(
-        array.shape != previous[name].shape or array.dtype.kind not in "fiub"
-        for name, array in arrays.items()
-    ):
-        return None
-    return flat_norm(
-        {name: np.subtract(a, previous[name], dtype=np.float64) for name, a in arrays.items()}
-    )
+    total = None
+    for name, now in arrays.items():
+        if name in leave_out or now.dtype.kind != "f":
+            continue
+        before = previous[name]
+        if now.shape != before.shape or before.dtype.kind != "f":
+            return None
+        total = (total or 0.0) + _square_distance(now, before)
+    return None if total is None else math.sqrt(total)
+
+
+def _square_distance(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Sum the squared differences in float64, with a copy of a small part at a time."""
+    left, right, total = one.ravel(), other.ravel(), 0.0
+    for first in range(0, left.size, _BLOCK):
+        part = slice(first, first + _BLOCK)
+        total += float(np.sum(np.square(np.subtract(left[part], right[part], dtype=np.float64))))
+    return total
 
 
 def aggregation_text(record: RoundRecord) -> str:
