@@ -34,7 +34,8 @@ from fl_app.tracking import MlflowTracker, RoundRecord, RunEnd, RunStart, Tracke
 from fl_app.tracking.base import flat_norm
 from fl_app.tracking.keys import aggregation_text
 from fl_app.tracking.mlflow_store import MlflowStore
-from fl_app.tracking.spool import read_npz
+from fl_app.tracking.recorder import JournalTracker
+from fl_app.tracking.spool import read_lines, read_npz
 
 NUM_CLIENTS, NUM_ROUNDS = 3, 3
 START = {"w": np.zeros(2)}
@@ -349,6 +350,19 @@ def test_the_log_is_the_strategys_and_says_where_the_record_is(
     expected = {"strategy": "FedAdam", "num_server_rounds": "1", "lr": "0.1"}
     expected |= {"strategy.eta": "0.25", "strategy.fraction_train": "1.0"}
     assert params.items() >= {**expected, "evaluate_config.batch": "8"}.items()
+
+
+def test_counters_are_no_update(tmp_path: Path) -> None:
+    """``model/update_norm`` leaves out integers, also where an average made floats of them."""
+    start = {"w": np.zeros(2), "num_batches_tracked": np.array([5])}
+    tracker = JournalTracker(tmp_path)
+    with InProcessGrid(app, NUM_CLIENTS) as grid:
+        TrackedStrategy(FedAvg(**everybody()), tracker).start(grid, hold(start), NUM_ROUNDS)
+    norms = [
+        line["metrics"].get("model/update_norm")
+        for line, _ in read_lines(tmp_path / "rounds.jsonl")
+    ]
+    assert norms == [None, *[pytest.approx(8**0.5)] * NUM_ROUNDS]
 
 
 # ------------------------------------------------------------ one run or many

@@ -222,17 +222,19 @@ class Tracker(Protocol):
     """Sees a run from start to end.
 
     ``start`` is called once, ``annotate`` any number of times with tags and texts learnt on the
-    way (data digest, roster), ``record`` once a round from 0 on, ``finish`` once. A tracker may say
-    in an attribute ``started`` that its ``start`` was called: then
-    :class:`fl_app.tracking.TrackedStrategy` leaves ``start`` and ``finish`` to whoever did.
+    way (data digest, roster), ``record`` once a round from 0 on, ``finish`` once. A run that was
+    finished may go on: then ``start`` says that it ``continues``. A tracker may say in an attribute
+    ``started`` that its ``start`` was called: then :class:`fl_app.tracking.TrackedStrategy` leaves
+    ``start`` and ``finish`` to whoever did.
 
     Two more things a tracker may have, and does without where it does not:
 
     - ``event(kind, facts)`` sees what happens between rounds. From TrackedStrategy: ``asked``
       (``round``, ``exchange``: ``train`` or ``evaluate``, ``clients``: partitions), ``reply``
       (``round``, ``exchange``, ``client``) and ``replied`` (``round``, ``exchange``, ``clients``,
-      ``failed``: partition -> reason). Where no client may be shown there is ``count`` in the
-      place of ``clients`` and ``client``, and ``failed_count`` in that of ``failed``.
+      ``failed``: partition -> reason). Where no client may be shown, or nobody knows their numbers
+      yet, there is ``count`` in the place of ``clients`` and ``client``, and ``failed_count`` in
+      that of ``failed``.
     - a true ``keeps_models`` and ``see_models(server_round, models)`` get the arrays that each
       accepted client sent in training, partition -> arrays, before the round's ``record``; never
       where no client may be shown.
