@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -571,6 +574,7 @@ def test_replies_tell_their_partitions() -> None:
             assert [c.partition for c in r.evaluate_clients] == [0, 1, 2]
             assert [c.metrics for c in r.evaluate_clients] == [{"first": k} for k in range(3)]
             assert '"partition": 1' in aggregation_text(r)
+            assert set(r.train) == {"loss", "norm_bit"}
         assert seen.tags == {}
     known, told = records
     # Of the node that has said nothing yet it is only known that it is none of the others.
@@ -578,6 +582,18 @@ def test_replies_tell_their_partitions() -> None:
     assert told[1].train_asked.partitions == [-1, 0, 1]
     assert set(told[1].train_asked.failed) == {-1}
     assert told[2].train_asked.partitions == [0, 1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["process", "ray"])
+def test_told_partitions_are_the_same_in_every_engine(engine: str) -> None:
+    """Whatever ids the nodes have: here each client says its partition as a metric, too."""
+    script = Path(__file__).with_name("telling_app.py")
+    done = subprocess.run(
+        [sys.executable, str(script), engine], check=True, capture_output=True, text=True
+    )
+    both = [{str(k): float(k)} for k in range(3)] * 2
+    assert json.loads(done.stdout.splitlines()[-1]) == [[], both, both]
 
 
 def test_numbers_that_are_no_partitions_are_not_called_so(

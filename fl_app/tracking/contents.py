@@ -167,12 +167,10 @@ def sent_bytes(messages: Sequence[Message]) -> Iterator[int]:
         yield sizes[id(content)]
 
 
-def scalars(metrics: Mapping[str, Any], leave_out: str | None = None) -> dict[str, float]:
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return metrics as floats; a list of up to 32 becomes ``name.0``, ``name.1`` and so on."""
     values: dict[str, float] = {}
     for name, value in metrics.items():
-        if name == leave_out:
-            continue
         if type(value) is float:
             values[name] = value
         elif not isinstance(value, list):

@@ -18,7 +18,7 @@ from fl_app.errors import one_line, printable
 from fl_app.held import read, sender
 from fl_app.tracking.base import Asked, ClientRecord, RoundRecord, RunEnd, RunStart, Status, Tracker
 from fl_app.tracking.chain import HOOKS, callers, chain, found, is_private, parameters
-from fl_app.tracking.contents import Reply, scalars, sent_bytes, too_long
+from fl_app.tracking.contents import PARTITION, Reply, scalars, sent_bytes, too_long
 from fl_app.tracking.keys import MAX_SHOWN_VALUES
 from fl_app.tracking.numbers import Numbers
 from fl_app.tracking.trackers import Guard
@@ -426,9 +426,12 @@ class Watch:
         return found(self.strategy, "weighted_by_key", str) or "num-examples"
 
     def _scalars(self, where: str, metrics: Mapping[str, Any] | None) -> dict[str, float]:
-        for name in too_long(metrics or {}):
+        # A mean of weights, or of partitions, is nobody's.
+        leave_out = () if where == "server" else (self._weight, PARTITION)
+        own = {name: value for name, value in (metrics or {}).items() if name not in leave_out}
+        for name in too_long(own):
             self._left_out(f"{where} metric {name}")
-        return scalars(metrics or {}, self._weight if where != "server" else None)
+        return scalars(own)
 
     def _left_out(self, what: str) -> None:
         self._say("%s has more than %d values and is left out", what, MAX_SHOWN_VALUES)
