@@ -251,6 +251,14 @@ class InProcessGrid(Grid):
         self._waiting.check(len(self._contexts))
         return list(self._contexts)
 
+    @property
+    def partitions(self) -> dict[int, int]:
+        """Node id -> ``partition-id`` of its node config, where that is a whole number."""
+        told = {
+            n: context.node_config.get(PARTITION_ID_KEY) for n, context in self._contexts.items()
+        }
+        return {node_id: k for node_id, k in told.items() if type(k) is int}
+
     def get_nodes(self) -> list[NodeInfo]:
         """Return all nodes, online."""
         return [NodeInfo(node_id=n, status=NodeStatus.ONLINE) for n in self._contexts]

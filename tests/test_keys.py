@@ -219,6 +219,13 @@ def test_update_norm() -> None:
     assert update_norm(after, after) == 0
     assert update_norm(after, {"a": before["a"]}) is None
     assert update_norm(after, {"a": before["a"], "b": np.zeros(5)}) is None
+    counted, more = {**before, "n": np.array([1])}, {**after, "n": np.array([9])}
+    assert update_norm(more, counted) == 5
+    assert update_norm({**after, "n": np.array([9.0])}, counted) is None
+    assert update_norm({**after, "n": np.array([9.0])}, counted, {"n"}) == 5
+    assert update_norm({"n": more["n"]}, {"n": counted["n"]}) is None
+    large = {"w": np.full(3_000_000, 0.5, np.float32)}
+    assert update_norm(large, {"w": np.zeros(3_000_000, np.float32)}) == math.sqrt(750_000)
 
 
 def with_arrays(partition: int, num_examples: float, values: np.ndarray) -> ClientRecord:

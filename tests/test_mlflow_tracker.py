@@ -301,6 +301,40 @@ def test_many_clients_are_quantiles_and_a_table(
     assert len(table["data"]) == 5
 
 
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ("none", []),
+        ("last:2", [4, 5]),
+        ("last:9", [0, 1, 2, 3, 4, 5]),
+        ("every:3", [0, 3, 5]),
+        ("every:5", [0, 5]),
+    ],
+)
+def test_the_weights_that_are_asked_for_are_kept(
+    keep: str, kept: list[int], uri: str, tmp_path: Path
+) -> None:
+    """Of which rounds is the user's choice; their metrics are there in any case."""
+    tracker = MlflowTracker(uri, "kept", home=tmp_path, keep_weights=keep)
+    tracker.start(RunStart())
+    for server_round in range(6):
+        tracker.record(record(server_round))
+    tracker.finish(RunEnd("FINISHED"))
+    assert tracker.run_id is not None
+    found = sorted((artifacts(tracker.run_id, uri) / "weights").glob("*"))
+    assert [path.name for path in found] == [f"round_{r:04d}.npz" for r in kept]
+    assert all(read_npz(path)["w"][0] == r for path, r in zip(found, kept, strict=True))
+    assert set(history(MlflowClient(uri), tracker.run_id, "server/mse")) == set(range(6))
+
+
+@pytest.mark.parametrize("keep", ["", "last", "last:0", "every:-1", "last:x", "ALL", "all:3"])
+def test_other_rules_for_weights_are_refused(keep: str) -> None:
+    """With field, value and what is allowed, before anything is done."""
+    with pytest.raises(ConfigError, match=r"tracking\.keep_weights.*last:K"):
+        MlflowTracker(keep_weights=keep)
+
+
 def test_mlflows_globals_are_left_alone(uri: str, tmp_path: Path) -> None:
     """The user's own MLflow keeps its server, its active run and its switches."""
     before = mlflow.get_tracking_uri(), mlflow.active_run()

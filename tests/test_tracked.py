@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.server.strategy import FedAvg as OldFedAvg
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
     FedAdam,
@@ -30,8 +32,8 @@ from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.tracking import Asked, RoundRecord, RunEnd, RunStart, TrackedStrategy, Trackers
 from fl_app.tracking.base import flat_norm
+from fl_app.tracking.contents import content_bytes
 from fl_app.tracking.keys import aggregation_text, round_metrics
-from fl_app.tracking.tracked import content_bytes
 
 NUM_CLIENTS, NUM_ROUNDS = 4, 3
 START: dict[str, NDArray[Any]] = {"coef": np.zeros((1, 3)), "intercept": np.ones(1, np.float32)}
@@ -219,9 +221,10 @@ def test_clients_are_their_partitions(grid: InProcessGrid) -> None:
 
 
 def test_unknown_nodes_are_numbered_as_they_appear(
-    grid: InProcessGrid, monkeypatch: pytest.MonkeyPatch
+    grid: InProcessGrid, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a mapping a round's new nodes follow those of earlier rounds, by node id."""
+    """Without partitions a round's new nodes follow those of earlier rounds, by node id."""
+    monkeypatch.setattr(InProcessGrid, "partitions", None)
     nodes = sorted(grid.get_node_ids())
     cohorts = iter([[nodes[3]], [nodes[3]], [nodes[1], nodes[2]], [nodes[3]]])
     monkeypatch.setattr("random.sample", lambda *_: next(cohorts))
@@ -230,6 +233,10 @@ def test_unknown_nodes_are_numbered_as_they_appear(
     run(TrackedStrategy(strategy, recorder), grid, num_rounds=2)
     assert [[c.partition for c in r.train_clients] for r in recorder.rounds] == [[], [0], [1, 2]]
     assert [c.partition for c in recorder.rounds[2].evaluate_clients] == [0]
+    told = json.loads(aggregation_text(recorder.rounds[2]))
+    assert [set(client) & {"client", "partition"} for client in told["clients"]] == [{"client"}] * 2
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "fl_app"]
+    assert "which is arbitrary" in line
 
 
 def test_large_arrays_leave_a_norm(grid: InProcessGrid) -> None:
@@ -361,7 +368,7 @@ def test_replies_are_told_as_they_come(
     private: bool, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By client; of a private run, and of very many clients, how many came so far."""
-    monkeypatch.setattr("fl_app.tracking.tracked._MAX_NAMED", 3 if many else 4)
+    monkeypatch.setattr("fl_app.tracking.watch._MAX_NAMED", 3 if many else 4)
     watcher = Watcher()
     with Arriving(app, NUM_CLIENTS) as grid:
         partitions = {node: k for k, node in enumerate(grid.get_node_ids())}
@@ -457,11 +464,32 @@ class Picky(FedAvg):
 
 def test_only_accepted_replies_are_clients(grid: InProcessGrid) -> None:
     """What a strategy says it did not use is no client; the others count as failed."""
+    first = grid.partitions[min(grid.get_node_ids())]
+    others = {*range(NUM_CLIENTS)} - {first}
     for r in tracked(Picky(), grid)[1:]:
-        assert [c.partition for c in r.train_clients] == [0]
-        assert r.train_asked.failed == dict.fromkeys((1, 2, 3), "the reply was not used")
+        assert [c.partition for c in r.train_clients] == [first]
+        assert r.train_asked.failed == dict.fromkeys(others, "the reply was not used")
         assert len(r.evaluate_clients) == NUM_CLIENTS
         assert (r.cost["clients_replied"], r.cost["clients_failed"]) == (1, NUM_CLIENTS - 1)
+
+
+class Namesake(FedAvg):
+    """A strategy with attributes of its own under the names that we would use."""
+
+    def __init__(self, accepted: Any) -> None:
+        super().__init__()
+        self.accepted, self.dropped, self.is_model = accepted, 3, "cnn"
+        self.round_metrics, self.round_texts = {"a": 1.0}, None
+
+
+@pytest.mark.parametrize("accepted", [7, {0, 1}, [2], frozenset({1, 2}), "no"])
+def test_attributes_that_only_have_our_names_are_left_alone(
+    accepted: Any, grid: InProcessGrid
+) -> None:
+    """What is no frozenset of nodes that were asked does not say whose reply counted."""
+    for r in tracked(Namesake(accepted), grid)[1:]:
+        assert len(r.train_clients) == NUM_CLIENTS
+        assert r.train_asked.failed == r.extra == r.texts == {}
 
 
 class Shell(Strategy):
@@ -628,27 +656,40 @@ def test_arrays_that_are_no_numbers_are_left_out() -> None:
         assert [(c.arrays, c.norm) for c in r.train_clients] == [(None, None)] * NUM_CLIENTS
 
 
-def test_replies_of_another_shape_are_no_clients() -> None:
-    """Without a word from the strategy, a client is a reply with one record of arrays."""
-    double = ClientApp()
+def test_several_records_of_a_kind_are_all_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    """Their values stand under the record's name; a list that is too long is named, once."""
+    several = ClientApp()
 
-    @double.train()
+    @several.train()
     def train(message: Message, context: Context) -> Message:
         arrays = message.content["arrays"]
-        content = {"a": arrays, "b": arrays, "m": _metrics(0)}
+        more = MetricRecord({"few": [1.0, 2.0], "many": [0.5] * 33})
+        content = {"a": arrays, "b": arrays, "m": _metrics(1), "n": more}
         return Message(RecordDict(content), reply_to=message)
 
-    with InProcessGrid(double, NUM_CLIENTS) as grid:
+    with InProcessGrid(several, NUM_CLIENTS) as grid:
         rounds = tracked(Ignoring(fraction_evaluate=0.0), grid)
-    for r in rounds[1:]:
-        assert list(r.train_clients) == []
-        assert r.cost["clients_replied"] == NUM_CLIENTS
+    for client in [client for r in rounds[1:] for client in r.train_clients]:
+        assert client.num_examples == _num_examples(1)
+        assert client.metrics == {"m.loss": 0.5, "n.few.0": 1.0, "n.few.1": 2.0}
+        assert client.arrays is not None
+        assert set(client.arrays) == {"a.coef", "a.intercept", "b.coef", "b.intercept"}
+        assert client.norm == flat_norm(client.arrays)
+    assert [len(r.train_clients) for r in rounds] == [0, *[NUM_CLIENTS] * NUM_ROUNDS]
+    said = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert said == [
+        "tracking: train metric n.many of clients has more than 32 values and is left out"
+    ]
 
 
 def test_only_strategies_can_be_tracked() -> None:
-    """Anything else is refused with its type."""
-    with pytest.raises(TypeError, match="strategy must be a flwr Strategy, got str"):
+    """Anything else is refused with its type, and a strategy of Flower's older API as such."""
+    with pytest.raises(TypeError, match=r"of flwr\.serverapp\.strategy, got builtins\.str$"):
         TrackedStrategy("FedAvg", Recorder())  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"got flwr\.server\.strategy\.fedavg\.FedAvg, which.*older"
+    ):
+        TrackedStrategy(OldFedAvg(), Recorder())  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -656,6 +697,26 @@ def test_importing_the_package_does_not_import_mlflow() -> None:
     """A process that tracks nothing does not pay for MLflow."""
     code = "import sys, fl_app.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_median_has_no_second_copy_of_its_replies(grid: InProcessGrid) -> None:
+    """What is kept of large replies while they are aggregated is their norms."""
+    peaks = []
+    for wrap in (FedMedian, lambda: TrackedStrategy(FedMedian(), Recorder())):
+        strategy = wrap()
+        contents = [RecordDict({"a": large(k), "m": _metrics(k)}) for k in range(10)]
+        replies = [Message(c, dst_node_id=1, message_type="train") for c in contents]
+        tracemalloc.start()
+        strategy.aggregate_train(1, replies)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # One array is decoded at a time, and its squares are summed in float64.
+    assert peaks[1] < peaks[0] + 5 * len(large(0)["w"].data)
+
+
+def large(k: int) -> ArrayRecord:
+    """Return a stock record of 2 MB."""
+    return ArrayRecord({"w": Array(np.full(500_000, k, np.float32))})
 
 
 class Clock:
@@ -678,7 +739,7 @@ def test_seconds_are_those_of_the_clock_on_the_wall(
     what it does with round T is after the end.
     """
     clock = Clock()
-    monkeypatch.setattr("fl_app.tracking.tracked.time.perf_counter", clock.perf_counter)
+    monkeypatch.setattr("fl_app.tracking.watch.time.perf_counter", clock.perf_counter)
 
     class Slow(Recorder):
         def record(self, record: RoundRecord) -> None:

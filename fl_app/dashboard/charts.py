@@ -27,6 +27,7 @@ from fl_app.dashboard.view import (
     Round,
     RunView,
     mean_values,
+    number_of,
     shown_rows,
     strip,
     unit,
@@ -477,7 +478,7 @@ def model_values(view: RunView, at: int | None = None) -> list[Chart]:
             own = _flattened(client.get("arrays"))
             if len(own) == len(names):
                 for name, value in zip(names, own, strict=True):
-                    by_client = found.setdefault(name, {}).setdefault(int(client["partition"]), {})
+                    by_client = found.setdefault(name, {}).setdefault(number_of(client), {})
                     by_client[round_.server_round] = value
     return [_model_value(view, name, by, at) for name, by in found.items()]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.dashboard.view import Exchange, Round, RunView
+from fl_app.dashboard.view import Exchange, Round, RunView, number_of
 
 __all__ = ["Explanation", "Table", "explain", "value_names"]
 
@@ -296,7 +296,7 @@ def _replies(told: Mapping[str, Any]) -> list[_Reply]:
         arrays = client.get("arrays")
         found.append(
             _Reply(
-                int(client["partition"]),
+                number_of(client),
                 client.get("num_examples"),
                 client.get("weight"),
                 _flat(arrays),

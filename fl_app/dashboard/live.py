@@ -45,6 +45,7 @@ from fl_app.dashboard.view import (
     Status,
     mapping,
     metrics,
+    number_of,
     parsed,
     phase,
     rows_of,
@@ -659,7 +660,7 @@ def _round(line: Mapping[str, Any], before: Round | None, seen: dict[Any, Any]) 
         evaluate=_once(evaluate, seen),
         validation=_validation(rows, seen),
         training=_training(given, seen),
-        sizes=_shared({whole(c["partition"]): whole(c["num_examples"]) for c in clients}, seen),
+        sizes=_shared({number_of(c): whole(c["num_examples"]) for c in clients}, seen),
         packed=zlib.compress(json.dumps(told).encode(), 1) if told else b"",
     )
 
@@ -680,14 +681,14 @@ def _participation(
 ) -> tuple[Exchange, Exchange]:
     """Return who trained and who evaluated."""
     own = mapping(aggregation.get("evaluate"))
-    replied = [whole(client["partition"]) for client in clients]
+    replied = [number_of(client) for client in clients]
     counts = {"count": metrics.get("cost/clients_asked", 0.0)}
     answered = whole(metrics.get("cost/clients_replied"))
     asked = aggregation.get("asked") or (replied if len(replied) == counts["count"] else ())
     train = _exchange(asked, replied, aggregation.get("failed"), counts, answered)
     lost = whole(metrics.get("cost/clients_failed"))
     train = replace(train, num_failed=train.num_failed or lost)
-    scored = [whole(row.get("partition")) for row in rows]
+    scored = [number_of(row) for row in rows]
     evaluate = _exchange(own.get("asked") or scored, scored, own.get("failed"), {}, 0)
     return train, evaluate
 
@@ -696,10 +697,10 @@ def _validation(rows: Sequence[Mapping[str, Any]], seen: dict[Any, Any]) -> Own:
     """Return the clients' metrics from the rows of the evaluating clients."""
     if not rows:
         return NOBODY
-    rows = sorted(rows, key=lambda row: whole(row.get("partition")))
-    besides = ("server_round", "partition", "num_examples")
+    rows = sorted(rows, key=number_of)
+    besides = ("server_round", "partition", "client", "num_examples")
     names = dict.fromkeys(key for row in rows for key in row if key not in besides)
-    partitions = _array([whole(row.get("partition")) for row in rows], np.int32, seen)
+    partitions = _array([number_of(row) for row in rows], np.int32, seen)
     sizes = _array([_float(row.get("num_examples")) for row in rows], np.float64, seen)
     values = {sys.intern(n): np.array([_float(row.get(n)) for row in rows]) for n in names}
     return Own(partitions, sizes, values)

@@ -587,6 +587,11 @@ def texts_of(value: Any) -> dict[str, str]:
     return {str(key): str(text) for key, text in mapping(value).items()}
 
 
+def number_of(client: Mapping[str, Any]) -> int:
+    """Return the number of a client in a record: its partition, or one that is arbitrary."""
+    return whole(client.get("partition", client.get("client")))
+
+
 def whole(value: Any) -> int:
     return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 

@@ -49,6 +49,8 @@ class RunStart:
         ``source``; empty where nobody knows.
     output_dir : str
         Folder of the run's ``result.json``; empty where there is none on this machine.
+    continues : bool
+        Whether this is the run that the tracker finished last, which goes on.
     """
 
     name: str = ""
@@ -58,6 +60,7 @@ class RunStart:
     num_server_rounds: int = 0
     dataset: Mapping[str, str] = field(default_factory=dict)
     output_dir: str = ""
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Asked:
     Parameters
     ----------
     partitions : sequence of int
-        Partitions of the clients that were asked, sorted.
+        Numbers of the clients that were asked, sorted.
     failed : mapping of int to str
         The reason, one printable line of at most 300 characters, for each of them whose reply was
         not used or did not come.
@@ -84,7 +87,8 @@ class ClientRecord:
     Parameters
     ----------
     partition : int
-        Partition of the client's data; stands for the client in every record.
+        Number of the client in every record: the partition of its data, unless the round's
+        ``client_key`` says otherwise; negative for one of unknown partition among known ones.
     num_examples : float
         Rows behind the reply, its weight in the average.
     metrics : mapping of str to float
@@ -141,6 +145,8 @@ class RoundRecord:
         :class:`RunStart`; given to :class:`~fl_app.tracking.TrackedStrategy` as ``value_names``.
     higher_is_better : mapping of str to bool
         For metrics whose name does not tell it: whether a larger value is better.
+    client_key : {"partition", "client"}
+        What the clients' numbers are called: ``client`` where they are no partitions.
     """
 
     server_round: int
@@ -161,6 +167,7 @@ class RoundRecord:
     timestamp_ms: int = 0
     value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     higher_is_better: Mapping[str, bool] = field(default_factory=dict)
+    client_key: str = "partition"
 
 
 @dataclass(frozen=True)
@@ -218,17 +225,19 @@ class Tracker(Protocol):
     """Sees a run from start to end.
 
     ``start`` is called once, ``annotate`` any number of times with tags and texts learnt on the
-    way (data digest, roster), ``record`` once a round from 0 on, ``finish`` once. A tracker may say
-    in an attribute ``started`` that its ``start`` was called: then
-    :class:`fl_app.tracking.TrackedStrategy` leaves ``start`` and ``finish`` to whoever did.
+    way (data digest, roster), ``record`` once a round from 0 on, ``finish`` once. A run that was
+    finished may go on: then ``start`` says that it ``continues``. A tracker may say in an attribute
+    ``started`` that its ``start`` was called: then :class:`fl_app.tracking.TrackedStrategy` leaves
+    ``start`` and ``finish`` to whoever did.
 
     Two more things a tracker may have, and does without where it does not:
 
     - ``event(kind, facts)`` sees what happens between rounds. From TrackedStrategy: ``asked``
       (``round``, ``exchange``: ``train`` or ``evaluate``, ``clients``: partitions), ``reply``
       (``round``, ``exchange``, ``client``) and ``replied`` (``round``, ``exchange``, ``clients``,
-      ``failed``: partition -> reason). Where no client may be shown there is ``count`` in the
-      place of ``clients`` and ``client``, and ``failed_count`` in that of ``failed``.
+      ``failed``: partition -> reason). Where no client may be shown, or nobody knows their numbers
+      yet, there is ``count`` in the place of ``clients`` and ``client``, and ``failed_count`` in
+      that of ``failed``.
     - a true ``keeps_models`` and ``see_models(server_round, models)`` get the arrays that each
       accepted client sent in training, partition -> arrays, before the round's ``record``; never
       where no client may be shown.

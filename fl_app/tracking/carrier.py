@@ -113,6 +113,10 @@ class Store(Protocol):
         """Close a run."""
         ...
 
+    def reopen_run(self, run: Run) -> None:
+        """Say that a run that was closed goes on."""
+        ...
+
 
 class RunDeletedError(FlAppError):
     """The run was deleted in the tracking server: nobody waits for the rest of it."""
@@ -277,6 +281,9 @@ class Carrier:
                 self._store.log_dataset(run, given["dataset"])
             self._send_texts_and_tags(run, {**texts, **given["texts"]}, given["tags"])
             self._mark(opened=True)
+        if self._sent.get("ended"):
+            self._store.reopen_run(run)
+            self._mark(ended=False)
         return run
 
     def _found_or_made(self) -> Run:

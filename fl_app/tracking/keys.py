@@ -14,10 +14,11 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import FEWEST_ROWS
@@ -57,6 +58,7 @@ REPORT_TAG = "fl_app.report"
 
 _REFUSED = re.compile(r"[^/\w.\- :]")
 _ROUNDING = 1e-9
+_BLOCK = 1 << 20
 _T = TypeVar("_T")
 
 
@@ -307,28 +309,42 @@ def array_metrics(arrays: Arrays, value_names: Mapping[str, Sequence[str]]) -> d
     return metrics
 
 
-def update_norm(arrays: Arrays, previous: Arrays) -> float | None:
-    """Return the Euclidean norm of the change, None where names or shapes changed.
+def update_norm(arrays: Arrays, previous: Arrays, leave_out: Collection[str] = ()) -> float | None:
+    """Return the Euclidean norm of the change of all float arrays.
 
     Parameters
     ----------
     arrays, previous : mapping of str to ndarray
         Global arrays after this round and after the one before.
+    leave_out : collection of str
+        Arrays that do not count: the counters of batch normalisation are integers, of which
+        averaging makes floats.
 
     Returns
     -------
     float or None
+        None where names or shapes changed, or there is no float array.
     """
     if arrays.keys() != previous.keys():
         return None
-    if any(
-        array.shape != previous[name].shape or array.dtype.kind not in "fiub"
-        for name, array in arrays.items()
-    ):
-        return None
-    return flat_norm(
-        {name: np.subtract(a, previous[name], dtype=np.float64) for name, a in arrays.items()}
-    )
+    total = None
+    for name, now in arrays.items():
+        if name in leave_out or now.dtype.kind != "f":
+            continue
+        before = previous[name]
+        if now.shape != before.shape or before.dtype.kind != "f":
+            return None
+        total = (total or 0.0) + _square_distance(now, before)
+    return None if total is None else math.sqrt(total)
+
+
+def _square_distance(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Sum the squared differences in float64, with a copy of a small part at a time."""
+    left, right, total = one.ravel(), other.ravel(), 0.0
+    for first in range(0, left.size, _BLOCK):
+        part = slice(first, first + _BLOCK)
+        total += float(np.sum(np.square(np.subtract(left[part], right[part], dtype=np.float64))))
+    return total
 
 
 def aggregation_text(record: RoundRecord) -> str:
@@ -348,12 +364,13 @@ def aggregation_text(record: RoundRecord) -> str:
         ``{"norm": ...}`` beyond, null where there are none. ``asked`` are partitions, ``failed``
         the reason by partition, of training and of evaluation; each is left out where nobody was
         asked. Where no client may be shown, ``clients`` is empty, ``num_examples`` null, and these
-        are left out. A number that is not finite is null.
+        are left out. A number that is not finite is null. ``client`` stands in the place of
+        ``partition`` where clients' numbers are arbitrary.
     """
     total = sum(client.num_examples for client in record.train_clients)
     clients = [
         {
-            "partition": client.partition,
+            record.client_key: client.partition,
             "num_examples": _whole(client.num_examples),
             "weight": client.num_examples / total if total else None,
             "arrays": _shown(client.arrays, client.norm),
@@ -370,7 +387,8 @@ def aggregation_text(record: RoundRecord) -> str:
         "num_examples": _whole(total) if clients else None,
     }
     # Inside a string the quotation marks would have backslashes.
-    lines = _line(clients)[1:-1].replace('}, {"partition": ', '},\n  {"partition": ')
+    key = f'{{"{record.client_key}": '
+    lines = _line(clients)[1:-1].replace(f"}}, {key}", f"}},\n  {key}")
     shown = _line(_shown(aggregate if small else None, norm))
     text = f'{_line(head)[:-1]},\n "clients": [\n  {lines}\n ],\n "aggregate": {shown}'
     tail = _asked(record.train_asked)
@@ -421,7 +439,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def client_rows(server_round: int, clients: Sequence[ClientRecord]) -> list[dict[str, Any]]:
+def client_rows(
+    server_round: int, clients: Sequence[ClientRecord], client_key: str = "partition"
+) -> list[dict[str, Any]]:
     """Return one table row for each client of a round.
 
     Parameters
@@ -430,16 +450,18 @@ def client_rows(server_round: int, clients: Sequence[ClientRecord]) -> list[dict
         The round.
     clients : sequence of ClientRecord
         Its clients.
+    client_key : str, default "partition"
+        What their numbers are called.
 
     Returns
     -------
     list of dict
-        ``server_round``, ``partition``, ``num_examples`` and the client's metrics.
+        ``server_round``, the client's number, ``num_examples`` and the client's metrics.
     """
     return [
         {
             "server_round": server_round,
-            "partition": client.partition,
+            client_key: client.partition,
             "num_examples": _whole(client.num_examples),
             **client.metrics,
         }

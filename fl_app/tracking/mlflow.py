@@ -19,11 +19,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.carrier import Pace, Run
 from fl_app.tracking.events import prune
+from fl_app.tracking.keeping import Keeping
 from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, quiet
 from fl_app.tracking.passwords import whole
 from fl_app.tracking.recorder import Recorder, now_ms
@@ -64,7 +66,8 @@ class MlflowTracker:
     run_name : str, optional
         Wins over the name that the run start gives.
     params, tags : mapping of str to str, optional
-        Added to those of the run start, over which they win.
+        Added to those of the run start, over which they win: ``params=context.run_config`` in a
+        ServerApp, whose run config no strategy knows. Other values are recorded as text.
     register_as : str, optional
         Register the best model (the final one where there is no best) under this name, with the
         alias ``champion``.
@@ -73,11 +76,15 @@ class MlflowTracker:
     name : str, optional
         Name of the next run on this machine, as :func:`~fl_app.tracking.spool.new_name` gives it;
         by default a new one for each run.
+    keep_weights : str, default "all"
+        Whose weights are kept as artifacts: those of ``all`` rounds, of ``none``, of the last K
+        (``last:K``, sent at the end), or of each Kth and the last one (``every:K``). With a model
+        of 100 MB the record of each round is as large.
 
     Raises
     ------
     ConfigError
-        For a URI that can never work, or a name that MLflow refuses.
+        For a URI that can never work, a name that MLflow refuses, or another `keep_weights`.
 
     Notes
     -----
@@ -100,13 +107,14 @@ class MlflowTracker:
         uri: str | None = None,
         experiment_name: str = "fl_app",
         run_name: str | None = None,
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
         register_as: str | None = None,
         home: str | Path | None = None,
         name: str = "",
+        keep_weights: str = "all",
     ) -> None:
-        self._name = name
+        self._name, self._keep = name, Keeping.of(keep_weights)
         self.home = _usable(home_dir(home))
         from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
         field = "MLFLOW_TRACKING_URI" if from_env else "tracking.uri"
@@ -117,7 +125,8 @@ class MlflowTracker:
             raise ConfigError("tracking.register_as", register_as, "a name without '/' and ':'")
         self.experiment_name, self.run_name = experiment_name, run_name
         self.register_as = register_as
-        self.params, self.tags = dict(params or {}), dict(tags or {})
+        self.params = {key: str(value) for key, value in (params or {}).items()}
+        self.tags = {key: str(value) for key, value in (tags or {}).items()}
         self._store = MlflowStore(self.uri, self.home)
         self._spool: Spool | None = None
         self._sender: Sender | None = None
@@ -160,6 +169,11 @@ class MlflowTracker:
         ------
         FlAppError
             If a run goes on.
+
+        Notes
+        -----
+        Where `run` says that it continues, the run that was finished last goes on, with the
+        parameters and tags that it has.
         """
         if self._spool is not None:
             raise FlAppError("this tracker was started before and is not finished")
@@ -174,10 +188,14 @@ class MlflowTracker:
             "experiment": self.experiment_name,
             "register_as": self.register_as,
         }
-        name, self._name = self._name, ""
-        self._spool = Spool.create(self.home, target, given, now_ms(), name)
-        self._recorder = Recorder(self._spool)
-        self._sender = Sender(self._spool, self._store, self._tidy, quiet)
+        spool = self._reopened() if run.continues else None
+        fresh = spool is None
+        if spool is None:
+            name, self._name = self._name, ""
+            spool = Spool.create(self.home, target, given, now_ms(), name)
+            self._recorder = Recorder(spool, self._keep)
+        self._spool = spool
+        self._sender = Sender(spool, self._store, self._tidy, quiet, fresh)
         with quiet():
             # Here and not in the sender: while two threads import, either can find half a module.
             load_mlflow()
@@ -215,6 +233,19 @@ class MlflowTracker:
                 spool.release()
 
     # ------------------------------------------------------------ parts
+
+    def _reopened(self) -> Spool | None:
+        """Go on with the run before, if it can be."""
+        if self._sender is None or self._recorder is None:
+            return None
+        spool = (
+            None if self._sender.is_alive() else Spool.reopen(self.home, self._sender.spool.name)
+        )
+        if spool is None:
+            _LOG.warning("the record of the run before is not there any more: this is a new run")
+        else:
+            self._recorder.move(spool)
+        return spool
 
     def _running(self) -> Spool:
         if self._spool is None:

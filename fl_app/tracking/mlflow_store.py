@@ -242,6 +242,10 @@ class MlflowStore:
         """Close a run at its true time."""
         self._client.set_terminated(run.run_id, status, end_ms)
 
+    def reopen_run(self, run: Run) -> None:
+        """Say that a run that was closed goes on."""
+        self._client.update_run(run.run_id, "RUNNING")
+
     def reap(self, spools: set[str]) -> None:
         """Close runs that say RUNNING although their process is gone.
 

@@ -17,6 +17,7 @@ from fl_app.errors import FlAppError
 from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import NO_SCORES
 from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.tracking.keeping import Keeping
 from fl_app.tracking.keys import (
     DIRECTIONS_TAG,
     MAX_SHOWN_CLIENTS,
@@ -44,14 +45,22 @@ class Recorder:
     ----------
     journal : Journal
         Where the lines go.
+    keep : Keeping, optional
+        Which rounds' weights go with them; by default all.
     """
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal, keep: Keeping | None = None) -> None:
+        self._journal, self._keep = journal, keep or Keeping.of("all")
         self._names, self._infinite = KeyBook(), set[str]()
         self._clients: set[int] = set()
         self._previous: Arrays = {}
         self._told: set[str] = set()
+        self._no_floats: set[str] = set()
+        self._last: list[int] = []
+
+    def move(self, journal: Journal) -> None:
+        """Go on in another journal of the same run."""
+        self._journal = journal
 
     def record(self, record: RoundRecord) -> None:
         """Keep a round."""
@@ -65,9 +74,16 @@ class Recorder:
             "timestamp_ms": record.timestamp_ms or now_ms(),
             "metrics": metrics,
             "texts": texts,
-            "clients": client_rows(record.server_round, record.evaluate_clients),
+            "clients": client_rows(record.server_round, record.evaluate_clients, record.client_key),
         }
-        self._journal.add_round(line, record.arrays)
+        kept = self._keep.keeps(record.server_round)
+        self._journal.add_round(line, record.arrays if kept else None)
+        if self._keep.last:
+            self._journal.keep_last(record.server_round, None if kept else record.arrays)
+            self._last.append(record.server_round)
+            for server_round in self._last[: -self._keep.last]:
+                self._journal.keep_last(server_round, None)
+            del self._last[: -self._keep.last]
 
     def _metrics(self, record: RoundRecord) -> dict[str, float]:
         """Return a round's metrics under their final keys."""
@@ -76,7 +92,10 @@ class Recorder:
         many = max(len(self._clients), record.num_clients) > MAX_SHOWN_CLIENTS
         self._note_directions(record, many)
         metrics = round_metrics(record, many) | array_metrics(record.arrays, record.value_names)
-        moved = update_norm(record.arrays, self._previous) if record.server_round else None
+        self._no_floats |= {k for k, array in record.arrays.items() if array.dtype.kind != "f"}
+        moved = None
+        if record.server_round:
+            moved = update_norm(record.arrays, self._previous, self._no_floats)
         if moved is not None:
             metrics["model/update_norm"] = moved
         self._previous = record.arrays

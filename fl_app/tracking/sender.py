@@ -136,6 +136,8 @@ class Sender(threading.Thread):
         Called with a pace once the store answers, to replay other spools.
     quiet : context manager factory
         Entered for the life of the thread.
+    fresh : bool, default True
+        Whether the spool was just made, so that no run can exist for it yet.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Sender(threading.Thread):
         store: Store,
         tidy: Callable[[Pace], None],
         quiet: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        fresh: bool = True,
     ) -> None:
         super().__init__(name=f"fl_app-sender-{spool.name}", daemon=True)
         self.spool, self._store, self._tidy, self._quiet = spool, store, tidy, quiet
@@ -152,7 +155,7 @@ class Sender(threading.Thread):
         self.complete = False
         self._finishing = threading.Event()
         self._pace = Pace(hurry=self._finishing)
-        self._carrier = Carrier(spool, store, self._pace, fresh=True)
+        self._carrier = Carrier(spool, store, self._pace, fresh)
         self._end: Mapping[str, Any] = {}
         self._answers = self._tidied = False
         self._complaints: set[str] = set()

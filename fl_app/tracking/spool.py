@@ -40,7 +40,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -201,6 +201,9 @@ class Journal:
         """
         append(self.path / "rounds.jsonl", json_line(line), self._sync)
 
+    def keep_last(self, server_round: int, arrays: Arrays | None) -> None:
+        """Keep a round's arrays until the end, or with None no longer; here they are left out."""
+
     def add_note(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
         """Keep tags and texts that were learnt after the start."""
         note = {"tags": dict(tags), "texts": dict(texts)}
@@ -313,6 +316,31 @@ class Spool(Journal):
         lock.release()
         return None
 
+    @classmethod
+    def reopen(cls, home: Path, name: str) -> Spool | None:
+        """Go on with the journal of a run that has ended, whether it was sent or waits.
+
+        Returns
+        -------
+        Spool or None
+            None where the run is held by somebody, or its record is not there any more.
+        """
+        path, kept = home / "spool" / name, home / "runs" / name
+        if not path.exists() and (kept / "sent.json").exists():
+            hidden = path.with_name(f".{name}")
+            for part in ("weights", "models"):
+                (hidden / part).mkdir(mode=0o700, parents=True)
+            for file in _KEPT:
+                if (kept / file).exists():
+                    share(kept / file, hidden / file)
+            hidden.rename(path)
+        spool = cls.claim(path)
+        if spool is not None:
+            for folder in (path, kept):
+                (folder / "end.json").unlink(missing_ok=True)
+            spool.mark_sent({**spool.sent, "ended": True})
+        return spool
+
     @staticmethod
     def paths(home: Path) -> list[Path]:
         """Return the spools under a home, oldest first; leftovers of a killed start go."""
@@ -337,6 +365,15 @@ class Spool(Journal):
         if arrays is not None:
             write_npz(self.weights(line["server_round"]), arrays)
         super().add_round(line, arrays)
+
+    def keep_last(self, server_round: int, arrays: Arrays | None) -> None:
+        """Keep a round's arrays among the files sent at the end, or with None no longer."""
+        path = self.files / "weights" / self.weights(server_round).name
+        if arrays is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_npz(path, arrays)
 
     def add_end(self, end: RunEnd, end_ms: int) -> None:
         """Keep the end: first its models and files, then the file that makes it count."""
@@ -475,7 +512,12 @@ def write_npz(path: Path, arrays: Arrays) -> None:
     ValueError
         For an array of Python objects.
     """
-    write(path, npz_bytes(arrays))
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        _write_npz(file, arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
 
 
 def npz_bytes(arrays: Arrays) -> memoryview:
@@ -487,14 +529,18 @@ def npz_bytes(arrays: Arrays) -> memoryview:
         For an array of Python objects.
     """
     buffer = io.BytesIO()
+    _write_npz(buffer, arrays)
+    return buffer.getbuffer()
+
+
+def _write_npz(file: IO[bytes], arrays: Arrays) -> None:
     # numpy.savez stores the time of day and cannot take an array that is named "file".
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             info = zipfile.ZipInfo(f"{name}.npy")
             info.external_attr = 0o600 << 16
             with archive.open(info, "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
-    return buffer.getbuffer()
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
