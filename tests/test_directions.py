@@ -132,9 +132,8 @@ def test_given_directions_are_in_the_record(caplog: pytest.LogCaptureFixture) ->
     """As a tag, once, from which a report and the live page read them."""
     notes = Notes()
     recorder = Recorder(notes)  # type: ignore[arg-type]
-    strategy = TrackedStrategy(FedAvg(), NullTracker(), higher_is_better={"niceness": False})
     for server_round in (1, 2):
-        recorder.record(evaluated(strategy.higher_is_better, server_round))
+        recorder.record(evaluated({"niceness": False}, server_round))
     assert directions_of(notes.tags) == {"niceness": False}
     assert not caplog.records
     assert directions_of({"higher_is_better": "no JSON"}) == {}

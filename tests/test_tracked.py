@@ -185,6 +185,13 @@ def test_every_round_is_seen(make: Callable[[], Strategy], grid: InProcessGrid) 
         assert r.server == {"norm": flat_norm(r.arrays)}
 
 
+def test_given_directions_are_in_every_round(grid: InProcessGrid) -> None:
+    """For metrics whose name does not tell them."""
+    records = tracked(FedAvg(), grid, higher_is_better={"niceness": False})
+    assert [record.higher_is_better for record in records] == [{"niceness": False}] * len(records)
+    assert records
+
+
 def test_average_is_the_sum_of_what_was_seen(grid: InProcessGrid) -> None:
     """FedAvg's arrays are the n_k-weighted mean of the recorded clients' arrays."""
     for r in tracked(FedAvg(), grid)[1:]:
