@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,12 +58,8 @@ ADDED: Mapping[str, str] = {
 }
 """Beginnings of commands, and what is typed after them to make them short."""
 
-_SERVERS = {
-    "flower-superlink": "Uvicorn running",
-    "flower-supernode": "Starting Flower SuperNode",
-    "fl-kit dashboard": "http://127.0.0.1",
-}
-"""Commands that go on until they are ended, and what they say when they are there."""
+_SERVERS = ("flower-superlink", "flower-supernode", "fl-kit dashboard")
+"""Commands that go on until they are ended, and listen at a port."""
 _PORTS = re.compile(r"\b(5000|6379|8501|8600|970\d|10001|52365)\b")
 _SECONDS = 1800  # of a command that hangs
 
@@ -156,8 +153,8 @@ class User:
         words = " ".join([command, *(ADDED[start] for start in beginnings(command, ADDED))])
         words = _PORTS.sub(lambda match: self._port(match[0]), words)
         words = re.sub(r"(?<=--sweep )\S+", self._sweep, words)
-        if server := beginnings(command, _SERVERS):
-            return self._serve(words, _SERVERS[server[0]])
+        if beginnings(command, _SERVERS):
+            return self._serve(words)
         place, began = self.home / ".cwd", time.monotonic()
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f"{words}\npwd >{place}"],
@@ -198,8 +195,8 @@ class User:
                 self._ports[printed] = port
         return self._ports[printed]
 
-    def _serve(self, words: str, ready: str) -> str:
-        """Start a server in the place of one at the same port, and wait until it is there."""
+    def _serve(self, words: str) -> str:
+        """Start a server in the place of one at the same port, and wait until it listens."""
         port = re.findall(r"--port (\d+)", words)[0]
         self._end(port)
         log = self.home / f"{port}.log"
@@ -213,10 +210,11 @@ class User:
                 stderr=subprocess.STDOUT,
             )
         deadline = time.monotonic() + _SECONDS
-        while ready not in log.read_text():
-            assert server.poll() is None, f"{words}\n{log.read_text()}"
-            assert time.monotonic() < deadline, f"{words}\n{log.read_text()}"
-            time.sleep(0.1)
+        with socket.socket() as probe:
+            while probe.connect_ex(("127.0.0.1", int(port))):
+                assert server.poll() is None, f"{words}\n{log.read_text()}"
+                assert time.monotonic() < deadline, f"{words}\n{log.read_text()}"
+                time.sleep(0.1)
         return log.read_text()
 
     def _end(self, port: str) -> None:
