@@ -11,6 +11,7 @@ import pytest
 
 from fl_app.dashboard.choices import EXAMPLES
 from fl_app.schema import GROUPS
+from tests.pages import ADDED, ELSEWHERE, PAGES, beginnings, blocks, commands, reader
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,3 +57,37 @@ def test_links_lead_somewhere(page: str) -> None:
     for path in pages:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+PYTHON = [
+    pytest.param(page, text, id=f"{page}-{number}")
+    for page in PAGES
+    for number, (language, text) in enumerate(blocks(page))
+    if language == "python"
+]
+BEFORE = {"docs/mlflow.md": "fl-app dataset=wine"}
+"""What a page types for its Python to read."""
+
+
+@pytest.mark.parametrize(("page", "text"), PYTHON)
+def test_python_is_complete(page: str, text: str, tmp_path: Path) -> None:
+    """Each block of Python runs by itself, and its run, if it has one, is FINISHED."""
+    with reader(tmp_path) as user:
+        if page in BEFORE:
+            assert ("bash", f"{BEFORE[page]}\n") in blocks(page)
+            user.type(BEFORE[page])
+        user.type_block("python", text)
+        assert user.statuses() == {"FINISHED"}
+
+
+def test_blocks_are_commands_python_or_what_was_said() -> None:
+    """Nothing else stands between fences, as nothing else is tried."""
+    assert {language for page in PAGES for language, _ in blocks(page)} == {"bash", "python", ""}
+
+
+@pytest.mark.parametrize("known", [ADDED, ELSEWHERE], ids=["added", "elsewhere"])
+def test_what_is_typed_otherwise_is_printed(known: dict[str, str]) -> None:
+    """Each exception of tests/pages.py is about a command that still stands on a page."""
+    texts = [text for page in PAGES for language, text in blocks(page) if language == "bash"]
+    printed = [command for text in texts for command in commands(text)]
+    assert [start for start in known if not any(beginnings(c, [start]) for c in printed)] == []
