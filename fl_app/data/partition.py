@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.data.catalogue import load, load_own
+from fl_app.data.catalogue import load, load_own, look_at_own
 from fl_app.data.encoding import Encoding, Label, in_company, labels_of
 from fl_app.data.partitioners import deal
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table
+from fl_app.data.tabular import Found
 from fl_app.data.vendored_sets import flamby_split
 from fl_app.errors import ConfigError
 from fl_app.schema import (
@@ -38,6 +39,7 @@ __all__ = [
     "encode",
     "largest_partition",
     "most_rows",
+    "own_columns",
     "own_partition",
     "partition_of",
     "public_names",
@@ -172,9 +174,14 @@ def own_partition(config: Config, partition: int, path: str) -> Partition:
     path : str
         The file.
     """
-    table = load_own(config.dataset, path)
+    table = load_own(config.dataset, path, _natural_key(config))
     fit, keep = split_validation(len(table), config.dataset.val_fraction, partition)
     return Partition(table.take(fit), table.take(keep))
+
+
+def own_columns(config: Config, path: str) -> Found:
+    """Look at a node's own file before the nodes agree on columns."""
+    return look_at_own(config.dataset, path, _natural_key(config))
 
 
 def test_table(config: Config) -> Table:
