@@ -100,8 +100,8 @@ def describe(message: Message, context: Context) -> Message:
     path = _own_file(config, context)
     if path is not None and not encoding_json and undecided(config.dataset):
         auto = isinstance(config.dataset, TabularConfig) and config.dataset.categorical == "auto"
-        found = own_columns(config, path)
-        told = handshake.draft(found, partition, num_partitions, config.min_rows, auto)
+        found, sizes = own_columns(config, partition, path)
+        told = handshake.draft(found, sizes, partition, num_partitions, config.min_rows, auto)
         return Message(handshake.to_record(told), reply_to=message)
     with one_thread():
         rows = _raw_rows(config, partition, path)

@@ -394,8 +394,8 @@ def test_what_was_read_as_missing_is_said(csv: Any, lines: list[str]) -> None:
     )
     load(config_of(1, path=str(path), missing="mean", categorical=["c"]).dataset, 0)
     assert lines[0] == (
-        "own.csv: read as missing: blank (1 cells of z), '?' (1 cells of x), 'NA' (1 cells of x), "
-        "'n/a' (1 cells of c)"
+        "own.csv: read as missing: blank (1 cell of z), '?' (1 cell of x), 'NA' (1 cell of x), "
+        "'n/a' (1 cell of c)"
     )
 
 

@@ -179,9 +179,17 @@ def own_partition(config: Config, partition: int, path: str) -> Partition:
     return Partition(table.take(fit), table.take(keep))
 
 
-def own_columns(config: Config, path: str) -> Found:
-    """Look at a node's own file before the nodes agree on columns."""
-    return look_at_own(config.dataset, path, _natural_key(config))
+def own_columns(config: Config, partition: int, path: str) -> tuple[Found, tuple[int, int]]:
+    """Look at a node's own file before the nodes agree on columns.
+
+    Returns
+    -------
+    (Found, (int, int))
+        And its rows for training and for ``eval/``, before any is dropped.
+    """
+    found = look_at_own(config.dataset, path, _natural_key(config))
+    fit, keep = split_validation(found.rows, config.dataset.val_fraction, partition)
+    return found, (len(fit), len(keep))
 
 
 def test_table(config: Config) -> Table:

@@ -614,7 +614,7 @@ def told_missing(frame: Any, roles: Roles) -> list[str]:
         return []
     where = {word: some([name for name, counts in words.items() if counts[word]]) for word in total}
     cells = [
-        f"{repr(word) if word else 'blank'} ({count} cells of {where[word]})"
+        f"{repr(word) if word else 'blank'} ({count} cell{'s'[: count > 1]} of {where[word]})"
         for word, count in sorted(total.items())
     ]
     found = [f"read as missing: {some(cells)}"]

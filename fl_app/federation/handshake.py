@@ -200,7 +200,12 @@ def describe_left(
 
 
 def draft(
-    found: Found, partition: int, num_partitions: int, min_rows: int, names_levels: bool
+    found: Found,
+    rows: tuple[int, int],
+    partition: int,
+    num_partitions: int,
+    min_rows: int,
+    names_levels: bool,
 ) -> Description:
     """Describe what a node's own file has to offer.
 
@@ -208,6 +213,8 @@ def draft(
     ----------
     found : Found
         What it has.
+    rows : (int, int)
+        Its rows for training and for ``eval/``.
     partition, num_partitions, min_rows : int
         As for :func:`describe`.
     names_levels : bool
@@ -217,7 +224,8 @@ def draft(
     tells = names_levels and found.rows >= min_rows
     return replace(
         foreign(partition, num_partitions),
-        num_examples=found.rows,
+        num_examples=rows[0],
+        num_validation=rows[1],
         task=roles.task,
         columns=roles.features,
         numeric=[name for name in roles.features if name not in roles.categorical],
