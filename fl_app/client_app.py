@@ -23,8 +23,16 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from fl_app import wire
+from fl_app.data.catalogue import undecided
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import Encoded, Partition, encode, own_partition, partition_of
+from fl_app.data.partition import (
+    Encoded,
+    Partition,
+    encode,
+    own_columns,
+    own_partition,
+    partition_of,
+)
 from fl_app.errors import FlAppError, InputError
 from fl_app.faults import fault_of, may_crash, spoiled
 from fl_app.federation import handshake
@@ -90,12 +98,19 @@ def describe(message: Message, context: Context) -> Message:
     config_json, encoding_json = wire.texts(message)
     config = wire.read_config(config_json)
     path = _own_file(config, context)
+    if path is not None and not encoding_json and undecided(config.dataset):
+        auto = isinstance(config.dataset, TabularConfig) and config.dataset.categorical == "auto"
+        found, sizes = own_columns(config, partition, path)
+        told = handshake.draft(found, sizes, partition, num_partitions, config.min_rows, auto)
+        return Message(handshake.to_record(told), reply_to=message)
     with one_thread():
         rows = _raw_rows(config, partition, path)
         if encoding_json:  # asked again: how many of its rows are of a class of the run?
-            encoding = wire.read_encoding(encoding_json)
+            encoding, least_rows = wire.read_encoding(encoding_json), config.min_rows
             _say_strangers(rows, partition, path, encoding, context)
-            description = handshake.describe_left(rows, partition, num_partitions, encoding)
+            description = handshake.describe_left(
+                rows, partition, num_partitions, encoding, least_rows
+            )
         else:
             least = config.min_rows, min_level_rows_of(config.dataset)
             description = handshake.describe(rows, partition, num_partitions, *least)

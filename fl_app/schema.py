@@ -25,8 +25,10 @@ from fl_app.errors import ConfigError, printable
 
 __all__ = [
     "GROUPS",
+    "MAX_AUTO_LEVELS",
     "MIN_LEVEL_ROWS",
     "SECTIONS",
+    "SIGNS",
     "Config",
     "FaultsConfig",
     "Levels",
@@ -41,6 +43,7 @@ __all__ = [
     "has_base_models",
     "min_level_rows_of",
     "objective_of",
+    "sign",
     "task_of",
     "to_dict",
     "to_json",
@@ -52,6 +55,22 @@ T = TypeVar("T")
 
 MIN_LEVEL_ROWS = 5
 """Rows of a node that a level or a class needs before the node names or counts it."""
+
+
+MAX_AUTO_LEVELS = 20
+"""Levels up to which a column of texts becomes categorical by itself."""
+
+
+SIGNS: Mapping[str, str] = {
+    "comma": ",",
+    "semicolon": ";",
+    "tab": "\t",
+    "pipe": "|",
+    "dot": ".",
+    "space": " ",
+    "apostrophe": "'",
+}
+"""Signs by the word that a command line takes without quotes."""
 
 
 class Levels(dict[str, tuple[str, ...]]):
@@ -139,10 +158,30 @@ class TabularConfig(DatasetConfig):
     task: str = opt(
         "classification", "What the target is.", choices=("regression", "classification")
     )
-    features: tuple[str, ...] | None = opt(None, "Columns to predict from; null: all others.")
-    categorical: tuple[str, ...] = opt((), "Features taken as texts, one level each.")
+    features: tuple[str, ...] | None = opt(
+        None, "Columns to predict from; null: all others but dates, identifiers and empty ones."
+    )
+    exclude: tuple[str, ...] = opt((), "Columns that are no features.")
+    categorical: tuple[str, ...] | Literal["auto"] = opt(
+        "auto",
+        "Features taken as texts, one level each; `auto`: columns of texts with 1 to 20 levels "
+        "that nodes tell and that no more than a tenth of any node's rows lack.",
+    )
     missing: str = opt(
         "error", "What to do about missing cells.", choices=("error", "drop", "mean")
+    )
+    missing_values: tuple[int | float | str, ...] = opt(
+        (), "Cells that are missing, beside blanks and words like NA, None, n/a, ? and -."
+    )
+    separator: str | None = opt(
+        None,
+        "What separates the cells of CSV: comma, semicolon, tab, pipe or space, or the sign; null: "
+        "told from the file's lines.",
+    )
+    decimal: str = opt("dot", "What begins the decimals: dot or comma, or the sign.")
+    thousands: str | None = opt(
+        None,
+        "What stands between groups of three digits: comma, dot, space or apostrophe, or the sign.",
     )
     min_level_rows: int = opt(
         MIN_LEVEL_ROWS,
@@ -1015,6 +1054,32 @@ def _check_tabular(config: Config) -> None:
         allowed = "the column that names each row's client, for partitioner=natural"
         raise ConfigError("partitioner.key", key, allowed)
     _check_names(dataset)
+    _check_signs(dataset)
+    for column in dataset.exclude:
+        if column in (dataset.features or ()):
+            allowed = "a column that dataset.features does not name"
+            raise ConfigError("dataset.exclude", column, allowed)
+
+
+def _check_signs(dataset: TabularConfig) -> None:
+    """Check what separates cells, decimals and groups of digits."""
+    signs = {
+        "separator": (dataset.separator, ("comma", "semicolon", "tab", "pipe", "space")),
+        "decimal": (dataset.decimal, ("dot", "comma")),
+        "thousands": (dataset.thousands, ("comma", "dot", "space", "apostrophe")),
+    }
+    for name, (value, words) in signs.items():
+        known = {None, *words, *map(sign, words)}
+        if value not in known:
+            raise ConfigError(f"dataset.{name}", value, f"one of {', '.join(words)}")
+    if dataset.thousands is not None and sign(dataset.thousands) == sign(dataset.decimal):
+        allowed = f"another sign than dataset.decimal={dataset.decimal}"
+        raise ConfigError("dataset.thousands", dataset.thousands, allowed)
+
+
+def sign(word: str) -> str:
+    """Return the sign that a word of :data:`SIGNS` stands for; any other text as it is."""
+    return SIGNS.get(word, word)
 
 
 def _check_names(dataset: TabularConfig) -> None:
@@ -1028,7 +1093,7 @@ def _check_names(dataset: TabularConfig) -> None:
             allowed = "at least 2 different classes, all whole numbers or all texts"
             raise ConfigError("dataset.classes", list(classes), allowed)
     for column, levels in (dataset.levels or {}).items():
-        if column not in dataset.categorical:
+        if dataset.categorical != "auto" and column not in dataset.categorical:
             allowed = "a column that dataset.categorical names"
             raise ConfigError("dataset.levels", column, allowed)
         if len(set(levels)) < len(levels) or "" in levels:

@@ -310,12 +310,17 @@ class Run:
         shipped = replace(config, tracking=nowhere, output_dir=None, skip_finished=False)
         self.trackers.event("handshake", {"asked": len(node_ids)})
         roster, encoding = shake_hands(self.grid, node_ids, shipped, self.reply_timeout)
+        shipped = roster.config or shipped
         if test is not None:
             # Here all rows are at hand; a node with a file of its own says it in its own log.
             for line in encoding.strangers(whole_table(config)):
                 log.warning("%s", line)
             test = test.take(encoding.known(test))
         self._tell_roster(roster, self._row_tags(roster, test))
+        agreed = encoding.to_dict()
+        if config.privacy.name == "none":  # which else counts clients only
+            agreed |= {"told_by": roster.names}
+        self.trackers.annotate({}, {"config/encoding.json": json.dumps(agreed, indent=1)})
         self.predictor = Predictor.of(config, encoding, many=config.strategy.name == "local")
         self.trackers.event("model", {"spec": self.predictor.to_spec()})
         federated = federated_of(config, roster, self.predictor)

@@ -28,7 +28,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return shipped, own
 
 
-def asked(shipped: Path) -> RecordDict:
+def asked(shipped: Path, **dataset: Any) -> RecordDict:
     config = from_dict(
         {
             "num_clients": 2,
@@ -38,7 +38,8 @@ def asked(shipped: Path) -> RecordDict:
                 "target": "y",
                 "test_fraction": 0.0,
                 "val_fraction": 0.25,
-            },
+            }
+            | dataset,
         }
     )
     return RecordDict({wire.CONFIG: wire.run_record(to_json(config))})
@@ -69,8 +70,9 @@ def test_no_cell_leaves_in_an_error(files: tuple[Path, Path]) -> None:
     """What a node says of a file that it cannot use names the column and what is wanted only."""
     shipped, own = files
     own.write_text(OWN.replace("53", "Jane Doe"))
+    content = asked(shipped, features=["age"], categorical=[])
     with pytest.raises(InputError, match="age=not told: ") as error:
-        answer(asked(shipped), {"partition-id": 0, "data": str(own)})
+        answer(content, {"partition-id": 0, "data": str(own)})
     assert "Jane Doe" not in str(error.value)
     assert "Jane Doe" in str(error.value.__cause__)
 
@@ -95,7 +97,7 @@ def test_no_text_of_a_library_leaves_a_node_with_a_file(
     def fails(*_: Any) -> None:
         raise ValueError("could not convert string to float: 'Jane Doe'")
 
-    for name in ("_federation", "_raw_rows"):
+    for name in ("_federation", "_raw_rows", "own_columns"):
         monkeypatch.setattr(f"fl_app.client_app.{name}", fails)
     node_config = {"partition-id": 0} | ({"data": str(files[1])} if own else {})
     monkeypatch.setattr("fl_app.client_app.in_process", lambda: True)  # a shipped path counts

@@ -197,17 +197,17 @@ def _encoded(rows: Partition, min_rows: int) -> str:
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_node_with_few_rows_tells_its_counts_only(n: int) -> None:
     """Below ``min_rows`` neither a moment nor a class is in the bytes that leave the node."""
-    rows = _labelled([777] * n, [SECRET] * n)
+    rows = _labelled([7770007] * n, [SECRET] * n)
     told, silent = _encoded(rows, n), _encoded(rows, n + 1)
     assert "123456789" in told
-    assert "777" in told
+    assert "7770007" in told
     assert "123456789" not in silent
-    assert "777" not in silent
+    assert "7770007" not in silent
     data = json.loads(silent)
     assert data["num_examples"] == n
     assert {key for key, value in data.items() if value is None} == {
         *("count", "mean", "m2", "target_count", "target_mean", "target_m2"),
-        *("labels", "label_counts", "levels"),
+        *("labels", "label_counts", "levels", "mostly_other"),
     }
     assert "123456789" not in _encoded(_measured([SECRET] * n), n + 1)
     assert "123456789" in _encoded(_measured([SECRET] * n), n)
@@ -270,13 +270,13 @@ def test_one_class_is_no_classification() -> None:
 def test_a_name_that_few_rows_have_does_not_leave_the_node() -> None:
     """Of classes and levels with 4 and 5 rows the latter is in the bytes, with its count."""
     cells = ["JANE"] * 4 + ["common"] * 5
-    rows = _texts(cells, [777] * 4 + [555] * 5)
+    rows = _texts(cells, [7770007] * 4 + [5550005] * 5)
     content = to_record(describe(rows, 0, 3, 5))
     told = str(content[wire.CONFIG]["description"])
     assert "JANE" not in told
-    assert "777" not in told
+    assert "7770007" not in told
     data = json.loads(told)
-    assert (data["levels"], data["labels"], data["label_counts"]) == ([["common"]], [555], [5])
+    assert (data["levels"], data["labels"], data["label_counts"]) == ([["common"]], [5550005], [5])
     assert '[["JANE", "common"]]' in json.dumps(describe(rows, 0, 3, 5, 4).levels)
 
 
@@ -329,8 +329,9 @@ def test_a_name_of_the_config_that_no_node_has_is_warned_of(
 
 
 def test_a_column_without_a_level_in_company_stays_a_column() -> None:
-    """Where each cell is another one, all are OTHER; it is no reason to end a run."""
-    _, encoding = _shake([_tells(_texts([*"abcd"]), min_level_rows=2)] * 2)
+    """Where each cell is another one, all are OTHER: who named the column shall have it."""
+    config = _files(2, categorical=["c"])
+    _, encoding = _shake([_tells(_texts([*"abcd"]), min_level_rows=2)] * 2, config)
     assert encoding.levels == (("c", ()),)
     assert encoding.feature_names == ("c=OTHER",)
 
@@ -462,11 +463,11 @@ SIT_OUT = [
     ),
     (
         _tells(OTHER_COLUMNS),
-        'partition 1 sits out: columns=["z"]: most nodes have ["x"]',
+        "partition 1 sits out: columns: it lacks x and has z",
     ),
     (
         _tells(GOOD, targets=("price",)),
-        'partition 1 sits out: targets=["price"]: most nodes have ["y"]',
+        "partition 1 sits out: targets: it lacks y and has price",
     ),
     (
         _tells(_labelled([0, 1])),
@@ -711,14 +712,13 @@ def test_the_majority_decides_and_the_lowest_partition_a_tie() -> None:
     assert encoding.columns == ("z",)
 
 
-def test_classes_are_texts_or_numbers_on_all_nodes(caplog: pytest.LogCaptureFixture) -> None:
-    """0 is not "0": a node of the other kind would have classes of its own, and sits out."""
+def test_classes_are_the_same_as_texts_and_as_numbers() -> None:
+    """One text at one node makes texts of all; 0 and "0" are one class."""
     numbers, texts = _tells(_labelled([0, 1, 0, 1])), _tells(_labelled(["0", "1", "0", "x"]))
     roster, encoding = _shake([numbers, texts, numbers])
-    assert [node.partition for node in roster] == [0, 2]
-    assert encoding.labels == (0, 1)
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "fl_app"]
-    assert said.startswith("partition 1 sits out: its classes are texts: most nodes have numbers")
+    assert [node.partition for node in roster] == [0, 1, 2]
+    assert encoding.labels == ("0", "1", "x")
+    np.testing.assert_allclose(roster.label_shares, [6 / 12, 5 / 12, 1 / 12])
 
 
 def test_too_few_nodes_that_agree_are_an_error_with_the_reasons() -> None:

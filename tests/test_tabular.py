@@ -20,7 +20,7 @@ from fl_app.data.checkup import report
 from fl_app.data.columns import cell_text, is_text, numbers, plain, texts
 from fl_app.data.files import read_frame
 from fl_app.data.strata import classes_of
-from fl_app.data.tabular import bracket, load_tabular, quoted
+from fl_app.data.tabular import Reading, bracket, load_tabular, quoted
 from fl_app.errors import ConfigError, DataError, InputError
 
 PATIENTS = """age,chest pain,smoker,hospital,diagnosis
@@ -159,12 +159,12 @@ def test_a_category_with_a_level_a_row_is_worth_a_warning(write, caplog):
         load_tabular(write("a,name,y\n1,p,0\n2,q,1\n"), **CLASSES, categorical=["name"])
     assert caplog.messages == [
         "own.csv: name has another level in each of its 2 rows: is it an identifier? "
-        "dataset.features can leave it out"
+        "dataset.exclude can leave it out"
     ]
 
 
 # ---------------------------------------------------------------------------- CSV and Parquet
-WORDS = st.sampled_from(["red", "dark blue", "é", "a,b", 'say "x"', "x\ny", "No", "-"])
+WORDS = st.sampled_from(["red", "dark blue", "é", "a,b", 'say "x"', "x\ny", "No", "--"])
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 
@@ -219,7 +219,7 @@ def test_rows_that_a_user_reads_with_pandas_have_the_same_cells(write):
 def test_cells_of_rarer_types_keep_their_meaning():
     """Dictionaries, decimals and texts that spell numbers are read; a date is no number."""
     assert texts(pd.Series(["b", None, "a"], dtype="category")).tolist() == ["b", None, "a"]
-    assert texts(pd.Series([True, None], dtype="boolean")).tolist() == ["True", None]
+    assert texts(pd.Series([True, None], dtype="boolean")).tolist() == ["1", None]
     np.testing.assert_array_equal(numbers(pd.Series([Decimal("1.5"), None])), [1.5, np.nan])
     np.testing.assert_array_equal(numbers(pd.Series(["2", "", None])), [2, np.nan, np.nan])
     assert plain(pd.Series([Decimal("2"), 1.5, True, "x"])).tolist() == [2, 1.5, 1, "x"]
@@ -234,13 +234,17 @@ def test_cells_of_rarer_types_keep_their_meaning():
 
 # ---------------------------------------------------------------------------- files
 FILES = {
-    "empty.csv": ("", "it is empty (0 bytes); give one CSV (.csv) or Parquet (.parquet) file"),
-    "zero.parquet": ("", "it is empty (0 bytes); give one CSV (.csv) or Parquet (.parquet) file"),
+    "empty.csv": (
+        "",
+        "it is empty (0 bytes); give one CSV (.csv, .tsv, also .gz) or Parquet (.parquet) file",
+    ),
+    "zero.parquet": (
+        "",
+        "it is empty (0 bytes); give one CSV (.csv, .tsv, also .gz) or Parquet (.parquet) file",
+    ),
     "blank.csv": ("\n\n", "it has no header; the first line must name the columns"),
     "header.csv": ("a,y\n", "it has a header but no rows; give at least one row"),
     "twice.csv": ("a,b,a\n1,2,3\n", "two columns are named 'a'; give each its own name"),
-    "semicolons.csv": ("a;y\n1;2\n", "its cells are separated by ';'; separate them by commas"),
-    "tabs.csv": ("a\ty\n1\t2\n", "its cells are separated by tabs; separate them by commas"),
     "wide.csv": ("a,y\n1,2,3\n", "row 1 has 3 cells, the header 2; give each column one name"),
     "ragged.csv": (
         "a,y\n1,2\n1,2,3\n",
@@ -263,8 +267,14 @@ FILES = {
         "no parquet at all",
         "it is no Parquet file (Parquet magic bytes not found in footer)",
     ),
-    "own.xlsx": ("a", "its name ends in .xlsx; give one CSV (.csv) or Parquet (.parquet) file"),
-    "own": ("a", "its name ends in nothing; give one CSV (.csv) or Parquet (.parquet) file"),
+    "own.xlsx": (
+        "a",
+        "its name ends in .xlsx; give one CSV (.csv, .tsv, also .gz) or Parquet (.parquet) file",
+    ),
+    "own": (
+        "a",
+        "its name ends in nothing; give one CSV (.csv, .tsv, also .gz) or Parquet (.parquet) file",
+    ),
 }
 
 
@@ -281,7 +291,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(write, name):
 
 def test_a_path_to_nothing_and_a_directory_are_refused(tmp_path):
     """Both are found before anything is read."""
-    wanted = "give one CSV (.csv) or Parquet (.parquet) file"
+    wanted = "give one CSV (.csv, .tsv, also .gz) or Parquet (.parquet) file"
     assert refusal(tmp_path / "no.csv", **CLASSES) == (
         f"dataset.path=no.csv: there is no such file; {wanted}"
     )
@@ -431,7 +441,7 @@ CELLS = [
     *(
         (
             "a,b,y\n1,,0\n2,,1\n",
-            {**CLASSES, "missing": missing},
+            {**CLASSES, "features": ["a", "b"], "missing": missing},
             "b=missing in every row: a value in some row",
         )
         for missing in ("error", "drop", "mean")
@@ -481,7 +491,7 @@ def test_a_wrong_cell_is_refused_in_one_line(write, text, options, message):
 def test_a_nodes_own_file_may_hold_one_class(write, text, options, message):
     """Other nodes have the others: it is loaded, and the report says what it would be alone."""
     path = write(text)
-    assert len({*load_tabular(path, **options, own=True).target.tolist()}) == 1
+    assert len({*load_tabular(path, **options, reading=Reading(own=True)).target.tolist()}) == 1
     checked = report(write("a,y\n1,5\n2,5\n"), target="y")
     assert checked.usable
     assert "y=5 in every row: at least 2 classes, in the other nodes' files at least" in (
@@ -490,18 +500,10 @@ def test_a_nodes_own_file_may_hold_one_class(write, text, options, message):
     assert "try:" not in checked.render()
 
 
-def test_labels_are_texts_where_the_config_says_so(write):
-    """A node whose labels all look like numbers agrees with those that have texts as well."""
-    path = write("a,y\n1,0\n2,1\n")
-    assert load_tabular(path, **CLASSES, text_labels=True).target.tolist() == ["0", "1"]
-
-
-def test_one_text_makes_texts_of_all_labels_unless_classes_are_numbers(write):
-    """A stray cell is then one row of no known class, and the others keep their classes."""
-    path = write("a,y\n1,0\n2,1\n3,x\n")
-    assert load_tabular(path, **CLASSES).target.tolist() == ["0", "1", "x"]
-    target = load_tabular(path, **CLASSES, text_labels=False).target
-    assert target.tolist() == [0, 1, "x"]
+def test_one_text_makes_texts_of_all_labels(write):
+    """A stray cell is then one row of a class of its own."""
+    target = load_tabular(write("a,y\n1,0\n2,1\n3,x\n"), **CLASSES).target
+    assert target.tolist() == ["0", "1", "x"]
     assert classes_of(target).tolist() == [0, 1, 2]
 
 
@@ -567,10 +569,11 @@ def test_a_report_and_a_run_agree(write, text, options, message):
     path = write(text)
     given = {name: value for name, value in options.items() if name != "missing"}
     checked = report(path, **{"categorical": (), **given})
+    own = "missing in every row" not in message  # which a node can live with beside others
 
     def loads(missing: str) -> bool:
         try:
-            load_tabular(path, **given, missing=missing, own=True)
+            load_tabular(path, **given, missing=missing, reading=Reading(own=own))
         except InputError:
             return False
         return True

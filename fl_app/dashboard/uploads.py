@@ -48,7 +48,7 @@ KEEP_DAYS = 7
 """Days that a file stays after it was last looked at or run on."""
 _LONGEST_HEADER = 50_000
 _ID = re.compile(r"[0-9a-f]{16}")
-_FORMAT = "one CSV file: UTF-8 text, commas, the names of the columns in its first line"
+_FORMAT = "one CSV file: UTF-8 text, the names of the columns in its first line"
 _GUESSES = ("target", "label", "class", "y", "outcome")
 
 
@@ -164,7 +164,7 @@ def _check_bytes(content: bytes, filename: str) -> None:
     if b"\0" in content:
         raise InputError("file", filename, f"it is no text; give {_FORMAT}")
     lines = io.BytesIO(content.replace(b"\r", b"\n"))
-    if max(line.count(b",") for line in lines) >= 20 * MAX_COLUMNS:
+    if max(line.count(sign) for line in lines for sign in b",;\t|") >= 20 * MAX_COLUMNS:
         raise InputError("file", filename, f"a line is too long; at most {MAX_COLUMNS} columns")
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from fl_app.data import synthetic, toy_sets, vendored_sets
+from fl_app.data.columns import Spelling
 from fl_app.data.table import Table, numeric_table
-from fl_app.data.tabular import load_tabular
+from fl_app.data.tabular import Found, Reading, find_columns, load_tabular
 from fl_app.errors import ConfigError
 from fl_app.schema import (
     DatasetConfig,
@@ -27,10 +28,11 @@ from fl_app.schema import (
     SyntheticConfig,
     TabularConfig,
     TwoLinesConfig,
+    sign,
     task_of,
 )
 
-__all__ = ["load", "load_own"]
+__all__ = ["load", "load_own", "look_at_own", "spelling_of", "undecided"]
 
 
 def load(dataset: DatasetConfig, seed: int, key: str | None = None) -> Table:
@@ -59,7 +61,14 @@ def load(dataset: DatasetConfig, seed: int, key: str | None = None) -> Table:
 def load_own(dataset: DatasetConfig, path: str, key: str | None = None) -> Table:
     """Load a node's own file by the options of ``dataset=tabular``; it may hold one class only.
 
-    A column ``key`` is no feature unless ``dataset.features`` names it, as in one file of all.
+    Parameters
+    ----------
+    dataset : DatasetConfig
+        With the options.
+    path : str
+        The file.
+    key : str, optional
+        Column of the natural clients, which is no feature here either.
 
     Raises
     ------
@@ -68,9 +77,53 @@ def load_own(dataset: DatasetConfig, path: str, key: str | None = None) -> Table
     DataError
         If the file cannot be used.
     """
+    own = _own(dataset)
+    return _file(own, str(Path(path).absolute()), _stamp(path), key, True)
+
+
+def look_at_own(dataset: DatasetConfig, path: str, key: str | None = None) -> Found:
+    """Look at a node's own file before the nodes agree on columns.
+
+    Parameters and errors are those of :func:`load_own`.
+    """
+    own = _own(dataset)
+    roles = own.target or "", task_of(own), own.features, own.categorical
+    return find_columns(path, *roles, own.missing, key, _reading(own, own=True))
+
+
+def undecided(dataset: DatasetConfig) -> bool:
+    """Return whether nodes with files of their own have to agree on columns."""
+    return isinstance(dataset, TabularConfig) and (
+        dataset.features is None or dataset.categorical == "auto"
+    )
+
+
+def _own(dataset: DatasetConfig) -> TabularConfig:
     if not isinstance(dataset, TabularConfig):
         raise ConfigError("dataset", dataset.name, "tabular, where a node brings a file of its own")
-    return _file(dataset, str(Path(path).absolute()), _stamp(path), key, True)
+    return dataset
+
+
+def spelling_of(dataset: DatasetConfig) -> Spelling:
+    """Return how a data set's texts spell missing cells and numbers."""
+    if not isinstance(dataset, TabularConfig):
+        return Spelling()
+    thousands = "" if dataset.thousands is None else sign(dataset.thousands)
+    return Spelling(tuple(map(str, dataset.missing_values)), sign(dataset.decimal), thousands)
+
+
+def _reading(dataset: TabularConfig, own: bool) -> Reading:
+    values = dict(dataset.levels or {})
+    if dataset.classes and isinstance(dataset.target, str):
+        values[dataset.target] = tuple(map(str, dataset.classes))
+    return Reading(
+        dataset.exclude,
+        dataset.min_level_rows,
+        None if dataset.separator is None else sign(dataset.separator),
+        spelling_of(dataset),
+        tuple(values.items()),
+        own,
+    )
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -86,17 +139,15 @@ def _stamp(path: str) -> tuple[int, int]:
 def _file(
     dataset: TabularConfig, path: str, stamp: tuple[int, int], key: str | None, own: bool
 ) -> Table:
-    target = dataset.target or ""
     return load_tabular(
         path,
-        target,
+        dataset.target or "",
         task_of(dataset),
         dataset.features,
         dataset.categorical,
         dataset.missing,
         key,
-        own=own,
-        text_labels=isinstance(dataset.classes[0], str) if dataset.classes else None,
+        _reading(dataset, own),
     )
 
 

@@ -1,12 +1,18 @@
 """One column of a pandas DataFrame as an array: numbers, texts, or values as they are.
 
-A missing cell is NaN among numbers and None elsewhere; an empty text is a missing cell. Equal
-values become equal cells whatever file they came from: 1 and 1.0 are the same level and label.
+A missing cell is NaN among numbers and None elsewhere. Equal values become equal cells whatever
+file they came from: 1, 1.0, True and the texts ``1``, ``1.0``, `` 1`` and ``true`` are the same
+level and label. A text with a leading zero is a code and no number: ``01`` is not 1.
 """
 
 from __future__ import annotations
 
+import datetime
 import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -16,17 +22,29 @@ from numpy.typing import NDArray
 from fl_app.errors import DataError
 
 __all__ = [
+    "MISSING_WORDS",
+    "PLAIN",
     "NotANumberError",
+    "Spelling",
+    "alike",
+    "canonical",
     "cell_text",
+    "is_date",
     "is_missing",
     "is_text",
     "numbers",
     "place",
     "plain",
     "texts",
+    "tidied",
 ]
 
 Cell = int | float | str | None
+
+_NUMERIC_WORDS = ("NaN", "nan", "-NaN", "-nan", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN")
+_WORDS = ("#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "None", "n/a", "null", "?", "-")
+MISSING_WORDS = frozenset((*_NUMERIC_WORDS, *_WORDS))
+"""Texts that are missing cells: those of ``pandas.read_csv``, ``?`` and ``-``; and blanks."""
 
 
 class NotANumberError(ValueError):
@@ -46,6 +64,171 @@ class NotANumberError(ValueError):
         super().__init__(f"{shown} {place(row)}")
 
 
+# ---------------------------------------------------------------------------- spelling
+@dataclass(frozen=True)
+class Spelling:
+    """How the texts of a table spell missing cells and numbers.
+
+    Parameters
+    ----------
+    missing : tuple of str
+        Cells that are missing beside blanks and :data:`MISSING_WORDS`, also as numbers (``-99``).
+    decimal : str, default "."
+        What begins the decimals.
+    thousands : str, default ""
+        What stands between groups of three digits.
+    """
+
+    missing: tuple[str, ...] = ()
+    decimal: str = "."
+    thousands: str = ""
+
+    def number(self, text: str) -> str:
+        """Return a number's text as programs write it; any other text as it is.
+
+        Examples
+        --------
+        >>> Spelling(decimal=",", thousands=".").number("1.234,5"), Spelling().number("1,234")
+        ('1234.5', '1,234')
+        """
+        if self.thousands:
+            group, point = re.escape(self.thousands), re.escape(self.decimal)
+            if re.fullmatch(rf"\s*[+-]?[1-9]\d{{0,2}}({group}\d{{3}})+({point}\d*)?\s*", text):
+                text = text.replace(self.thousands, "")
+        if self.decimal != "." and re.fullmatch(
+            rf"\s*[+-]?\d*{re.escape(self.decimal)}\d*([eE][+-]?\d+)?\s*", text
+        ):
+            text = text.replace(self.decimal, ".")
+        return text
+
+
+PLAIN = Spelling()
+"""As programs write numbers."""
+
+
+def tidied(
+    column: Any, spelling: Spelling = PLAIN, values: Iterable[str] = ()
+) -> tuple[Any, Counter[str]]:
+    """Return a column whose missing cells are NaN, of numbers where all others are numbers.
+
+    Parameters
+    ----------
+    column : pandas.Series
+        As a file has it; left as it is.
+    spelling : Spelling
+        How its texts are spelt.
+    values : iterable of str
+        Texts that are values here, though the same words are missing cells elsewhere.
+
+    Returns
+    -------
+    (pandas.Series, Counter)
+        And the cells of each spelling of a missing one (``""``: a blank).
+    """
+    import pandas as pd
+
+    blank = int(column.isna().sum())
+    spelt: Counter[str] = Counter({"": blank} if blank else {})
+    custom = {cell_text(_spelt(word, spelling)) for word in spelling.missing}
+    if column.dtype.kind in "biuf":
+        wrong = {word for word in custom if word is not None and _NUMBER.fullmatch(word)}
+        for word in sorted(wrong):
+            found = (column == float(word)).fillna(False).to_numpy(dtype=bool)
+            if found.any():
+                column, spelt[word] = column.where(~found), int(found.sum())
+        return column, spelt
+    if column.dtype.kind in "mM":
+        return column, spelt
+    kept, words = frozenset(values), MISSING_WORDS.union(spelling.missing)
+    try:
+        codes, uniques = pd.factorize(column, use_na_sentinel=True)
+    except TypeError:  # lists and the like, which are refused where they are used
+        return column, spelt
+    counts = np.bincount(codes[codes >= 0], minlength=len(uniques))
+    cells: list[Any] = []
+    for cell, count in zip(list(uniques), counts.tolist(), strict=True):
+        new = _spelt(cell, spelling)
+        if isinstance(cell, str) and cell not in kept:
+            word = cell.strip()
+            if not word or word in words or cell_text(new) in custom:
+                spelt[word] += count
+                new = None
+        elif not isinstance(cell, str) and custom and cell_text(cell) in custom:
+            spelt[str(cell_text(cell))] += count
+            new = None
+        cells.append(new)
+    told = [canonical(cell) for cell in cells]
+    present = [cell for cell in told if cell is not None]
+    if present and all(isinstance(cell, int | float) for cell in present):
+        cells = told
+    array = _objects([*cells, None])[codes]
+    if cells is told and -1 not in codes and None not in told and _are_int64(told):
+        return pd.Series(array.astype(np.int64), column.index, name=column.name), spelt
+    if cells is told and all(abs(cell) <= 2**53 for cell in present if isinstance(cell, int)):
+        values_ = np.array([math.nan if cell is None else float(cell) for cell in array])
+        return pd.Series(values_, column.index, name=column.name), spelt
+    return pd.Series(array, column.index, dtype=object, name=column.name), spelt
+
+
+def _are_int64(cells: Sequence[Any]) -> bool:
+    return all(isinstance(cell, int) and -(2**63) <= cell < 2**63 for cell in cells)
+
+
+def _spelt(cell: Any, spelling: Spelling) -> Any:
+    return spelling.number(cell) if isinstance(cell, str) else cell
+
+
+# A leading zero makes a code; an exponent without a sign may be one too (1E5).
+_NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]\d+)?", re.ASCII)
+_ANY_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+_TRUTH = {"true": 1, "false": 0}
+
+
+def canonical(cell: Any) -> Cell:
+    """Return a cell as a value that is equal where the cells mean the same.
+
+    Whole numbers come as int, also where they are spelt, and so do true (1) and false (0); other
+    numbers as float; a missing cell as None; any other text as it is.
+
+    Examples
+    --------
+    >>> [canonical(cell) for cell in (1.0, " 1", "true", "1.50", "01", "1E5", "Sick ", "", None)]
+    [1, 1, 1, 1.5, '01', '1E5', 'Sick ', None, None]
+    """
+    if isinstance(cell, np.generic):
+        cell = cell.item()
+    if isinstance(cell, str):
+        text = cell.strip()
+        if len(text) < 400 and _NUMBER.fullmatch(text):
+            return int(text) if _WHOLE.fullmatch(text) else canonical(float(text))
+        return _TRUTH.get(text.lower(), cell) if text else None
+    if cell is None or cell != cell:
+        return None
+    if isinstance(cell, int | float | Decimal):
+        if math.isinf(cell):
+            return float(cell)
+        return int(cell) if cell == int(cell) else float(cell)
+    return str(cell)
+
+
+def alike(names: Iterable[object]) -> list[tuple[str, ...]]:
+    """Return the groups of names that differ in case, blanks or leading zeros alone.
+
+    Examples
+    --------
+    >>> alike(["sick", "Sick ", "well", "01", "1"])
+    [('01', '1'), ('Sick ', 'sick')]
+    """
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        key = " ".join(str(name).casefold().split())
+        key = key.lstrip("0") or "0" if key.isdigit() else key
+        groups.setdefault(key, set()).add(str(name))
+    return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
+
+
+# ---------------------------------------------------------------------------- arrays
 def numbers(column: Any) -> NDArray[np.float64]:
     """Return a column as numbers; true is 1 and false 0, a text that spells a number is one.
 
@@ -64,8 +247,7 @@ def numbers(column: Any) -> NDArray[np.float64]:
     if column.dtype.kind in "biuf":
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
-        cells = _cells(column)
-        values = np.array([_number(row, cell) for row, cell in enumerate(cells)])
+        values = np.array([_number(row, cell) for row, cell in enumerate(_cells(column))])
     infinite = np.flatnonzero(np.isinf(values))
     if len(infinite):
         row = int(infinite[0])
@@ -79,18 +261,18 @@ def texts(column: Any) -> NDArray[Any]:
 
 
 def plain(column: Any) -> NDArray[Any]:
-    """Return a column as an object array of int (also for 1.0 and True), float and str.
+    """Return a column as an object array of int (also for 1.0, " 1" and True), float and str.
 
     Raises
     ------
     DataError
         At the first infinite number.
     """
-    cells = [_plain(cell) for cell in _cells(column)]
+    cells = [canonical(cell) for cell in _cells(column)]
     for row, cell in enumerate(cells):
         if isinstance(cell, float) and math.isinf(cell):
             raise _infinite(column, cell, row)
-    return _objects(cells)
+    return _objects([_whole(cell) if isinstance(cell, int) else cell for cell in cells])
 
 
 def cell_text(cell: object) -> str | None:
@@ -98,14 +280,11 @@ def cell_text(cell: object) -> str | None:
 
     Examples
     --------
-    >>> [cell_text(cell) for cell in (1, 1.0, "1", True, "", float("nan"))]
-    ['1', '1', '1', 'True', None, None]
+    >>> [cell_text(cell) for cell in (1, 1.0, "1", " 1.0", True, "01", "", float("nan"))]
+    ['1', '1', '1', '1', '1', '01', None, None]
     """
-    if cell is None or cell == "" or cell != cell:
-        return None
-    if isinstance(cell, float | Decimal | np.floating) and float(cell).is_integer():
-        return str(int(cell))
-    return str(cell)
+    value = canonical(cell)
+    return None if value is None else str(value)
 
 
 def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -116,13 +295,40 @@ def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def is_text(column: Any) -> bool:
-    """Return whether less than half of a column's values are numbers, or spell some."""
-    import pandas as pd
-
-    filled = column.dropna()
-    if column.dtype.kind in "biuf" or not len(filled):
+    """Return whether a column has a code, or less than half of its values are numbers."""
+    if column.dtype.kind in "biuf":
         return False
-    return bool(pd.to_numeric(filled.astype(str), errors="coerce").notna().mean() < 0.5)
+    counts = column.astype(str).where(column.notna()).value_counts()
+    if any(_CODE.fullmatch(text.strip()) for text in counts.index):
+        return True
+    spelt = [isinstance(canonical(text), int | float) for text in counts.index]
+    return bool(len(counts)) and bool(counts[spelt].sum() < counts.sum() / 2)
+
+
+_CODE = re.compile(r"0\d+", re.ASCII)
+_DAY = r"\d{4}[-/.]\d{1,2}(?:[-/.]\d{1,2})?|\d{1,2}[-/. ](?:\d{1,2}|[^\W\d_]{3,9})[-/. ,]+\d{2,4}"
+_TIME = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?: ?[AaPp][Mm])?(?: ?(?:Z|[+-]\d{2}:?\d{2}))?"
+_DATE = re.compile(rf"(?:{_DAY}|[^\W\d_]{{3,9}} \d{{1,2}},? \d{{4}})(?:[T ]+{_TIME})?|{_TIME}")
+
+
+def is_date(column: Any) -> bool:
+    """Return whether all of a column's values are dates or times, or spell some.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> [is_date(pd.Series([cell])) for cell in ("2020-02-01 10:30", "1.2.2020", "1 Feb 2020", "1")]
+    [True, True, True, False]
+    """
+    if column.dtype.kind in "mM":
+        return True
+    if column.dtype.kind in "biuf":
+        return False
+    values, when = column.dropna().tolist(), (datetime.date, datetime.time)
+    return len(values) > 0 and all(
+        isinstance(v, when) or (isinstance(v, str) and _DATE.fullmatch(v.strip()) is not None)
+        for v in values
+    )
 
 
 def place(row: int) -> str:
@@ -144,28 +350,21 @@ def _cells(column: Any) -> list[Any]:
         if isinstance(cell, list | dict | tuple | set | bytes | np.ndarray):
             kind = type(cell).__name__
             raise DataError(column.name, f"a {kind} {place(row)}", "one number or text a cell")
-    return [None if cell == "" else cell for cell in cells]
+    return cells
 
 
 def _number(row: int, cell: Any) -> float:
-    if cell is None:
+    if isinstance(cell, str):
+        text = cell.strip()
+        if not text or _ANY_NUMBER.fullmatch(text) or text.lower().lstrip("+-") == "inf":
+            return float(text or "nan")
+        if text.lower() in _TRUTH:
+            return float(_TRUTH[text.lower()])
+    elif cell is None:
         return math.nan
-    if isinstance(cell, bool | int | float | str | Decimal | np.number | np.bool_):
-        try:
-            return float(cell)
-        except ValueError:
-            pass
+    elif isinstance(cell, bool | int | float | Decimal | np.number | np.bool_):
+        return float(cell)
     raise NotANumberError(row, cell)
-
-
-def _plain(cell: Any) -> Cell:
-    if isinstance(cell, np.generic):
-        cell = cell.item()
-    if cell is None or isinstance(cell, str):
-        return cell
-    if isinstance(cell, int | float | Decimal):
-        return _whole(int(cell)) if float(cell).is_integer() else float(cell)
-    return str(cell)
 
 
 def _whole(number: int) -> int | str:

@@ -9,8 +9,8 @@ left out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.aggregation import Moments
-from fl_app.data.columns import is_missing
+from fl_app.data.columns import PLAIN, Spelling, alike, canonical, cell_text, is_missing
 from fl_app.data.table import Table
-from fl_app.errors import DataError
+from fl_app.errors import DataError, printable
 from fl_app.schema import Task
 
 __all__ = ["Encoding"]
@@ -56,6 +56,8 @@ class Encoding:
     fill : tuple of float
         What stands in for a missing cell of each numeric column: the federation's mean. Empty:
         ``mean``, which is the same where features are standardized.
+    spelling : Spelling
+        How raw texts spell missing cells and numbers.
     """
 
     task: Task
@@ -69,6 +71,7 @@ class Encoding:
     target_mean: tuple[float, ...] = ()
     target_scale: tuple[float, ...] = ()
     fill: tuple[float, ...] = ()
+    spelling: Spelling = PLAIN
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -92,18 +95,21 @@ class Encoding:
         return tuple(str(v) for v in (self.labels or self.targets))
 
     def features(self, table: Table) -> NDArray[np.float64]:
-        """Return the features of shape (n, D).
+        """Return the features of shape (n, D); columns of the table are found by name.
 
         A missing number counts as its column's mean. A missing text has no level: all zeros. A text
         that is none of the levels, whatever it says, is OTHER.
         """
-        numeric = np.where(np.isnan(table.numeric), self._fill, table.numeric)
+        numeric = table.numeric
+        if table.numeric_names != self.numeric:
+            numeric = numeric[:, [table.numeric_names.index(name) for name in self.numeric]]
+        numeric = np.where(np.isnan(numeric), self._fill, numeric)
         scaled = (numeric - self._mean) / self._scale
         parts = [scaled]
-        for position, (_, levels) in enumerate(self.levels):
-            cells = table.categorical[:, position]
+        for column, levels in self.levels:
+            cells = table.categorical[:, table.categorical_names.index(column)]
             found = np.zeros((len(cells), len(levels) + 1))
-            for place, level in enumerate(levels):
+            for place, level in enumerate(map(cell_text, levels)):
                 found[:, place] = cells == level
             found[:, -1] = ~(found.any(axis=1) | is_missing(cells))
             parts.append(found)
@@ -114,23 +120,29 @@ class Encoding:
         if self.task == "regression":
             return np.arange(len(table))
         index = self._index
-        return np.flatnonzero([label in index for label in table.target.tolist()])
+        return np.flatnonzero([str(label) in index for label in table.target.tolist()])
 
     def strangers(self, table: Table) -> list[str]:
         """Say which classes and levels of a table this encoding has no name for, with their rows.
 
-        It shows cells: it is for the terminal and the log of whoever holds the table.
+        Of at most five columns, with the number of those that have some. It shows cells: it is for
+        the terminal and the log of whoever holds the table.
         """
         found = []
         if self.task == "classification":
-            rare = counted(table.target.tolist(), self.labels)
-            if rare:
-                found.append(f"{self.targets[0]}={rare}: rows of these classes are left out")
-        for position, (column, levels) in enumerate(self.levels):
-            rare = counted(table.categorical[:, position].tolist(), levels)
-            if rare:
-                found.append(f"{column}={rare}: these levels count as OTHER")
-        return found
+            cells = table.target.tolist()
+            if rare := counted(cells, {cell for cell in cells if str(cell) in self._index}):
+                says = f"{self.targets[0]}={rare}: rows of these classes are left out"
+                found.append("; ".join(filter(None, [says, nearly(table.target, self.labels)])))
+        others = []
+        for column, levels in self.levels:
+            cells = table.categorical[:, table.categorical_names.index(column)]
+            if rare := counted(cells.tolist(), map(cell_text, levels)):
+                says = f"{column}={rare}: these levels count as OTHER"
+                others.append("; ".join(filter(None, [says, nearly(cells, levels)])))
+        if len(others) > 5:
+            others = [*others[:5], f"{len(others)} columns in all have levels that count as OTHER"]
+        return found + others
 
     def truth(self, table: Table) -> NDArray[Any]:
         """Return class numbers of shape (n,), int64, or raw targets of shape (n, T), float64.
@@ -144,7 +156,7 @@ class Encoding:
             return np.asarray(table.target, dtype=np.float64)
         index = self._index
         try:
-            return np.array([index[label] for label in table.target.tolist()], dtype=np.int64)
+            return np.array([index[label] for label in map(str, table.target.tolist())], np.int64)
         except KeyError as error:
             known = ", ".join(map(str, self.labels))
             raise DataError(self.targets[0], error.args[0], f"one of the labels {known}") from None
@@ -174,8 +186,9 @@ class Encoding:
         return np.asarray(labels[np.argmax(outputs, axis=1)])
 
     @cached_property
-    def _index(self) -> dict[Label, int]:
-        return {label: position for position, label in enumerate(self.labels)}
+    def _index(self) -> dict[str | None, int]:
+        # A class is the same whether a file has it as a number or as a text.
+        return {cell_text(label): position for position, label in enumerate(self.labels)}
 
     @cached_property
     def _mean(self) -> NDArray[np.float64]:
@@ -203,11 +216,13 @@ class Encoding:
             "targets": list(self.targets),
             "target_mean": list(self.target_mean),
             "target_scale": list(self.target_scale),
+            "spelling": list(astuple(self.spelling)),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Encoding:
         """Read :meth:`to_dict`'s form back."""
+        missing, *signs = data.get("spelling", [[], ".", ""])
         return cls(
             task=data["task"],
             columns=tuple(data["columns"]),
@@ -220,15 +235,30 @@ class Encoding:
             targets=tuple(data["targets"]),
             target_mean=tuple(data["target_mean"]),
             target_scale=tuple(data["target_scale"]),
+            spelling=Spelling(tuple(missing), *signs),
         )
 
 
 def counted(values: Iterable[Any], names: Iterable[Any]) -> str:
-    """List the values that are none of the names with their rows, the first 20 of them."""
+    """List the values that are none of the names with their rows, see :func:`some`."""
     counts = Counter(values)
     rare = labels_of(counts.keys() - {None, *names})
-    more = f", … ({len(rare)} in all)" if len(rare) > 20 else ""
-    return ", ".join(f"{value} ({_rows(counts[value])})" for value in rare[:20]) + more
+    return some([f"{printable(value, 80)} ({_rows(counts[value])})" for value in rare])
+
+
+def some(things: Sequence[str], most: int = 5) -> str:
+    """List things, the first ``most`` of them and how many there are in all."""
+    more = f", … ({len(things)} in all)" if len(things) > most else ""
+    return ", ".join(things[:most]) + more
+
+
+def nearly(cells: NDArray[Any], names: Iterable[Any]) -> str:
+    """Say which cells differ from one of the names in case, blanks or leading zeros alone."""
+    told = {str(name) for name in names}
+    others = {str(cell) for cell in cells.tolist() if cell is not None} - told
+    near = [group for group in alike({*told, *others}) if told & {*group} and others & {*group}]
+    pairs = [" and ".join(map(repr, group[:5])) for group in near]
+    return f"{some(pairs)} are different values" if pairs else ""
 
 
 def _rows(n: int) -> str:
@@ -262,6 +292,20 @@ def labels_of(values: Iterable[Any]) -> list[Label]:
     """Return the distinct labels of raw values in order: numbers by value, then texts by letter."""
     plain = {v.item() if isinstance(v, np.generic) else v for v in values}
     return sorted(plain, key=lambda v: (isinstance(v, str), v))
+
+
+def one_kind(values: Iterable[Any]) -> tuple[Label, ...]:
+    """Return labels as many files have them: all numbers, or all texts where one is none.
+
+    Examples
+    --------
+    >>> one_kind(["1", 0, 1]), one_kind([1, "1", "x"])
+    ((0, 1), ('1', 'x'))
+    """
+    told = {canonical(value) for value in values}
+    if all(isinstance(value, int) for value in told):
+        return tuple(labels_of(told))
+    return tuple(labels_of(map(str, told)))
 
 
 def in_company(values: Iterable[Any], min_level_rows: int) -> dict[Any, int]:

@@ -1,7 +1,8 @@
 """Reads one CSV or Parquet file into a pandas DataFrame, or says in one line why it cannot.
 
-CSV is read as ``pandas.read_csv`` reads it by default (comma, header in the first line, its words
-for a missing cell), so that rows which a user reads so are the rows that a model has seen.
+CSV is read as ``pandas.read_csv`` reads it (header in the first line), but for three things: what
+separates the cells is told from the body, a column with a code like ``01234`` is one of texts, and
+missing cells and numbers are those of :func:`fl_app.data.columns.tidied`, in Parquet too.
 
 References
 ----------
@@ -11,36 +12,57 @@ pandas, ``read_csv``: https://pandas.pydata.org/docs/reference/api/pandas.read_c
 from __future__ import annotations
 
 import csv
+import gzip
 import logging
 import re
+import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
+from fl_app.data.columns import PLAIN, Spelling, tidied
 from fl_app.errors import DataError
 
-__all__ = ["read_frame"]
+__all__ = ["read_frame", "spelt"]
 
 log = logging.getLogger("fl_app")
 
-_WANTED = "give one CSV (.csv) or Parquet (.parquet) file"
+_WANTED = "give one CSV (.csv, .tsv, also .gz) or Parquet (.parquet) file"
+_SEPARATORS = ",;\t|"
+_HEAD = 200
+"""Lines from which the separator is told."""
+_SPELT = "spelt"
 
 
-def read_frame(path: str | Path) -> Any:
+def read_frame(
+    path: str | Path,
+    separator: str | None = None,
+    spelling: Spelling = PLAIN,
+    values: Mapping[str, Iterable[str]] | None = None,
+) -> Any:
     """Read a file.
 
     Parameters
     ----------
     path : str or Path
-        A file whose name ends in ``.csv`` (UTF-8, with or without byte order mark), ``.parquet`` or
-        ``.pq``.
+        A file whose name ends in ``.csv`` or ``.tsv`` (UTF-8, with or without byte order mark, also
+        packed with a further ``.gz``), ``.parquet`` or ``.pq``.
+    separator : str, optional
+        What separates the cells of CSV; by default the one of comma, semicolon, tab and ``|`` with
+        which most of the first lines have as many cells as the header.
+    spelling : Spelling
+        How texts spell missing cells and numbers.
+    values : mapping of str to iterable of str, optional
+        By column the texts that are values, though the same words are missing cells elsewhere.
 
     Returns
     -------
     pandas.DataFrame
-        At least one row; column names are distinct texts. Columns without a name are left out
-        with a warning: as a rule they are row numbers that pandas wrote.
+        At least one row; column names are distinct texts; a missing cell is NaN, and :func:`spelt`
+        tells how it is spelt. A named index of a Parquet file is columns. Columns without a name
+        are left out with a warning: as a rule they are row numbers that pandas wrote.
 
     Raises
     ------
@@ -48,56 +70,111 @@ def read_frame(path: str | Path) -> Any:
         If there is no such file, or it cannot be read, or it holds no rows, or two of its columns
         have the same name.
     """
+    import pandas as pd
+
     file = Path(path)
     if file.is_dir():
         raise _refuse(file, f"it is a directory; {_WANTED}")
     if not file.exists():
         raise _refuse(file, f"there is no such file; {_WANTED}")
-    reader = _READERS.get(file.suffix.lower())
-    if reader is None:
+    ending = re.search(r"\.([ct]sv(\.gz)?|parquet|pq)$", file.name.lower())
+    if ending is None:
         raise _refuse(file, f"its name ends in {file.suffix or 'nothing'}; {_WANTED}")
     try:
         if file.stat().st_size == 0:
             raise _refuse(file, f"it is empty (0 bytes); {_WANTED}")
-        frame = reader(file)
-    except OSError as error:
-        raise _refuse(file, f"it cannot be read ({error.strerror or error}); {_WANTED}") from None
+        is_csv = ending[1][1:3] == "sv"
+        as_texts = (spelling.decimal, spelling.thousands) != (PLAIN.decimal, PLAIN.thousands)
+        frame = _read_csv(file, separator, as_texts) if is_csv else _read_parquet(file)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _refuse(file, f"it cannot be read ({reason}); {_WANTED}") from None
     if not len(frame):
         raise _refuse(file, "it has a header but no rows; give at least one row")
+    told, columns = {}, {}
+    for name in frame.columns:
+        columns[name], told[name] = tidied(frame[name], spelling, (values or {}).get(name, ()))
+    frame = pd.DataFrame(columns, frame.index)
+    frame.attrs[_SPELT] = told
     return frame
 
 
-def _read_csv(file: Path) -> Any:
+def spelt(frame: Any) -> Mapping[str, Counter[str]]:
+    """Return the missing cells of each column of :func:`read_frame` by spelling; "" is a blank."""
+    return cast("Mapping[str, Counter[str]]", frame.attrs.get(_SPELT, {}))
+
+
+# ---------------------------------------------------------------------------- CSV
+def _open(file: Path) -> TextIO:
+    how: dict[str, Any] = {"encoding": "utf-8-sig", "newline": ""}
+    packed = file.suffix.lower() == ".gz"
+    return cast(TextIO, gzip.open(file, "rt", **how)) if packed else file.open(**how)
+
+
+def _read_csv(file: Path, separator: str | None, as_texts: bool) -> Any:
     import pandas as pd
 
-    header = _check_head(file)
     try:
-        frame = pd.read_csv(file, encoding="utf-8", low_memory=False)
+        with _open(file) as lines:
+            head = list(islice(lines, _HEAD))
+        separator = separator or _separator(head)
+        header = _check_head(file, separator)
+        options: dict[str, Any] = {
+            "sep": separator,
+            "encoding": "utf-8",
+            "keep_default_na": False,
+            "na_values": [""],
+            "low_memory": False,
+        }
+        frame = pd.read_csv(file, dtype=str if as_texts else None, **options)
+        numeric = [j for j, dtype in enumerate(frame.dtypes) if dtype.kind in "iuf"]
+        if numeric and _has_codes(file, separator):
+            texts = pd.read_csv(file, usecols=numeric, dtype=str, **options)
+            for name, column in texts.items():
+                if column.str.fullmatch(r"\s*0\d+\s*").any():
+                    frame[name] = column
     except UnicodeDecodeError as error:
         raise _not_utf8(file, error) from None
+    except csv.Error as error:
+        raise _refuse(file, f"it is no CSV text ({error})") from None
     except pd.errors.ParserError as error:
-        raise _refuse(file, _explain(str(error))) from None
+        raise _refuse(file, _explain(str(error), separator or ",")) from None
     unnamed = [j for j, name in enumerate(header) if not name]
     if unnamed:
         log.warning("%s: left out %d column(s) without a name", file.name, len(unnamed))
     return frame[[c for j, c in enumerate(frame.columns) if j not in unnamed]]
 
 
-def _check_head(file: Path) -> list[str]:
+def _separator(head: Sequence[str]) -> str:
+    """Tell what separates the cells: with it most lines have as many cells as the header."""
+    best, fits = ",", 0.0
+    for separator in _SEPARATORS:
+        try:
+            widths = [len(record) for record in csv.reader(head, delimiter=separator) if record]
+        except csv.Error:
+            continue
+        header, *body = widths or [1]
+        share = body.count(header) / len(body) if body else 1.0
+        if header > 1 and share > fits:
+            best, fits = separator, share
+    return best
+
+
+def _has_codes(file: Path, separator: str) -> bool:
+    """Return whether a cell may be a whole number with a leading zero, which pandas would drop."""
+    edge = rf'["\s{re.escape(separator)}]'
+    code = re.compile(rf"(?:^|{edge})0\d+(?:$|{edge})")
+    with _open(file) as lines:
+        return any(code.search(line) for line in lines)
+
+
+def _check_head(file: Path, separator: str) -> list[str]:
     """Return the header after checking what pandas would silently change."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            filled = (record for record in csv.reader(lines) if record)
-            header, first = next(filled, []), next(filled, [])
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from None
-    except csv.Error as error:
-        raise _refuse(file, f"it is no CSV text ({error})") from None
+    with _open(file) as lines:
+        filled = (record for record in csv.reader(lines, delimiter=separator) if record)
+        header, first = next(filled, []), next(filled, [])
     if not header:
         raise _refuse(file, "it has no header; the first line must name the columns")
-    if len(header) == 1 and (found := re.search(r"[;\t|]", header[0])):
-        sign = "tabs" if found[0] == "\t" else repr(found[0])
-        raise _refuse(file, f"its cells are separated by {sign}; separate them by commas")
     if len(first) > len(header):
         raise _refuse(
             file,
@@ -107,6 +184,7 @@ def _check_head(file: Path) -> list[str]:
     return header
 
 
+# ---------------------------------------------------------------------------- Parquet
 def _read_parquet(file: Path) -> Any:
     import pandas as pd
     import pyarrow
@@ -114,18 +192,17 @@ def _read_parquet(file: Path) -> Any:
 
     try:
         _check_names(file, pyarrow.parquet.read_schema(file).names)
-        frame = pd.read_parquet(file, engine="pyarrow").reset_index(drop=True)
+        frame = pd.read_parquet(file, engine="pyarrow")
     except pyarrow.ArrowException as error:
         reason = str(error).partition(".")[0]
         raise _refuse(file, f"it is no Parquet file ({reason})") from None
+    named = [name for name in frame.index.names if name is not None]
+    if named:
+        frame = frame.reset_index(named)
+    elif not isinstance(frame.index, pd.RangeIndex):
+        log.warning("%s: left out 1 column(s) without a name", file.name)
+    frame = frame.reset_index(drop=True)
     return frame.set_axis([str(name) for name in frame.columns], axis=1)
-
-
-_READERS: Mapping[str, Callable[[Path], Any]] = {
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".pq": _read_parquet,
-}
 
 
 def _check_names(file: Path, names: Sequence[str]) -> None:
@@ -134,12 +211,14 @@ def _check_names(file: Path, names: Sequence[str]) -> None:
         raise _refuse(file, f"two columns are named {twice[0]!r}; give each its own name")
 
 
-def _explain(text: str) -> str:
+def _explain(text: str, separator: str) -> str:
     """Say pandas' parser error in the words of a table."""
     found = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text)
     if found:
         expected, line, saw = found.groups()
-        return f"line {line} has {saw} cells, the header {expected}; quote cells that hold commas"
+        names = {",": "commas", ";": "semicolons", "\t": "tabs"}
+        sign = names.get(separator, repr(separator))
+        return f"line {line} has {saw} cells, the header {expected}; quote cells that hold {sign}"
     found = re.search(r"EOF inside string starting at row (\d+)", text)
     if found:
         return f"a quote opened in row {found[1]} is never closed"

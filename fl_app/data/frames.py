@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.data.columns import NotANumberError, numbers, texts
-from fl_app.data.encoding import Encoding
+from fl_app.data.columns import NotANumberError, numbers, texts, tidied
+from fl_app.data.encoding import Encoding, nearly
 from fl_app.data.table import Table
 from fl_app.errors import DataError
 
 __all__ = ["features_from_frame"]
+
+log = logging.getLogger("fl_app")
 
 
 def features_from_frame(frame: Any, encoding: Encoding) -> Table:
@@ -43,11 +46,14 @@ def features_from_frame(frame: Any, encoding: Encoding) -> Table:
     n = len(frame)
     numeric = np.empty((n, len(encoding.numeric)))
     for position, column in enumerate(encoding.numeric):
-        numeric[:, position] = _numbers(column, frame[column])
+        numeric[:, position] = _numbers(column, tidied(frame[column], encoding.spelling)[0])
     names = tuple(name for name, _ in encoding.levels)
     categorical = np.empty((n, len(names)), dtype=object)
-    for position, column in enumerate(names):
-        categorical[:, position] = texts(frame[column])
+    for position, (column, levels) in enumerate(encoding.levels):
+        cells = texts(tidied(frame[column], encoding.spelling, levels)[0])
+        categorical[:, position] = cells
+        if near := nearly(cells, levels):
+            log.warning("%s: %s; a cell that is no level counts as OTHER", column, near)
     return Table(
         encoding.task,
         encoding.columns,

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.data.catalogue import load, load_own
+from fl_app.data.catalogue import load, load_own, look_at_own
 from fl_app.data.encoding import Encoding, Label, in_company, labels_of
 from fl_app.data.partitioners import deal
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table
+from fl_app.data.tabular import Found
 from fl_app.data.vendored_sets import flamby_split
 from fl_app.errors import ConfigError
 from fl_app.schema import (
@@ -38,6 +39,7 @@ __all__ = [
     "encode",
     "largest_partition",
     "most_rows",
+    "own_columns",
     "own_partition",
     "partition_of",
     "public_names",
@@ -175,6 +177,19 @@ def own_partition(config: Config, partition: int, path: str) -> Partition:
     table = load_own(config.dataset, path, _natural_key(config))
     fit, keep = split_validation(len(table), config.dataset.val_fraction, partition)
     return Partition(table.take(fit), table.take(keep))
+
+
+def own_columns(config: Config, partition: int, path: str) -> tuple[Found, tuple[int, int]]:
+    """Look at a node's own file before the nodes agree on columns.
+
+    Returns
+    -------
+    (Found, (int, int))
+        And its rows for training and for ``eval/``, before any is dropped.
+    """
+    found = look_at_own(config.dataset, path, _natural_key(config))
+    fit, keep = split_validation(found.rows, config.dataset.val_fraction, partition)
+    return found, (len(fit), len(keep))
 
 
 def test_table(config: Config) -> Table:

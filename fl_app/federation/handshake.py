@@ -1,16 +1,21 @@
 """The opening exchange: who is there, with which data, and the encoding that all agree on.
 
 One query to every node before the first round. A node answers with its partition, its row counts,
-its columns, its classes and the moments of its columns. What it tells of its rows it tells of all
-of them, for training and for ``eval/`` alike, so that nothing depends on the run's seed: from
-moments of training rows that another seed draws each time, its rows could be solved for. A node
-with fewer than ``min_rows`` rows answers with its counts and columns only, as a mean of one row is
-that row, and a class or a level goes by name only where ``min_level_rows`` rows of the node have
-it. From the answers the server makes one :class:`Roster` and one
-:class:`~fl_app.data.encoding.Encoding`.
+its columns, its classes and the moments of its columns. Nodes with files of their own, whose
+columns the config does not name, first answer with a draft: their columns, and which are numbers
+and which texts. From these the server chooses the columns by name, and asks again.
 
-Nodes that may have rows of classes which nobody named are asked once more, with that encoding: how
-many rows are left to them. One without training rows sits out.
+What a node tells of its rows it tells of all of them, for training and for ``eval/`` alike, so that
+nothing depends on the run's seed: from moments of training rows that another seed draws each time,
+its rows could be solved for. A node with fewer than ``min_rows`` rows answers with its counts and
+columns only, as a mean of one row is that row, and a class or a level goes by name only where
+``min_level_rows`` rows of the node have it. From the answers the server makes one :class:`Roster`
+and one :class:`~fl_app.data.encoding.Encoding`.
+
+Nodes that may have rows of classes which nobody named, and all where columns of texts become
+categorical by themselves, are asked once more, with that encoding: how many rows are left to them,
+and of which columns more than a tenth of the texts would be OTHER. A node without training rows
+sits out, and such a column is left out.
 
 Nothing that a node says is believed: it is held against what else the node says and against
 bounds, and what cannot be costs that node, and no other, the run.
@@ -25,7 +30,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -36,14 +40,25 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.aggregation import Moments, merge_moments, moments
-from fl_app.data.encoding import Encoding, in_company, labels_of, scaler
+from fl_app.data.catalogue import spelling_of, undecided
+from fl_app.data.columns import alike, cell_text
+from fl_app.data.encoding import Encoding, in_company, one_kind, scaler, some
 from fl_app.data.partition import Partition, public_names
+from fl_app.data.tabular import Found, bracket, mostly_other, told_alike
 from fl_app.errors import FederationError
 from fl_app.federation.roster import Node, Roster
 from fl_app.held import sender
-from fl_app.schema import MIN_LEVEL_ROWS, Config, TabularConfig, min_level_rows_of, to_json
+from fl_app.schema import (
+    MAX_AUTO_LEVELS,
+    MIN_LEVEL_ROWS,
+    Config,
+    Levels,
+    TabularConfig,
+    min_level_rows_of,
+    to_json,
+)
 
-__all__ = ["Description", "describe", "describe_left", "shake_hands"]
+__all__ = ["Description", "describe", "describe_left", "draft", "shake_hands"]
 
 log = logging.getLogger("fl_app")
 
@@ -85,6 +100,11 @@ class Description:
         Moments of its numeric columns, or None below ``min_rows`` rows.
     target_count, target_mean, target_m2 : sequence of float or None
         Moments of its targets; None for classification and below ``min_rows`` rows.
+    is_draft : bool
+        Whether the nodes have to agree on columns before it can say more.
+    mostly_other : sequence of str or None
+        In a second answer the categorical columns of which more than a tenth of its texts would be
+        OTHER; None below ``min_rows`` rows.
 
     All of these are over the rows for training and for ``eval/`` together.
     """
@@ -108,6 +128,8 @@ class Description:
     target_count: Sequence[float] | None = None
     target_mean: Sequence[float] | None = None
     target_m2: Sequence[float] | None = None
+    is_draft: bool = False
+    mostly_other: Sequence[str] | None = None
 
 
 # ---------------------------------------------------------------------------- the node's side
@@ -159,11 +181,59 @@ def describe(
 
 
 def describe_left(
-    rows: Partition, partition: int, num_partitions: int, encoding: Encoding
+    rows: Partition,
+    partition: int,
+    num_partitions: int,
+    encoding: Encoding,
+    min_rows: int = sys.maxsize,
 ) -> Description:
-    """Describe how many of a node's rows are of a class of the run, and nothing else of them."""
+    """Describe how many of a node's rows are of a class of the run.
+
+    And, with at least ``min_rows`` of them, of which columns too many texts are of no level.
+    """
     left = Partition(*(t.take(encoding.known(t)) for t in (rows.train, rows.validation)))
-    return describe(left, partition, num_partitions, sys.maxsize)
+    table = rows.rows
+    columns = dict(zip(table.categorical_names, table.categorical.T, strict=True))
+    others = [name for name, levels in encoding.levels if mostly_other(columns[name], levels)]
+    told = describe(left, partition, num_partitions, sys.maxsize)
+    return replace(told, mostly_other=others if len(table) >= min_rows else None)
+
+
+def draft(
+    found: Found,
+    rows: tuple[int, int],
+    partition: int,
+    num_partitions: int,
+    min_rows: int,
+    names_levels: bool,
+) -> Description:
+    """Describe what a node's own file has to offer.
+
+    Parameters
+    ----------
+    found : Found
+        What it has.
+    rows : (int, int)
+        Its rows for training and for ``eval/``.
+    partition, num_partitions, min_rows : int
+        As for :func:`describe`.
+    names_levels : bool
+        Whether levels decide on columns; of more levels than are taken no further ones are named.
+    """
+    roles = found.roles
+    tells = names_levels and found.rows >= min_rows
+    return replace(
+        foreign(partition, num_partitions),
+        num_examples=rows[0],
+        num_validation=rows[1],
+        task=roles.task,
+        columns=roles.features,
+        numeric=[name for name in roles.features if name not in roles.categorical],
+        categorical=roles.categorical,
+        targets=roles.targets,
+        levels=[levels[: MAX_AUTO_LEVELS + 1] for levels in found.levels] if tells else None,
+        is_draft=True,
+    )
 
 
 def foreign(partition: int, num_partitions: int) -> Description:
@@ -288,6 +358,8 @@ _FORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "integers from 0",
     ),
     "levels": (_are_levels, f"lists of up to {MAX_NAMES} different texts"),
+    "is_draft": (lambda value: isinstance(value, bool), "true or false"),
+    "mostly_other": (lambda value: value is None or _are_texts(value), "texts"),
 }
 """The fields of a node's answer: nothing that it says is believed to have the right type."""
 
@@ -362,20 +434,89 @@ def shake_hands(
     FederationError
         If fewer than ``min_replies`` nodes agree, or they told too little.
     """
-    asked, text = sorted(node_ids), to_json(config)
-    out: dict[str, str] = {}
-    agreed = _agree(_ask(grid, asked, wire.run_record(text), timeout, out), out)
+    asked, out = sorted(node_ids), dict[str, str]()
+    answers = _ask(grid, asked, wire.run_record(to_json(config)), timeout, out)
+    answers = _same_code(answers, out)
+    auto = _is_auto(config)
+    if undecided(config.dataset):
+        answers = _majority(answers, "is_draft", out)
+        if answers and answers[0][1].is_draft:
+            config, drafts = _with_columns(answers, config, out)
+            record = wire.run_record(to_json(config))
+            answers = _same_code(_ask(grid, [n for n, _ in drafts], record, timeout, out), out)
+    agreed = _agree([(node, d) for node, d in answers if not _still_draft(d, out)], out)
     for prefix in ("", "target_"):
         agreed = _in_line(agreed, prefix, out)
     _require(agreed, len(asked), config, out)
     encoding = _encoding([d for _, d in agreed], config)
-    doubtful = {node: d for node, d in agreed if _may_lose_rows(d, encoding, config)}
+    named = public_names(config)[1]
+    own = [column for column, _ in encoding.levels if auto and column not in named]
+    encoding = _left_out(encoding, _unfit(encoding, own, config))
+    own = [column for column, _ in encoding.levels if column in own]
+    doubtful = {node: d for node, d in agreed if own or _may_lose_rows(d, encoding, config)}
     if doubtful:
-        answers = _ask(grid, doubtful, wire.run_record(text, encoding), timeout, out)
-        agreed = _with_rows(agreed, doubtful, dict(answers), out)
+        record = wire.run_record(to_json(config), encoding)
+        second = dict(_ask(grid, doubtful, record, timeout, out))
+        agreed = _with_rows(agreed, doubtful, second, out)
         _require(agreed, len(asked), config, out)
+        others = {name for node, _ in agreed for name in _others(second.get(node))}
+        why = "more than a tenth of some node's texts are none of its levels"
+        encoding = _left_out(encoding, {name: why for name in own if name in others})
     nodes = tuple(_node(node, d, doubtful.get(node, d)) for node, d in agreed)
-    return _roster(nodes, [d for _, d in agreed], encoding), encoding
+    told = [d for _, d in agreed]
+    return replace(_roster(nodes, told, encoding), config=config, names=_who_has(told)), encoding
+
+
+def _is_auto(config: Config) -> bool:
+    return isinstance(config.dataset, TabularConfig) and config.dataset.categorical == "auto"
+
+
+def _still_draft(d: Description, out: dict[str, str]) -> bool:
+    if d.is_draft:
+        _sit_out(out, _who(d), "is_draft=true: expected an answer to the columns of the run")
+    return d.is_draft
+
+
+def _others(d: Description | None) -> Sequence[str]:
+    return (d and d.mostly_other) or ()
+
+
+def _unfit(encoding: Encoding, own: Sequence[str], config: Config) -> dict[str, str]:
+    """Return which of a run's own choice of categorical columns have no or too many levels."""
+    floor = min_level_rows_of(config.dataset)
+    levels = {column: len(names) for column, names in encoding.levels if column in own}
+    none = f"no level that {floor} rows of a node have"
+    return {
+        column: f"{number} levels, more than {MAX_AUTO_LEVELS}" if number else none
+        for column, number in levels.items()
+        if not 1 <= number <= MAX_AUTO_LEVELS
+    }
+
+
+def _left_out(encoding: Encoding, left: Mapping[str, str]) -> Encoding:
+    """Return an encoding without some categorical columns, and say so."""
+    if not left:
+        return encoding
+    reasons = some([f"{name} ({why})" for name, why in left.items()])
+    columns = tuple(name for name in encoding.columns if name not in left)
+    if not columns:
+        raise FederationError(f"handshake: no column is left to predict from; left out: {reasons}")
+    log.warning("left out as features: %s; dataset.categorical names those to take", reasons)
+    levels = tuple((name, names) for name, names in encoding.levels if name not in left)
+    return replace(encoding, columns=columns, levels=levels)
+
+
+def _who_has(told: Sequence[Description]) -> dict[str, Any]:
+    """Return by class, and by level of each column, the partitions that told of it."""
+    classes: dict[str, list[int]] = {}
+    levels: dict[str, dict[str, list[int]]] = {}
+    for d in told:
+        for label in d.labels or ():
+            classes.setdefault(str(cell_text(label)), []).append(d.partition)
+        for column, names in zip(d.categorical, d.levels or (), strict=False):
+            for level in names:
+                levels.setdefault(column, {}).setdefault(level, []).append(d.partition)
+    return {"classes": classes, "levels": levels}
 
 
 def _node(node_id: int, d: Description, first: Description) -> Node:
@@ -436,8 +577,12 @@ def _may_lose_rows(d: Description, encoding: Encoding, config: Config) -> bool:
 
 def _counts(d: Description, encoding: Encoding) -> dict[Any, int]:
     """Return the rows that a node told of by class of the run."""
-    told = zip(d.labels or (), d.label_counts or (), strict=True)
-    return {label: count for label, count in told if label in encoding.labels}
+    labels = {cell_text(label): label for label in encoding.labels}
+    counts: Counter[Any] = Counter()
+    for label, count in zip(d.labels or (), d.label_counts or (), strict=True):
+        if (known := cell_text(label)) in labels:
+            counts[labels[known]] += count
+    return counts
 
 
 def _with_rows(
@@ -489,27 +634,120 @@ def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: 
     return Roster(nodes, (), tuple(merged.mean.tolist()), tuple(merged.variance.tolist()))
 
 
+# ---------------------------------------------------------------------------- columns
+def _with_columns(answers: Answers, config: Config, out: dict[str, str]) -> tuple[Config, Answers]:
+    """Choose the columns that nodes with files of their own have in common, by name.
+
+    A node that has fewer than half of the columns that most have sits out, under
+    ``dataset.missing=mean`` one that has none of them. Of what the others have, a column stays that
+    all have, under ``mean`` that half of them have or that ``dataset.features`` names.
+
+    Returns
+    -------
+    (Config, Answers)
+        With the columns in ``dataset.features`` and ``dataset.categorical``, and the nodes left.
+    """
+    dataset = config.dataset
+    assert isinstance(dataset, TabularConfig)
+    answers = _majority(_majority(answers, "task", out), "targets", out)
+    mean = dataset.missing == "mean"
+    answers = _with_most(answers, 0.0 if mean else 0.5, out)
+    kinds: dict[str, dict[str, list[int]]] = {}
+    for _, d in answers:
+        for name in d.columns:
+            kind = "texts" if name in d.categorical else "numbers"
+            kinds.setdefault(name, {}).setdefault(kind, []).append(d.partition)
+    texts, left = [], {}
+    least = 1 if dataset.features is not None else (len(answers) + 1) // 2
+    least = least if mean else len(answers)
+    for name, have in kinds.items():
+        found, as_texts = sum(map(len, have.values())), len(have.get("texts", ()))
+        if found < least:
+            left[name] = f"at {found} of {len(answers)} nodes"
+        elif len(have) > 1 and 2 * as_texts <= found:
+            left[name] = f"numbers at partition {have['numbers'][0]}, texts at {have['texts'][0]}"
+        elif as_texts:
+            texts.append(name)
+    features = tuple(name for name in kinds if name not in left)
+    reasons = some([f"{name} ({why})" for name, why in left.items()])
+    if not features and answers:
+        told = reasons or "no node has one"
+        raise FederationError(f"handshake: no column is left to predict from; left out: {told}")
+    if left:
+        log.warning(
+            "the nodes' columns differ, left out: %s%s; dataset.features names those to take, "
+            "dataset.missing=mean keeps nodes that lack some",
+            reasons,
+            _near(kinds),
+        )
+    levels = {c: v for c, v in (dataset.levels or {}).items() if c in texts}
+    agreed = replace(
+        dataset,
+        features=features,
+        categorical=tuple(texts),
+        levels=Levels(levels) if levels else None,
+    )
+    return replace(config, dataset=agreed), answers
+
+
+def _with_most(answers: Answers, share: float, out: dict[str, str]) -> Answers:
+    """Keep the nodes that have a share of the columns that most nodes have, and one at least."""
+    counts = Counter(name for _, d in answers for name in d.columns)
+    common = [name for name, count in counts.items() if 2 * count > len(answers)]
+    common = common or [*answers[0][1].columns] if answers else []
+    kept: Answers = []
+    for node, d in answers:
+        if len({*d.columns} & {*common}) >= max(1, share * len(common)):
+            kept.append((node, d))
+        else:
+            _sit_out(out, _who(d), _difference("columns", d.columns, common))
+    return kept
+
+
+def _difference(field: str, own: Sequence[str], common: Sequence[str]) -> str:
+    """Say by which names a node differs from most."""
+    lacks = [name for name in common if name not in own]
+    more = [name for name in own if name not in common]
+    parts = [
+        *([f"lacks {some(lacks)}"] if lacks else []),
+        *([f"has {some(more)}"] if more else []),
+    ]
+    says = f"{field}: it {' and '.join(parts) or 'has another order'}{_near([*lacks, *more])}"
+    both = [name for name in common if name in own]
+    cure = f"; dataset.features={bracket(both)} is what it shares with most" if both else ""
+    return says + (cure if field == "columns" and len(both) <= 20 else "")
+
+
+def _near(names: Iterable[str]) -> str:
+    """Say which names differ in case, blanks or leading zeros alone."""
+    groups = [" and ".join(map(repr, group[:5])) for group in alike(names)]
+    return f"; {some(groups)} are different names" if groups else ""
+
+
+# ---------------------------------------------------------------------------- agreement
 _MUST_AGREE = ("task", "columns", "numeric", "categorical", "targets")
 
 
-def _agree(answers: Answers, out: dict[str, str]) -> Answers:
-    """Keep the nodes that agree with this code and with the most common columns."""
-    answers = sorted(answers, key=lambda a: (a[1].partition, a[0]))
-    same_code, mine = [], wire.code_digest()
-    for node, d in answers:
+def _same_code(answers: Answers, out: dict[str, str]) -> Answers:
+    """Keep the nodes that run this code and have rows, in order of partition."""
+    kept, mine = [], wire.code_digest()
+    for node, d in sorted(answers, key=lambda a: (a[1].partition, a[0])):
         if d.code != mine:
             other = f"it runs other code of fl_app than the server ({mine[:12]})"
             _sit_out(out, _who(d), f"code={d.code[:12]}: {other}")
         elif d.num_examples < 1:
             _sit_out(out, _who(d), f"num-examples={d.num_examples}: it has no training rows")
         else:
-            same_code.append((node, d))
+            kept.append((node, d))
+    return kept
+
+
+def _agree(answers: Answers, out: dict[str, str]) -> Answers:
+    """Keep the nodes that agree with the most common columns, one of each partition."""
     for name in _MUST_AGREE:
-        value_of, wrong = partial(_value, name=name), partial(_other_value, name=name)
-        same_code = _majority(same_code, value_of, wrong, out)
-    same_code = _majority(same_code, _kind, _other_kind, out)
+        answers = _majority(answers, name, out)
     kept: dict[int, tuple[int, Description]] = {}
-    for node, d in same_code:
+    for node, d in answers:
         if d.partition in kept:
             taken = f"partition-id={d.partition}: another node has this partition"
             _sit_out(out, f"node {node}", taken)
@@ -518,46 +756,23 @@ def _agree(answers: Answers, out: dict[str, str]) -> Answers:
     return list(kept.values())
 
 
-def _majority(
-    answers: Answers,
-    value_of: Callable[[Description], str | None],
-    wrong: Callable[[str, str], str],
-    out: dict[str, str],
-) -> Answers:
-    """Keep the nodes with the most common value, and those that tell of none."""
-    values = [value_of(d) for _, d in answers]
+def _majority(answers: Answers, field: str, out: dict[str, str]) -> Answers:
+    """Keep the nodes with the most common value of a field."""
+    values = [json.dumps(getattr(d, field)) for _, d in answers]
+    if not values:
+        return answers
     # Counter keeps first-seen order among equals: the lowest partition decides a tie.
-    counts = Counter(value for value in values if value is not None)
-    common = counts.most_common(1)[0][0] if counts else None
+    common = Counter(values).most_common(1)[0][0]
     kept: Answers = []
     for (node, d), value in zip(answers, values, strict=True):
-        if value is None or common is None or value == common:
+        own, most = getattr(d, field), json.loads(common)
+        if value == common:
             kept.append((node, d))
+        elif isinstance(most, list):
+            _sit_out(out, _who(d), _difference(field, own, most))
         else:
-            _sit_out(out, _who(d), wrong(value, common))
+            _sit_out(out, _who(d), f"{field}={value[:80]}: most nodes have {common[:80]}")
     return kept
-
-
-def _value(d: Description, name: str) -> str:
-    return json.dumps(getattr(d, name))
-
-
-def _other_value(value: str, common: str, name: str) -> str:
-    return f"{name}={value[:80]}: most nodes have {common[:80]}"
-
-
-def _kind(d: Description) -> str | None:
-    """Return what a node's classes are: 1 is not "1"."""
-    if not d.labels:
-        return None
-    return "texts" if any(isinstance(label, str) for label in d.labels) else "numbers"
-
-
-def _other_kind(kind: str, common: str) -> str:
-    return (
-        f"its classes are {kind}: most nodes have {common}; one text among a file's labels makes "
-        "texts of all, unless dataset.classes names numbers"
-    )
 
 
 def _in_line(answers: Answers, prefix: str, out: dict[str, str]) -> Answers:
@@ -636,6 +851,7 @@ def _encoding(descriptions: list[Description], config: Config) -> Encoding:
         targets=tuple(first.targets),
         target_mean=target_mean,
         target_scale=target_scale,
+        spelling=spelling_of(config.dataset),
     )
 
 
@@ -652,12 +868,16 @@ def _names(
     for position, column in enumerate(first.categorical):
         told = tuple(sorted({v for d in descriptions if d.levels for v in d.levels[position]}))
         names = public.get(column, told)
+        for note in told_alike(column, {*names, *told}):
+            log.warning("%s", note)
         if named:
             _warn_of_absent(f"dataset.levels of {column}", names, told)
         levels.append((column, names))
     if first.task == "regression":
         return (), tuple(levels)
-    classes = tuple(labels_of(v for d in descriptions for v in d.labels or ()))
+    classes = one_kind(v for d in descriptions for v in d.labels or ())
+    for note in told_alike(first.targets[0], {*map(str, (*labels, *classes))}):
+        log.warning("%s", note)
     if named:
         _warn_of_absent("dataset.classes", labels, classes)
     labels = labels or classes
@@ -672,10 +892,11 @@ def _names(
 
 def _warn_of_absent(option: str, names: Sequence[Any], told: Sequence[Any]) -> None:
     """Warn of names that the config gives and no node has: they may be mistyped."""
-    absent = [str(name) for name in names if name not in told]
+    known = {cell_text(name) for name in told}
+    absent = [str(name) for name in names if cell_text(name) not in known]
     if absent and told:
-        have = ", ".join(map(str, told[:20]))
-        log.warning("%s: no node tells of %s; told are %s", option, ", ".join(absent[:20]), have)
+        have = some([*map(str, told)])
+        log.warning("%s: no node tells of %s; told are %s", option, some(absent), have)
 
 
 def _has_moments(d: Description) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+from fl_app.schema import Config
 
 __all__ = ["Node", "Roster"]
 
@@ -47,12 +50,18 @@ class Roster:
         together; uniform where none told of any; empty for regression.
     target_mean, target_variance : tuple of float
         Moments of the T targets in their raw unit, likewise; empty for classification.
+    config : Config or None
+        The run's config with the columns that its nodes agreed on, for messages to them.
+    names : dict
+        By class, and by level of each column, the partitions that told of it.
     """
 
     nodes: tuple[Node, ...]
     label_shares: tuple[float, ...] = ()
     target_mean: tuple[float, ...] = ()
     target_variance: tuple[float, ...] = ()
+    config: Config | None = None
+    names: dict[str, Any] = field(default_factory=dict, compare=False)
     by_id: dict[int, Node] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
