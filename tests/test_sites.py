@@ -163,7 +163,8 @@ def test_no_name_of_a_site_leaves_its_node(tmp_path: Path) -> None:
     config = _config("runtime=deployment", "num_clients=2")
     with InProcessGrid(app, 2, node_configs=nodes) as grid:
         roster, _ = shake_hands(grid, grid.get_node_ids(), config, 60.0)
-    assert len(roster) == 2 and len(answers) == 4  # columns are agreed on first
+    assert len(roster) == 2
+    assert len(answers) == 4  # columns are agreed on first
     assert all("x1" in answer for answer in answers)
     assert not any("Nowhere" in answer or "Secretville" in answer for answer in answers)
 
