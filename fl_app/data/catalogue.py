@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fl_app.data import synthetic, toy_sets, vendored_sets
-from fl_app.data.columns import Spelling
+from fl_app.data.columns import MISSING_WORDS, VERBATIM, Spelling
 from fl_app.data.table import Table, numeric_table
 from fl_app.data.tabular import Found, Reading, find_columns, load_tabular
 from fl_app.errors import ConfigError
@@ -107,9 +107,10 @@ def _own(dataset: DatasetConfig) -> TabularConfig:
 def spelling_of(dataset: DatasetConfig) -> Spelling:
     """Return how a data set's texts spell missing cells and numbers."""
     if not isinstance(dataset, TabularConfig):
-        return Spelling()
+        return VERBATIM
     thousands = "" if dataset.thousands is None else sign(dataset.thousands)
-    return Spelling(tuple(map(str, dataset.missing_values)), sign(dataset.decimal), thousands)
+    words = (*MISSING_WORDS, *map(str, dataset.missing_values))
+    return Spelling(words, sign(dataset.decimal), thousands)
 
 
 def _reading(dataset: TabularConfig, own: bool) -> Reading:

@@ -24,6 +24,7 @@ from fl_app.errors import DataError
 __all__ = [
     "MISSING_WORDS",
     "PLAIN",
+    "VERBATIM",
     "NotANumberError",
     "Spelling",
     "alike",
@@ -43,7 +44,7 @@ Cell = int | float | str | None
 
 _NUMERIC_WORDS = ("NaN", "nan", "-NaN", "-nan", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN")
 _WORDS = ("#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "None", "n/a", "null", "?", "-")
-MISSING_WORDS = frozenset((*_NUMERIC_WORDS, *_WORDS))
+MISSING_WORDS = (*_NUMERIC_WORDS, *_WORDS)
 """Texts that are missing cells: those of ``pandas.read_csv``, ``?`` and ``-``; and blanks."""
 
 
@@ -72,14 +73,14 @@ class Spelling:
     Parameters
     ----------
     missing : tuple of str
-        Cells that are missing beside blanks and :data:`MISSING_WORDS`, also as numbers (``-99``).
+        Cells that are missing beside blanks, also as numbers (``-99``).
     decimal : str, default "."
         What begins the decimals.
     thousands : str, default ""
         What stands between groups of three digits.
     """
 
-    missing: tuple[str, ...] = ()
+    missing: tuple[str, ...] = MISSING_WORDS
     decimal: str = "."
     thousands: str = ""
 
@@ -103,7 +104,9 @@ class Spelling:
 
 
 PLAIN = Spelling()
-"""As programs write numbers."""
+"""As programs write tables."""
+VERBATIM = Spelling(())
+"""Where no word is a missing cell."""
 
 
 def tidied(
@@ -139,7 +142,7 @@ def tidied(
         return column, spelt
     if column.dtype.kind in "mM":
         return column, spelt
-    kept, words = frozenset(values), MISSING_WORDS.union(spelling.missing)
+    kept, words = frozenset(values), frozenset(spelling.missing)
     try:
         codes, uniques = pd.factorize(column, use_na_sentinel=True)
     except TypeError:  # lists and the like, which are refused where they are used

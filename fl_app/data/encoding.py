@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.aggregation import Moments
-from fl_app.data.columns import PLAIN, Spelling, alike, canonical, cell_text, is_missing
+from fl_app.data.columns import VERBATIM, Spelling, alike, canonical, cell_text, is_missing
 from fl_app.data.table import Table
 from fl_app.errors import DataError, printable
 from fl_app.schema import Task
@@ -71,7 +71,7 @@ class Encoding:
     target_mean: tuple[float, ...] = ()
     target_scale: tuple[float, ...] = ()
     fill: tuple[float, ...] = ()
-    spelling: Spelling = PLAIN
+    spelling: Spelling = VERBATIM
 
     @property
     def feature_names(self) -> tuple[str, ...]:
