@@ -133,8 +133,8 @@ def _mask_files(state: HydraConf) -> None:
         *folder.glob(f"{state.output_subdir}/*.yaml"),
         Path(state.sweep.dir, "multirun.yaml"),
     ]:
-        if file.is_file() and (shown := masked(text := file.read_text())) != text:
-            file.write_text(shown)
+        if file.is_file() and (shown := masked(text := file.read_text("utf-8"))) != text:
+            file.write_text(shown, "utf-8")
 
 
 def _run(config: Config) -> RunResult:
