@@ -665,6 +665,7 @@ def test_a_check_keeps_the_locks_of_this_process(tmp_path: Path) -> None:
     [
         ("tracking.experiment_name", {"experiment_name": ""}),
         ("tracking.register_as", {"register_as": "a/b"}),
+        ("tracking.register_as", {"register_as": "it's"}),
         ("tracking.uri", {"uri": "nonsense"}),
         ("FL_APP_HOME", {"home": "/dev/null/home"}),
     ],
