@@ -45,6 +45,7 @@ __all__ = [
     "task_of",
     "to_dict",
     "to_json",
+    "who_has",
     "without_effect",
 ]
 
@@ -737,9 +738,8 @@ def _options(kind: type[Any], where: str, value: Any) -> Any:
     values = {}
     for key, item in value.items():
         if key not in known:
-            if found := having(where, key):
-                allowed = f"no such key of the chosen {where}; {', '.join(found)} "
-                allowed += "has it" if len(found) == 1 else "have it"
+            if having(where, key):
+                allowed = f"no such key of the chosen {where}; {who_has(where, key)}"
                 raise ConfigError(f"{where}.{key}", item, allowed)
             raise _unknown(f"{where}.{key}", item, known)
         values[key] = _option(kind, key, f"{where}.{key}", item)
@@ -750,6 +750,12 @@ def having(group: str, key: str) -> list[str]:
     """Return the options of a group that have a key."""
     options = GROUPS.get(group, {}).items()
     return [name for name, kind in options if key in {f.name for f in fields(kind)}]
+
+
+def who_has(group: str, key: str) -> str:
+    """Say which options of a group have a key."""
+    found = having(group, key)
+    return f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} it"
 
 
 def _unknown(dotted: str, value: object, known: set[str]) -> ConfigError:

@@ -264,14 +264,14 @@ def test_no_run_that_was_found_commands_the_terminal(
 def test_no_word_that_was_typed_commands_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Overrides on both sides of a flag are refused in one line, without what a terminal obeys."""
-    words = ["fl-app", "dataset=iris", "-m", f'run_name="{EVIL}"', "--nosuch"]
+    """A flag that is none is refused in one line, without what a terminal obeys."""
+    words = ["fl-app", "dataset=iris", "-m", "seed=0", f"--no{EVIL}"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as end:
         command.main()
     assert end.value.code == 2
     err = capfd.readouterr().err
-    assert err.startswith("fl-app: unrecognized arguments: run_name=")
+    assert err.startswith("fl-app: unrecognized arguments: --no")
     assert len(err.splitlines()) == 1
     assert is_clean(err)
 
