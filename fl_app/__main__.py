@@ -10,7 +10,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 # Hydra would print its own errors and exit with 1; ours are one line and 2.
 os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -20,9 +20,18 @@ from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from fl_app.config import HydraErrors, check_sweep, config_dir, explain, typed
+from fl_app.config import (
+    HydraErrors,
+    check_sweep,
+    config_dir,
+    explain,
+    heeded,
+    searched,
+    typed,
+    unescaped,
+)
 from fl_app.errors import FlAppError, masked, one_line, printable
 from fl_app.launch import unheeded, without_secrets
 from fl_app.pipes import reader_may_leave
@@ -31,6 +40,7 @@ from fl_app.sweep import (
     Job,
     finished_before,
     has_failed,
+    id_of,
     job_log,
     note,
     read_jobs,
@@ -76,13 +86,17 @@ def job(composed: DictConfig) -> float | None:
 def _job_of_sweep(composed: DictConfig) -> float | None:
     """Run one job of a sweep, and note how it ended for whoever started the sweep."""
     state = HydraConfig.get()
-    sweep = _sweep_id(state)
-    told = Job(int(state.job.num), swept(state.overrides.task), "FAILED", sweep_id=sweep)
+    task = _typed_words(state)
+    own = swept([o.removeprefix("++") for o in task])
+    told = Job(int(state.job.num), own, "FAILED", sweep_id=_sweep_id(state))
     try:
         config = _config(composed)
-        told = with_config(told, config)
+        lacking = heeded(task, config)[1]
+        own = [o for o in own if o.partition("=")[0] not in lacking]
+        told = with_config(replace(told, overrides=own), config)
         if (first := same_as(told.number)) is not None:
             why = unheeded(config, told.overrides)
+            why = f"no {', '.join(lacking)} in strategy={config.strategy.name}" if lacking else why
             text = f"job {told.number}: the same run as job {first}{f' ({why})' if why else ''}"
             print(printable(text))
             note(replace(told, status="SKIPPED", same_as=first))
@@ -107,18 +121,26 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
     return result.metrics.get(objective_of(config))
 
 
+def _typed_words(state: HydraConf) -> list[str]:
+    """Return the overrides as they were typed, what is in ``${}`` too."""
+    words = cast(list[str], OmegaConf.to_container(state.overrides.task, resolve=False))
+    return [*map(unescaped, words)] if state.mode == RunMode.MULTIRUN else words
+
+
 def _sweep_id(state: HydraConf) -> str:
-    """Return the day and the time that a sweep's folder is named by."""
-    return "-".join(Path(state.sweep.dir).absolute().parts[-2:])
+    chosen = any(o.startswith("hydra.sweep.dir=") for o in state.overrides.hydra)
+    return id_of(state.sweep.dir, chosen)
 
 
 def _config(composed: DictConfig) -> Config:
     """Return a job's config, with its own folder and with paths that any process can read."""
     state = HydraConfig.get()
     _mask_files(state)
-    config = without_secrets(typed(composed))
+    forced = state.mode == RunMode.MULTIRUN
+    own = [o for o in _typed_words(state) if not (forced and o.startswith("++"))]
+    config = without_secrets(typed(composed, own))
     folder = config.output_dir or state.runtime.output_dir
-    config = replace(config, output_dir=str(Path(folder).absolute()))
+    config = replace(config, output_dir=str(Path(folder).expanduser().absolute()))
     if isinstance(config.dataset, TabularConfig) and config.dataset.path is not None:
         # Relative to where the command was typed, whatever process will read it.
         path = str(Path(config.dataset.path).expanduser().absolute())
@@ -133,8 +155,8 @@ def _mask_files(state: HydraConf) -> None:
         *folder.glob(f"{state.output_subdir}/*.yaml"),
         Path(state.sweep.dir, "multirun.yaml"),
     ]:
-        if file.is_file() and (shown := masked(text := file.read_text())) != text:
-            file.write_text(shown)
+        if file.is_file() and (shown := masked(text := file.read_text("utf-8"))) != text:
+            file.write_text(shown, "utf-8")
 
 
 def _run(config: Config) -> RunResult:
@@ -144,19 +166,21 @@ def _run(config: Config) -> RunResult:
     from fl_app.launch import Launch, git_commit
     from fl_app.runtimes import run
 
-    task = tuple(state.overrides.task)
-    return run(Launch(config, task, sweep, git_commit(), tuple(swept(task)) if sweep else ()))
+    task = _typed_words(state)
+    kept = heeded(task, config)[0] if sweep else task
+    own = tuple(swept(kept)) if sweep else ()
+    return run(Launch(config, tuple(kept), sweep, git_commit(), own))
 
 
 @reader_may_leave()
 def main() -> None:
     """Run the command line."""
     # Hydra writes and prints what was typed.
-    sys.argv[1:] = [_without_secrets(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [_without_secrets(_at_home(word)) for word in sys.argv[1:]]
     with job_log() as path:
         try:
             _check_first()
-            _hydra()
+            _hydra(path)
         finally:
             jobs = read_jobs(path)
             if jobs:
@@ -171,28 +195,42 @@ def _without_secrets(word: str) -> str:
     return keep_secrets(word)
 
 
+def _at_home(word: str) -> str:
+    """Put the home where ``~`` begins a path: shells do not, behind ``KEY=``."""
+    return re.sub(r"((?:^|[=,\[])(?:sqlite:///)?)~(?=/)", rf"\1{Path.home()}", word)
+
+
 def _check_first() -> None:
-    """Check all jobs of a sweep before the first one starts."""
+    """Check all jobs of a sweep before the first one starts, and give Hydra what it can read."""
     words = sys.argv[1:]
-    # argparse would repeat as it stands what it does not know: overrides on both sides of a flag.
-    if unknown := get_args_parser().parse_known_args(words)[1]:
-        allowed = "flags stand before or behind all overrides"
-        _fail(f"unrecognized arguments: {' '.join(unknown)} ({allowed})", 2)
-    flags = [w.partition("=")[0] for w in words if w.startswith("-")]
-    multirun = bool({"-m", "--multirun"} & set(flags))
-    # Whoever asks for help or names another config folder gets Hydra's own answer.
-    looks = any(flag not in ("-m", "--multirun") for flag in flags)
-    overrides = [w for w in words if not w.startswith("-")]
-    if looks or not (multirun or any(o.startswith(("experiment=", "sweep=")) for o in overrides)):
+    args, rest = get_args_parser().parse_known_args(words)
+    if unknown := [word for word in rest if word.startswith("-")]:
+        _fail(f"unrecognized arguments: {' '.join(unknown)}", 2)
+    overrides = [*args.overrides, *rest]
+    if args.multirun:  # it wins, and Hydra would warn
+        words = [word for word in words if not word.startswith("hydra.mode=")]
+        overrides = [o for o in overrides if not o.startswith("hydra.mode=")]
+    flags = list(words)
+    for word in overrides:
+        flags.remove(word)
+    # Hydra's parser wants all overrides together.
+    sys.argv[1:] = [*flags, *overrides]
+    # Whoever asks for help or names another config gets Hydra's own answer.
+    asks = (args.help, args.hydra_help, args.cfg, args.info, args.shell_completion)
+    others = (args.config_path, args.config_name, args.experimental_rerun)
+    may = ("experiment=", "sweep=", "hydra.mode=")
+    if any(asks) or any(others) or not (args.multirun or any(o.startswith(may) for o in overrides)):
         return
     try:
-        sweep = check_sweep(overrides, multirun)
+        sweep = check_sweep(searched(overrides, args.config_dir), args.multirun)
     except FlAppError as error:
         _fail(str(error), error.exit_status)
+    if sweep.keys:
+        sys.argv[1:] = [*flags, *sweep.overrides]
     tell_swept(sweep)
 
 
-def _hydra() -> None:
+def _hydra(log: Path) -> None:
     """Let Hydra run one job or a sweep; leave with one line and a status for what goes wrong."""
     try:
         job()
@@ -204,7 +242,9 @@ def _hydra() -> None:
         _fail(str(error), error.exit_status)
     except ValueError as error:
         # Hydra has no class of its own for `dataset=null`; ours would be one of the above.
-        if _begun:
+        if (jobs := read_jobs(log)) and all(job.failed or not job.metrics for job in jobs):
+            _fail("no trial ended with a value to choose by", 1)
+        if _begun or jobs:
             raise
         _fail(str(explain(error, [a for a in sys.argv[1:] if "=" in a])), 2)
     except KeyboardInterrupt:

@@ -21,8 +21,10 @@ Unicode, bidirectional controls: https://www.unicode.org/reports/tr9/#Directiona
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
+from typing import IO
 
 __all__ = [
     "ADDRESS",
@@ -35,8 +37,16 @@ __all__ = [
     "RunError",
     "masked",
     "one_line",
+    "plain_where_needed",
     "printable",
+    "sayable",
 ]
+
+_PLAIN = {"\N{GREEK CAPITAL LETTER SIGMA}": "sum", "\N{PLUS-MINUS SIGN}": "+/-"}
+_PLAIN |= {"\N{MULTIPLICATION SIGN}": "x", "\N{MIDDLE DOT}": "*", "\N{SUPERSCRIPT TWO}": "^2"}
+_PLAIN |= {"\N{HORIZONTAL ELLIPSIS}": "...", **dict.fromkeys("\N{EN DASH}\N{EM DASH}", "-")}
+_PLAIN |= {**dict.fromkeys("─━═", "-"), **dict.fromkeys("│┃║", "|")}
+"""What stands for a character that an output cannot say; "+" for the rest of a box."""
 
 DIVERGED = "training diverged"
 """What the error of a run says that failed because of its own steps."""
@@ -137,6 +147,40 @@ def printable(text: object, most: int = _LONGEST) -> str:
     if len(whole) > most + _LONGEST:
         return f"{shown[:-_LONGEST][: most - 3]}..."
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    bad = error.object[error.start : error.end]
+    shown = (_PLAIN.get(c) or ("+" if "─" <= c <= "╿" else f"\\u{ord(c):04x}") for c in bad)
+    return "".join(shown), error.end
+
+
+codecs.register_error("fl_app.plain", _replace)
+
+
+def plain_where_needed(stream: IO[str]) -> None:
+    """Let an output whose encoding lacks characters (cp1252, ASCII) say them in plain ones.
+
+    Parameters
+    ----------
+    stream : text file
+        Standard output, for example; one that cannot be told so is left as it is.
+    """
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="fl_app.plain")
+
+
+def sayable(text: str, encoding: str | None) -> str:
+    """Return a text as an output with an encoding can say it.
+
+    Examples
+    --------
+    >>> sayable("0.5 ± 0.1", "ascii")
+    '0.5 +/- 0.1'
+    """
+    known = encoding or "utf-8"
+    return text.encode(known, "fl_app.plain").decode(known)
 
 
 def one_line(error: BaseException, most: int = _LONGEST) -> str:

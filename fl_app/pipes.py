@@ -1,4 +1,7 @@
-"""Commands whose reader may leave before they are done (``fl-app --help | head``)."""
+"""Commands whose reader may leave before they are done (``fl-app --help | head``).
+
+What the reader's encoding lacks is said in plain characters.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from fl_app.errors import plain_where_needed
 
 __all__ = ["reader_may_leave"]
 
@@ -22,6 +27,8 @@ def reader_may_leave() -> Iterator[None]:
     SystemExit
         In place of :class:`BrokenPipeError`.
     """
+    plain_where_needed(sys.stdout)
+    plain_where_needed(sys.stderr)
     try:
         try:
             yield

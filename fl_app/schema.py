@@ -15,6 +15,7 @@ import math
 import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -34,6 +35,7 @@ __all__ = [
     "Levels",
     "Task",
     "check",
+    "check_names",
     "data_name",
     "digest",
     "effective",
@@ -41,12 +43,14 @@ __all__ = [
     "from_dict",
     "from_json",
     "has_base_models",
+    "having",
     "min_level_rows_of",
     "objective_of",
     "sign",
     "task_of",
     "to_dict",
     "to_json",
+    "who_has",
     "without_effect",
 ]
 
@@ -788,9 +792,24 @@ def _options(kind: type[Any], where: str, value: Any) -> Any:
     values = {}
     for key, item in value.items():
         if key not in known:
+            if having(where, key):
+                allowed = f"no such key of the chosen {where}; {who_has(where, key)}"
+                raise ConfigError(f"{where}.{key}", item, allowed)
             raise _unknown(f"{where}.{key}", item, known)
         values[key] = _option(kind, key, f"{where}.{key}", item)
     return kind(**values)
+
+
+def having(group: str, key: str) -> list[str]:
+    """Return the options of a group that have a key."""
+    options = GROUPS.get(group, {}).items()
+    return [name for name, kind in options if key in {f.name for f in fields(kind)}]
+
+
+def who_has(group: str, key: str) -> str:
+    """Say which options of a group have a key."""
+    found = having(group, key)
+    return f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} it"
 
 
 def _unknown(dotted: str, value: object, known: set[str]) -> ConfigError:
@@ -811,12 +830,22 @@ def _option(kind: Any, key: str, dotted: str, value: Any) -> Any:
     hint = _hints(kind)[key]
     ok, result = _convert(hint, value)
     if not ok:
-        raise ConfigError(dotted, value, f"expected {_describe(hint, meta)}")
+        raise ConfigError(dotted, value, f"expected {_describe(hint, meta)}{_but(value)}")
     items = result if isinstance(result, tuple) else (result,)
     within = all(_within(item, meta) for item in items if item is not None)
     if not within or len(items) != meta.get("length", len(items)):
         raise ConfigError(dotted, value, f"expected {_describe(hint, meta)}")
     return result
+
+
+def _but(value: Any) -> str:
+    """Say what a value is that does not look it."""
+    if isinstance(value, list | tuple) and any(isinstance(item, bool) for item in value):
+        return "; true and false in a file are the classes 1 and 0"
+    with suppress(TypeError, ValueError):
+        if isinstance(value, str) and math.isfinite(float(value)):
+            return ", not a text (${oc.decode:...} makes a number of one)"
+    return ""
 
 
 def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
@@ -953,12 +982,33 @@ def check(config: Config) -> Config:
     _check_faults(config)
     _check_baselines(config)
     _check_stacking(config)
+    if isinstance(config.tracking, MlflowConfig):
+        check_names(config.tracking.experiment_name, config.tracking.register_as)
     if isinstance(config.runtime, SimulationConfig) and config.runtime.ray_address is not None:
         ray_head(config.runtime.ray_address)
     if config.skip_finished and not isinstance(config.tracking, MlflowConfig):
         allowed = f"false with tracking={config.tracking.name}: finished runs are found in MLflow"
         raise ConfigError("skip_finished", True, allowed)
     return config
+
+
+def check_names(experiment_name: str | None, register_as: str | None) -> None:
+    """Reject names under which MLflow cannot keep, search or load; None is no name.
+
+    Raises
+    ------
+    ConfigError
+        For the first such name.
+    """
+    if experiment_name is not None and not 1 <= len(experiment_name) <= 500:
+        raise ConfigError("tracking.experiment_name", experiment_name, "1 to 500 characters")
+    if register_as is None:
+        return
+    # A search quotes the name, and `models:/NAME@champion` is a URI.
+    bad = set(register_as) & set("/:@?#'\"`") or not register_as.isprintable()
+    if bad or not register_as.strip(" .") or len(register_as) > 256:
+        allowed = "a name of 1 to 256 characters, none of them / : @ ? # or a quotation mark"
+        raise ConfigError("tracking.register_as", register_as, allowed)
 
 
 def ray_head(address: str) -> tuple[str, int]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -30,6 +32,7 @@ __all__ = [
     "Job",
     "finished_before",
     "has_failed",
+    "id_of",
     "job_log",
     "note",
     "read_jobs",
@@ -41,6 +44,8 @@ __all__ = [
 ]
 
 _LOG, _KEYS, _SAME = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS", "FL_APP_SWEEP_SAME"
+_BEGUN = "FL_APP_SWEEP_BEGUN"
+_DATED = re.compile(r"\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d-\d{6}")
 COMPARED, _FEDAVG = "strategy.name", "fedavg"
 _BASELINE = f"strategy={_FEDAVG}"
 _METHOD = (COMPARED, "model.name", "num_server_rounds")
@@ -107,18 +112,35 @@ def job_log() -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix="fl_app-sweep-", suffix=".jsonl")
     os.close(descriptor)
     os.environ[_LOG] = name
+    os.environ[_BEGUN] = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
     path = Path(name)
     try:
         yield path
     finally:
-        for name in (_LOG, _KEYS, _SAME):
+        for name in (_LOG, _BEGUN, _KEYS, _SAME):
             os.environ.pop(name, None)
         path.unlink(missing_ok=True)
 
 
+def id_of(folder: str, chosen: bool) -> str:
+    """Return the id of a sweep: the day and the time that its folder is named by.
+
+    Parameters
+    ----------
+    folder : str
+        The sweep's folder.
+    chosen : bool
+        Whether somebody chose it: then another sweep may have it too, and the id is the day and
+        the time at which this one began.
+    """
+    dated = "-".join(Path(folder).absolute().parts[-2:])
+    own = _DATED.fullmatch(dated) and not chosen
+    return dated if own else os.environ.get(_BEGUN, dated)
+
+
 def tell_swept(sweep: Sweep) -> None:
     """Tell the jobs, in whatever process, what the sweep is over and which are the same run."""
-    os.environ[_KEYS] = " ".join(sweep.keys)
+    os.environ[_KEYS] = " ".join(key.lstrip("+") for key in sweep.keys)
     os.environ[_SAME] = json.dumps(dict(sweep.same))
 
 
@@ -241,8 +263,9 @@ def _where(jobs: Sequence[Job]) -> str:
     tracked = next(recorded, None)
     if tracked is None:
         return ""
-    uri = f" --uri {tracked.uri}" if tracked.uri else ""
-    return printable(f"the runs in MLflow: fl-kit ui{uri}, tag sweep.id = {tracked.sweep_id}")
+    uri = f" --uri {shlex.quote(tracked.uri)}" if tracked.uri else ""
+    where = f"tags.`sweep.id` = '{tracked.sweep_id}'"
+    return printable(f"the runs in MLflow: fl-kit ui{uri}, filter {where}")
 
 
 @dataclass(frozen=True)

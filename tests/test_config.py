@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import threading
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,7 @@ def test_threads_may_compose_at_a_time() -> None:
 
 # ---------------------------------------------------------------------------- mistakes
 RATE = "expected a finite number > 0, or auto"
+QUOTED = "; brackets, blanks and signs stand in quotation marks: "
 SHARE = "expected a finite number > 0 and <= 1"
 MISTAKES = [
     # names of options and keys
@@ -160,12 +163,29 @@ MISTAKES = [
         "model.learning_rat=1: no such key; did you mean learning_rate? "
         f"allowed are {_keys(ModelConfig)}",
     ),
-    ("strategy.eta=3", f"strategy.eta=3: no such key; allowed are {_keys(StrategyConfig)}"),
+    *(
+        (
+            f"{typed}strategy.eta=3",
+            "strategy.eta=3: no such key of the chosen strategy; "
+            "fedadam, fedyogi, fedadagrad, fedxgbbagging have it",
+        )
+        for typed in ("", "+", "++", "strategy=fedavg ")
+    ),
+    ("strategy.nope=3", f"strategy.nope=3: no such key; allowed are {_keys(StrategyConfig)}"),
+    ("model.hidden_units=3", "model.hidden_units=3: no such key of the chosen model; mlp has it"),
     (
         "strategy=fedadam strategy.eata=1",
         f"strategy.eata=1: no such key; did you mean eta? allowed are {_keys(FedAdamConfig)}",
     ),
-    ("dataset.rows=[1,2]", f"dataset.rows=[1,2]: no such key; allowed are {_keys(DatasetConfig)}"),
+    (
+        "dataset.rows=[1,2]",
+        "dataset.rows=[1,2]: no such key of the chosen dataset; two_lines has it",
+    ),
+    ("dataset.x=1", f"dataset.x=1: no such key; allowed are {_keys(DatasetConfig)}"),
+    ("hydra.nope=3", "hydra.nope=3: a key of Hydra's own: fl-app --cfg hydra shows them"),
+    ("hydra.mode=x", "hydra.mode=x: Invalid value 'x', expected one of [RUN, MULTIRUN]"),
+    ("+experiment=two_lines", "experiment=two_lines: it without +, once"),
+    ("method=null", "method=null: the name of a file of conf/method; none: leave it out"),
     # types and ranges
     ("num_clients=abc", "num_clients=abc: expected an integer >= 1"),
     ("num_clients=1.5", "num_clients=1.5: expected an integer >= 1"),
@@ -195,16 +215,32 @@ MISTAKES = [
         "num_clients=10: dataset=two_lines has exactly 2 clients, one a line: num_clients=2",
     ),
     # syntax
-    ("seed", "override=seed: KEY=VALUE (Error parsing override 'seed' missing EQUAL at '<EOF>')"),
-    ("seed=[1", "override=seed=[1: KEY=VALUE (no viable alternative at input '[1')"),
+    ("seed", "override=seed: KEY=VALUE"),
+    ("seed=[1", f"override=seed=[1: KEY=VALUE{QUOTED}'seed=\"[1\"'"),
+    ("seed=${seed", "override=seed=${seed: KEY=VALUE"),
+    ("output_dir=~/x", f"override=output_dir=~/x: KEY=VALUE{QUOTED}'output_dir=\"~/x\"'"),
+    (
+        "dataset.features=[age(y),b]",
+        f"override=dataset.features=[age(y),b]: KEY=VALUE{QUOTED}"
+        '\'dataset.features=["age(y)","b"]\'',
+    ),
     ("=3", "override==3: GROUP=NAME (Config group override must be a string or a list. Got int)"),
     ("seed=1,2", "seed=1,2: one value; a sweep needs fl-app --multirun"),
     ("seed=range(1,3)", "seed=range(1,3): one value; a sweep needs fl-app --multirun"),
     ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: one run; a sweep needs fl-app --multirun"),
     (
         "seed=${nope}",
-        "config=Interpolation key 'nope' not found full_key: seed object_type=dict: "
-        "keys that resolve",
+        "seed=${nope}: a value that resolves (Interpolation key 'nope' not found)",
+    ),
+    (
+        "model.l2=${oc.env:FL_APP_NONE}",
+        "model.l2=${oc.env:FL_APP_NONE}: a value that resolves "
+        "(\"Environment variable 'FL_APP_NONE' not found\")",
+    ),
+    (
+        "seed=${now:%Y}",
+        f"seed={datetime.now().year}: expected an integer >= 0, not a text "
+        "(${oc.decode:...} makes a number of one)",
     ),
     *[
         (
@@ -235,8 +271,11 @@ def test_a_mistake_is_one_line(overrides: str, message: str) -> None:
         ("dataset=diabetes model=softmax", "model=softmax: dataset=diabetes is a regression task"),
         ("partitioner=natural", "partitioner=natural: dataset=digits has no natural clients; "),
         ("objective=eval/mse", "objective=eval/mse: one of eval/log_loss, eval/accuracy"),
-        ("partitioner.alpha=1", "partitioner.alpha=1: no such key; allowed are "),
-        ("tracking=none tracking.uri=x", "tracking.uri=x: no such key; allowed are name"),
+        ("partitioner.alpha=1", "partitioner.alpha=1: no such key of the chosen partitioner; "),
+        (
+            "tracking=none tracking.uri=x",
+            "tracking.uri=x: no such key of the chosen tracking; mlflow",
+        ),
         ("a b", "override=a"),
         ("~nothing", "override=Could not delete from config. 'nothing' does not exist."),
     ],
@@ -247,6 +286,44 @@ def test_a_mistake_with_a_longer_list_is_one_line_too(overrides: str, key: str) 
         compose_config(overrides.split(" "))
     assert str(caught.value).startswith(key)
     assert "\n" not in str(caught.value)
+
+
+def test_how_a_name_is_quoted() -> None:
+    """What the sentence says can be typed: names with blanks and brackets, alone and in a list."""
+    for typed in ("dataset.target=age (y)", "dataset.features=[age (y),b]", "dataset.target=a[1]"):
+        words = ["dataset=tabular", "dataset.path=x.csv", "dataset.target=y"]
+        with pytest.raises(ConfigError) as caught:
+            compose_config([*words, typed])
+        (said,) = shlex.split(str(caught.value).partition("quotation marks: ")[2])
+        dataset = compose_config([*words, said]).dataset
+        assert isinstance(dataset, TabularConfig)
+        key, _, value = typed.partition("=")
+        names = getattr(dataset, key.removeprefix("dataset."))
+        assert (f"[{','.join(names)}]" if value.startswith("[") else names) == value
+
+
+@pytest.mark.parametrize("chosen", ["partitioner=iid", "method=fedavg_mlp", "model=linear"])
+def test_a_choice_goes_before_what_an_experiment_set_for_another(
+    chosen: str, tmp_path: Path
+) -> None:
+    """Values of a file that the chosen option has no key for are left out; typed ones are not."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [{override /partitioner: dirichlet}, {override /strategy: fedadam},"
+        " {override /model: mlp}, {override /dataset: diabetes}]\n"
+        "partitioner: {alpha: 3}\nstrategy: {eta: 0.5}\nmodel: {hidden_units: 7}\n"
+    )
+    words = [f"hydra.searchpath=[{tmp_path}]", "experiment=own"]
+    kept = compose_config(words)
+    assert (kept.partitioner.alpha, kept.strategy.eta, kept.model.hidden_units) == (3, 0.5, 7)  # type: ignore[attr-defined]
+    config = compose_config([*words, chosen])
+    group = chosen.partition("=")[0]
+    own = {"partitioner": "alpha", "method": "eta", "model": "hidden_units"}[group]
+    assert not hasattr(getattr(config, "strategy" if group == "method" else group), own)
+    if group == "partitioner":
+        with pytest.raises(ConfigError, match="no such key of the chosen partitioner"):
+            compose_config([*words, chosen, "partitioner.alpha=2"])
 
 
 def test_composing_does_not_look_into_the_working_directory(

@@ -31,6 +31,7 @@ from fl_app.errors import ConfigError, FlAppError
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
 from fl_app.models.serving import Predictor, predictor
+from fl_app.report import read_runs
 from fl_app.schema import ModelConfig
 from fl_app.tracking import (
     ClientRecord,
@@ -46,7 +47,7 @@ from fl_app.tracking import (
 )
 from fl_app.tracking.mlflow_store import MlflowStore
 from fl_app.tracking.spool import Process, Spool, new_name, read_npz
-from fl_app.tracking.store import masked
+from fl_app.tracking.store import masked, sqlite_path
 
 NUM_CLIENTS, NUM_ROUNDS = 3, 3
 
@@ -390,6 +391,24 @@ def test_models_predict_from_raw_rows(
     assert np.array_equal(champion.predict(RAW), expected)
 
 
+def test_a_home_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records and models of a home with what URIs or SQL quote are where every reader looks."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    home = tmp_path / "it's" / 'a%20b %2F? #"&=;c'
+    tracker = MlflowTracker(None, "models", register_as="served", home=home)
+    assert sqlite_path(tracker.uri) == sqlite_path(check_uri(tracker.uri)) == home / "mlflow.db"
+    tracker.start(RunStart())
+    tracker.record(record(0))
+    tracker.finish(RunEnd("FINISHED", models=[model("best")]))
+    assert Spool.paths(home) == []
+    assert [path.name for path in home.parent.iterdir()] == [home.name]
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", tracker.uri)
+    # From a local folder itself MLflow would load what `%20` stands for.
+    champion = mlflow.pyfunc.load_model("models:/served@champion", dst_path=str(tmp_path))
+    assert np.array_equal(champion.predict(RAW), predictor(SERVED.to_spec(), COEF)(RAW))
+    assert [run.run_id for run in read_runs(tracker.uri, experiment="models")] == [tracker.run_id]
+
+
 def test_models_belong_to_their_run(logged: MlflowTracker, client: MlflowClient) -> None:
     """Each model is an output of the run at its round, with that round's metrics, ready."""
     assert logged.run_id is not None
@@ -644,6 +663,14 @@ def test_good_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_uri("sqlite:///sub/m.db") == f"sqlite:///{tmp_path}/sub/m.db"
     assert not (tmp_path / "sub" / "m.db").exists()
     assert check_uri("https://nowhere.invalid:5000/") == "https://nowhere.invalid:5000"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for same in ("a b.db", "a%20b.db", "./a%20b.db", f"{tmp_path}/a b.db", "~/a b.db"):
+        assert check_uri(f"sqlite:///{same}") == f"sqlite:///{tmp_path}/a b.db"
+    odd = check_uri("sqlite:///what%3F%2520.db")
+    assert sqlite_path(odd) == tmp_path / "what?%20.db"
+    assert check_uri(odd) == odd
+    with pytest.raises(ConfigError, match="in whose path %3F stands for a question mark"):
+        check_uri("sqlite:///what?.db")
 
 
 def test_a_check_keeps_the_locks_of_this_process(tmp_path: Path) -> None:
@@ -672,6 +699,7 @@ def test_a_check_keeps_the_locks_of_this_process(tmp_path: Path) -> None:
     [
         ("tracking.experiment_name", {"experiment_name": ""}),
         ("tracking.register_as", {"register_as": "a/b"}),
+        ("tracking.register_as", {"register_as": "it's"}),
         ("tracking.uri", {"uri": "nonsense"}),
         ("FL_APP_HOME", {"home": "/dev/null/home"}),
     ],

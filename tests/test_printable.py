@@ -29,7 +29,9 @@ from fl_app.errors import (
     InputError,
     masked,
     one_line,
+    plain_where_needed,
     printable,
+    sayable,
 )
 from fl_app.federation import handshake
 from fl_app.launch import Launch
@@ -38,6 +40,8 @@ from fl_app.report.rendering import TextTable, show, to_markdown, to_text
 from fl_app.runtimes import deployment, run, simulation
 from fl_app.tracking.console import LINE_PREFIX, ConsoleTracker
 from fl_app.tracking.passwords import keep_secrets, whole
+
+from .kit import fl_kit
 
 EVIL = (
     "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\u200b\ud800"
@@ -260,14 +264,14 @@ def test_no_run_that_was_found_commands_the_terminal(
 def test_no_word_that_was_typed_commands_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Overrides on both sides of a flag are refused in one line, without what a terminal obeys."""
-    words = ["fl-app", "dataset=iris", "-m", f'run_name="{EVIL}"', "--nosuch"]
+    """A flag that is none is refused in one line, without what a terminal obeys."""
+    words = ["fl-app", "dataset=iris", "-m", "seed=0", f"--no{EVIL}"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as end:
         command.main()
     assert end.value.code == 2
     err = capfd.readouterr().err
-    assert err.startswith("fl-app: unrecognized arguments: run_name=")
+    assert err.startswith("fl-app: unrecognized arguments: --no")
     assert len(err.splitlines()) == 1
     assert is_clean(err)
 
@@ -337,3 +341,59 @@ def test_a_trackers_answer_is_one_clean_line(
     assert "owned" in out
     assert is_clean(out)
     assert is_clean(err)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "iso-8859-1", "utf-8"])
+def test_any_output_can_say_what_we_say(encoding: str) -> None:
+    """What an encoding has stays; Σ, ±, × and boxes are plain where it lacks them; all is said."""
+    text = "W(1) = Σ n_k/N · W_k: 0.5 ± 0.1 at 2 × its bytes², ┃ ━━ ┏ … größe 数"
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding)
+    plain_where_needed(stream)
+    print(text, file=stream, flush=True)
+    shown = raw.getvalue().decode(encoding).rstrip("\n")
+    assert shown == sayable(text, encoding)
+    if encoding == "utf-8":
+        assert shown == text
+    if encoding == "ascii":
+        assert shown == (
+            "W(1) = sum n_k/N * W_k: 0.5 +/- 0.1 at 2 x its bytes^2, | -- + ... "
+            "gr\\u00f6\\u00dfe \\u6570"
+        )
+    if encoding == "cp1252":
+        assert "0.5 ± 0.1 at 2 × its bytes², | -- + … größe" in shown
+
+
+@pytest.mark.parametrize("prefix", ["", LINE_PREFIX])
+def test_a_lesson_on_an_ascii_terminal(prefix: str, tmp_path: Path) -> None:
+    """The whole of a run is said; behind Flower's log, already when it is written there."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, "ascii", write_through=True)
+    console = ConsoleTracker(prefix, Console(file=stream, width=200))
+    if prefix:
+        stream.reconfigure(errors="strict")
+    console.say("W(1) = Σ n_k/N · W_k")
+    assert raw.getvalue().decode("ascii") == f"{prefix}W(1) = sum n_k/N * W_k\n"
+
+
+@pytest.mark.parametrize("words", [["experiment=two_lines"], ["-m", "dataset=iris", "seed=0,1"]])
+def test_a_run_on_an_ascii_terminal(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lesson's Σ and the sweep's ± cost no traceback after the work is done."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii", write_through=True))
+    monkeypatch.setattr(command, "_begun", [])
+    words = [*words, "tracking=none", "num_server_rounds=1", "num_clients=2"]
+    monkeypatch.setattr(sys, "argv", ["fl-app", *words])
+    command.main()
+    out = raw.getvalue().decode("ascii")
+    assert ("W(1) = sum n_k/N * W_k" if words[0] != "-m" else "mean +/- sd over seeds") in out
+
+
+def test_a_check_on_an_ascii_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of columns are said, too."""
+    file = tmp_path / "rows.csv"
+    file.write_text("größe,y\n" + "1,a\n2,b\n" * 6, encoding="utf-8")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii", write_through=True))
+    assert fl_kit(monkeypatch, "check", str(file), "--target", "y") == 0
+    assert b"gr\\u00f6\\u00dfe" in raw.getvalue()

@@ -210,7 +210,10 @@ def test_flat_parameters_are_dotted_texts_without_folders() -> None:
         ({1: 2}, f"1=2: no such key; allowed are {KEYS}"),
         ({"seed": 1.0}, "seed=1.0: expected an integer >= 0"),
         ({"seed": True}, "seed=true: expected an integer >= 0"),
-        ({"seed": "1"}, "seed=1: expected an integer >= 0"),
+        (
+            {"seed": "1"},
+            "seed=1: expected an integer >= 0, not a text (${oc.decode:...} makes a number of one)",
+        ),
         ({"seed": None}, "seed=null: expected an integer >= 0"),
         ({"fraction_train": 0}, "fraction_train=0: expected a finite number > 0 and <= 1"),
         ({"fraction_train": 10**400}, None),
@@ -351,6 +354,18 @@ def test_any_json_value_for_a_group_is_refused_by_name(group: str, value: Any) -
             },
             "strategy.combine=votes: rows for a regression task, which has no classes",
         ),
+        *(
+            (
+                {"tracking": {"name": "mlflow", "register_as": name}},
+                f"tracking.register_as={name}: a name of 1 to 256 characters, none of them "
+                "/ : @ ? # or a quotation mark",
+            )
+            for name in ("", "it's", 'say "a"', "a`b", "a/b", "a:b", "a@b", "..", "x" * 75 + "?")
+        ),
+        (
+            {"tracking": {"name": "mlflow", "experiment_name": ""}},
+            "tracking.experiment_name=: 1 to 500 characters",
+        ),
         (
             {"strategy": {"name": "local"}, "fraction_train": 0.5},
             "fraction_train=0.5: strategy=local trains every client: 1",
@@ -410,7 +425,12 @@ def test_named_levels_survive_json_and_are_one_recorded_parameter() -> None:
                 {"classes": wrong},
                 f"dataset.classes={wrong}: expected a list of integers or texts, or null",
             )
-            for wrong in ("ab", [0.5, 1], [True, False])
+            for wrong in ("ab", [0.5, 1])
+        ),
+        (
+            {"classes": [True, False]},
+            "dataset.classes=[True, False]: expected a list of integers or texts, or null; "
+            "true and false in a file are the classes 1 and 0",
         ),
         (
             {"classes": [1, 2], "task": "regression"},

@@ -320,6 +320,7 @@ class _Flwr:
         ours = {
             "PATH": search_path(environment),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONIOENCODING": "utf-8",  # whatever the terminal takes: this is read
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             # Errors come in a box as wide as the terminal: one line of it shall hold any message.
             "COLUMNS": "4000",

@@ -299,6 +299,7 @@ class PrivateSuperLink:
         ours = {
             "PATH": search_path(inherited),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONIOENCODING": "utf-8",  # whatever the terminal takes: this is read
             "RAY_TMPDIR": str(self._root),
             # Half of this is the mean wait between submission and start; Flower's default is 1.
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fl_app.errors import printable
+from fl_app.errors import plain_where_needed, printable, sayable
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.keys import bytes_text
 
@@ -63,6 +63,7 @@ class ConsoleTracker:
             highlight=False,
             no_color=self._plain,
         )
+        plain_where_needed(self.console.file)
         self._total = 0
         self._last: RoundRecord | None = None
         self._progress: Progress | None = None
@@ -156,8 +157,10 @@ class ConsoleTracker:
         with self.console.capture() as capture:
             self.console.print(what, markup=False, soft_wrap=isinstance(what, str))
         lines = capture.get().splitlines()
-        # One write: Flower's log splits what comes in several and mixes it with other threads'.
-        self.console.file.write("".join(f"{self.prefix}{line}".rstrip() + "\n" for line in lines))
+        text = "".join(f"{self.prefix}{line}".rstrip() + "\n" for line in lines)
+        # One write: Flower's log splits what comes in several and mixes it with other threads'. It
+        # prints it in other processes, too, which lose what they cannot say.
+        self.console.file.write(sayable(text, self.console.encoding))
         self.console.file.flush()
 
 

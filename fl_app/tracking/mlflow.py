@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.errors import ConfigError, FlAppError
+from fl_app.schema import check_names
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.carrier import Pace, Run
 from fl_app.tracking.events import prune
@@ -119,10 +120,7 @@ class MlflowTracker:
         from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
         field = "MLFLOW_TRACKING_URI" if from_env else "tracking.uri"
         self.uri = check_uri(uri or default_uri(self.home), field)
-        if not experiment_name or len(experiment_name) > 500:
-            raise ConfigError("tracking.experiment_name", experiment_name, "1 to 500 characters")
-        if register_as is not None and (not register_as.strip() or set(register_as) & set("/:")):
-            raise ConfigError("tracking.register_as", register_as, "a name without '/' and ':'")
+        check_names(experiment_name, register_as)
         self.experiment_name, self.run_name = experiment_name, run_name
         self.register_as = register_as
         self.params = {key: str(value) for key, value in (params or {}).items()}

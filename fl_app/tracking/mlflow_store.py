@@ -32,7 +32,7 @@ from filelock import FileLock
 
 from fl_app.tracking.carrier import Metric, Run
 from fl_app.tracking.spool import Process
-from fl_app.tracking.store import is_http, sqlite_path
+from fl_app.tracking.store import is_http, sqlite_path, sqlite_uri
 
 __all__ = ["MlflowStore", "load_mlflow", "no_progress_bars", "quiet"]
 
@@ -48,6 +48,7 @@ _SERVED = (
     "data",
     "models",
 )
+_MODEL_FILES = {"arrays": "arrays.npz", "spec": "spec.json"}
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "scikit-learn", "threadpoolctl")
 
 
@@ -298,7 +299,7 @@ def _prepare_sqlite(path: Path) -> None:
             leftover.unlink()
         if path.exists():  # of another program, or empty: MLflow adds its tables
             shutil.copyfile(path, part)
-        client = load_mlflow().MlflowClient(f"sqlite:///{part}")
+        client = load_mlflow().MlflowClient(sqlite_uri(part))
         client.search_experiments(max_results=1)
         _disconnect(client)
         with contextlib.closing(sqlite3.connect(part)) as connection:
@@ -306,11 +307,11 @@ def _prepare_sqlite(path: Path) -> None:
             # MLflow gives its experiment "Default" a folder in whatever directory is current now.
             connection.execute(
                 "UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0",
-                (str(path.parent / "artifacts"),),
+                ((path.parent / "artifacts").as_uri(),),
             )
             connection.commit()
         part.replace(path)
-        _disconnect(load_mlflow().MlflowClient(f"sqlite:///{path}"))
+        _disconnect(load_mlflow().MlflowClient(sqlite_uri(path)))
 
 
 def _disconnect(client: Any) -> None:
@@ -389,7 +390,7 @@ def _save_model(path: Path, files: Path, model: Any, run: Run) -> None:
         mlflow.pyfunc.save_model(
             str(path),
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"arrays": str(files / "arrays.npz"), "spec": str(files / "spec.json")},
+            artifacts={name: (files / file).as_uri() for name, file in _MODEL_FILES.items()},
             code_paths=[str(_stage(package, Path(staged)))],
             signature=ModelSignature(Schema(columns), params=params) if columns else None,
             metadata={"classes": spec.get("encoding", {}).get("labels", [])},

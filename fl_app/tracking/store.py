@@ -14,7 +14,7 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from fl_app.errors import ConfigError, masked
 from fl_app.tracking.passwords import whole
@@ -27,6 +27,7 @@ __all__ = [
     "masked",
     "run_url",
     "sqlite_path",
+    "sqlite_uri",
     "ui_command",
 ]
 
@@ -51,7 +52,7 @@ def default_uri(home: str | Path | None = None) -> str:
     str
         ``MLFLOW_TRACKING_URI`` if set, else ``mlflow.db`` in the home.
     """
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home_dir(home) / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(home_dir(home) / "mlflow.db")
 
 
 def check_uri(uri: str, field: str = "tracking.uri") -> str:
@@ -112,13 +113,13 @@ def _has_host(uri: str) -> bool:
 def _check_sqlite(uri: str) -> str:
     path = sqlite_path(uri)
     if path is None:
-        raise ValueError("not a SQLite file")
+        raise ValueError("not a SQLite file, in whose path %3F stands for a question mark")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass  # SQLite writes its journal beside the file
     if path.exists():
         _check_file(path)
-    return f"sqlite:///{path}" + "".join(uri.partition("?")[1:])
+    return sqlite_uri(path)
 
 
 def _check_file(path: Path) -> None:
@@ -157,11 +158,21 @@ def _check_database(uri: str) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute path of a SQLite URI's file, None for any other URI."""
+    """Return the absolute path of a SQLite URI's file, None for any other URI.
+
+    ``%20`` and its like stand for characters, as SQLAlchemy reads them; ``~`` is the home.
+    """
     match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     if match is None or match.group(1) == ":memory:":
         return None
-    return Path(match.group(1)).absolute()
+    return Path(unquote(match.group(1))).expanduser().absolute()
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI that :func:`sqlite_path` reads as this path."""
+    quoted = str(path).replace("%", "%25").replace("?", "%3F")
+    # MLflow makes the folder that `sqlite:///` names, without reading `%25` as SQLAlchemy does.
+    return f"sqlite{'' if quoted == str(path) else '+pysqlite'}:///{quoted}"
 
 
 def is_http(uri: str) -> bool:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from fl_app import __main__ as command
 from fl_app import commands
@@ -16,6 +17,7 @@ from fl_app.config import Sweep, check_sweep, compose_config, config_dir
 from fl_app.errors import ConfigError
 from fl_app.launch import read_launch
 from fl_app.report import find_finished, read_runs
+from fl_app.tracking.store import default_uri
 
 from .support import command as fl_command
 from .support import free_port
@@ -58,7 +60,11 @@ def test_a_sweep_ends_with_its_table(typed: Typed, capsys: pytest.CaptureFixture
     assert {(run.params["strategy.name"], run.seed) for run in runs} == {
         (name, seed) for name in ("fedavg", "fedprox") for seed in "01"
     }
-    assert f"tag sweep.id = {runs[0].tags['sweep.id']}" in out
+    where = out.partition("the runs in MLflow: fl-kit ui, filter ")[2].splitlines()[0]
+    client = MlflowClient(default_uri())
+    (wine,) = [e for e in client.search_experiments() if e.name == "wine"]
+    found = client.search_runs([wine.experiment_id], where)
+    assert {run.run_id for run in runs} < {run.info.run_id for run in found}
 
 
 def test_what_is_finished_is_skipped(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +202,7 @@ def test_a_failed_job_leaves_the_others(
         ),
         (["seed=0,1", "dataset.test_fraction=2"], "dataset.test_fraction=2: expected"),
         (["seed=0,1", "skip_finished=true", "tracking=none"], "skip_finished=true: false with"),
-        (["hydra/launcher=nope", "seed=0,1"], "launcher=nope: one of "),
+        (["hydra/launcher=nope", "seed=0,1"], "hydra/launcher=nope: one of "),
     ],
 )
 def test_a_mistake_in_one_job_stops_all(
@@ -218,6 +224,8 @@ def test_experiments_that_are_sweeps_say_so() -> None:
     assert check_sweep([hospitals, "seed=3"], False).keys == ("strategy",)
     stacking = {"method", "model.learning_rate", "seed"}
     assert set(check_sweep(["experiment=stacking_vs_averaging"], False).keys) == stacking
+    iid = ["experiment=stacking_vs_averaging", "partitioner=iid"]
+    assert set(check_sweep(iid, False).keys) == stacking
     assert check_sweep(["experiment=two_lines"], False) == Sweep()
     drawn = {"model.learning_rate", "model.local_epochs"}
     assert set(check_sweep(["sweep=learning_rate"], False).keys) == drawn
@@ -303,6 +311,110 @@ def test_optuna_needs_its_plugin(typed: Typed, capsys: pytest.CaptureFixture[str
     assert typed("-m", *SMALL, "sweep=learning_rate", "hydra.sweeper.n_trials=2") == 0
     assert len(read_runs(experiment="wine")) == 2
     assert "mean ± sd over seeds" in capsys.readouterr().out
+
+
+QUICK = ("dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking=none")
+
+
+def test_what_some_strategies_have_is_for_those(
+    typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others run once; the record of each has what it heeds, as a single run would take it."""
+    words = ["-m", *SMALL, "strategy=fedavg,fedadam", "strategy.eta=0.1,0.2"]
+    assert typed(*words) == 0
+    out = capsys.readouterr().out
+    assert "job 1: the same run as job 0 (no strategy.eta in strategy=fedavg)" in out
+    runs = read_runs(experiment="wine")
+    found = sorted((r.params["strategy.name"], r.params.get("strategy.eta", "")) for r in runs)
+    assert found == [("fedadam", "0.1"), ("fedadam", "0.2"), ("fedavg", "")]
+    assert typed("-m", *QUICK, "method=fedavg_softmax,fedprox", "seed=0") == 2
+    capsys.readouterr()
+    words = ["-m", *QUICK[:2], "tracking=none", "num_server_rounds=3", "strategy.max_members=2"]
+    assert typed(*words, "method=fedavg_softmax,fedstacking") == 0
+    assert capsys.readouterr().out.count("| round 3/3 |") == 2
+    for key, value in (("strategy.beta", "0.1"), ("++strategy.beta", "0.1,0.2")):
+        assert typed("-m", *QUICK, "strategy=fedavg,fedadam", f"{key}={value}") == 2
+        assert capsys.readouterr().err == (
+            f"fl-app: strategy.beta={value}: a key of an option of strategy that is swept over; "
+            "fedtrimmedavg has it\n"
+        )
+
+
+@pytest.mark.parametrize("how", ["--config-dir", "hydra.searchpath"])
+def test_an_own_experiment_in_a_sweep(
+    how: str, typed: Typed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found, checked before the first job, and its runs named by what was swept over."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.write_text("# @package _global_\nnum_server_rounds: 2\n")
+    where = ["--config-dir", "mine"] if how == "--config-dir" else [f"{how}=[{tmp_path}/mine]"]
+    words = [*where, *QUICK[:2], "tracking=none", "experiment=own"]
+    assert typed("-m", *words, "seed=0,1") == 0
+    out = capsys.readouterr().out
+    assert "fedavg s0 iid K2 softmax | round 2/2 |" in out
+    assert typed("-m", *words, "seed=0,x") == 2
+    assert capsys.readouterr().err.startswith("fl-app: seed=x: expected an integer >= 0 (job ")
+    own.write_text("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,x'}}}")
+    assert typed(*words) == 2
+    assert "seed=x: expected an integer" in capsys.readouterr().err
+    assert typed("hydra.mode=MULTIRUN", *QUICK, "seed=0,x") == 2
+    assert "seed=x: expected an integer" in capsys.readouterr().err
+
+
+def test_two_sweeps_in_one_folder_are_two(typed: Typed) -> None:
+    """Each has a ``sweep.id`` of its own, all jobs of a sweep the same."""
+    for _ in range(2):
+        assert typed("-m", *SMALL, "seed=0,1", "hydra.sweep.dir=one") == 0
+    ids = [run.tags["sweep.id"] for run in read_runs(experiment="wine")]
+    assert sorted(ids.count(one) for one in set(ids)) == [2, 2]
+
+
+def test_a_job_may_name_what_hydra_knows_of_it(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``${hydra:…}`` and ``${oc.env:…}`` are each job's own, in the checks as in the runs."""
+    monkeypatch.setenv("FOLDER", str(tmp_path / "out"))
+    folder = "output_dir=${oc.env:FOLDER}/${hydra:job.num}"
+    assert typed("-m", *QUICK, "model.l2=0,1", "seed=${hydra:job.num}", folder) == 0
+    assert sorted(path.parent.name for path in (tmp_path / "out").glob("*/result.json")) == [*"01"]
+    assert check_sweep(["strategy=n_average", "model.l2=0,1", "seed=${hydra:job.num}"], True) == (
+        Sweep(("model.l2",))
+    )
+
+
+def test_words_may_stand_in_any_order(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flags among overrides; ``~`` behind a key is the home, which no shell puts there."""
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert typed(QUICK[0], "-m", *QUICK[1:], "seed=0,1", "hydra.sweep.dir=~/swept") == 0
+    assert len([*(tmp_path / "me" / "swept").glob("?")]) == 2
+    uri = "tracking.uri=sqlite:///~/m.db"
+    assert typed(*QUICK[:3], "tracking.figures=false", uri, "output_dir=~/out") == 0
+    assert (tmp_path / "me" / "m.db").exists()
+    assert (tmp_path / "me" / "out" / "result.json").exists()
+    assert typed("-m", *QUICK, "hydra.mode=RUN", "seed=0,1") == 0
+
+
+OPTUNA = ("-m", *QUICK, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+
+
+def test_optuna_is_told_what_it_cannot_choose_by(
+    typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No objective, or the worst in place of the best: before the first trial; no value: after."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    rates = "model.learning_rate=interval(1e30,1e40)"
+    best = "hydra.sweeper.direction=maximize"
+    assert typed(*OPTUNA, rates) == 2
+    assert "direction=minimize: maximize for objective=eval/accuracy" in capsys.readouterr().err
+    assert typed(*OPTUNA, rates, best, "fraction_evaluate=0") == 2
+    assert "there is no eval/accuracy to choose by" in capsys.readouterr().err
+    assert typed(*OPTUNA, rates, best, "num_server_rounds=2", "model.local_epochs=1") == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1] == "fl-app: no trial ended with a value to choose by"
+    assert out.count("training diverged") == 2
 
 
 @pytest.mark.slow
