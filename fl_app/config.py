@@ -243,7 +243,7 @@ def _pretend(whole: DictConfig, number: int) -> None:
 
 def _check_drawn(config: Config, sweeper: DictConfig) -> None:
     """Check that trials will have a value to be chosen by, and that the best is looked for."""
-    from fl_app.tracking.keys import higher_is_better
+    from fl_app.models.directions import higher_is_better
 
     objective = objective_of(config)
     none = {"dataset.val_fraction": config.dataset.val_fraction}
