@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -87,6 +88,7 @@ def test_a_round_that_was_thrown_away_is_said_to_be() -> None:
 def test_a_long_silence_says_what_it_waits_for(
     patience: float,
     said: bool,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -112,5 +114,5 @@ def test_a_long_silence_says_what_it_waits_for(
     monkeypatch.setattr(ConsoleTracker, "say", hear)
     monkeypatch.setattr("fl_app.runtimes.inprocess.client_app", slow)
     words = ["dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking=none"]
-    run(Launch(compose_config(words)))
+    run(Launch(compose_config([*words, f"output_dir={tmp_path}"])))
     assert ("waiting for" in capsys.readouterr().out.partition("round 0")[0]) == said
