@@ -285,7 +285,8 @@ class Run:
         if self.mlflow is not None:
             self.trackers.event("tracking", {})
         try:
-            self.trackers.start(start)
+            with self.console.waiting("the tracker to take the run"):
+                self.trackers.start(start)
             text = unheeded(self.config, self.launch.overrides)
             if text and not self.console.brief:
                 self.console.say(text)
@@ -309,7 +310,9 @@ class Run:
         nowhere = TrackingConfig(name="none")
         shipped = replace(config, tracking=nowhere, output_dir=None, skip_finished=False)
         self.trackers.event("handshake", {"asked": len(node_ids)})
-        roster, encoding = shake_hands(self.grid, node_ids, shipped, self.reply_timeout)
+        # A simulation starts its processes now, and a node reads its rows.
+        with self.console.waiting(f"{len(node_ids)} nodes to say what rows they have"):
+            roster, encoding = shake_hands(self.grid, node_ids, shipped, self.reply_timeout)
         shipped = roster.config or shipped
         if test is not None:
             # Here all rows are at hand; a node with a file of its own says it in its own log.

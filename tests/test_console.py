@@ -1,14 +1,22 @@
-"""What a run says on the terminal at its end."""
+"""What a run says on the terminal before its first round and at its end."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 from rich.console import Console
 
+from fl_app.client_app import app
+from fl_app.config import compose_config
+from fl_app.launch import Launch
 from fl_app.models.metrics import score_all
+from fl_app.runtimes import run
 from fl_app.tracking.base import ClientRecord, RoundRecord, RunEnd, RunStart
 from fl_app.tracking.console import ConsoleTracker
 
@@ -84,3 +92,37 @@ def test_the_sum_is_shown_where_replies_are_models(sizes: tuple[int, ...], shown
     clients = [ClientRecord(k, 1, {}, {"w": np.ones(n)}) for k, n in enumerate(sizes)]
     tracker.record(RoundRecord(1, {"w": np.ones(2)}, train_clients=clients, cost=COST))
     assert out.getvalue().count("W(1) = ") == shown
+
+
+@pytest.mark.parametrize(("patience", "said"), [(0.0, True), (3600.0, False)])
+def test_a_long_silence_says_what_it_waits_for(
+    patience: float,
+    said: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before round 0 nodes may start and read for a minute; where they are quick nothing is said.
+
+    Here a node answers when the line was said.
+    """
+    monkeypatch.setattr("fl_app.tracking.console._PATIENCE", patience)
+    heard, say = Event(), ConsoleTracker.say
+
+    def hear(self: ConsoleTracker, text: str) -> None:
+        say(self, text)
+        if text == "waiting for 2 nodes to say what rows they have":
+            heard.set()
+
+    def answer(message: Message, context: Context) -> Message:
+        assert not said or heard.wait(60)
+        return app(message, context)
+
+    slow = ClientApp()
+    for kind in (slow.query("describe"), slow.train(), slow.evaluate()):
+        kind(answer)
+    monkeypatch.setattr(ConsoleTracker, "say", hear)
+    monkeypatch.setattr("fl_app.runtimes.inprocess.client_app", slow)
+    words = ["dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking=none"]
+    run(Launch(compose_config([*words, f"output_dir={tmp_path}"])))
+    assert ("waiting for" in capsys.readouterr().out.partition("round 0")[0]) == said

@@ -714,6 +714,15 @@ def test_where_takes_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     copy = of_file("/b/copy.csv", "e", "z")
     assert select([*runs, *copy], ["dataset.path=data/x.csv"]) == (*runs[:2], *copy)
     assert select([*runs, *copy], ["path=y.csv"]) == tuple(runs[2:])
+    odd = [replace(r, params={**r.params, "dataset.path": f"{tmp_path}/a, b.csv"}) for r in copy]
+    odd = [replace(r, tags={"data.sha256": "odd"}) for r in odd]
+    assert select([*runs, *odd], ["path=a, b.csv"]) == tuple(odd)
+    for both in ("a, b.csv,y.csv", "y.csv, a, b.csv"):
+        assert select([*runs, *odd], [f"path={both}"]) == (*runs[2:], *odd)
+    values = ('["a", "b"]', '["c"]')
+    lists = [replace(r, params={"m": m}) for r, m in zip(runs[:2], values, strict=True)]
+    assert select(lists, ["m=[c],[a,b]"]) == tuple(lists)
+    assert select(lists, ["m=[a,b]"]) == (lists[0],)
     for text in ("dataset.path=z.csv", "dataset.path=y.csv,z.csv", "strategy=./x"):
         with pytest.raises(InputError, match=r"--where=.*: values that runs have: "):
             select(runs, [text])

@@ -154,6 +154,13 @@ def test_a_failed_job_has_its_line() -> None:
     assert not job(0, "fedavg", 0, 0.8).failed
 
 
+def test_failed_jobs_stand_in_their_order() -> None:
+    """Job 2 comes before job 10."""
+    bad = [replace(job(n, "fedavg", n, 0.0, "FAILED"), error="no disk") for n in (10, 2, 1)]
+    lines = summarise([job(0, "fedavg", 0, 0.8), *bad]).splitlines()
+    assert [line.split()[2] for line in lines if "FAILED" in line] == ["1:", "2:", "10:"]
+
+
 def test_untracked_sweeps_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A comparison needs the record; without one there is a summary only, and no store is made."""
     monkeypatch.setenv("FL_APP_HOME", str(tmp_path / "home"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -255,9 +255,8 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
             raise InputError("--where", text, "KEY=VALUE[,VALUE] with a param of the runs as KEY")
         found = sorted({r.params[param] for r in kept if param in r.params}, key=natural)
         same = _same_path if param in PATHS else same_value
-        whole = any(same(value.strip(), known) for known in found)
-        wanted = [value.strip()] if whole else [part.strip() for part in value.split(",")]
-        if not all(any(same(w, known) for known in found) for w in wanted):
+        wanted = _named(value, lambda one: any(same(one, known) for known in found))  # noqa: B023
+        if not wanted:
             raise InputError("--where", text, f"values that runs have: {listed(found)}")
         ours = [
             run
@@ -269,6 +268,25 @@ def select(runs: Sequence[RunSummary], where: Iterable[str]) -> tuple[RunSummary
         seen = {_bytes_at(run, param) for run in ours} - {""}
         kept = tuple(run for run in kept if run.run_id in ids or _bytes_at(run, param) in seen)
     return kept
+
+
+def _named(text: str, known: Callable[[str], bool]) -> list[str]:
+    """Return the known values of a list, which may hold commas themselves; [] if one is not known.
+
+    Examples
+    --------
+    >>> _named("a, b,c", {"a", "b,c"}.__contains__)
+    ['a', 'b,c']
+    """
+    parts, values = text.split(","), list[str]()
+    while parts:
+        longest = range(len(parts), 0, -1)
+        size = next((n for n in longest if known(",".join(parts[:n]).strip())), 0)
+        if not size:
+            return []
+        values.append(",".join(parts[:size]).strip())
+        parts = parts[size:]
+    return values
 
 
 def _bytes_at(run: RunSummary, param: str) -> str:

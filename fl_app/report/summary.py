@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -117,7 +118,9 @@ def summary_table(runs: Sequence[RunSummary], keys: Collection[str] = ()) -> Sum
     if all(_is_reference(dict(params)) for params in groups):
         found = [("", row) for _, row in found]
     rows = tuple(replace(row, best=_is_best(row, dataset, found)) for dataset, row in found)
-    unfinished = sorted((r for r in runs if not r.finished), key=lambda r: (r.title, r.run_id))
+    unfinished = sorted(
+        (r for r in runs if not r.finished), key=lambda r: (_in_order(r.title), r.run_id)
+    )
     return Summary(tuple(sorted(rows, key=lambda row: label_order(row.label))), tuple(unfinished))
 
 
@@ -146,6 +149,11 @@ def _objective(run: RunSummary) -> str:
         return told
     accuracy = any(name.endswith("/accuracy") for name in run.metrics)
     return "eval/accuracy" if accuracy else "eval/mse"
+
+
+def _in_order(text: str) -> list[tuple[float, str]]:
+    """Return a sort key by which job 2 comes before job 10."""
+    return [natural(part) for part in re.split(r"(\d+)", text)]
 
 
 def _over_seeds(seeds: dict[str, RunSummary], metric: str) -> tuple[float | None, float | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Timer
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +24,8 @@ LINE_PREFIX = "fl_app | "
 RESULT_MARK = "result "
 """Begins, after the prefix, the line with the content of ``result.json``."""
 
+_PATIENCE = 5.0
+"""Seconds of silence after which we say what is waited for."""
 _WENT_BACK = "model/went_back"
 _LESSON_VALUES, _LESSON_CLIENTS = 4, 8
 _SHORT = {"accuracy": "acc", "log_loss": "loss", "mse": "mse", "r2": "r2"}
@@ -117,6 +121,17 @@ class ConsoleTracker:
     def say(self, text: str) -> None:
         """Print a line of text."""
         self._print(text)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say what is waited for, if the block takes long."""
+        timer = Timer(_PATIENCE, self.say, [f"waiting for {what}"])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _line(self, r: RoundRecord) -> str:
         width = len(str(self._total))
