@@ -119,8 +119,8 @@ class Encoding:
         """Return the numbers of the rows whose class is one of the C; all rows for regression."""
         if self.task == "regression":
             return np.arange(len(table))
-        index = self._index
-        return np.flatnonzero([str(label) in index for label in table.target.tolist()])
+        places = self._places(table.target.tolist())
+        return np.flatnonzero([places[label] is not None for label in table.target.tolist()])
 
     def strangers(self, table: Table) -> list[str]:
         """Say which classes and levels of a table this encoding has no name for, with their rows.
@@ -131,7 +131,8 @@ class Encoding:
         found = []
         if self.task == "classification":
             cells = table.target.tolist()
-            if rare := counted(cells, {cell for cell in cells if str(cell) in self._index}):
+            known = [cell for cell, place in self._places(cells).items() if place is not None]
+            if rare := counted(cells, known):
                 says = f"{self.targets[0]}={rare}: rows of these classes are left out"
                 found.append("; ".join(filter(None, [says, nearly(table.target, self.labels)])))
         others = []
@@ -154,12 +155,12 @@ class Encoding:
         """
         if self.task == "regression":
             return np.asarray(table.target, dtype=np.float64)
-        index = self._index
-        try:
-            return np.array([index[label] for label in map(str, table.target.tolist())], np.int64)
-        except KeyError as error:
-            known = ", ".join(map(str, self.labels))
-            raise DataError(self.targets[0], error.args[0], f"one of the labels {known}") from None
+        cells = table.target.tolist()
+        for cell, place in (places := self._places(cells)).items():
+            if place is None:
+                known = ", ".join(map(str, self.labels))
+                raise DataError(self.targets[0], cell, f"one of the labels {known}")
+        return np.array([places[cell] for cell in cells], dtype=np.int64)
 
     def target(self, table: Table) -> NDArray[Any]:
         """Return what a model learns: class numbers, or standardized targets of shape (n, T)."""
@@ -185,10 +186,13 @@ class Encoding:
         labels = np.array(self.labels, dtype=object if text else None)
         return np.asarray(labels[np.argmax(outputs, axis=1)])
 
-    @cached_property
-    def _index(self) -> dict[str | None, int]:
-        # A class is the same whether a file has it as a number or as a text.
-        return {cell_text(label): position for position, label in enumerate(self.labels)}
+    def _places(self, cells: Iterable[Any]) -> dict[Any, int | None]:
+        """Return the class number of each different label; None where it is none of the C.
+
+        A class is the same whether a file has it as a number or as a text.
+        """
+        index = {cell_text(label): place for place, label in enumerate(self.labels)}
+        return {cell: index.get(cell_text(cell)) for cell in dict.fromkeys(cells)}
 
     @cached_property
     def _mean(self) -> NDArray[np.float64]:
