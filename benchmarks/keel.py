@@ -2,7 +2,8 @@
 
 Two groups, named before any number was made:
 
-* ``CHOOSING``: everything that FedStacking's defaults are chosen by.
+* ``CHOOSING``: with breast cancer, what FedStacking's defaults are chosen by from here on;
+  docs/stacking.md names the sets before, and wine.
 * ``CONFIRMING``: what the chosen defaults are then judged by, once. They are not picked but follow
   from a rule: all *balanced* sets of the package with at least 3000 rows and nothing but numbers
   as columns, without those that the project's texts already named (letter, magic, penbased,
