@@ -468,6 +468,7 @@ def test_a_loop_that_does_not_say_its_end_ends_with_its_strategy(
     strategy = TrackedStrategy(FedAvg(**everybody()), half)
     list(strategy.configure_train(1, hold(START), ConfigRecord(), grid))
     del strategy
+    grid.close()  # which remembers who asked it for its nodes last
     gc.collect()
     assert [(end.status, end.error) for end in half.ends] == [
         ("FAILED", "the last round was not finished")
