@@ -361,13 +361,13 @@ class _Family:
 
     def pids(self) -> list[int]:
         """List the members that are alive, and remember the sessions that they are in."""
-        table = _process_table()
-        members = {p.pid for p in table if p.session in self._sessions}
-        found = members
-        while found:
-            found = {p.pid for p in table if p.parent in found} - members
+        table, members = _process_table(), set[int]()
+        while True:
+            found = {p.pid for p in table if p.session in self._sessions or p.parent in members}
+            if found <= members:
+                break
             members |= found
-        self._sessions |= {p.session for p in table if p.pid in members}
+            self._sessions |= {p.session for p in table if p.pid in members}
         return sorted(p.pid for p in table if p.pid in members and not p.zombie)
 
     def end(self, grace: float) -> None:
