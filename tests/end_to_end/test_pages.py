@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
-from tests.pages import PAGES, reader
+from tests.pages import PAGES, blocks, reader
 
 pytestmark = pytest.mark.slow
 needs_xgboost = pytest.mark.skipif(find_spec("xgboost") is None, reason="the extra xgboost")
@@ -19,7 +20,7 @@ MARKS = {"docs/strategies.md": [needs_xgboost]}
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=MARKS.get(page, [])) for page in PAGES])
 def test_a_page_does_what_it_says(page: str, tmp_path: Path) -> None:
-    """Each command ends with 0 and each run is FINISHED, at MLflow and at stock Flower's SuperLink.
+    """Each command ends with 0, each run is FINISHED, and Flower says so too where it is asked.
 
     Some are typed with :data:`tests.pages.ADDED`: fewer rounds, seeds, clients.
     """
@@ -29,13 +30,17 @@ def test_a_page_does_what_it_says(page: str, tmp_path: Path) -> None:
         for link in re.findall(r"http://127\.0\.0\.1:\d+/\?token=\w+", said):
             with urlopen(link) as answer:
                 assert answer.status == 200
-        if "flwr run" in said:
-            runs = user.type("flwr ls")
+        if any(text.startswith("flwr run") or "\nflwr run" in text for _, text in blocks(page)):
+            runs = user.type("flwr ls --format json")
             assert set(re.findall(r"finished:\w+", runs)) == {"finished:completed"}
         if page == "docs/deployment.md":
-            # Of the page's last SuperLink, which knows one node's key.
-            assert "SuperNode authentication is enabled" in user.terminal("9702")
-            deadline = time.monotonic() + 60
-            while "online" not in user.type("flwr supernode list safe"):
-                assert time.monotonic() < deadline, user.terminal("9701")
-                time.sleep(0.5)
+            # The page's last SuperLink knows one node's key.
+            _wait(lambda: "online" in user.type("flwr supernode list safe --format json"))
+            _wait(lambda: "SuperNode authentication is enabled" in user.terminal("9702"))
+
+
+def _wait(there: Callable[[], bool], seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
