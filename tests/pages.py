@@ -29,6 +29,9 @@ ELSEWHERE: Mapping[str, str] = {
     "python3 -m venv .venv": "as make run, by hand",
     ".venv/bin/": "what the line before would have made",
     "pip install": "installs from the network; `make test-slow` does",
+    "make keel": "installs from the network",
+    "fl-app -m experiment=stacking_vs_averaging dataset=tabular": "what make keel would have made",
+    "fl-kit report --sweep … --baseline strategy=fedavg,model=mlp,num": "as the line before",
     "fl-app runtime=deployment runtime.superlink=lab$": "where docs/deployment.md has a SuperLink",
 }
 """Beginnings of commands ($: its end) that no test types, and why."""
@@ -41,8 +44,13 @@ ADDED: Mapping[str, str] = {
     "fl-app -m method=": f"{_ONE} model.learning_rate=.64",
     "fl-app -m sweep=learning_rate": "num_server_rounds=3 hydra.sweeper.n_trials=2",
     "fl-app experiment=stacking_vs_averaging": f"{_ONE} num_clients=5 model.learning_rate=.64",
+    "fl-app -m experiment=stacking_vs_averaging num": (
+        f"{_ONE} num_clients=5 model.learning_rate=.64"
+    ),
+    "fl-app -m experiment=stacking_vs_averaging dataset=d": f"{_ONE} model.learning_rate=.01",
+    "fl-app -m dataset=digits strategy=fedstacking": f"{_ONE} num_clients=4",
     "fl-app -m dataset=heart_disease": f"{_ONE} model.local_steps=5",
-    "fl-app -m dataset=digits,wine": f"{_ONE} model.learning_rate=.64",
+    "fl-app -m dataset=digits,wine": f"{_ONE} dataset=iris model.learning_rate=.64",
     "fl-app -m dataset=wine strategy=pooled": "seed=0",
     "fl-app -m dataset=wine method=": f"{_ONE} model.learning_rate=.16,.64",
     "fl-app -m dataset=iris": _ONE,
@@ -170,7 +178,7 @@ class User:
         assert done.returncode == 0, f"{words}\n{done.stdout}"
         print(f"{time.monotonic() - began:5.1f} s  {words}", flush=True)
         self.cwd = Path(place.read_text().strip())
-        if found := re.findall(r"sweep\.id = (\S+)", done.stdout):
+        if found := re.findall(r"sweep\.id`? = '?([\w-]+)", done.stdout):
             self._sweep = found[-1]
         return done.stdout
 

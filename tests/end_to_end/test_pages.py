@@ -15,7 +15,7 @@ from tests.pages import PAGES, blocks, reader
 
 pytestmark = pytest.mark.slow
 needs_xgboost = pytest.mark.skipif(find_spec("xgboost") is None, reason="the extra xgboost")
-MARKS = {"docs/strategies.md": [needs_xgboost]}
+MARKS = {page: [needs_xgboost] for page in ("docs/strategies.md", "docs/stacking.md")}
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=MARKS.get(page, [])) for page in PAGES])
