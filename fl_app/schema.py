@@ -44,6 +44,7 @@ __all__ = [
     "from_json",
     "has_base_models",
     "having",
+    "kept_weights",
     "min_level_rows_of",
     "objective_of",
     "sign",
@@ -598,6 +599,9 @@ class MlflowConfig(TrackingConfig):
     register_as: str | None = opt(
         None, "Name under which the best model is registered, with the alias `champion`."
     )
+    keep_weights: str = opt(
+        "all", "Rounds whose weights are kept: `all`, `none`, `last:K`, or `every:K` and the last."
+    )
     figures: bool = opt(True, "Draw learning curves, data and clients as PNG artifacts.")
 
 
@@ -984,6 +988,7 @@ def check(config: Config) -> Config:
     _check_stacking(config)
     if isinstance(config.tracking, MlflowConfig):
         check_names(config.tracking.experiment_name, config.tracking.register_as)
+        kept_weights(config.tracking.keep_weights)
     if isinstance(config.runtime, SimulationConfig) and config.runtime.ray_address is not None:
         ray_head(config.runtime.ray_address)
     if config.skip_finished and not isinstance(config.tracking, MlflowConfig):
@@ -1009,6 +1014,29 @@ def check_names(experiment_name: str | None, register_as: str | None) -> None:
     if bad or not register_as.strip(" .") or len(register_as) > 256:
         allowed = "a name of 1 to 256 characters, none of them / : @ ? # or a quotation mark"
         raise ConfigError("tracking.register_as", register_as, allowed)
+
+
+def kept_weights(text: str) -> tuple[int, int]:
+    """Read which rounds' weights a record keeps: ``all``, ``none``, ``last:K`` or ``every:K``.
+
+    Returns
+    -------
+    tuple of (int, int)
+        `every`: rounds 0, `every`, 2 `every` and so on are kept as they end, 0 for none; and as
+        many of the last rounds are kept, too.
+
+    Raises
+    ------
+    ConfigError
+        For anything else.
+    """
+    word, colon, number = str(text).partition(":")
+    if not colon and word in ("all", "none"):
+        return int(word == "all"), 0
+    if word in ("last", "every") and number.isdecimal() and number.isascii() and int(number):
+        return (0, int(number)) if word == "last" else (int(number), 1)
+    allowed = "all, none, last:K (the last K rounds) or every:K (each Kth and the last), K from 1"
+    raise ConfigError("tracking.keep_weights", text, allowed)
 
 
 def ray_head(address: str) -> tuple[str, int]:

@@ -610,6 +610,7 @@ def _mlflow_tracker(config: Config, name: str) -> MlflowTracker | None:
         experiment_name=config.tracking.experiment_name or data_name(config),
         register_as=config.tracking.register_as,
         name=name,
+        keep_weights=config.tracking.keep_weights,
     )
 
 

@@ -26,10 +26,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 from mlflow import MlflowClient
 
+from fl_app import runtimes
+from fl_app.config import compose_config
 from fl_app.data.encoding import Encoding
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.grid import InProcessGrid
 from fl_app.held import hold, read
+from fl_app.launch import Launch
 from fl_app.models.serving import Predictor, predictor
 from fl_app.report import read_runs
 from fl_app.schema import ModelConfig
@@ -327,6 +330,16 @@ def test_the_weights_that_are_asked_for_are_kept(
     assert [path.name for path in found] == [f"round_{r:04d}.npz" for r in kept]
     assert all(read_npz(path)["w"][0] == r for path, r in zip(found, kept, strict=True))
     assert set(history(MlflowClient(uri), tracker.run_id, "server/mse")) == set(range(6))
+
+
+def test_a_config_says_which_weights_are_kept(uri: str, tmp_path: Path) -> None:
+    """A run of a config keeps the rounds that it names."""
+    words = ["dataset=iris", "num_clients=2", "num_server_rounds=3", f"output_dir={tmp_path}"]
+    words += [f"tracking.uri='{uri}'", "tracking.keep_weights=last:1", "tracking.figures=false"]
+    runtimes.run(Launch(compose_config(words)))
+    run_id = json.loads((tmp_path / "result.json").read_text())["run_id"]
+    found = sorted((artifacts(run_id, uri) / "weights").glob("*"))
+    assert [path.name for path in found] == ["round_0003.npz"]
 
 
 @pytest.mark.parametrize("keep", ["", "last", "last:0", "every:-1", "last:x", "ALL", "all:3"])

@@ -363,6 +363,11 @@ def test_any_json_value_for_a_group_is_refused_by_name(group: str, value: Any) -
             for name in ("", "it's", 'say "a"', "a`b", "a/b", "a:b", "a@b", "..", "x" * 75 + "?")
         ),
         (
+            {"tracking": {"name": "mlflow", "keep_weights": "last"}},
+            "tracking.keep_weights=last: all, none, last:K (the last K rounds) or every:K (each "
+            "Kth and the last), K from 1",
+        ),
+        (
             {"tracking": {"name": "mlflow", "experiment_name": ""}},
             "tracking.experiment_name=: 1 to 500 characters",
         ),

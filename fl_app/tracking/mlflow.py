@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.errors import ConfigError, FlAppError
-from fl_app.schema import check_names
+from fl_app.schema import check_names, kept_weights
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.carrier import Pace, Run
 from fl_app.tracking.events import prune
-from fl_app.tracking.keeping import Keeping
 from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, quiet
 from fl_app.tracking.passwords import whole
 from fl_app.tracking.recorder import Recorder, now_ms
@@ -115,7 +114,7 @@ class MlflowTracker:
         name: str = "",
         keep_weights: str = "all",
     ) -> None:
-        self._name, self._keep = name, Keeping.of(keep_weights)
+        self._name, self._keep = name, kept_weights(keep_weights)
         self.home = _usable(home_dir(home))
         from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
         field = "MLFLOW_TRACKING_URI" if from_env else "tracking.uri"

@@ -17,7 +17,6 @@ from fl_app.errors import FlAppError
 from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import NO_SCORES
 from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
-from fl_app.tracking.keeping import Keeping
 from fl_app.tracking.keys import (
     DIRECTIONS_TAG,
     MAX_SHOWN_CLIENTS,
@@ -45,12 +44,13 @@ class Recorder:
     ----------
     journal : Journal
         Where the lines go.
-    keep : Keeping, optional
-        Which rounds' weights go with them; by default all.
+    keep : (int, int), default (1, 0)
+        Which rounds' weights go with them, as :func:`~fl_app.schema.kept_weights` returns it: all.
     """
 
-    def __init__(self, journal: Journal, keep: Keeping | None = None) -> None:
-        self._journal, self._keep = journal, keep or Keeping.of("all")
+    def __init__(self, journal: Journal, keep: tuple[int, int] = (1, 0)) -> None:
+        self._journal = journal
+        self._every, self._num_last = keep
         self._names, self._infinite = KeyBook(), set[str]()
         self._clients: set[int] = set()
         self._previous: Arrays = {}
@@ -76,14 +76,14 @@ class Recorder:
             "texts": texts,
             "clients": client_rows(record.server_round, record.evaluate_clients, record.client_key),
         }
-        kept = self._keep.keeps(record.server_round)
+        kept = bool(self._every) and record.server_round % self._every == 0
         self._journal.add_round(line, record.arrays if kept else None)
-        if self._keep.last:
+        if self._num_last:
             self._journal.keep_last(record.server_round, None if kept else record.arrays)
             self._last.append(record.server_round)
-            for server_round in self._last[: -self._keep.last]:
+            for server_round in self._last[: -self._num_last]:
                 self._journal.keep_last(server_round, None)
-            del self._last[: -self._keep.last]
+            del self._last[: -self._num_last]
 
     def _metrics(self, record: RoundRecord) -> dict[str, float]:
         """Return a round's metrics under their final keys."""
