@@ -187,9 +187,9 @@ class User:
         ends = self.home.glob(".fl_app/*/*/end.json")
         return {json.loads(path.read_text())["status"] for path in ends}
 
-    def terminal(self, port: str) -> str:
-        """Return what the last server at a printed port has said."""
-        return (self.home / f"{self._port(port)}.log").read_text()
+    def is_over(self, port: str) -> bool:
+        """Say whether the last server at a printed port has ended by itself."""
+        return self._servers[self._port(port)].poll() is not None
 
     def end(self) -> None:
         """End all that still runs."""

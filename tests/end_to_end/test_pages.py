@@ -36,7 +36,7 @@ def test_a_page_does_what_it_says(page: str, tmp_path: Path) -> None:
         if page == "docs/deployment.md":
             # The page's last SuperLink knows one node's key.
             _wait(lambda: "online" in user.type("flwr supernode list safe --format json"))
-            _wait(lambda: "SuperNode authentication is enabled" in user.terminal("9702"))
+            _wait(lambda: user.is_over("9702"))
 
 
 def _wait(there: Callable[[], bool], seconds: float = 600) -> None:
