@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from fl_app import commands
+from tests.kit import fl_kit
 
 GOOD = "age,chest pain,y\n30,none,sick\n,typical,well\n50,none,sick\n41,typical,well\n"
-
-
-def fl_kit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fl-kit", *words])
-    try:
-        commands.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_usable_file_is_status_0(

@@ -436,8 +436,7 @@ def _check_known(option: str, wanted: Sequence[str], names: Sequence[str]) -> No
 
 def listed(names: Sequence[str], most: int = 20) -> str:
     """List names, the first ``most`` of them where there are more."""
-    more = f", … ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
+    return some([*map(str, names)], most)
 
 
 def bracket(names: Sequence[str]) -> str:
