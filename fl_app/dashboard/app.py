@@ -35,7 +35,6 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
-from fl_app.schema import TabularConfig
 from fl_app.tracking.spool import home_dir
 
 __all__ = ["main"]
@@ -393,8 +392,8 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
     kept = uploads.open(
         chosen.upload, home, target=target, task=task, key=key, features=chosen.features
     )
-    if kept.missing != TabularConfig.missing:
-        st.markdown(f"Missing cells: `dataset.missing={kept.missing}`.")
+    if missing := [option for option in kept.options if option.startswith("dataset.missing=")]:
+        st.markdown(f"Missing cells: `{missing[0]}`.")
     with st.expander("What fl-kit check says", expanded=not kept.usable):
         st.markdown("\n".join(f"- {_plain(text)}" for text in kept.sentences))
     return chosen

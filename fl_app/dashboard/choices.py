@@ -8,7 +8,6 @@ options come from :data:`fl_app.schema.GROUPS`; what fits together is for ``comp
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -18,11 +17,11 @@ from typing import Any, NamedTuple
 
 from fl_app.config import compose_config
 from fl_app.dashboard import uploads
-from fl_app.data import tabular
 from fl_app.data.catalogue import load
 from fl_app.data.partition import most_rows
+from fl_app.data.tabular import listed, quoted
 from fl_app.errors import ConfigError, InputError, printable
-from fl_app.schema import GROUPS, FaultsConfig, TabularConfig, Task, from_dict, task_of
+from fl_app.schema import GROUPS, FaultsConfig, Task, from_dict, task_of
 
 __all__ = [
     "BOTH",
@@ -41,7 +40,6 @@ __all__ = [
     "jobs",
     "offered",
     "overrides",
-    "quoted",
     "task_for",
     "to_query",
 ]
@@ -354,7 +352,7 @@ def _with_columns(choices: Choices, home: Path | None) -> tuple[Choices, list[st
         value = getattr(choices, name)
         wanted = value if isinstance(value, tuple) else (value,) * bool(value)
         if strange := [column for column in wanted if column not in columns]:
-            allowed = f"one of {tabular.listed(columns)} is allowed"
+            allowed = f"one of {listed(columns)} is allowed"
             complaints.append(_complaint(name, strange[0], allowed, ""))
             choices = replace(choices, **{name: getattr(_DEFAULTS, name)})
     return choices, complaints
@@ -539,18 +537,13 @@ def _data(choices: Choices, home: Path | None) -> list[str]:
         more = [own.override.format(number) for own, number in wanted if number]
         return [f"dataset={choices.dataset}", *more]
     own = _opened(choices, home)
-    found = [
+    return [
         "dataset=tabular",
         f"dataset.path={quoted(str(own.path))}",
         f"dataset.target={quoted(own.target)}",
         f"dataset.task={own.task}",
+        *own.options,
     ]
-    for name, columns in (("features", choices.features), ("categorical", own.categorical)):
-        if columns:
-            found.append(f"dataset.{name}=[{','.join(map(quoted, columns))}]")
-    if own.missing != TabularConfig.missing:
-        found.append(f"dataset.missing={own.missing}")
-    return found
 
 
 class Drawn(NamedTuple):
@@ -585,21 +578,3 @@ def _opened(choices: Choices, home: Path | None) -> uploads.Upload:
         key=key,
         features=choices.features,
     )
-
-
-def quoted(text: str) -> str:
-    r"""Write a text as Hydra reads it, whatever it holds.
-
-    In quotes, Hydra takes backslashes as they are unless a quotation mark follows them, and
-    OmegaConf unless ``${`` does: only those are doubled.
-
-    Examples
-    --------
-    >>> print(quoted("plain"), quoted('a "b" ${c}\\'))
-    plain "a \"b\" \${c}\\"
-    """
-    if tabular.quoted(text) == text:
-        return text
-    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
-    text = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
-    return f'"{text}"'

@@ -43,9 +43,9 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from fl_app.dashboard import uploads
-from fl_app.dashboard.choices import quoted
 from fl_app.dashboard.start import TOKEN
 from fl_app.dashboard.view import parsed
+from fl_app.data.tabular import quoted
 from fl_app.errors import InputError, printable
 from fl_app.tracking.spool import Process, home_dir
 from fl_app.tracking.store import check_uri

@@ -69,10 +69,8 @@ class Upload:
         ``outcome``, else the last.
     task : {"regression", "classification"}
         As chosen, else guessed from the target's cells.
-    categorical : tuple of str
-        The features that are texts.
-    missing : str
-        The value of ``dataset.missing`` that keeps most rows.
+    options : tuple of str
+        The further overrides ``dataset.…`` of a run.
     sentences : tuple of str
         What ``fl-kit check`` says of it.
     usable : bool
@@ -84,8 +82,7 @@ class Upload:
     columns: tuple[str, ...]
     target: str
     task: Task
-    categorical: tuple[str, ...]
-    missing: str
+    options: tuple[str, ...]
     sentences: tuple[str, ...]
     usable: bool
 
@@ -262,8 +259,7 @@ def _looked_at(
         names,
         target,
         "classification" if roles is None else roles.task,
-        () if roles is None else roles.categorical,
-        max(found.policies, key=lambda p: p[1])[0] if found.policies else "error",
+        found.options,
         tuple(sentences),
         found.usable and not one_class,
     )

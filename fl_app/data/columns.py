@@ -11,7 +11,7 @@ import datetime
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.errors import DataError
+from fl_app.schema import sign
 
 __all__ = [
     "MISSING_WORDS",
@@ -33,11 +34,13 @@ __all__ = [
     "is_date",
     "is_missing",
     "is_text",
+    "no_numbers",
     "numbers",
     "place",
     "plain",
     "texts",
     "tidied",
+    "told_spelling",
 ]
 
 Cell = int | float | str | None
@@ -102,6 +105,71 @@ class Spelling:
             text = text.replace(self.decimal, ".")
         return text
 
+
+def told_spelling(columns: Iterable[Any], separator: str = "") -> dict[str, str]:
+    """Tell by their texts how numbers are spelt that programs would not read.
+
+    Parameters
+    ----------
+    columns : iterable of pandas.Series
+        As the file has them.
+    separator : str, optional
+        What separates cells: beside semicolons ``1,234`` has decimals, beside others thousands.
+
+    Returns
+    -------
+    dict
+        ``decimal`` and ``thousands`` as words of ``fl_app.schema.SIGNS``; empty where no column
+        becomes one of numbers by them.
+    """
+    texts = [_counted(column) for column in columns if column.dtype.kind not in "biufmM"]
+    best, found = (0, 0, 0), {}
+    for decimal, thousands in _READINGS if separator == ";" else _READINGS[::-1]:
+        spelling = Spelling(decimal=sign(decimal), thousands=sign(thousands))
+        scores = [_gained(counts, spelling) for counts in texts]
+        gained, changed = (sum(score[k] for score in scores if score) for k in (0, 1))
+        options = {"decimal": decimal} if decimal != "dot" else {}
+        options |= {"thousands": thousands} if thousands else {}
+        score = gained, changed, -len(options)
+        if None not in scores and gained and score > best:
+            best, found = score, options
+    return found
+
+
+def _counted(column: Any) -> dict[str, int]:
+    """Count the texts of a column that are no missing cells."""
+    cells = (cell.strip() for cell in column if isinstance(cell, str))
+    counts = Counter(cell for cell in cells if cell)
+    return {text: count for text, count in counts.items() if text not in MISSING_WORDS}
+
+
+def _gained(counts: Mapping[str, int], spelling: Spelling) -> tuple[int, int] | None:
+    """Return how many cells become numbers by a spelling, and how many it changes.
+
+    (0, 0) where the column does not become one of numbers, None where its dot begins decimals.
+    """
+    new = {text: spelling.number(text) for text in counts}
+    numeric = [text for text in counts if _ANY_NUMBER.fullmatch(new[text])]
+    if sum(counts[text] for text in numeric) < _MOSTLY * sum(counts.values()):
+        return 0, 0
+    if spelling.thousands == "." and any("." in text and text == new[text] for text in numeric):
+        return None
+    gained = sum(counts[text] for text in numeric if not _ANY_NUMBER.fullmatch(text))
+    return gained, sum(counts[text] for text in numeric if text != new[text])
+
+
+_MOSTLY = 0.9
+"""Share of a column's texts that are numbers where it is one of numbers spelt otherwise."""
+_READINGS = (
+    ("comma", ""),
+    ("comma", "dot"),
+    ("comma", "space"),
+    ("comma", "apostrophe"),
+    ("dot", "space"),
+    ("dot", "apostrophe"),
+    ("dot", "comma"),
+)
+"""Decimal and thousands signs: of equally good ones the first, or the last beside commas."""
 
 PLAIN = Spelling()
 """As programs write tables."""
@@ -256,6 +324,17 @@ def numbers(column: Any) -> NDArray[np.float64]:
         row = int(infinite[0])
         raise _infinite(column, values[row], row)
     return np.asarray(values, dtype=np.float64)
+
+
+def no_numbers(column: Any) -> Counter[str]:
+    """Return a column's texts that :func:`numbers` would take for no number, with their cells."""
+    found: Counter[str] = Counter()
+    for cell, count in column.dropna().value_counts().items():
+        try:
+            _number(0, cell)
+        except NotANumberError:
+            found[str(cell).strip()] += count
+    return found
 
 
 def texts(column: Any) -> NDArray[Any]:

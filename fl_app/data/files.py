@@ -18,6 +18,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -25,7 +26,7 @@ from typing import Any, TextIO, cast
 from fl_app.data.columns import PLAIN, Spelling, tidied
 from fl_app.errors import DataError
 
-__all__ = ["read_frame", "spelt"]
+__all__ = ["read_frame", "separator_of", "spelt"]
 
 log = logging.getLogger("fl_app")
 
@@ -33,13 +34,13 @@ _WANTED = "give one CSV (.csv, .tsv, also .gz) or Parquet (.parquet) file"
 _SEPARATORS = ",;\t|"
 _HEAD = 200
 """Lines from which the separator is told."""
-_SPELT = "spelt"
+_SPELT, _SEPARATOR = "spelt", "separator"
 
 
 def read_frame(
     path: str | Path,
     separator: str | None = None,
-    spelling: Spelling = PLAIN,
+    spelling: Spelling | None = PLAIN,
     values: Mapping[str, Iterable[str]] | None = None,
 ) -> Any:
     """Read a file.
@@ -52,8 +53,8 @@ def read_frame(
     separator : str, optional
         What separates the cells of CSV; by default the one of comma, semicolon, tab and ``|`` with
         which most of the first lines have as many cells as the header.
-    spelling : Spelling
-        How texts spell missing cells and numbers.
+    spelling : Spelling or None
+        How texts spell missing cells and numbers; None leaves all cells of CSV as they are.
     values : mapping of str to iterable of str, optional
         By column the texts that are values, though the same words are missing cells elsewhere.
 
@@ -84,24 +85,31 @@ def read_frame(
         if file.stat().st_size == 0:
             raise _refuse(file, f"it is empty (0 bytes); {_WANTED}")
         is_csv = ending[1][1:3] == "sv"
-        as_texts = (spelling.decimal, spelling.thousands) != (PLAIN.decimal, PLAIN.thousands)
-        frame = _read_csv(file, separator, as_texts) if is_csv else _read_parquet(file)
+        plain = spelling and replace(spelling, missing=PLAIN.missing)
+        frame = _read_csv(file, separator, plain != PLAIN) if is_csv else _read_parquet(file)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise _refuse(file, f"it cannot be read ({reason}); {_WANTED}") from None
     if not len(frame):
         raise _refuse(file, "it has a header but no rows; give at least one row")
-    told, columns = {}, {}
+    if spelling is None:
+        return frame
+    told, columns, attrs = {}, {}, frame.attrs
     for name in frame.columns:
         columns[name], told[name] = tidied(frame[name], spelling, (values or {}).get(name, ()))
     frame = pd.DataFrame(columns, frame.index)
-    frame.attrs[_SPELT] = told
+    frame.attrs = {**attrs, _SPELT: told}
     return frame
 
 
 def spelt(frame: Any) -> Mapping[str, Counter[str]]:
     """Return the missing cells of each column of :func:`read_frame` by spelling; "" is a blank."""
     return cast("Mapping[str, Counter[str]]", frame.attrs.get(_SPELT, {}))
+
+
+def separator_of(frame: Any) -> str:
+    """Return what separates the cells of the CSV file that a frame was read from, else ""."""
+    return str(frame.attrs.get(_SEPARATOR, ""))
 
 
 # ---------------------------------------------------------------------------- CSV
@@ -142,7 +150,9 @@ def _read_csv(file: Path, separator: str | None, as_texts: bool) -> Any:
     unnamed = [j for j, name in enumerate(header) if not name]
     if unnamed:
         log.warning("%s: left out %d column(s) without a name", file.name, len(unnamed))
-    return frame[[c for j, c in enumerate(frame.columns) if j not in unnamed]]
+    frame = frame[[c for j, c in enumerate(frame.columns) if j not in unnamed]]
+    frame.attrs[_SEPARATOR] = separator
+    return frame
 
 
 def _separator(head: Sequence[str]) -> str:

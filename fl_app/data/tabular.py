@@ -9,7 +9,6 @@ Nodes with files of their own tell each what it found and then agree, see
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
@@ -34,12 +33,13 @@ from fl_app.data.columns import (
     place,
     plain,
     texts,
+    told_spelling,
 )
 from fl_app.data.encoding import in_company, some
-from fl_app.data.files import read_frame, spelt
+from fl_app.data.files import read_frame, separator_of, spelt
 from fl_app.data.table import Table
 from fl_app.errors import ConfigError, DataError
-from fl_app.schema import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, Task, sign
+from fl_app.schema import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, Task
 
 __all__ = ["MAX_CLASSES", "MISSING", "Found", "Reading", "find_columns", "load_tabular"]
 
@@ -403,15 +403,19 @@ def mostly_other(cells: NDArray[Any], levels: Sequence[str] | Mapping[str, int])
 
 def _is_identifier(name: str, column: Any) -> bool:
     """Return whether another whole number stands in each row, and it is named so or counts rows."""
-    n = len(column)
-    if column.dtype.kind not in "iuf" or column.isna().any() or n < 2:
-        return False
-    values = column.to_numpy(dtype=np.float64)
-    if len(np.unique(values)) < n or not (values == np.round(values)).all():
+    if not identifies_rows(column):
         return False
     words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
-    counts = bool((np.diff(values) == 1).all())
+    counts = bool((np.diff(column.to_numpy(dtype=np.float64)) == 1).all())
     return bool(words & {*_ID_WORDS} or (counts and words & {*_COUNT_WORDS}))
+
+
+def identifies_rows(column: Any) -> bool:
+    """Return whether another whole number stands in each row."""
+    if column.dtype.kind not in "iuf" or column.isna().any() or len(column) < 2:
+        return False
+    values = column.to_numpy(dtype=np.float64)
+    return len(np.unique(values)) == len(column) and bool((values == np.round(values)).all())
 
 
 def _reasons(left: Mapping[str, str]) -> str:
@@ -445,10 +449,22 @@ def bracket(names: Sequence[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """Write a text as Hydra reads it: in quotes unless it is a plain word or path."""
+    r"""Write a text as Hydra reads it, whatever it holds: as it is if it is a plain word or path.
+
+    In quotes, Hydra takes backslashes as they are unless a quotation mark follows them, and
+    OmegaConf unless ``${`` does: only those are doubled.
+
+    Examples
+    --------
+    >>> print(quoted("plain"), quoted("7"), quoted('a "b" ${c}\\'))
+    plain "7" "a \"b\" \${c}\\"
+    """
     is_word = re.fullmatch(r"[A-Za-z_/][\w./-]*", text, re.ASCII)
-    is_value = text.lower() in ("null", "true", "false", "nan", "inf")
-    return text if is_word and not is_value else json.dumps(text, ensure_ascii=False)
+    if is_word and text.lower() not in ("null", "true", "false", "nan", "inf"):
+        return text
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    text = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
+    return f'"{text}"'
 
 
 # ---------------------------------------------------------------------------- cells
@@ -517,23 +533,12 @@ def _numbers_wanted(frame: Any, roles: Roles, name: str) -> str:
     """Say what to do about a column that should hold numbers and does not."""
     if name in roles.targets:
         return "numbers, as dataset.task=regression; for labels set dataset.task=classification"
-    filled = frame[name].dropna().astype(str).str.strip()
-    for option, word, pattern in _SPELLINGS:
-        spelt_so = filled[filled.str.contains(sign(word), regex=False)]
-        if len(spelt_so) and spelt_so.str.fullmatch(pattern).all():
-            return f"numbers; if these are, set dataset.{option}={word}"
+    if spelling := told_spelling([frame[name]], separator_of(frame)):
+        options = " ".join(f"dataset.{option}={word}" for option, word in spelling.items())
+        return f"numbers; if these are, set {options}"
     columns = {name, *roles.categorical, *text_columns(frame, roles.features)}
     levels = bracket([feature for feature in roles.features if feature in columns])
     return f"numbers; for columns of texts set 'dataset.categorical={levels}'"
-
-
-_SPELLINGS = (
-    ("thousands", "comma", r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?"),
-    ("decimal", "comma", r"[+-]?\d*(?:\.\d{3})*,\d+"),
-    ("thousands", "apostrophe", r"[+-]?[1-9]\d{0,2}(?:'\d{3})+(?:[.,]\d*)?"),
-    ("thousands", "space", r"[+-]?[1-9]\d{0,2}(?: \d{3})+(?:[.,]\d*)?"),
-)
-"""Numbers that are spelt otherwise, and the option that reads them."""
 
 
 def text_columns(frame: Any, names: Sequence[str]) -> list[str]:
@@ -591,10 +596,14 @@ def _value_wanted(name: str, roles: Roles, words: Sequence[str]) -> str:
     return f"{drop}, as nothing stands in for a target or a key"
 
 
+def may_be_names(words: Iterable[str]) -> list[str]:
+    """Return those of the words for a missing cell that may be a name."""
+    return [word for word in words if re.match(r"[^\W\d_]", word) and word.lower() != "nan"]
+
+
 def _maybe_name(name: str, roles: Roles, words: Sequence[str]) -> str:
     """Say what to do about a class or a client whose name is read as a missing cell."""
-    may_be = [word for word in words if re.match(r"[^\W\d_]", word) and word.lower() != "nan"]
-    if not may_be:
+    if not may_be_names(words):
         return ""
     if name in roles.targets and roles.task == "classification":
         return "if a word that is read as missing is a class, name all classes in dataset.classes"
