@@ -834,7 +834,8 @@ def _option(kind: Any, key: str, dotted: str, value: Any) -> Any:
     hint = _hints(kind)[key]
     ok, result = _convert(hint, value)
     if not ok:
-        raise ConfigError(dotted, value, f"expected {_describe(hint, meta)}{_but(value)}")
+        but = _but(value) or _in_quotes(hint, dotted, value)
+        raise ConfigError(dotted, value, f"expected {_describe(hint, meta)}{but}")
     items = result if isinstance(result, tuple) else (result,)
     within = all(_within(item, meta) for item in items if item is not None)
     if not within or len(items) != meta.get("length", len(items)):
@@ -850,6 +851,17 @@ def _but(value: Any) -> str:
         if isinstance(value, str) and math.isfinite(float(value)):
             return ", not a text (${oc.decode:...} makes a number of one)"
     return ""
+
+
+def _in_quotes(hint: Any, dotted: str, value: Any) -> str:
+    """Say how to write digits that are a text, such as a column's name."""
+    many = isinstance(value, list | tuple)
+    items = value if many else [value]
+    texts = [str(item) for item in items if isinstance(item, str) or type(item) is int]
+    if len(texts) < len(items) or not _convert(hint, texts if many else texts[0])[0]:
+        return ""
+    written = ",".join(f'"{text}"' for text in texts)
+    return f"; digits that are a text in quotes: '{dotted}={f'[{written}]' if many else written}'"
 
 
 def _convert(hint: Any, value: Any) -> tuple[bool, Any]:

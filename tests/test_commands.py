@@ -23,14 +23,14 @@ def test_usable_file_is_status_0(
     assert "age=missing in 1 of 4 rows, first in row 2" in out
 
 
-@pytest.mark.parametrize("text", ["", "age,y\n", "age,y\nold,a\nyoung,a\n1,b\n2,b\n3,b\n"])
+@pytest.mark.parametrize("text", ["", "age,y\n", "age,y\ninf,a\n4,a\n1,b\n2,b\n3,b\n"])
 def test_unusable_file_is_status_2(
     text: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Empty, header only, a text among numbers: one sentence each, and exit status 2."""
+    """Empty, header only, an infinite number: one sentence each, and exit status 2."""
     file = tmp_path / "rows.csv"
     file.write_text(text)
     assert fl_kit(monkeypatch, "check", str(file), "--target", "y") == 2

@@ -241,7 +241,7 @@ def test_a_column_of_an_odd_name_reaches_each_job_of_a_sweep(name):
 
 
 def test_the_arguments_of_an_upload_say_what_its_file_is(own):
-    """Its path, its target, its columns of texts, and natural clients by a key."""
+    """Its path, its target, what the check proposes, and natural clients by a key."""
     path = uploads.open(own).path
     mine = Choices(upload=own, target="a,b", task="regression", partitioner="iid", clients=2)
     assert overrides(mine) == [
@@ -249,7 +249,7 @@ def test_the_arguments_of_an_upload_say_what_its_file_is(own):
         f"dataset.path={quoted(str(path))}",
         'dataset.target="a,b"',
         "dataset.task=regression",
-        'dataset.categorical=["chest pain",hospital]',
+        "dataset.min_level_rows=1",
         "partitioner=iid",
         "num_clients=2",
         "model=auto",

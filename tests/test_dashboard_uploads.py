@@ -47,8 +47,14 @@ UNUSABLE = {
     "one class": (b"a,y\n1,0\n2,0\n", "problem: y is the same in every row: at least 2 classes"),
     "no target": (b"a,y\n1,\n2,\n", "problem: y=missing in every row: a value in some row"),
     "an infinite cell": (b"a,y\ninf,0\n2,1\n", "problem: a=inf in row 1: finite numbers"),
-    "all missing": (b"a,y\nNaN,0\nNaN,1\n", "problem: a=missing in every row"),
-    "half texts": (b"a,y\n1,0\n2,1\n3,1\nx,0\n", "problem: a='x' in row 4: numbers; for columns"),
+    "all missing": (
+        b"a,y\nNaN,0\nNaN,1\n",
+        "problem: dataset.features=null: at least one column to predict from; left out",
+    ),
+    "texts alone": (
+        b"a,y\nz,0\nw,1\nv,1\nx,0\n",
+        "problem: dataset.features=null: at least one column to predict from; left out",
+    ),
 }
 
 
@@ -99,7 +105,7 @@ def test_a_file_is_kept_once_for_its_owner_alone():
 def test_what_check_says_without_the_table_and_the_path():
     found = uploads.save(None, GOOD, "own.csv")
     assert found.columns == ("age", "town", "y")
-    assert (found.target, found.task, found.categorical) == ("y", "classification", ("town",))
+    assert (found.target, found.task) == ("y", "classification")
     assert found.usable
     assert found.sentences[:3] == (
         "4 rows, 3 columns",
@@ -112,14 +118,8 @@ def test_what_check_says_without_the_table_and_the_path():
 def test_a_target_can_be_chosen_and_another_task():
     name = uploads.save(None, GOOD, "own.csv").id
     other = uploads.open(name, target="age", task="regression", features=("y",))
-    assert (other.target, other.task, other.categorical, other.usable) == (
-        "age",
-        "regression",
-        (),
-        True,
-    )
-    keyed = uploads.open(name, key="town")
-    assert keyed.categorical == ()
+    assert (other.target, other.task, other.usable) == ("age", "regression", True)
+    assert other.options == ("dataset.features=[y]",)
     town = uploads.open(name, target="town", task="regression")
     assert not town.usable
 
@@ -134,9 +134,13 @@ def test_a_target_is_guessed_by_its_name_or_is_the_last_column(header, guess):
 
 
 def test_missing_cells_are_met_by_the_policy_that_keeps_most_rows():
-    assert uploads.save(None, b"a,y\n1,0\n,1\n3,1\n", "own.csv").missing == "mean"
-    assert uploads.save(None, b"a,y\n1,0\n2,\n3,1\n4,0\n", "own.csv").missing == "drop"
-    assert uploads.save(None, GOOD, "own.csv").missing == "error"
+    def missing(content: bytes) -> list[str]:
+        options = uploads.save(None, content, "own.csv").options
+        return [option for option in options if option.startswith("dataset.missing=")]
+
+    assert missing(b"a,y\n1,0\n,1\n3,1\n") == ["dataset.missing=mean"]
+    assert missing(b"a,y\n1,0\n2,\n3,1\n4,0\n") == ["dataset.missing=drop"]
+    assert missing(GOOD) == []
 
 
 @pytest.mark.parametrize("name", ["", "../x", "0" * 16, "0" * 15 + "/", "0123456789ABCDEF"])

@@ -217,7 +217,11 @@ def test_flat_parameters_are_dotted_texts_without_folders() -> None:
         ({"seed": None}, "seed=null: expected an integer >= 0"),
         ({"fraction_train": 0}, "fraction_train=0: expected a finite number > 0 and <= 1"),
         ({"fraction_train": 10**400}, None),
-        ({"output_dir": 3}, "output_dir=3: expected a text, or null"),
+        (
+            {"output_dir": 3},
+            "output_dir=3: expected a text, or null; digits that are a text in quotes: "
+            "'output_dir=\"3\"'",
+        ),
         (
             {"dataset": "digits"},
             f"dataset=digits: a mapping with one of {_names('dataset')} as name",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +19,19 @@ import numpy as np
 from fl_app.data.columns import (
     MISSING_WORDS,
     Spelling,
+    is_date,
     is_missing,
     is_text,
     no_numbers,
     plain,
-    told_spelling,
+    told_spellings,
 )
 from fl_app.data.encoding import counted, in_company
 from fl_app.data.files import read_frame, separator_of, spelt
 from fl_app.data.tabular import (
     MAX_CLASSES,
     MISSING,
+    Categorical,
     Columns,
     Reading,
     Roles,
@@ -43,6 +45,7 @@ from fl_app.data.tabular import (
     one_class,
     parse,
     quoted,
+    spelling_options,
     target_of,
     told_left_out,
     told_missing,
@@ -59,6 +62,8 @@ _FEW_WORDS = 5
 """Different texts in a column of numbers up to which they are taken for missing cells."""
 _RARE = 0.1
 """Share of the rows that may be lost, and that a class has where the others outnumber it."""
+_SHARE = (1 - DatasetConfig.test_fraction) * (1 - DatasetConfig.val_fraction)
+"""Share of the rows that are trained on."""
 _RISK = 0.01
 """Chance that no client has rows enough to tell a name, above which the command names it."""
 _MOST_CLIENTS = Config.num_clients
@@ -211,7 +216,8 @@ def report(
     """
     try:
         raw = read_frame(path, spelling=None)
-        spelling = told_spelling([raw[name] for name in raw.columns], separator_of(raw))
+        spellings = told_spellings([raw[name] for name in raw.columns], separator_of(raw))
+        spelling = spellings[0] if spellings else {}
         signs = sign(spelling.get("decimal", "dot")), sign(spelling.get("thousands", ""))
         frame = read_frame(path, spelling=Spelling(MISSING_WORDS, *signs))
     except InputError as error:
@@ -220,14 +226,15 @@ def report(
     if task is None:
         task = _guess_task(frame, (told,) if isinstance(told, str) else told)
     try:
-        roles, left = choose(frame, told, task, features, categorical or "auto", key, Reading())
+        levels: Categorical = "auto" if categorical is None else categorical
+        roles, left = choose(frame, told, task, features, levels, key, Reading())
         words, wordy = _words(frame, roles, features is None)
         labels = _labels(frame, roles)
         if words or wordy or labels:
             spelt_so = Spelling((*MISSING_WORDS, *words), *signs)
             frame = read_frame(path, spelling=spelt_so, values=dict.fromkeys(roles.targets, labels))
             reading = Reading(exclude=tuple(wordy))
-            roles, left = choose(frame, told, task, features, categorical or "auto", key, reading)
+            roles, left = choose(frame, told, task, features, levels, key, reading)
     except InputError as error:
         return CheckReport(str(path), len(frame), _describe(frame, None), problems=(str(error),))
     problems: list[str] = []
@@ -246,7 +253,10 @@ def report(
         problems=tuple(problems),
     )
     said = [
-        *(f"numbers are spelt so: dataset.{option}={word}" for option, word in spelling.items()),
+        *(
+            [f"numbers are spelt so: {' or '.join(map(spelling_options, spellings))}"]
+            * bool(spelling)
+        ),
         *_told_words(words, wordy),
         *told_left_out(left),
         *told_missing(frame, roles),
@@ -266,11 +276,11 @@ def report(
     if empty:
         said.append(
             f"left out below, as with them dataset.missing={policy} loses more than a tenth of the "
-            f"rows: {listed(empty, 5)}"
+            f"rows, and without them {rows.sum()} of {len(rows)} stay: {listed(empty, 5)}"
         )
     number, clients = _clients(columns, rows)
     names = _names(columns, rows, number, list(left), labels)
-    options = [f"dataset.{option}={word}" for option, word in spelling.items()]
+    options = spelling_options(spelling).split()
     if features is not None:
         options.append(f"dataset.features={bracket(features)}")
     if exclude := [*wordy, *empty, *names.exclude]:
@@ -285,7 +295,7 @@ def report(
         found,
         options=(*options, *names.options),
         clients=clients,
-        runs=True,
+        runs=bool(rows.sum() * _SHARE >= Config.min_rows),
         notes=(*said, *names.notes),
     )
 
@@ -330,6 +340,12 @@ def _words(frame: Any, roles: Roles, free: bool) -> tuple[dict[str, list[str]], 
     return words, many
 
 
+def _told_spelling(spellings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Say how numbers are spelt: so below, or else so."""
+    ways = map(spelling_options, spellings)
+    return [f"numbers are spelt otherwise: {' or '.join(ways)}"] if spellings else []
+
+
 def _labels(frame: Any, roles: Roles) -> list[str]:
     """Return the words of a tenth of the rows or more that may be classes, and no missing cells."""
     if roles.task == "regression" or not roles.targets:
@@ -360,7 +376,7 @@ def _striking(frame: Any, columns: Columns, found: CheckReport) -> list[str]:
     if bare:
         said.append(f"mostly empty: {listed(bare, 5)}; dataset.exclude leaves columns out")
     counting = [name for name in roles.features if identifies_rows(frame[name])]
-    if counting:
+    if counting and len(frame) > _FEW:
         said.append(
             f"another whole number in each row: {listed(counting, 5)}; if these are identifiers, "
             "dataset.exclude leaves them out"
@@ -470,7 +486,6 @@ def _names(
 ) -> _Names:
     """Return what names the classes and levels of which no client may have rows enough to tell."""
     sites = next(iter(columns.key.values()), np.zeros(len(rows)))
-    share = (1 - DatasetConfig.test_fraction) * (1 - DatasetConfig.val_fraction)
     alike = 1 if columns.key else number
 
     def rare(cells: Any) -> dict[Any, int]:
@@ -478,7 +493,7 @@ def _names(
         pairs = zip(cells[rows].tolist(), sites[rows].tolist(), strict=True)
         hidden: dict[Any, float] = {}
         for (cell, _), count in Counter(pairs).items():
-            mean = count * share / alike
+            mean = count * _SHARE / alike
             few = sum(math.exp(-mean) * mean**k / math.factorial(k) for k in range(MIN_LEVEL_ROWS))
             hidden[cell] = hidden.get(cell, 1.0) * few**alike
         counts = Counter(cells[rows].tolist())
@@ -492,9 +507,9 @@ def _names(
     why = f"fewer than dataset.min_level_rows={MIN_LEVEL_ROWS} rows at each client"
     if hidden and not words:
         said = (
-            f"{listed(hidden, 5)}: too many rows may be of levels with {why}, so dataset.min_level_rows=1 below: "
-            "all rows are in one file; where clients have files of their own dataset.levels names "
-            "levels that are no secret"
+            f"{listed(hidden, 5)}: too many rows may be of levels with {why}, so "
+            "dataset.min_level_rows=1 below: all rows are in one file; where clients have files "
+            "of their own, dataset.levels names levels that are no secret"
         )
         return _Names(("dataset.min_level_rows=1",), tuple(left), (said,))
     if columns.roles.task == "regression":
@@ -553,7 +568,7 @@ def _kind(column: Any) -> str:
     filled = _filled(column)
     if not len(filled):
         return "empty"
-    if column.dtype.kind in "mM":
+    if is_date(column):
         return "date or time"
     if all(isinstance(value, bool | np.bool_) for value in filled):
         return "true or false"

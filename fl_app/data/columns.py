@@ -40,7 +40,7 @@ __all__ = [
     "plain",
     "texts",
     "tidied",
-    "told_spelling",
+    "told_spellings",
 ]
 
 Cell = int | float | str | None
@@ -106,7 +106,7 @@ class Spelling:
         return text
 
 
-def told_spelling(columns: Iterable[Any], separator: str = "") -> dict[str, str]:
+def told_spellings(columns: Iterable[Any], separator: str = "") -> list[dict[str, str]]:
     """Tell by their texts how numbers are spelt that programs would not read.
 
     Parameters
@@ -118,12 +118,12 @@ def told_spelling(columns: Iterable[Any], separator: str = "") -> dict[str, str]
 
     Returns
     -------
-    dict
-        ``decimal`` and ``thousands`` as words of ``fl_app.schema.SIGNS``; empty where no column
-        becomes one of numbers by them.
+    list of dict
+        ``decimal`` and ``thousands`` as words of ``fl_app.schema.SIGNS``, the likelier first; empty
+        where no column becomes one of numbers by them.
     """
     texts = [_counted(column) for column in columns if column.dtype.kind not in "biufmM"]
-    best, found = (0, 0, 0), {}
+    best, found = (0, 0, 0), list[dict[str, str]]()
     for decimal, thousands in _READINGS if separator == ";" else _READINGS[::-1]:
         spelling = Spelling(decimal=sign(decimal), thousands=sign(thousands))
         scores = [_gained(counts, spelling) for counts in texts]
@@ -131,8 +131,9 @@ def told_spelling(columns: Iterable[Any], separator: str = "") -> dict[str, str]
         options = {"decimal": decimal} if decimal != "dot" else {}
         options |= {"thousands": thousands} if thousands else {}
         score = gained, changed, -len(options)
-        if None not in scores and gained and score > best:
-            best, found = score, options
+        if None in scores or not gained or score < best:
+            continue
+        best, found = score, [*(found if score == best else ()), options]
     return found
 
 

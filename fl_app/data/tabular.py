@@ -33,7 +33,7 @@ from fl_app.data.columns import (
     place,
     plain,
     texts,
-    told_spelling,
+    told_spellings,
 )
 from fl_app.data.encoding import in_company, some
 from fl_app.data.files import read_frame, separator_of, spelt
@@ -533,12 +533,16 @@ def _numbers_wanted(frame: Any, roles: Roles, name: str) -> str:
     """Say what to do about a column that should hold numbers and does not."""
     if name in roles.targets:
         return "numbers, as dataset.task=regression; for labels set dataset.task=classification"
-    if spelling := told_spelling([frame[name]], separator_of(frame)):
-        options = " ".join(f"dataset.{option}={word}" for option, word in spelling.items())
-        return f"numbers; if these are, set {options}"
+    if spellings := told_spellings([frame[name]], separator_of(frame)):
+        return f"numbers; if these are, set {' or '.join(map(spelling_options, spellings))}"
     columns = {name, *roles.categorical, *text_columns(frame, roles.features)}
     levels = bracket([feature for feature in roles.features if feature in columns])
     return f"numbers; for columns of texts set 'dataset.categorical={levels}'"
+
+
+def spelling_options(spelling: Mapping[str, str]) -> str:
+    """Write what :func:`fl_app.data.columns.told_spellings` found as overrides."""
+    return " ".join(f"dataset.{option}={word}" for option, word in spelling.items())
 
 
 def text_columns(frame: Any, names: Sequence[str]) -> list[str]:
