@@ -287,7 +287,8 @@ def test_an_app_of_scikit_learn_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @needs_torch
 def test_an_app_of_torch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors come and go as in Flower's own engine."""
-    folder = write(tmp_path / "app", _SERVER.replace("[np.zeros(2)]", '{"w": np.zeros(2)}'), _TORCH)
+    server = "import torch\n" + _SERVER.replace("[np.zeros(2)]", '{"w": torch.zeros(2)}')
+    folder = write(tmp_path / "app", server, _TORCH)
     assert fl_kit(monkeypatch, "run", str(folder), "-n", "4") == 0
     assert result()["arrays"] == SUM
 
