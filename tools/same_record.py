@@ -323,7 +323,7 @@ def differences(before: Record, after: Record) -> list[str]:
     old, new = _flat(before), _flat(after)
     return [
         f"{name}: {_shown(old.get(name))} -> {_shown(new.get(name))}"
-        for name in [*old, *(new.keys() - old.keys())]
+        for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
 
