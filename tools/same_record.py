@@ -107,6 +107,7 @@ VARYING = {
     r"\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d-\d+": "SWEEP",
     r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00": "TIME",
     r"\b[0-9a-f]{32}\b": "ID",
+    r'(?<=commit )[0-9a-f]{12}|(?<="commit": ")[0-9a-f]{40}': "COMMIT",
     r"\b[\d.]+ s\b": "SECONDS",
     r"^waiting for the tracker.*\n": "",  # where the disk is busy
 }
@@ -286,11 +287,13 @@ def collect(elsewhere: bool) -> tuple[Record, list[str]]:
         record |= {name: scratch.printed(done.result()) for name, done in short.items()}
         for runtime in RUNTIMES if elsewhere else ():
             found = scratch.sweep(runtime, RUNTIMES[runtime])
-            if len(found) != 9:
-                differing.append(f"{runtime}: {len(found) - 1} of 8 runs: {found}")
+            printed = found.pop(f"sweep of {runtime}")["printed"]
+            if printed["status"] != "0" or len(found) != 8:
+                differing.append(f"{runtime}: {len(found)} of 8 runs, {printed}")
             own = {name: _weights_and_metrics(texts) for name, texts in found.items()}
             here = {name: _weights_and_metrics(record[name]) for name in found if name in record}
-            differing += [f"{runtime}: {line}" for line in differences(here, own)]
+            lines = differences(shortened(here), shortened(own))
+            differing += [f"{runtime}: {line}" for line in lines]
     return dict(sorted(record.items())), differing
 
 
