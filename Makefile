@@ -7,7 +7,7 @@ XGBOOST := .venv/.xgboost
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow check format pins ui page pictures bench bench-bits bench-peers bench-stacking keel clean
+.PHONY: setup run test test-slow check format pins template ui page pictures bench bench-bits bench-peers bench-stacking keel clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -56,8 +56,11 @@ format: setup  ## rewrite in the house's format
 	$(BIN)/ruff check --fix .
 
 # On the index that uv knows; neither its address nor a lock file is kept.
-pins: setup  ## the newest versions that go together: constraints.txt and [tool.uv]
+pins: setup  ## the newest versions that go together: constraints.txt, [tool.uv] and the template
 	$(BIN)/python -m tools.pins
+
+template: setup  ## the pyproject.toml that Flower's bundles get, from this repository's
+	$(BIN)/python -m tools.template
 
 ui: setup  ## the MLflow UI on the store of fl_app
 	$(BIN)/fl-kit ui

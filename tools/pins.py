@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools import template
+
 ROOT = Path(__file__).parents[1]
 _HEAD = "# Exact versions of the core and of every extra, resolved together (make pins)."
 
@@ -41,11 +43,12 @@ def with_pins(text: str, pins: list[str]) -> str:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write both files, and what is made of them."""
     project = ROOT / "pyproject.toml"
     pins = resolved(project)
     (ROOT / "constraints.txt").write_text("\n".join([_HEAD, *pins, ""]))
     project.write_text(with_pins(project.read_text(), pins))
+    template.main()
 
 
 if __name__ == "__main__":
