@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+import fl_app
 from fl_app.config import config_dir
 from fl_app.launch import _KEYS
 from fl_app.schema import GROUPS, SECTIONS, Config, to_dict
@@ -124,6 +125,11 @@ def test_the_bundle_carries_the_yaml_files() -> None:
     # Flower leaves such names out of a bundle, and the two ends' code would differ.
     left_out = [*(ROOT / "fl_app").rglob("test_*.py"), *(ROOT / "fl_app").rglob("*_test.py")]
     assert left_out == []
+
+
+def test_the_version_is_written_twice_and_equal() -> None:
+    """Flower reads pyproject.toml; in its bundle nothing is installed that could be asked."""
+    assert fl_app.__version__ == PROJECT["project"]["version"]
 
 
 def test_the_template_is_made_of_the_project() -> None:
