@@ -7,7 +7,7 @@ XGBOOST := .venv/.xgboost
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow check format pins template ui page pictures bench bench-bits bench-peers bench-stacking keel clean
+.PHONY: setup run test test-slow test-fresh check format pins template ui page pictures bench bench-bits bench-peers bench-stacking keel clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -42,6 +42,10 @@ $(XGBOOST): $(READY)
 
 test-slow: $(BROWSER) $(XGBOOST)  ## what starts Ray, servers, a browser or many processes
 	$(BIN)/python -m pytest -m slow
+
+# What it finds goes into the test as an @example, for good.
+test-fresh: setup  ## the tests of laws with other examples each time; no part of `make test`
+	$(BIN)/python -m pytest -m 'hypothesis and not slow' --hypothesis-profile=fresh
 
 check: setup  ## lint, format, types, import layers, declared dependencies
 	$(BIN)/ruff check .

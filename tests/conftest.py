@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 # Read when Flower and MLflow are imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -17,6 +18,15 @@ settings.register_profile(
     "fl_app", derandomize=True, database=None, deadline=None, max_examples=40, print_blob=False
 )
 settings.load_profile("fl_app")
+# With `make test-fresh` only: others each time; what failed is tried first in the next.
+settings.register_profile(
+    "fresh",
+    settings.get_profile("fl_app"),
+    derandomize=False,
+    database=DirectoryBasedExampleDatabase(Path(__file__).parents[1] / ".hypothesis" / "examples"),
+    max_examples=200,
+    print_blob=True,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
