@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,26 @@ def _quick_collections() -> None:
     """Let collections, of which Flower makes one a reply in places, skip what is there already."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _tables_are_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let MLflow make its tables in one file, which takes seconds; other stores begin as copies."""
+    from fl_app.tracking import mlflow_store
+
+    first, make = tmp_path_factory.mktemp("store") / "mlflow.db", mlflow_store._make_tables
+
+    def copy(path: Path) -> None:
+        if path.exists():  # of another program, or empty
+            make(path)
+            return
+        if not first.exists():
+            make(first)
+        shutil.copyfile(first, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_store, "_make_tables", copy)
+        yield
 
 
 @pytest.fixture(autouse=True)
