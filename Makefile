@@ -7,7 +7,7 @@ XGBOOST := .venv/.xgboost
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow test-fresh check format pins template ui page pictures bench bench-bits bench-peers bench-stacking keel clean
+.PHONY: setup run test test-slow test-fresh test-versions check format pins template ui page pictures bench bench-bits bench-peers bench-stacking keel clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -46,6 +46,9 @@ test-slow: $(BROWSER) $(XGBOOST)  ## what starts Ray, servers, a browser or many
 # What it finds goes into the test as an @example, for good.
 test-fresh: setup  ## the tests of laws with other examples each time; no part of `make test`
 	$(BIN)/python -m pytest -m 'hypothesis and not slow' --hypothesis-profile=fresh
+
+test-versions: setup  ## the fast suite under other Pythons and Flower's other release, ten minutes
+	.ci/versions
 
 check: setup  ## lint, format, types, import layers, declared dependencies
 	$(BIN)/ruff check .

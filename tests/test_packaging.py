@@ -63,6 +63,17 @@ def test_every_dependency_is_pinned() -> None:
         assert re.split(r"[\[<>=~! ]", wanted)[0].lower() in pinned, wanted
 
 
+def test_every_python_and_every_flower_of_the_ranges_is_tried() -> None:
+    """Besides the lowest Python and the pinned Flower, which run all other tests."""
+    project = PROJECT["project"]
+    lowest, above = map(int, re.findall(r"3\.(\d+)", project["requires-python"]))
+    flower = re.match(r"flwr\[simulation\]>=1\.(\d+),<1\.(\d+)$", project["dependencies"][0])
+    assert flower is not None
+    tried = re.findall(r"^under 3\.(\d+) 1\.(\d+)", (ROOT / ".ci/versions").read_text(), re.M)
+    assert {int(python) for python, _ in tried} == set(range(lowest + 1, above))
+    assert {int(release) for _, release in tried} == set(range(int(flower[1]), int(flower[2])))
+
+
 # ---------------------------------------------------------------------------- conf and schema
 def test_every_option_has_a_file_and_every_file_an_option() -> None:
     """Hydra's groups are the schema's, option by option, besides the presets'."""
