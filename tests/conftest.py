@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 # Read when Flower and MLflow are imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+_BEGAN = time.monotonic()
 
 settings.register_profile(
     "fl_app", derandomize=True, database=None, deadline=None, max_examples=40, print_blob=False
@@ -29,6 +33,17 @@ settings.register_profile(
     max_examples=200,
     print_blob=True,
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run of the tests be ended in order, with its summary, when its time is up."""
+    parser.addoption("--seconds", type=float, default=math.inf, help="begin no test after these")
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Begin no further test after the last second."""
+    if time.monotonic() - _BEGAN > item.config.getoption("seconds"):
+        item.session.shouldstop = "time is up"
 
 
 @pytest.fixture(autouse=True, scope="module")
