@@ -7,7 +7,7 @@ XGBOOST := .venv/.xgboost
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow check format ui page pictures bench bench-bits bench-peers bench-stacking keel clean
+.PHONY: setup run test test-slow test-fresh test-versions check format pins template ui page pictures bench bench-bits bench-peers bench-stacking keel clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -43,15 +43,31 @@ $(XGBOOST): $(READY)
 test-slow: $(BROWSER) $(XGBOOST)  ## what starts Ray, servers, a browser or many processes
 	$(BIN)/python -m pytest -m slow
 
-check: setup  ## lint, format, types, import layers
+# What it finds goes into the test as an @example, for good.
+test-fresh: setup  ## the tests of laws with other examples each time; no part of `make test`
+	$(BIN)/python -m pytest -m 'hypothesis and not slow' --hypothesis-profile=fresh
+
+test-versions: setup  ## the fast suite under other Pythons and Flower's other release, ten minutes
+	.ci/versions
+
+check: setup  ## lint, format, types, import layers, declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry fl_app
+	$(BIN)/deptry tests benchmarks docs tools --ignore DEP002,DEP004
 
 format: setup  ## rewrite in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# On the index that uv knows; neither its address nor a lock file is kept.
+pins: setup  ## the newest versions that go together: constraints.txt, [tool.uv] and the template
+	$(BIN)/python -m tools.pins
+
+template: setup  ## the pyproject.toml that Flower's bundles get, from this repository's
+	$(BIN)/python -m tools.template
 
 ui: setup  ## the MLflow UI on the store of fl_app
 	$(BIN)/fl-kit ui

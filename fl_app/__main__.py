@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import fl_app
 from fl_app.config import (
     HydraErrors,
     check_sweep,
@@ -175,6 +176,9 @@ def _run(config: Config) -> RunResult:
 @reader_may_leave()
 def main() -> None:
     """Run the command line."""
+    if "--version" in sys.argv[1:]:  # Hydra would tell its own
+        print(f"fl-app {fl_app.__version__}")
+        return
     # Hydra writes and prints what was typed.
     sys.argv[1:] = [_without_secrets(_at_home(word)) for word in sys.argv[1:]]
     with job_log() as path:

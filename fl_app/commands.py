@@ -14,6 +14,7 @@ from typing import Annotated, cast
 import click
 import typer
 
+import fl_app
 from fl_app.errors import FlAppError, InputError, printable
 from fl_app.pipes import reader_may_leave
 from fl_app.schema import Task
@@ -22,11 +23,36 @@ __all__ = ["main"]
 
 app = typer.Typer(
     name="fl-kit",
-    help="The commands around a federated run; fl-app makes the run itself.",
+    help="""\b
+    The commands around a federated run; fl-app makes the run itself.
+    They compare what it recorded, and show it live or in MLflow;
+    they say beforehand whether a file of yours could be used.
+
+    \b
+      fl-kit check patients.csv --target outcome
+      fl-kit report --baseline strategy=fedavg --metric server/accuracy
+      fl-kit dashboard
+    """,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"fl-kit {fl_app.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
 
 
 @app.command()
@@ -196,6 +222,8 @@ def main() -> None:
             sys.exit(status)
     except FlAppError as error:
         _fail(str(error), error.exit_status)
+    except click.exceptions.NoArgsIsHelpError:
+        sys.exit(2)  # the help is printed
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):

@@ -33,6 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+import fl_app
 from fl_app.errors import ConfigError
 from fl_app.schema import (
     BASE_MODELS,
@@ -67,12 +68,14 @@ _composing = threading.Lock()
 
 
 def config_dir() -> Path:
-    """Return the folder of the YAML files: beside the package, or inside an installed one.
+    """Return the folder of the YAML files: inside an installed package, or beside a source tree's.
 
-    Never looked up from the working directory: Flower unpacks a bundle elsewhere.
+    Never looked up from the working directory: Flower unpacks a bundle elsewhere. Inside first,
+    as other packages may leave a ``conf`` beside an installed one.
     """
-    beside = Path(__file__).parents[1] / "conf"
-    return beside if beside.is_dir() else Path(__file__).parent / "conf"
+    package = Path(fl_app.__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def compose_config(overrides: Sequence[str]) -> Config:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+import fl_app
+from fl_app.__main__ import main
 from tests.kit import fl_kit
 
 GOOD = "age,chest pain,y\n30,none,sick\n,typical,well\n50,none,sick\n41,typical,well\n"
@@ -57,3 +60,27 @@ def test_mistakes_are_one_line(
     err = capsys.readouterr().err
     assert err.startswith(message)
     assert len(err.splitlines()) == 1
+
+
+def test_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both commands name themselves and the version, and nothing else happens."""
+    assert fl_kit(monkeypatch, "--version") == 0
+    monkeypatch.setattr(sys, "argv", ["fl-app", "seed=nonsense", "--version"])
+    main()
+    version = fl_app.__version__
+    assert capsys.readouterr().out == f"fl-kit {version}\nfl-app {version}\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]], ids=["nothing", "help"])
+def test_help_says_what_it_is(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three lines and three examples; without a word it is bad input, and says no more."""
+    assert fl_kit(monkeypatch, *words) == (0 if words else 2)
+    out, err = capsys.readouterr()
+    lines = [line.strip() for line in out.splitlines() if line.strip()]
+    assert lines[1].startswith("The commands around a federated run")
+    assert all(line.startswith("fl-kit ") for line in lines[4:7])
+    assert err == ""

@@ -478,7 +478,7 @@ def mutated(draw: st.DrawFn) -> tuple[str, Task, dict[str, NDArray[Any]]]:
 
 
 @given(case=mutated())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_damaged_arrays_are_refused_or_harmless(
     case: tuple[str, Task, dict[str, NDArray[Any]]],
 ) -> None:
@@ -499,7 +499,7 @@ def test_damaged_arrays_are_refused_or_harmless(
 
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40), classes=st.integers(1, C))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_is_fitted_passes_the_check(seed: int, n: int, classes: int) -> None:
     """Every honest client's arrays are accepted, whatever rows it has."""
     draw = rng(seed)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+import fl_app
 from fl_app.config import config_dir
 from fl_app.launch import _KEYS
 from fl_app.schema import GROUPS, SECTIONS, Config, to_dict
+from tools import pins, template
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -37,6 +41,16 @@ def test_the_pins_are_written_twice_and_equal() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==\S+", pin) for pin in pins)
 
 
+def test_pins_are_renewed_in_their_place() -> None:
+    """The rest of pyproject.toml stays as it is, and so does a list that did not change."""
+    text = (ROOT / "pyproject.toml").read_text()
+    own = PROJECT["tool"]["uv"]["constraint-dependencies"]
+    assert pins.with_pins(text, own) == text
+    renewed = pins.with_pins(text, ["a==1", "b==2"])
+    assert tomllib.loads(renewed)["tool"]["uv"]["constraint-dependencies"] == ["a==1", "b==2"]
+    assert pins.with_pins(renewed, own) == text
+
+
 def test_every_dependency_is_pinned() -> None:
     """What the project asks for, core and extras, has one exact version."""
     lines = (ROOT / "constraints.txt").read_text().lower().splitlines()
@@ -47,6 +61,17 @@ def test_every_dependency_is_pinned() -> None:
     ]
     for wanted in [*project["dependencies"], *extras]:
         assert re.split(r"[\[<>=~! ]", wanted)[0].lower() in pinned, wanted
+
+
+def test_every_python_and_every_flower_of_the_ranges_is_tried() -> None:
+    """Besides the lowest Python and the pinned Flower, which run all other tests."""
+    project = PROJECT["project"]
+    lowest, above = map(int, re.findall(r"3\.(\d+)", project["requires-python"]))
+    flower = re.match(r"flwr\[simulation\]>=1\.(\d+),<1\.(\d+)$", project["dependencies"][0])
+    assert flower is not None
+    tried = re.findall(r"^under 3\.(\d+) 1\.(\d+)", (ROOT / ".ci/versions").read_text(), re.M)
+    assert {int(python) for python, _ in tried} == set(range(lowest + 1, above))
+    assert {int(release) for _, release in tried} == set(range(int(flower[1]), int(flower[2])))
 
 
 # ---------------------------------------------------------------------------- conf and schema
@@ -102,17 +127,67 @@ def test_flower_may_override_exactly_the_keys_that_are_read() -> None:
     assert set(keys.values()) == {""}
 
 
-def test_the_bundle_and_the_wheel_carry_the_yaml_files() -> None:
-    """Both ways of installing find ``conf/`` where ``config_dir`` looks."""
+def test_the_bundle_carries_the_yaml_files() -> None:
+    """What Flower unpacks has ``conf/`` where ``config_dir`` looks."""
     assert config_dir() == ROOT / "conf"
     patterns = PROJECT["tool"]["flwr"]["app"]["fab-include"]
     assert {"fl_app/**/*", "conf/**/*"} <= set(patterns)
     assert all(any(ROOT.glob(pattern)) for pattern in patterns)
-    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"]["conf"] == "fl_app/conf"
     # Flower leaves such names out of a bundle, and the two ends' code would differ.
     left_out = [*(ROOT / "fl_app").rglob("test_*.py"), *(ROOT / "fl_app").rglob("*_test.py")]
     assert left_out == []
+
+
+def test_the_version_is_written_twice_and_equal() -> None:
+    """Flower reads pyproject.toml; in its bundle nothing is installed that could be asked."""
+    assert fl_app.__version__ == PROJECT["project"]["version"]
+
+
+def test_the_template_is_made_of_the_project() -> None:
+    """What a bundle says of itself is what the repository says (`make template`)."""
+    assert template.FILE.read_text() == template.template()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that the wheel was unpacked into, beside a stranger's ``conf``."""
+    made, folder = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site-packages")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory"]
+    subprocess.run([*build, str(made)], cwd=ROOT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(made.glob("*.whl"))) as wheel:
+        wheel.extractall(folder)
+    (folder / "conf").mkdir()
+    (folder / "conf" / "config.yaml").write_text("seed: 99\n")
+    return folder
+
+
+def _where_installed(folder: Path, *words: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_a_wheel_reads_its_own_conf(installed: Path) -> None:
+    """A ``conf`` that another package has left beside it in site-packages is not ours."""
+    printed = _where_installed(installed, "-m", "fl_app", "--cfg", "job")
+    assert yaml.safe_load(printed)["seed"] == 0
+
+
+def test_a_wheel_makes_the_bundle_that_the_repository_makes(installed: Path) -> None:
+    """Both ends of a run agree on the code, whatever way it was installed."""
+    code = (
+        "from fl_app.runtimes.bundle import app_dir\n"
+        "from hashlib import sha256\n"
+        "with app_dir() as root:\n"
+        "    for path in sorted(p for p in root.rglob('*') if p.is_file()):\n"
+        "        print(path.relative_to(root), sha256(path.read_bytes()).hexdigest())\n"
+    )
+    bundle = _where_installed(installed, "-c", code)
+    assert bundle == _where_installed(ROOT, "-c", code)
+    names = [line.split()[0] for line in bundle.splitlines()]
+    assert {"pyproject.toml", "conf/config.yaml", "fl_app/server_app.py"} <= set(names)
+    assert not (installed / "fl_app" / "pyproject.toml").exists()
 
 
 def test_a_client_process_loads_neither_hydra_nor_mlflow() -> None:

@@ -76,7 +76,7 @@ def built(config: StrategyConfig, k: int, learning_rate: float = 0.5) -> Strateg
 
 finite = st.floats(-10, 10, allow_nan=False)
 vectors = st.lists(finite, min_size=3, max_size=3).map(np.array)
-some = settings(max_examples=25, deadline=None, derandomize=True)
+some = settings(max_examples=25)
 AVERAGES: list[StrategyConfig] = [
     StrategyConfig("fedavg"),
     FedProxConfig("fedprox"),

@@ -303,9 +303,9 @@ def clipped(
 
     Examples
     --------
-    >>> update, length = clipped({"w": np.zeros(2)}, {"w": np.array([3.0, 4.0])}, 1.0)
+    >>> update, length = clipped({"w": np.zeros(2)}, {"w": np.array([3.0, 4.0])}, 2.5)
     >>> update["w"].tolist(), length
-    ([0.6, 0.8], 5.0)
+    ([1.5, 2.0], 5.0)
     """
     with np.errstate(over="ignore"):
         update = {n: np.subtract(reply[n], a, dtype=np.float64) for n, a in sent.items()}

@@ -19,14 +19,13 @@ __all__ = ["app_dir"]
 def app_dir() -> Iterator[Path]:
     """Yield a folder with just the app: Flower reads every file below the one it is given."""
     package = Path(fl_app.__file__).parent
-    project = next(p for p in (package.parent, package) if (p / "pyproject.toml").is_file())
     with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
         root = Path(folder)
-        shutil.copy(project / "pyproject.toml", root)
-        ignored = shutil.ignore_patterns("__pycache__", "conf", "pyproject.toml")
+        shutil.copy(package / "runtimes" / "bundle.toml", root / "pyproject.toml")
+        ignored = shutil.ignore_patterns("__pycache__", "conf")
         shutil.copytree(package, root / "fl_app", ignore=ignored)
         shutil.copytree(config_dir(), root / "conf")
-        for file in (root / "pyproject.toml", *root.glob("conf/**/*.yaml")):
+        for file in root.glob("conf/**/*.yaml"):
             # The bundle goes to every SuperNode, and a site's own defaults may hold a password.
             if (shown := masked(text := file.read_text(encoding="utf-8"))) != text:
                 file.write_text(shown, encoding="utf-8")

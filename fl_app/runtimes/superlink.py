@@ -131,8 +131,9 @@ class PrivateSuperLink:
 
     Examples
     --------
-    >>> with PrivateSuperLink() as link:  # doctest: +SKIP
-    ...     submit("my-app", link.name, flwr_home=link.flwr_home, env=link.client_env)
+    >>> with PrivateSuperLink(name="lab") as link:  # for submit("my-app", link.name, ...)
+    ...     link.client_env["FLWR_HOME"] == str(link.flwr_home)
+    True
     """
 
     def __init__(

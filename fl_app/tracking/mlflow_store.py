@@ -299,9 +299,7 @@ def _prepare_sqlite(path: Path) -> None:
             leftover.unlink()
         if path.exists():  # of another program, or empty: MLflow adds its tables
             shutil.copyfile(path, part)
-        client = load_mlflow().MlflowClient(sqlite_uri(part))
-        client.search_experiments(max_results=1)
-        _disconnect(client)
+        _make_tables(part)
         with contextlib.closing(sqlite3.connect(part)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             # MLflow gives its experiment "Default" a folder in whatever directory is current now.
@@ -312,6 +310,12 @@ def _prepare_sqlite(path: Path) -> None:
             connection.commit()
         part.replace(path)
         _disconnect(load_mlflow().MlflowClient(sqlite_uri(path)))
+
+
+def _make_tables(path: Path) -> None:
+    client = load_mlflow().MlflowClient(sqlite_uri(path))
+    client.search_experiments(max_results=1)
+    _disconnect(client)
 
 
 def _disconnect(client: Any) -> None:

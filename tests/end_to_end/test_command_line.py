@@ -43,6 +43,7 @@ def test_help_and_config_need_no_run(tmp_path: Path) -> None:
     """``--help`` names the groups' options and ``--cfg job`` shows the composed config."""
     status, out, _ = fl_app(tmp_path, "--help")
     assert status == 0
+    assert all(line.startswith("  fl-app ") for line in out.splitlines()[4:7])
     assert "strategy: bulyan, fedadagrad" in out
     status, out, _ = fl_app(tmp_path, "--cfg", "job", "strategy=fedadam")
     assert status == 0
