@@ -34,7 +34,7 @@ from fl_app.client_app import app as client_app
 from fl_app.config import compose_config
 from fl_app.errors import DIVERGED, FlAppError
 from fl_app.grid import run_in_process
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.launch import Launch, git_commit
 from fl_app.schema import Config
 from fl_app.seeding import generator

@@ -34,7 +34,7 @@ from fl_app import stacking
 from fl_app.aggregation import weighted_mean
 from fl_app.errors import ConfigError, DataError, FederationError
 from fl_app.federation.replies import ReplySpec
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.models.base import Arrays
 from fl_app.models.estimators import MAX_VALUE
 from fl_app.models.stack import (

@@ -21,7 +21,6 @@ import numpy as np
 import yaml
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid import HttpGrid, InMemoryGrid
 from numpy.typing import NDArray
 
 from fl_app import wire
@@ -36,9 +35,10 @@ from fl_app.federation.measures import Measures
 from fl_app.federation.privacy import Private, with_privacy
 from fl_app.federation.roster import Roster
 from fl_app.federation.stepping import Stepping
-from fl_app.federation.watched import WatchedGrid
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
+from fl_app.grid.stock import HttpGrid, InMemoryGrid
+from fl_app.grid.watched import WatchedGrid
 from fl_app.launch import Launch, read_launch, read_runtime, unheeded, versions
 from fl_app.models.serving import Predictor
 from fl_app.schema import (

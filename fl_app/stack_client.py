@@ -23,7 +23,7 @@ from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded
 from fl_app.errors import DataError
 from fl_app.federation.stepping import Stepping, first_step
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.models import estimators
 from fl_app.models.base import Arrays
 from fl_app.models.metrics import score

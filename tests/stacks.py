@@ -18,7 +18,7 @@ from fl_app.data.partition import Encoded, encode, partition_of, test_table
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import Stack
 from fl_app.schema import Config, from_dict, to_json

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from fl_app.federation.averaging import average_evaluate, average_train, messages_to
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 
 from .messages import NODE_IDS, content_of, reply_of
 

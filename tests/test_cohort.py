@@ -9,10 +9,11 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.federation.cohort import GridView, choose_cohort
 from fl_app.federation.roster import Node
+from fl_app.federation.sampling import choose_cohort
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold
+from fl_app.grid.arrays import hold
+from fl_app.grid.view import GridView
 
 
 def _nodes(num: int, ids: list[int] | None = None) -> list[Node]:

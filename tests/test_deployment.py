@@ -14,8 +14,8 @@ import pytest
 from fl_app.client_app import app as client_app
 from fl_app.config import compose_config
 from fl_app.errors import ConfigError, FederationError, InputError, RunError
-from fl_app.federation.cohort import GridView
 from fl_app.grid import InProcessGrid
+from fl_app.grid.view import GridView
 from fl_app.launch import Launch, read_runtime
 from fl_app.runtimes import RunResult, deployment, run
 from fl_app.runtimes.submit import submit

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.stacking import faulty_app, wrapped
 from fl_app.client_app import app as client_app
 from fl_app.grid import run_in_process
-from fl_app.held import read
+from fl_app.grid.arrays import read
 from fl_app.launch import Launch
 from fl_app.schema import from_dict
 from fl_app.server_app import app as server_app

@@ -17,7 +17,7 @@ from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.replies import ReplySpec, spec_of
 from fl_app.federation.roster import Node, Roster
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.tracked import TrackedStrategy
 

@@ -27,7 +27,7 @@ from fl_app.data.partition import test_table as held_out
 from fl_app.errors import ConfigError, FederationError, InputError
 from fl_app.fedstacking import FAMILY_NUMBERS, PHASES, FedStacking, NAverage
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.models import estimators
 from fl_app.models.stack import Stack
 from fl_app.schema import BASE_MODELS, METRICS, RATIOS, Config

@@ -56,11 +56,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import fl_app.grid
+import fl_app.grid.inprocess
 from fl_app.errors import ConfigError, RunError
-from fl_app.federation.watched import WatchedGrid
 from fl_app.grid import InProcessGrid, in_process, run_in_process
-from fl_app.held import HeldArray, hold, read
+from fl_app.grid.arrays import HeldArray, hold, read
+from fl_app.grid.watched import WatchedGrid
 
 W = np.arange(6.0).reshape(2, 3)
 Handler = Callable[[Message, Context], Any]
@@ -661,7 +661,7 @@ class Clock(SimpleNamespace):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(fl_app.grid, "time", clock)
+    monkeypatch.setattr(fl_app.grid.inprocess, "time", clock)
     return clock
 
 

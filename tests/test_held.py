@@ -32,8 +32,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from fl_app import held
-from fl_app.held import (
+from fl_app.grid import arrays
+from fl_app.grid.arrays import (
     HeldArray,
     Wrapped,
     hold,
@@ -519,7 +519,7 @@ def test_messages_have_flowers_layout() -> None:
 def test_stock_arrays_have_four_fields() -> None:
     """The fields that a held array stands for are all that a stock array has."""
     fields = tuple(field.name for field in dataclasses.fields(Array))
-    assert fields == held._FIELDS
+    assert fields == arrays._FIELDS
     assert set(vars(Array(GRID))) - {"_is_dirty"} == set(fields)
 
 

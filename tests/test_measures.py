@@ -32,7 +32,7 @@ from fl_app.federation.measures import Exchange, Measures
 from fl_app.federation.replies import ReplySpec, accept
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold
+from fl_app.grid.arrays import hold
 from fl_app.models.metrics import (
     BINS,
     FEWEST_ROWS,

@@ -31,7 +31,7 @@ from fl_app.config import compose_config
 from fl_app.data.encoding import Encoding
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.launch import Launch
 from fl_app.models.serving import Predictor, predictor
 from fl_app.report import read_runs

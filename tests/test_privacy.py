@@ -15,7 +15,6 @@ from scipy import stats
 
 from fl_app.client_app import app as client_app
 from fl_app.errors import FederationError
-from fl_app.federation.cohort import GridView
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.privacy import (
     Noise,
@@ -27,7 +26,8 @@ from fl_app.federation.privacy import (
 )
 from fl_app.federation.roster import Node, Roster
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
+from fl_app.grid.view import GridView
 from fl_app.schema import GROUPS, DpAdaptiveConfig, DpFixedConfig
 from fl_app.strategies import build_strategy
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_app.federation.replies import ReplySpec, accept, spec_of
-from fl_app.held import HeldArray, hold, read, sender
+from fl_app.grid.arrays import HeldArray, hold, read, sender
 from tests.messages import NODE_IDS, asked_of, content_of, lost, reply_of, roster_of, sent_to
 
 ARRAYS = {"coef": np.arange(6.0).reshape(2, 3), "intercept": np.array([1.0, 2.0])}

@@ -16,9 +16,9 @@ from flwr.clientapp import ClientApp
 from fl_app.client_app import app as client_app
 from fl_app.config import compose_config
 from fl_app.data.partition import own_partition, partition_of, whole_table
-from fl_app.federation.cohort import GridView
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid, run_in_process
+from fl_app.grid.view import GridView
 from fl_app.launch import Launch
 from fl_app.schema import Config, from_dict
 from fl_app.seeding import generator

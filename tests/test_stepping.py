@@ -21,7 +21,7 @@ from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.roster import Node, Roster
 from fl_app.federation.stepping import MAX_HALVINGS, Losses, Stepping, first_step, merged
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.models.linear import Linear
 from fl_app.models.softmax import Softmax
 from fl_app.schema import ModelConfig, from_dict

@@ -29,7 +29,7 @@ from fl_app.data.partition import Encoded, encode, partition_of
 from fl_app.errors import ConfigError, FederationError
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.models.base import Model
 from fl_app.models.metrics import score
 from fl_app.models.optimum import converge

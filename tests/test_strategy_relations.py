@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from fl_app.aggregation import weighted_mean
 from fl_app.client_app import app as client_app
-from fl_app.federation.cohort import GridView
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
+from fl_app.grid.view import GridView
 from fl_app.models.softmax import Softmax
 from fl_app.schema import (
     GROUPS,

@@ -29,7 +29,7 @@ from flwr.serverapp.strategy import (
 from numpy.typing import NDArray
 
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.tracking import Asked, RoundRecord, RunEnd, RunStart, TrackedStrategy, Trackers
 from fl_app.tracking.base import flat_norm
 from fl_app.tracking.contents import content_bytes

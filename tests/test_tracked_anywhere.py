@@ -32,7 +32,7 @@ from mlflow import MlflowClient
 
 from fl_app.errors import FlAppError
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.tracking import MlflowTracker, RoundRecord, RunEnd, RunStart, TrackedStrategy
 from fl_app.tracking.base import flat_norm
 from fl_app.tracking.keys import aggregation_text

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.superlink.grid import InMemoryGrid
 
-from fl_app.federation.watched import WatchedGrid
+from fl_app.grid.watched import WatchedGrid
 
 from .messages import reply_of, sent_to
 
@@ -49,7 +49,7 @@ class Slow(InMemoryGrid):
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let looks follow each other at once."""
-    monkeypatch.setattr("fl_app.federation.watched._SHORTEST", 0.0)
+    monkeypatch.setattr("fl_app.grid.watched._SHORTEST", 0.0)
 
 
 def exchange(grid: Any, timeout: float | None = None) -> list[tuple[int, str]]:
@@ -83,7 +83,7 @@ def test_a_silent_node_costs_the_timeout_and_no_more() -> None:
 
 def test_looks_are_no_rarer_than_flowers(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 0.1 s on a tenth of the time so far, never more than the grid's own interval, or 3 s."""
-    monkeypatch.setattr("fl_app.federation.watched._SHORTEST", 0.1)
+    monkeypatch.setattr("fl_app.grid.watched._SHORTEST", 0.1)
     clock = [0.0]
     pauses: list[float] = []
 
@@ -91,8 +91,8 @@ def test_looks_are_no_rarer_than_flowers(monkeypatch: pytest.MonkeyPatch) -> Non
         pauses.append(seconds)
         clock[0] += seconds
 
-    monkeypatch.setattr("fl_app.federation.watched.time.sleep", sleep)
-    monkeypatch.setattr("fl_app.federation.watched.time.time", lambda: clock[0])
+    monkeypatch.setattr("fl_app.grid.watched.time.sleep", sleep)
+    monkeypatch.setattr("fl_app.grid.watched.time.time", lambda: clock[0])
     slow = Slow(silent=2)
     del slow.pull_interval  # Flower's grid of a deployment has none
     exchange(WatchedGrid(slow, lambda replies: None), timeout=100.0)

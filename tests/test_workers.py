@@ -28,12 +28,13 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
 
-import fl_app.grid
-import fl_app.workers
+import fl_app.grid.inprocess
+import fl_app.grid.workers
 from fl_app.errors import ConfigError, RunError
-from fl_app.grid import InProcessGrid, _Node, run_in_process
-from fl_app.held import HeldArray, hold
-from fl_app.workers import Job, WorkerError, WorkerPool, _Exchange
+from fl_app.grid import InProcessGrid, run_in_process
+from fl_app.grid.arrays import HeldArray, hold
+from fl_app.grid.inprocess import _Node
+from fl_app.grid.workers import Job, WorkerError, WorkerPool, _Exchange
 
 from . import worker_apps
 from .end_to_end.support import BIN, ROOT, processes_with
@@ -396,7 +397,7 @@ def test_timeout_is_a_nodes_own(
     ticks = map(float, count())
     clock = SimpleNamespace(monotonic=lambda: next(ticks), time=time.time)
     messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
-    monkeypatch.setattr(fl_app.grid, "time", clock)
+    monkeypatch.setattr(fl_app.grid.inprocess, "time", clock)
     replies = list(grid.send_and_receive(messages, timeout=timeout))
     monkeypatch.undo()
     assert len(replies) == answered
@@ -414,7 +415,7 @@ def test_message_is_lost_when_its_time_is_over(
     sent = message.metadata.created_at + (61 if late == "before" else 0)
     looks = map(float, count(step=61))
     clock = SimpleNamespace(monotonic=lambda: next(looks), time=lambda: sent)
-    monkeypatch.setattr(fl_app.grid, "time", clock)
+    monkeypatch.setattr(fl_app.grid.inprocess, "time", clock)
     (reply,) = grid.send_and_receive([message])
     monkeypatch.undo()
     assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
@@ -567,7 +568,7 @@ def test_refused_process_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(number: int, made: bytes) -> None:
         raise BlockingIOError(11, "no more processes")
 
-    monkeypatch.setattr(fl_app.workers, "_Worker", refuse)
+    monkeypatch.setattr(fl_app.grid.workers, "_Worker", refuse)
     with (
         pytest.raises(RunError, match=r"^worker 0 cannot be started: .*no more processes"),
         InProcessGrid(worker_apps.app, 2, num_workers=2) as grid,

@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from threadpoolctl import threadpool_info
 
 from fl_app.grid import InProcessGrid, in_process
-from fl_app.held import HeldArray
+from fl_app.grid.arrays import HeldArray
 
 W = np.arange(6.0).reshape(2, 3)
 

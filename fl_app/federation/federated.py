@@ -22,13 +22,13 @@ from fl_app.federation.averaging import (
     average_train,
     messages_to,
 )
-from fl_app.federation.cohort import GridView, choose_cohort
 from fl_app.federation.ending import Ending
 from fl_app.federation.measures import Exchange, Measures
 from fl_app.federation.replies import ReplySpec, accept, overflowed, spec_of
 from fl_app.federation.roster import Node, Roster
+from fl_app.federation.sampling import choose_cohort
 from fl_app.federation.stepping import Stepping
-from fl_app.held import (
+from fl_app.grid.arrays import (
     hold,
     items_of,
     metric_record,
@@ -37,6 +37,7 @@ from fl_app.held import (
     records_of,
     sender,
 )
+from fl_app.grid.view import GridView
 
 __all__ = ["Federated", "Participation", "Particular"]
 

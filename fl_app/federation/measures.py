@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.data.encoding import Encoding
-from fl_app.held import items_of, records_of
+from fl_app.grid.arrays import items_of, records_of
 from fl_app.models.metrics import (
     BINS,
     FEWEST_ROWS,

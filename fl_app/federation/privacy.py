@@ -62,7 +62,7 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.errors import ConfigError, FederationError
-from fl_app.held import hold, metric_record, read
+from fl_app.grid.arrays import hold, metric_record, read
 from fl_app.schema import Config, DpAdaptiveConfig, DpFixedConfig
 
 __all__ = [

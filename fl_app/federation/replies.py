@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from fl_app import wire
 from fl_app.errors import FlAppError
 from fl_app.federation.roster import Node
-from fl_app.held import HeldArray, dtype_name, items_of, read, records_of, sender
+from fl_app.grid.arrays import HeldArray, dtype_name, items_of, read, records_of, sender
 
 __all__ = ["ArraySpec", "ReplySpec", "accept", "overflowed", "spec_of"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fl_app.held import HeldArray, is_kind, items_of, records_of
+from fl_app.grid.arrays import HeldArray, is_kind, items_of, records_of
 from fl_app.tracking.base import Arrays, ClientRecord
 from fl_app.tracking.keys import MAX_SHOWN_VALUES
 

@@ -9,7 +9,7 @@ from flwr.app import Message
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
-from fl_app.federation.cohort import GridView
+from fl_app.grid.view import GridView
 
 __all__ = ["WatchedGrid"]
 

@@ -47,15 +47,23 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_app.errors import ConfigError, RunError
-from fl_app.held import Wrapped, answers, expiry, is_used, private_context, private_message, stamp
+from fl_app.grid.arrays import (
+    Wrapped,
+    answers,
+    expiry,
+    is_used,
+    private_context,
+    private_message,
+    stamp,
+)
+from fl_app.grid.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers
 from fl_app.seeding import generator
-from fl_app.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers
 
 __all__ = ["InProcessGrid", "has_main", "in_process", "run_in_process"]
 
 NodeConfigs = Mapping[int, UserConfig] | Sequence[UserConfig]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("fl_app.grid")
 _in_client: ContextVar[bool] = ContextVar("fl_app_in_client", default=False)
 
 

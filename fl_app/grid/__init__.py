@@ -1,0 +1,12 @@
+"""Grids of this process, and all that touches what Flower keeps private."""
+
+from typing import TYPE_CHECKING
+
+from fl_app.lazy import exporter
+
+if TYPE_CHECKING:
+    from fl_app.grid.inprocess import InProcessGrid, has_main, in_process, run_in_process
+
+__all__ = ["InProcessGrid", "has_main", "in_process", "run_in_process"]
+
+__getattr__ = exporter(__name__, {"inprocess": __all__})
