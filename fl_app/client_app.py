@@ -38,7 +38,8 @@ from fl_app.faults import fault_of, may_crash, spoiled
 from fl_app.federation import handshake
 from fl_app.federation.measures import Exchange, Measures
 from fl_app.grid import in_process
-from fl_app.grid.arrays import hold, records_of
+from fl_app.grid.arrays import hold
+from fl_app.grid.messages import records_of
 from fl_app.models.base import Arrays, Model
 from fl_app.models.optimum import converge
 from fl_app.models.serving import Predictor

@@ -26,7 +26,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from fl_app import wire
 from fl_app.federation.replies import ReplySpec
-from fl_app.grid.arrays import hold, read, records_of
+from fl_app.grid.arrays import hold, read
+from fl_app.grid.messages import records_of
 from fl_app.models.base import Arrays
 from fl_app.models.boosted import BoostedTrees
 

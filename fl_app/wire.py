@@ -18,8 +18,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
 from fl_app.data.encoding import Encoding
-from fl_app.grid.arrays import Record, hold, items_of, metric_record, read, record_dict, records_of
-from fl_app.grid.arrays import reply as make_reply
+from fl_app.grid.arrays import hold, items_of, read
+from fl_app.grid.messages import Record, metric_record, record_dict, records_of
+from fl_app.grid.messages import reply as make_reply
 from fl_app.schema import Config, from_json
 
 __all__ = [

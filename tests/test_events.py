@@ -16,7 +16,7 @@ import pytest
 from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
 
-import fl_app.grid.inprocess
+import fl_app.grid.run
 from fl_app import server_app
 from fl_app.client_app import app as client_app
 from fl_app.config import compose_config
@@ -174,7 +174,7 @@ def test_who_failed_is_known_by_partition_and_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A crash, a NaN and a silence stand in the record of the round, and in the events."""
-    monkeypatch.setattr(fl_app.grid.inprocess, "InProcessGrid", Losing)
+    monkeypatch.setattr(fl_app.grid.run, "InProcessGrid", Losing)
     folder = run(tmp_path, app=clients(crashing_and_nan))
     for r in (1, 2):
         (line,) = [x for x in lines(folder / "rounds.jsonl") if x["server_round"] == r]

@@ -56,10 +56,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import fl_app.grid.inprocess
 from fl_app.errors import ConfigError, RunError
 from fl_app.grid import InProcessGrid, in_process, run_in_process
-from fl_app.grid.arrays import HeldArray, hold, read
+from fl_app.grid.arrays import LazyArray, hold, read
 from fl_app.grid.watched import WatchedGrid
 
 W = np.arange(6.0).reshape(2, 3)
@@ -661,7 +660,8 @@ class Clock(SimpleNamespace):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(fl_app.grid.inprocess, "time", clock)
+    for name in ("inprocess", "replies", "waiting"):
+        monkeypatch.setattr(f"fl_app.grid.{name}.time", clock)
     return clock
 
 
@@ -1376,7 +1376,7 @@ def test_arrays_reach_a_client_as_held_ones() -> None:
 
     def client(message: Message, context: Context) -> Message:
         array = message.content.array_records["arrays"]["w"]
-        assert isinstance(array, HeldArray)
+        assert isinstance(array, LazyArray)
         assert not array.view().flags.writeable
         return answer(message)
 

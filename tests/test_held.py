@@ -33,16 +33,14 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from fl_app.grid import arrays
-from fl_app.grid.arrays import (
-    HeldArray,
+from fl_app.grid.arrays import LazyArray, hold, read
+from fl_app.grid.messages import (
     Wrapped,
-    hold,
     is_used,
     metric_record,
     private_content,
     private_context,
     private_message,
-    read,
     record_dict,
     reply,
     stamp,
@@ -76,10 +74,10 @@ CASES: dict[str, NDArray[Any]] = {
 }
 OBJECTS = np.array([{}, None], object)
 
-MAKERS: dict[str, Callable[[NDArray[Any]], HeldArray]] = {
-    "copied": HeldArray,
-    "given up": lambda ndarray: HeldArray(ndarray, copy=False),
-    "wrapped": lambda ndarray: HeldArray.wrap(Array(ndarray)),
+MAKERS: dict[str, Callable[[NDArray[Any]], LazyArray]] = {
+    "copied": LazyArray,
+    "given up": lambda ndarray: LazyArray(ndarray, copy=False),
+    "wrapped": lambda ndarray: LazyArray.wrap(Array(ndarray)),
 }
 
 numbers = st.one_of(
@@ -170,7 +168,7 @@ def test_view_has_the_memory_order_of_decoding(make: str, ndarray: NDArray[Any])
 
 def test_encodes_only_when_bytes_are_read() -> None:
     """Nothing but the bytes, and what is made of them, needs an encoding."""
-    array = HeldArray(GRID)
+    array = LazyArray(GRID)
     _ = array.dtype, array.shape, array.stype, array.numpy(), array.view(), repr(array)
     assert copy.deepcopy(array) is array
     assert copy.copy(array) is array
@@ -188,7 +186,7 @@ def test_decodes_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return load(*args, **options)
 
     monkeypatch.setattr(np, "load", counting)
-    array = HeldArray.wrap(Array(GRID))
+    array = LazyArray.wrap(Array(GRID))
     _ = array.dtype, array.shape, array.data, array.object_id
     assert calls == []
     _ = array.view(), array.numpy(), array.numpy()
@@ -200,7 +198,7 @@ def test_cannot_be_changed(make: str) -> None:
     """No field can be set, and the view stays read-only."""
     array = MAKERS[make](GRID)
     for name, value in dataclasses.asdict(array).items():
-        with pytest.raises(AttributeError, match=rf"HeldArray\.{name} cannot be set"):
+        with pytest.raises(AttributeError, match=rf"LazyArray\.{name} cannot be set"):
             setattr(array, name, value)
     with pytest.raises(ValueError, match="read-only"):
         array.view()[...] = 0
@@ -224,7 +222,7 @@ def test_shares_no_memory_that_can_be_written(make: str) -> None:
 def test_gives_up_a_buffer_without_copying() -> None:
     """``copy=False`` keeps the buffer itself and leaves the caller's ndarray as it was."""
     source = GRID.copy()
-    assert np.shares_memory(HeldArray(source, copy=False).view(), source)
+    assert np.shares_memory(LazyArray(source, copy=False).view(), source)
     assert source.flags.writeable
 
 
@@ -241,10 +239,10 @@ def test_pickle_arrives_as_stock(make: str, module: Any) -> None:
 
 def test_equality() -> None:
     """Equality is that of the four fields, from both sides; nothing else is equal."""
-    stock, array, other = Array(GRID), HeldArray(GRID), HeldArray(GRID + 1)
+    stock, array, other = Array(GRID), LazyArray(GRID), LazyArray(GRID + 1)
     assert array == stock
     assert stock == array
-    assert array == HeldArray(GRID)
+    assert array == LazyArray(GRID)
     assert array != other
     assert other != stock
     assert stock != other
@@ -260,7 +258,7 @@ def test_refuses_what_stock_refuses(wrong: Any, copied: bool) -> None:
     with pytest.raises((TypeError, ValueError)) as stock:
         Array(wrong)
     with pytest.raises(stock.type):
-        HeldArray(wrong, copied)
+        LazyArray(wrong, copied)
     with pytest.raises(stock.type):
         hold({"w": wrong}, copied)
 
@@ -284,11 +282,11 @@ def test_wrap_takes_any_array(array: Array) -> None:
         except (TypeError, ValueError, EOFError) as error:
             return type(error)
 
-    wrapped = HeldArray.wrap(array)
+    wrapped = LazyArray.wrap(array)
     assert dataclasses.asdict(wrapped) == dataclasses.asdict(array)
     assert (wrapped.object_id, wrapped.deflate()) == (array.object_id, array.deflate())
     assert outcome(wrapped) == outcome(array)
-    assert HeldArray.wrap(wrapped) is wrapped
+    assert LazyArray.wrap(wrapped) is wrapped
 
 
 class Bomb:
@@ -306,7 +304,7 @@ def test_no_pickle_is_loaded() -> None:
     np.save(buffer, np.array([Bomb()], object), allow_pickle=True)
     array = Array("object", (1,), "numpy.ndarray", buffer.getvalue())
     record = ArrayRecord({"w": array})
-    for look in (array.numpy, HeldArray.wrap(array).view, lambda: read(record)):
+    for look in (array.numpy, LazyArray.wrap(array).view, lambda: read(record)):
         with pytest.raises(ValueError, match="pickle"):
             look()
     assert Bomb.times == 0
@@ -324,7 +322,7 @@ def test_hold_is_the_stock_record(arrays: dict[str, NDArray[Any]]) -> None:
     assert list(record) == list(stock)
     assert record.count_bytes() == stock.count_bytes()
     assert (record.object_id, record.is_dirty) == (stock.object_id, stock.is_dirty)
-    assert all(type(array) is HeldArray for array in record.values())
+    assert all(type(array) is LazyArray for array in record.values())
 
 
 def test_wire_sees_no_difference() -> None:
@@ -349,7 +347,7 @@ def test_arrays_of_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hasattr(flwr.common.constant, name)
     monkeypatch.setattr(f"flwr.app.message.array.{name}", 64)
     assert len(Array(GRID).children) > 2
-    assert observe(HeldArray(GRID)) == observe(Array(GRID))
+    assert observe(LazyArray(GRID)) == observe(Array(GRID))
 
 
 def test_record_can_be_changed_like_a_stock_one() -> None:
@@ -374,7 +372,7 @@ def test_copying_constructor_encodes() -> None:
     again = ArrayRecord(dict(record))
     assert again == record
     assert type(again["w"]) is Array
-    assert type(record.copy()["w"]) is HeldArray
+    assert type(record.copy()["w"]) is LazyArray
 
 
 def test_hold_refuses_a_name_that_is_no_str() -> None:

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_app.federation.replies import ReplySpec, accept, spec_of
-from fl_app.grid.arrays import HeldArray, hold, read, sender
+from fl_app.grid.arrays import LazyArray, hold, read
+from fl_app.grid.messages import sender
 from tests.messages import NODE_IDS, asked_of, content_of, lost, reply_of, roster_of, sent_to
 
 ARRAYS = {"coef": np.arange(6.0).reshape(2, 3), "intercept": np.array([1.0, 2.0])}
@@ -306,7 +307,7 @@ def test_usable_replies_come_by_partition(order: list[int]) -> None:
 def test_arrays_are_decoded_once(spec: ReplySpec) -> None:
     """What the check has decoded is there for whoever reads the arrays next."""
     reply = _good(NODE_IDS[0])
-    assert not any(isinstance(array, HeldArray) for array in reply.content["arrays"].values())
+    assert not any(isinstance(array, LazyArray) for array in reply.content["arrays"].values())
     [usable], _ = accept([reply], asked_of(roster_of(1)), spec, "x")
     first, second = (read(usable.content["arrays"]) for _ in range(2))
     assert first["coef"] is second["coef"]

@@ -28,11 +28,10 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
 
-import fl_app.grid.inprocess
 import fl_app.grid.workers
 from fl_app.errors import ConfigError, RunError
 from fl_app.grid import InProcessGrid, run_in_process
-from fl_app.grid.arrays import HeldArray, hold
+from fl_app.grid.arrays import LazyArray, hold
 from fl_app.grid.inprocess import _Node
 from fl_app.grid.workers import Job, WorkerError, WorkerPool, _Exchange
 
@@ -276,7 +275,7 @@ def test_surroundings_of_a_call(grid: InProcessGrid) -> None:
 def test_arrays_come_back_as_held_ones(grid: InProcessGrid) -> None:
     """A server reads a worker's arrays, as any other, as often as it likes for one decoding."""
     for reply in ask(grid, RecordDict({**do("echo"), "arrays": hold({"w": W})})):
-        assert isinstance(reply.content.array_records["arrays"]["w"], HeldArray)
+        assert isinstance(reply.content.array_records["arrays"]["w"], LazyArray)
 
 
 # ----------------------------------------------------------------------------- workers
@@ -397,7 +396,8 @@ def test_timeout_is_a_nodes_own(
     ticks = map(float, count())
     clock = SimpleNamespace(monotonic=lambda: next(ticks), time=time.time)
     messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
-    monkeypatch.setattr(fl_app.grid.inprocess, "time", clock)
+    for name in ("inprocess", "replies"):
+        monkeypatch.setattr(f"fl_app.grid.{name}.time", clock)
     replies = list(grid.send_and_receive(messages, timeout=timeout))
     monkeypatch.undo()
     assert len(replies) == answered
@@ -415,7 +415,8 @@ def test_message_is_lost_when_its_time_is_over(
     sent = message.metadata.created_at + (61 if late == "before" else 0)
     looks = map(float, count(step=61))
     clock = SimpleNamespace(monotonic=lambda: next(looks), time=lambda: sent)
-    monkeypatch.setattr(fl_app.grid.inprocess, "time", clock)
+    for name in ("inprocess", "replies"):
+        monkeypatch.setattr(f"fl_app.grid.{name}.time", clock)
     (reply,) = grid.send_and_receive([message])
     monkeypatch.undo()
     assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE

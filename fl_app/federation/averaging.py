@@ -22,15 +22,8 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fl_app import wire
 from fl_app.aggregation import weighted_mean
-from fl_app.grid.arrays import (
-    copies_to,
-    hold,
-    items_of,
-    metric_record,
-    read,
-    record_dict,
-    records_of,
-)
+from fl_app.grid.arrays import hold, items_of, read
+from fl_app.grid.messages import copies_to, metric_record, record_dict, records_of
 
 __all__ = ["average_evaluate", "average_metrics", "average_train", "messages_to"]
 

@@ -28,15 +28,8 @@ from fl_app.federation.replies import ReplySpec, accept, overflowed, spec_of
 from fl_app.federation.roster import Node, Roster
 from fl_app.federation.sampling import choose_cohort
 from fl_app.federation.stepping import Stepping
-from fl_app.grid.arrays import (
-    hold,
-    items_of,
-    metric_record,
-    quick_message,
-    read,
-    records_of,
-    sender,
-)
+from fl_app.grid.arrays import hold, items_of, read
+from fl_app.grid.messages import metric_record, quick_message, records_of, sender
 from fl_app.grid.view import GridView
 
 __all__ = ["Federated", "Participation", "Particular"]

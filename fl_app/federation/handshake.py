@@ -47,7 +47,7 @@ from fl_app.data.partition import Partition, public_names
 from fl_app.data.tabular import Found, bracket, mostly_other, told_alike
 from fl_app.errors import FederationError
 from fl_app.federation.roster import Node, Roster
-from fl_app.grid.arrays import sender
+from fl_app.grid.messages import sender
 from fl_app.schema import (
     MAX_AUTO_LEVELS,
     MIN_LEVEL_ROWS,

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.data.encoding import Encoding
-from fl_app.grid.arrays import items_of, records_of
+from fl_app.grid.arrays import items_of
+from fl_app.grid.messages import records_of
 from fl_app.models.metrics import (
     BINS,
     FEWEST_ROWS,

@@ -62,7 +62,8 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.errors import ConfigError, FederationError
-from fl_app.grid.arrays import hold, metric_record, read
+from fl_app.grid.arrays import hold, read
+from fl_app.grid.messages import metric_record
 from fl_app.schema import Config, DpAdaptiveConfig, DpFixedConfig
 
 __all__ = [

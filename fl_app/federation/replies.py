@@ -21,7 +21,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from fl_app import wire
 from fl_app.errors import FlAppError
 from fl_app.federation.roster import Node
-from fl_app.grid.arrays import HeldArray, dtype_name, items_of, read, records_of, sender
+from fl_app.grid.arrays import LazyArray, dtype_name, items_of, read
+from fl_app.grid.messages import records_of, sender
 
 __all__ = ["ArraySpec", "ReplySpec", "accept", "overflowed", "spec_of"]
 
@@ -154,7 +155,7 @@ def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None
         return problem
     arrays = items_of(records[wire.ARRAYS])
     for name, array in arrays.items():  # or whoever comes next would decode them again
-        arrays[name] = HeldArray.wrap(array)
+        arrays[name] = LazyArray.wrap(array)
     if spec.check is not None:
         return _check_fault(message, spec.check)
     return _arrays_fault(arrays, spec.arrays or {})
@@ -234,7 +235,7 @@ def _check_fault(message: Message, check: Callable[[Message], None]) -> str | No
     return None
 
 
-def _arrays_fault(arrays: Mapping[str, HeldArray], spec: ArraySpec) -> str | None:
+def _arrays_fault(arrays: Mapping[str, LazyArray], spec: ArraySpec) -> str | None:
     if arrays.keys() != spec.keys():
         return f"arrays {sorted(arrays)}: expected {sorted(spec)}"
     for name, (shape, dtype) in spec.items():

@@ -14,9 +14,7 @@ Flower's simulation engine, whose behaviour is followed: ``flwr/server/superlink
 
 from __future__ import annotations
 
-import gc
 import logging
-import sys
 import threading
 import time
 import traceback
@@ -26,11 +24,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
-from flwr.app import Context, Error, Message, Metadata, RecordDict, UserConfig
-from flwr.app.message import make_message
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import (
     NUM_PARTITIONS_KEY,
@@ -39,30 +36,28 @@ from flwr.common.constant import (
     ErrorCode,
 )
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.server.client_manager import ClientManager
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.date import now
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-from fl_app.errors import ConfigError, RunError
-from fl_app.grid.arrays import (
+from fl_app.errors import ConfigError
+from fl_app.grid.identities import identities
+from fl_app.grid.messages import (
     Wrapped,
-    answers,
-    expiry,
     is_used,
     private_context,
     private_message,
     stamp,
 )
+from fl_app.grid.replies import CallTimes, check_reply, error_reply, link_error
+from fl_app.grid.waiting import Waiting
 from fl_app.grid.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers
 from fl_app.seeding import generator
 
-__all__ = ["InProcessGrid", "has_main", "in_process", "run_in_process"]
+__all__ = ["InProcessGrid", "in_process"]
 
 NodeConfigs = Mapping[int, UserConfig] | Sequence[UserConfig]
-
 _log = logging.getLogger("fl_app.grid")
 _in_client: ContextVar[bool] = ContextVar("fl_app_in_client", default=False)
 
@@ -175,7 +170,7 @@ class InProcessGrid(Grid):
         self._lock = threading.RLock()  # Flower's legacy servers call from many threads
         self._prefix, self._num_messages, self._num_exchanges = uuid.uuid4().hex, 0, 0
         self._replies: dict[str, Message] = {}
-        self._waiting = _Waiting()
+        self._waiting = Waiting()
         self.num_replies = self.num_failed = 0
         self._pool: WorkerPool | None = None
         workers = min(num_workers, num_supernodes)
@@ -217,7 +212,7 @@ class InProcessGrid(Grid):
             )
             for partition, node_config in enumerate(self._node_configs)
         }
-        self._release = weakref.finalize(self, _identities.release, _identities.lend(run.run_id))
+        self._release = weakref.finalize(self, identities.release, identities.lend(run.run_id))
         self._release.atexit = False
 
     @property
@@ -395,7 +390,7 @@ class InProcessGrid(Grid):
         list of Message
             Private ones, with ids, not yet marked as delivered.
         """
-        times = _Times(arrived, timeout)
+        times = CallTimes(arrived, timeout)
         delivered_at = now().isoformat()
         replies: dict[int, Message] = {}
 
@@ -467,12 +462,12 @@ class InProcessGrid(Grid):
             self._contexts[message.metadata.dst_node_id] = after
         return private_message(reply)
 
-    def _refusal(self, message: Message, times: _Times) -> Message | None:
+    def _refusal(self, message: Message, times: CallTimes) -> Message | None:
         """Return the error that stands for a message that cannot be delivered."""
         node_id = message.metadata.dst_node_id
         if node_id in self._contexts:
             return times.expiry(message)
-        return _lost(
+        return link_error(
             message, ErrorCode.NODE_UNAVAILABLE, f"Node Unavailable: there is no node {node_id}"
         )
 
@@ -492,11 +487,11 @@ class InProcessGrid(Grid):
             # Text: a handler that keeps a record's exc_info would keep the client's data alive.
             trace = "".join(traceback.format_exception(error))
             _log.error("ClientApp of node %s raised an exception\n%s", node_id, trace)
-            return _failed(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error)
+            return error_reply(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error)
         finally:
             _in_client.reset(calling)
         try:
-            _check_reply(reply, message)
+            check_reply(reply, message)
             reply = private_message(reply)
             after = private_context(context) if is_used(context, before) else before
             if after.run_config != self._run_config:
@@ -505,7 +500,7 @@ class InProcessGrid(Grid):
                 )
         except Exception as error:
             _log.error("ClientApp of node %s cannot be understood: %s", node_id, str(error))
-            return _failed(message, ErrorCode.UNKNOWN, error)
+            return error_reply(message, ErrorCode.UNKNOWN, error)
         self._contexts[node_id] = after
         return reply
 
@@ -544,144 +539,6 @@ class _Node:
         return self._grid.call_for(*request)
 
 
-def run_in_process(
-    server_app: ServerApp,
-    client_app: ClientApp,
-    num_supernodes: int,
-    run_config: Mapping[str, Any] | None = None,
-    node_configs: NodeConfigs | None = None,
-    shuffle_replies: int | None = None,
-    num_workers: int = 1,
-) -> Context:
-    """Run a Flower app, a ServerApp with its ClientApp, in this process.
-
-    Parameters
-    ----------
-    server_app : ServerApp
-        Called once, with a new :class:`InProcessGrid` and a Context.
-    client_app, num_supernodes, run_config, node_configs, shuffle_replies, num_workers
-        As in :class:`InProcessGrid`; the ServerApp's Context has `run_config` too.
-
-    Returns
-    -------
-    Context
-        The ServerApp's Context after the run.
-
-    Raises
-    ------
-    ConfigError
-        As :class:`InProcessGrid`.
-    Exception
-        Whatever the ServerApp raises.
-
-    Notes
-    -----
-    While it runs, garbage collections pass over the objects that were there before
-    (``gc.freeze``): a round of 1000 clients sets off a full one, which in a process with Flower,
-    MLflow and scikit-learn takes as long as the round. Where something is frozen already, it is
-    left at that.
-    """
-    with (
-        _few_collections(num_supernodes),
-        InProcessGrid(
-            client_app, num_supernodes, run_config, node_configs, shuffle_replies, num_workers
-        ) as grid,
-    ):
-        context = Context(
-            run_id=grid.run.run_id,
-            node_id=SUPERLINK_NODE_ID,
-            node_config={},
-            state=RecordDict(),
-            run_config=dict(run_config or {}),
-        )
-        server_app(grid=grid, context=context)
-        return context
-
-
-def has_main(server_app: ServerApp) -> bool:
-    """Say whether a ServerApp has a function for a grid, and no strategy of Flower's old kind."""
-    return server_app._main is not None
-
-
-@contextmanager
-def _few_collections(num_supernodes: int) -> Iterator[None]:
-    """Let collections be fewer, and pass over what is there already.
-
-    What one exchange keeps sets none off, so that they come only where garbage has grown to as
-    much.
-    """
-    if gc.get_freeze_count():  # by an outer run, or by somebody who knows better
-        yield
-        return
-    before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(max(_OBJECTS_A_NODE * num_supernodes, before[0]), *before[1:])
-    try:
-        yield
-    finally:
-        gc.collect()  # or the next run would freeze this one's garbage
-        gc.unfreeze()
-        gc.set_threshold(*before)
-
-
-_OBJECTS_A_NODE = 50
-"""Above the number of containers that a node's message, its reply and its Context consist of."""
-
-
-# ----------------------------------------------------------------------------- identity
-
-
-class _Identities:
-    """Lends Flower's one ``TaskIdentity`` to the grids of this process.
-
-    The grid that came last holds it; when one leaves, the last of the others does, and after all
-    of them whoever held it before.
-    """
-
-    _NAMES = ("task_id", "run_id", "node_id")
-
-    def __init__(self) -> None:
-        # Reentrant: a collection inside these methods may release another grid's loan.
-        self._lock = threading.RLock()
-        self._loans: dict[object, tuple[int | None, ...]] = {}
-        self._before: tuple[int | None, ...] = ()
-
-    def lend(self, run_id: int) -> object:
-        """Make a run the process's identity; return what :meth:`release` needs."""
-        loan = object()
-        with self._lock:
-            if not self._loans:
-                self._before = self._get()
-            self._loans[loan] = (1, run_id, SUPERLINK_NODE_ID)
-            self._set(self._loans[loan])
-        return loan
-
-    def release(self, loan: object) -> None:
-        """End a loan."""
-        with self._lock:
-            values = self._loans.pop(loan)
-            if self._get() == values:  # else another one holds it, perhaps not a grid
-                self._set([*self._loans.values()][-1] if self._loans else self._before)
-
-    def _get(self) -> tuple[int | None, ...]:
-        """Read the identity; what is not set is None."""
-        values: list[int | None] = []
-        for name in self._NAMES:
-            try:
-                values.append(getattr(TaskIdentity, name))
-            except RuntimeError:
-                values.append(None)
-        return tuple(values)
-
-    def _set(self, values: tuple[int | None, ...]) -> None:
-        """Set the identity; None makes it unset."""
-        for name, value in zip(self._NAMES, values, strict=True):
-            setattr(TaskIdentity, name, value)
-
-
-_identities = _Identities()
-
-
 @contextmanager
 def _clear_errors(pool: WorkerPool) -> Iterator[None]:
     """Name the option where workers cannot be had."""
@@ -690,160 +547,6 @@ def _clear_errors(pool: WorkerPool) -> Iterator[None]:
     except WorkerError as error:
         allowed = f"1 for a ClientApp that cannot be pickled ({error})"
         raise ConfigError("num_workers", pool.num_workers, allowed) from error
-
-
-# ----------------------------------------------------------------------------- waiting
-
-
-class _Waiting:
-    """Finds a server that waits for nodes, which in a grid that nobody joins it would do for ever.
-
-    It waits if one loop asks for the nodes for the third time, has sent nothing meanwhile and has
-    slept for nearly all of the time.
-    """
-
-    _SECONDS, _BUSY = 2.0, 0.1
-
-    def __init__(self) -> None:
-        self._frame: FrameType | None = None
-        self._calls, self._since, self._busy_since = 0, 0.0, 0.0
-
-    def is_over(self) -> None:
-        """Note that something was sent."""
-        self._frame = None
-
-    def check(self, num_nodes: int) -> None:
-        """Raise RunError if the caller of ``get_node_ids`` waits for more than these."""
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_name == "get_node_ids":  # of wrappers
-            frame = frame.f_back
-        manager = frame.f_locals.get("client_manager")
-        if isinstance(manager, ClientManager):
-            _refuse_to_wait(manager, num_nodes)
-            return
-        if frame is not self._frame:
-            self._frame, self._calls = frame, 0
-            self._since, self._busy_since = time.monotonic(), time.thread_time()
-        self._calls += 1
-        waited = time.monotonic() - self._since
-        busy = time.thread_time() - self._busy_since
-        if self._calls > 2 and waited >= self._SECONDS and busy < self._BUSY * waited:
-            self.is_over()
-            raise _too_few("more nodes", num_nodes)
-
-
-def _refuse_to_wait(manager: ClientManager, num_nodes: int) -> None:
-    """Let a client manager of Flower's old servers refuse what it would wait a day for.
-
-    Flower replaces methods of it likewise: by those that ask the grid for its nodes first.
-    """
-    if not isinstance(manager.wait_for, partial):
-        wait_for = partial(_wait_for, num_nodes, manager.wait_for)
-        manager.wait_for = wait_for  # type: ignore[method-assign]
-
-
-def _wait_for(
-    num_nodes: int, wait: Callable[..., bool], num_clients: int, timeout: int | None = None
-) -> bool:
-    if timeout is not None:
-        return wait(num_clients, timeout)
-    if num_clients > num_nodes:
-        raise _too_few(f"{num_clients} nodes", num_nodes)
-    return wait(num_clients)
-
-
-def _too_few(wanted: str, num_nodes: int) -> RunError:
-    return RunError(
-        f"the server waits for {wanted}, but this grid has {num_nodes} and nobody can join it: "
-        "lower what it waits for (min_available_nodes and the like), or start with more nodes"
-    )
-
-
-# ----------------------------------------------------------------------------- messages
-
-
-class _Times:
-    """How long each node's own calls have taken in an exchange, as if nodes called side by side.
-
-    Parameters
-    ----------
-    arrived : float
-        Unix time in seconds at which the messages came.
-    timeout : float or None
-        Seconds that a node has.
-    """
-
-    def __init__(self, arrived: float, timeout: float | None) -> None:
-        self._arrived, self._timeout = arrived, timeout
-        self._begun: dict[int, float] = {}
-        self._spent: dict[int, float] = {}
-
-    def begin(self, message: Message) -> None:
-        """Note that a message's call begins."""
-        self._begun[message.metadata.dst_node_id] = time.monotonic()
-
-    def end(self, message: Message) -> None:
-        """Note that a message's call has ended."""
-        node_id = message.metadata.dst_node_id
-        seconds = time.monotonic() - self._begun.pop(node_id)
-        self._spent[node_id] = self._spent.get(node_id, 0.0) + seconds
-
-    def are_over(self, message: Message) -> bool:
-        """Say whether the timeout of a message's node is over."""
-        spent = self._spent.get(message.metadata.dst_node_id, 0.0)
-        return self._timeout is not None and spent >= self._timeout
-
-    def expiry(self, message: Message) -> Message | None:
-        """Return the error that stands for a message whose time to live is over."""
-        spent = self._spent.get(message.metadata.dst_node_id, 0.0)
-        if expiry(message) >= self._arrived + spent:
-            return None
-        reason = "Message Unavailable: its time to live is over"
-        return _lost(message, ErrorCode.MESSAGE_UNAVAILABLE, reason)
-
-
-def _check_reply(reply: object, message: Message) -> None:
-    """Raise ValueError where Flower's link would not take a reply."""
-    if not isinstance(reply, Message):
-        raise ValueError(f"a ClientApp returns a Message, not {type(reply).__name__}")
-    if not answers(reply, message):
-        raise ValueError("the Message is no reply to the one received: Message(..., reply_to=...)")
-    if reply.has_content() == reply.has_error():
-        raise ValueError("a reply has either a content or an error")
-    if reply.has_content() and not isinstance(reply.content, RecordDict):
-        raise ValueError(f"a content is a RecordDict, not {type(reply.content).__name__}")
-
-
-def _failed(message: Message, code: int, error: BaseException) -> Message:
-    """Make the error reply of a node, with the engine's form of a reason."""
-    try:
-        text = str(error)
-    except Exception as second:
-        text = f"no text: {type(second).__name__}"
-    return Message(Error(code, f"{type(error)}:<'{text}'>"), reply_to=message)
-
-
-def _lost(message: Message, code: int, reason: str) -> Message:
-    """Make the error that Flower's link sends in a node's stead: it comes from the link."""
-    asked = message.metadata
-    created_at = time.time()
-    metadata = Metadata(
-        run_id=asked.run_id,
-        message_id="",
-        src_node_id=SUPERLINK_NODE_ID,
-        dst_node_id=SUPERLINK_NODE_ID,
-        reply_to_message_id=asked.message_id,
-        group_id=asked.group_id,
-        created_at=created_at,
-        ttl=max(asked.created_at + asked.ttl - created_at, 0),
-        message_type=asked.message_type,
-        src_task_id=asked.dst_task_id,
-        dst_task_id=asked.src_task_id,
-    )
-    return make_message(metadata, error=Error(code, reason))
-
-
-# ----------------------------------------------------------------------------- arguments
 
 
 def _node_id(partition: int) -> int:

@@ -15,7 +15,8 @@ from flwr.app import ArrayRecord, Message, Metadata, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fl_app.errors import one_line, printable
-from fl_app.grid.arrays import read, sender
+from fl_app.grid.arrays import read
+from fl_app.grid.messages import sender
 from fl_app.tracking.base import Asked, ClientRecord, RoundRecord, RunEnd, RunStart, Status, Tracker
 from fl_app.tracking.chain import HOOKS, callers, chain, found, is_private, parameters
 from fl_app.tracking.contents import PARTITION, Reply, scalars, sent_bytes, too_long
