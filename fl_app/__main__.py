@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fl_app.config import (
+from fl_app.config.compose import (
     HydraErrors,
     check_sweep,
     config_dir,
@@ -32,10 +32,12 @@ from fl_app.config import (
     typed,
     unescaped,
 )
+from fl_app.config.options import TabularConfig
+from fl_app.config.passwords import keep_secrets
+from fl_app.config.run_request import unheeded, without_secrets
+from fl_app.config.schema import Config, objective_of
 from fl_app.errors import FlAppError, masked, one_line, printable
-from fl_app.launch import unheeded, without_secrets
 from fl_app.pipes import reader_may_leave
-from fl_app.schema import Config, TabularConfig, objective_of
 from fl_app.sweep import (
     Job,
     finished_before,
@@ -50,7 +52,6 @@ from fl_app.sweep import (
     tell_swept,
     with_config,
 )
-from fl_app.tracking.passwords import keep_secrets
 
 if TYPE_CHECKING:
     from fl_app.runtimes import RunResult
@@ -163,13 +164,13 @@ def _run(config: Config) -> RunResult:
     state = HydraConfig.get()
     sweep = _sweep_id(state) if state.mode == RunMode.MULTIRUN else ""
     # Hydra's own work (--help, --cfg, bad overrides) must not wait for Flower and MLflow.
-    from fl_app.launch import Launch, git_commit
+    from fl_app.config.run_request import RunRequest, git_commit
     from fl_app.runtimes import run
 
     task = _typed_words(state)
     kept = heeded(task, config)[0] if sweep else task
     own = tuple(swept(kept)) if sweep else ()
-    return run(Launch(config, tuple(kept), sweep, git_commit(), own))
+    return run(RunRequest(config, tuple(kept), sweep, git_commit(), own))
 
 
 @reader_may_leave()

@@ -23,6 +23,9 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from fl_app import wire
+from fl_app.config.options import TabularConfig
+from fl_app.config.schema import METRICS, Config, min_level_rows_of
+from fl_app.config.strategy_options import FedXgbBaggingConfig, has_base_models
 from fl_app.data.catalogue import undecided
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import (
@@ -43,14 +46,6 @@ from fl_app.grid.messages import records_of
 from fl_app.models.base import Arrays, Model
 from fl_app.models.optimum import converge
 from fl_app.models.serving import Predictor
-from fl_app.schema import (
-    METRICS,
-    Config,
-    FedXgbBaggingConfig,
-    TabularConfig,
-    has_base_models,
-    min_level_rows_of,
-)
 from fl_app.seeding import generator, later, one_thread
 from fl_app.stack_client import StackClient
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.schema import Config
 from fl_app.errors import FlAppError
-from fl_app.schema import Config
 from fl_app.seeding import generator
 
 __all__ = ["CRASH_SHARE", "FLIP", "fault_of", "may_crash", "spoiled"]

@@ -25,6 +25,25 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.aggregation import arrays_digest
+from fl_app.config.options import (
+    DeploymentConfig,
+    MlflowConfig,
+    NaturalConfig,
+    TabularConfig,
+    TrackingConfig,
+)
+from fl_app.config.rules import check
+from fl_app.config.run_request import RunRequest, read_launch, read_runtime, unheeded, versions
+from fl_app.config.schema import (
+    GROUPS,
+    METRICS,
+    Config,
+    data_name,
+    fewest_replies,
+    objective_of,
+    task_of,
+)
+from fl_app.config.serialization import digest, flatten, to_dict, to_json, without_effect
 from fl_app.data.partition import partition_of, seed_draws, test_table, whole_table
 from fl_app.data.table import Table
 from fl_app.errors import FederationError, one_line
@@ -39,28 +58,7 @@ from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.stock import HttpGrid, InMemoryGrid
 from fl_app.grid.watched import WatchedGrid
-from fl_app.launch import Launch, read_launch, read_runtime, unheeded, versions
 from fl_app.models.serving import Predictor
-from fl_app.schema import (
-    GROUPS,
-    METRICS,
-    Config,
-    DeploymentConfig,
-    MlflowConfig,
-    NaturalConfig,
-    TabularConfig,
-    TrackingConfig,
-    check,
-    data_name,
-    digest,
-    fewest_replies,
-    flatten,
-    objective_of,
-    task_of,
-    to_dict,
-    to_json,
-    without_effect,
-)
 from fl_app.seeding import one_thread
 from fl_app.strategies import start_arrays, strategy_of
 from fl_app.tracking import Events, MlflowTracker, TrackedStrategy, Trackers
@@ -204,7 +202,7 @@ def _wait_for(run_config: Mapping[str, Any]) -> int:
 def _simulated(run_config: Mapping[str, Any]) -> int:
     """Return how many nodes our launcher simulates; 0 where `flwr run` alone knows."""
     text = run_config.get("config-json")
-    return Launch.from_json(str(text)).config.num_clients if text else 0
+    return RunRequest.from_json(str(text)).config.num_clients if text else 0
 
 
 def _runtime_name(grid: Grid) -> str:
@@ -213,7 +211,7 @@ def _runtime_name(grid: Grid) -> str:
     return "simulation" if isinstance(grid, InMemoryGrid) else "deployment"
 
 
-def _as_it_runs(launch: Launch, runtime: str) -> Launch:
+def _as_it_runs(launch: RunRequest, runtime: str) -> RunRequest:
     """Name the runtime that really runs in the config, and check the config against it."""
     config = launch.config
     if config.runtime.name != runtime:
@@ -229,7 +227,7 @@ class Run:
     ----------
     grid : Grid
         The federation.
-    launch : Launch
+    launch : RunRequest
         The config and where it came from.
     runtime : str
         What really runs it.
@@ -245,7 +243,7 @@ class Run:
     """
 
     grid: Grid
-    launch: Launch
+    launch: RunRequest
     runtime: str
     console: ConsoleTracker
     flwr_run_id: int

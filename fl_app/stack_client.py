@@ -19,6 +19,9 @@ from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from fl_app import stacking
+from fl_app.config.options import MIN_LEVEL_ROWS
+from fl_app.config.schema import METRICS, Config
+from fl_app.config.strategy_options import BaseModelsConfig, FedStackingConfig
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded
 from fl_app.errors import DataError
@@ -28,13 +31,6 @@ from fl_app.models import estimators
 from fl_app.models.base import Arrays
 from fl_app.models.metrics import score
 from fl_app.models.stack import LS, MODEL, Kinds, Member, pack, unpack, unpack_members, unpack_range
-from fl_app.schema import (
-    METRICS,
-    MIN_LEVEL_ROWS,
-    BaseModelsConfig,
-    Config,
-    FedStackingConfig,
-)
 from fl_app.seeding import generator
 from fl_app.wire import StackRequest
 

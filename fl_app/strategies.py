@@ -48,6 +48,14 @@ from flwr.serverapp.strategy import (
 )
 from numpy.typing import NDArray
 
+from fl_app.config.schema import Config
+from fl_app.config.strategy_options import (
+    BaseModelsConfig,
+    FedStackingConfig,
+    FedXgbBaggingConfig,
+    StrategyConfig,
+    has_base_models,
+)
 from fl_app.errors import ConfigError, FederationError
 from fl_app.federation.replies import ReplySpec, spec_of
 from fl_app.federation.roster import Roster
@@ -58,14 +66,6 @@ from fl_app.models.estimators import DEFAULTS
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import LS, PRIOR, Member, pack_range
 from fl_app.models.trees import MAX_TREES
-from fl_app.schema import (
-    BaseModelsConfig,
-    Config,
-    FedStackingConfig,
-    FedXgbBaggingConfig,
-    StrategyConfig,
-    has_base_models,
-)
 from fl_app.seeding import generator
 from fl_app.stacking import bounds
 from fl_app.wire import TRAIN_LOSS

@@ -20,12 +20,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from fl_app.config.options import MlflowConfig
+from fl_app.config.run_request import param_of
+from fl_app.config.schema import Config, data_name
+from fl_app.config.serialization import digest, effective
 from fl_app.errors import DIVERGED, FlAppError, printable
-from fl_app.launch import param_of
-from fl_app.schema import Config, MlflowConfig, data_name, digest, effective
 
 if TYPE_CHECKING:
-    from fl_app.config import Sweep
+    from fl_app.config.compose import Sweep
     from fl_app.report import Comparison, RunSummary
 
 __all__ = [

@@ -17,11 +17,12 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
+from fl_app.config.schema import Config
+from fl_app.config.serialization import from_json
 from fl_app.data.encoding import Encoding
 from fl_app.grid.arrays import hold, items_of, read
 from fl_app.grid.messages import Record, metric_record, record_dict, records_of
 from fl_app.grid.messages import reply as make_reply
-from fl_app.schema import Config, from_json
 
 __all__ = [
     "ARRAYS",
@@ -77,7 +78,7 @@ def run_record(
     Parameters
     ----------
     config_json : str
-        As :func:`fl_app.schema.to_json` gives it.
+        As :func:`fl_app.config.serialization.to_json` gives it.
     encoding : Encoding, optional
         Left out in the handshake, which makes it.
     center : sequence of float, optional

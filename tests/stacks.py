@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.client_app import app as client_app
+from fl_app.config.schema import Config
+from fl_app.config.serialization import from_dict, to_json
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of, test_table
 from fl_app.federation.handshake import shake_hands
@@ -21,7 +23,6 @@ from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.models.serving import Predictor
 from fl_app.models.stack import Stack
-from fl_app.schema import Config, from_dict, to_json
 from fl_app.seeding import one_thread
 from fl_app.server_app import federated_of
 from fl_app.strategies import start_arrays

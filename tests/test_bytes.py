@@ -12,8 +12,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
+from fl_app.config.serialization import from_dict
 from fl_app.grid import InProcessGrid
-from fl_app.schema import from_dict
 from tests.stacks import Ran, run
 
 STRATEGIES: dict[str, dict[str, Any]] = {

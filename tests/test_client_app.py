@@ -10,10 +10,10 @@ from flwr.app import Context, Message, RecordDict
 
 from fl_app import wire
 from fl_app.client_app import app
+from fl_app.config.serialization import from_dict, to_json
 from fl_app.errors import InputError
 from fl_app.federation.handshake import Description, from_message
 from fl_app.grid import InProcessGrid
-from fl_app.schema import from_dict, to_json
 
 SHIPPED = "age,y\n" + "".join(f"{30 + i},{i % 2}\n" for i in range(20))
 OWN = "age,y\n" + "".join(f"{50 + i},{i % 2}\n" for i in range(8))

@@ -14,21 +14,12 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from fl_app.config import compose_config, config_dir
+from fl_app.config.compose import compose_config, config_dir
+from fl_app.config.options import DatasetConfig, ModelConfig, TabularConfig
+from fl_app.config.schema import GROUPS, Config
+from fl_app.config.serialization import digest, from_dict, from_json, to_json
+from fl_app.config.strategy_options import FedAdamConfig, StrategyConfig
 from fl_app.errors import ConfigError
-from fl_app.schema import (
-    GROUPS,
-    Config,
-    DatasetConfig,
-    FedAdamConfig,
-    ModelConfig,
-    StrategyConfig,
-    TabularConfig,
-    digest,
-    from_dict,
-    from_json,
-    to_json,
-)
 
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 KEYS = ", ".join(sorted(f.name for f in fields(Config)))

@@ -13,8 +13,8 @@ from flwr.clientapp import ClientApp
 from rich.console import Console
 
 from fl_app.client_app import app
-from fl_app.config import compose_config
-from fl_app.launch import Launch
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
 from fl_app.models.metrics import score_all
 from fl_app.runtimes import run
 from fl_app.tracking.base import ClientRecord, RoundRecord, RunEnd, RunStart
@@ -124,5 +124,5 @@ def test_a_long_silence_says_what_it_waits_for(
     monkeypatch.setattr(ConsoleTracker, "say", hear)
     monkeypatch.setattr("fl_app.runtimes.inprocess.client_app", slow)
     words = ["dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking=none"]
-    run(Launch(compose_config([*words, f"output_dir={tmp_path}"])))
+    run(RunRequest(compose_config([*words, f"output_dir={tmp_path}"])))
     assert ("waiting for" in capsys.readouterr().out.partition("round 0")[0]) == said

@@ -12,7 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fl_app.config import check_sweep, compose_config
+from fl_app.config.compose import check_sweep, compose_config
+from fl_app.config.options import TabularConfig
+from fl_app.config.schema import GROUPS
 from fl_app.dashboard import uploads
 from fl_app.dashboard.choices import (
     BOTH,
@@ -34,7 +36,6 @@ from fl_app.dashboard.choices import (
     to_query,
 )
 from fl_app.errors import ConfigError, InputError, printable
-from fl_app.schema import GROUPS, TabularConfig
 
 HEAD = b"""age,chest pain,"a,b",hospital,y
 """

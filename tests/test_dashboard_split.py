@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import yaml
 
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.serialization import to_dict
 from fl_app.dashboard import uploads
 from fl_app.dashboard.choices import Choices, jobs
 from fl_app.dashboard.split import MAX_POINTS, config_of_text, split_of, split_of_text
 from fl_app.data.partition import partition_of, whole_table
 from fl_app.errors import InputError
-from fl_app.schema import to_dict
 
 
 def test_counts_are_those_of_the_clients_rows():

@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fl_app.aggregation import merge_moments, moments
+from fl_app.config.options import DatasetConfig, DirichletConfig, PartitionerConfig, TwoLinesConfig
+from fl_app.config.schema import Config, task_of
+from fl_app.config.serialization import from_dict
 from fl_app.data import toy_sets
 from fl_app.data.catalogue import load
 from fl_app.data.encoding import Encoding, labels_of, scaler
@@ -32,15 +35,6 @@ from fl_app.data.partitioners import deal
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table, numeric_table
 from fl_app.errors import ConfigError, DataError
-from fl_app.schema import (
-    Config,
-    DatasetConfig,
-    DirichletConfig,
-    PartitionerConfig,
-    TwoLinesConfig,
-    from_dict,
-    task_of,
-)
 
 test_table.__test__ = False  # type: ignore[attr-defined]  # a function of the package, no test
 

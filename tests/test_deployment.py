@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 
 from fl_app.client_app import app as client_app
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.options import DeploymentConfig
+from fl_app.config.passwords import whole
+from fl_app.config.run_request import RunRequest, read_runtime
+from fl_app.config.schema import Config
 from fl_app.errors import ConfigError, FederationError, InputError, RunError
 from fl_app.grid import InProcessGrid
 from fl_app.grid.view import GridView
-from fl_app.launch import Launch, read_runtime
 from fl_app.runtimes import RunResult, deployment, run
 from fl_app.runtimes.submit import submit
-from fl_app.schema import Config, DeploymentConfig
 from fl_app.server_app import app as server_app
 from fl_app.server_app import wait_for_online
 from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK
-from fl_app.tracking.passwords import whole
 from tests.end_to_end.support import free_port, server_context
 from tests.flower_apps import FakeFlwr
 
@@ -71,7 +72,7 @@ class Far:
         return compose_config([*words, *overrides])
 
     def run(self, *overrides: str) -> RunResult:
-        return run(Launch(self.config(*overrides)))
+        return run(RunRequest(self.config(*overrides)))
 
     def result(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.output / "result.json").read_text())
@@ -87,7 +88,7 @@ class Far:
 
     def submit(self, *words: Any, **named: Any) -> Any:
         """Submit, and read the run-config as the ServerApp does: while the launcher waits."""
-        self.arrived.append(Launch.from_json(named["run_config"]["config-json"]).config)
+        self.arrived.append(RunRequest.from_json(named["run_config"]["config-json"]).config)
         return submit(*words, **named)
 
 
@@ -188,7 +189,7 @@ def test_no_node_is_handed_a_password(far: Far) -> None:
     """Flower gives the run-config to every SuperNode: the URI goes to the ServerApp by a file."""
     uri = "http://me:sekret@127.0.0.1:9/x"
     words = [f"tracking.uri={uri}", "dataset.path=/home/me/mine.csv", "seed=1"]
-    run(Launch(far.config("seed=1", f"tracking.uri={uri}"), tuple(words)))
+    run(RunRequest(far.config("seed=1", f"tracking.uri={uri}"), tuple(words)))
     assert getattr(far.shipped().tracking, "uri", "") == "http://me:***@127.0.0.1:9/x"
     assert whole("http://me:***@127.0.0.1:9/x") == uri
     text = far.handed_on()
@@ -322,7 +323,7 @@ def test_the_runtimes_options_are_read_before_the_clients_are_counted(
 def test_the_launchers_own_form_tells_the_runtime() -> None:
     """``config-json`` holds the options as they were typed."""
     config = compose_config(["runtime=deployment", "runtime.wait_for_nodes=4"])
-    assert read_runtime({"config-json": Launch(config).to_json()}) == config.runtime
+    assert read_runtime({"config-json": RunRequest(config).to_json()}) == config.runtime
 
 
 class Listening(GridView):
@@ -345,7 +346,7 @@ def deployed(*overrides: str, clients: int) -> Listening:
     config = compose_config([*overrides, f"num_clients={clients}"])
     with InProcessGrid(client_app, num_supernodes=clients) as grid:
         listening = Listening(grid)
-        server_app(listening, server_context({"config-json": Launch(config).to_json()}))
+        server_app(listening, server_context({"config-json": RunRequest(config).to_json()}))
     return listening
 
 
@@ -377,7 +378,7 @@ def test_no_test_set_changes_no_bit(
     deployed(*words, "runtime=deployment", "tracking=none", clients=2)
     there = result_line(capsys.readouterr().out)
     words += ["num_clients=2", "tracking=none", f"output_dir={tmp_path}/here"]
-    here = run(Launch(compose_config(words)))
+    here = run(RunRequest(compose_config(words)))
     assert there["weights_sha256"] == here.weights_sha256
     assert there["metrics"] == {k: v for k, v in here.metrics.items() if "server/" not in k}
 

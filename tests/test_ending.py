@@ -22,13 +22,13 @@ from sklearn.metrics import log_loss, mean_squared_error
 from benchmarks.steps import write_wide
 from fl_app import server_app
 from fl_app.client_app import app as client_app
+from fl_app.config.run_request import RunRequest
+from fl_app.config.serialization import from_dict
 from fl_app.data.partition import whole_table
 from fl_app.federation.ending import DivergenceError, Ending, constant_loss
 from fl_app.federation.roster import Node, Roster
 from fl_app.grid import InProcessGrid
-from fl_app.launch import Launch
 from fl_app.models.serving import Predictor
-from fl_app.schema import from_dict
 from fl_app.seeding import one_thread
 from fl_app.server_app import Run, _warnings_on
 from fl_app.tracking.base import NullTracker, RoundRecord, RunEnd
@@ -73,7 +73,7 @@ def ran(folder: Path, runtime: str = "inprocess", **options: Any) -> Ran:
     seen, text = Ran([]), io.StringIO()
     console = ConsoleTracker(console=Console(file=text, highlight=False, width=500))
     with InProcessGrid(client_app, config.num_clients) as grid, one_thread(), _warnings_on(console):
-        run = Run(grid, Launch(config), runtime, console, 1, (seen,))
+        run = Run(grid, RunRequest(config), runtime, console, 1, (seen,))
         with contextlib.suppress(DivergenceError):
             run.execute(grid.get_node_ids())
     seen.said = text.getvalue()

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import ensemble, linear_model, naive_bayes
 
+from fl_app.config.options import Task
+from fl_app.config.rules import require_base_model
+from fl_app.config.strategy_options import BASE_MODELS
 from fl_app.errors import ConfigError, DataError
 from fl_app.models import estimators, trees
-from fl_app.schema import BASE_MODELS, Task, require_base_model
 from fl_app.seeding import one_thread
 
 C, D = 4, 5

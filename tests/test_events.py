@@ -19,11 +19,11 @@ from flwr.clientapp import ClientApp
 import fl_app.grid.run
 from fl_app import server_app
 from fl_app.client_app import app as client_app
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
 from fl_app.dashboard.known import KeptModels, known
 from fl_app.errors import FlAppError
 from fl_app.grid import InProcessGrid, run_in_process
-from fl_app.launch import Launch
 from fl_app.models.serving import Predictor
 from fl_app.runtimes.base import RunResult, RunStoppedError, read_result, result_written
 from fl_app.tracking import Events, RoundRecord, RunEnd, RunStart, Trackers
@@ -55,7 +55,7 @@ def run(tmp_path: Path, *overrides: str, app: ClientApp = client_app) -> Path:
     quiet()
     words = [f"num_clients={NUM_CLIENTS}", "num_server_rounds=2", f"output_dir={tmp_path}/out"]
     config = compose_config([*words, "tracking=none", *overrides])
-    launch = {"config-json": Launch(config).to_json()}
+    launch = {"config-json": RunRequest(config).to_json()}
     run_in_process(server_app.app, app, config.num_clients, launch)
     return folders()[-1]
 
@@ -563,7 +563,7 @@ def test_bad_input_leaves_no_result(tmp_path: Path) -> None:
 
     config = compose_config(["dataset=diabetes", "num_clients=2000", f"output_dir={tmp_path}/out"])
     with pytest.raises(FlAppError, match="num_clients=2000"):
-        run_launch(Launch(config))
+        run_launch(RunRequest(config))
     assert not (tmp_path / "out" / "result.json").exists()
 
 
@@ -579,7 +579,7 @@ def test_an_interrupt_before_the_tracker_leaves_a_result(
     monkeypatch.setattr(server_app, "whole_table", interrupt)
     config = compose_config(["dataset=wine", "tracking=none", f"output_dir={tmp_path}/out"])
     with pytest.raises(KeyboardInterrupt):
-        run_launch(Launch(config))
+        run_launch(RunRequest(config))
     assert read_result(f"{tmp_path}/out").status == "KILLED"
     begin, *_, end = lines(folders()[-1] / "events.jsonl")
     assert (begin["event"], end["status"]) == ("begin", "KILLED")

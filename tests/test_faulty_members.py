@@ -9,10 +9,10 @@ import numpy as np
 
 from benchmarks.stacking import faulty_app, wrapped
 from fl_app.client_app import app as client_app
+from fl_app.config.run_request import RunRequest
+from fl_app.config.serialization import from_dict
 from fl_app.grid import run_in_process
 from fl_app.grid.arrays import read
-from fl_app.launch import Launch
-from fl_app.schema import from_dict
 from fl_app.server_app import app as server_app
 from fl_app.wire import ARRAYS
 
@@ -36,7 +36,7 @@ def _uploads(app: Any, folder: Path) -> dict[int, dict[str, Any]]:
         return reply
 
     config = from_dict({**SETTINGS, "output_dir": str(folder)})
-    run_config = {"config-json": Launch(config).to_json()}
+    run_config = {"config-json": RunRequest(config).to_json()}
     run_in_process(server_app, wrapped(app, note), config.num_clients, run_config)
     return seen
 

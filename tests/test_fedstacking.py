@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from fl_app import client_app as client_module
 from fl_app import stacking
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.schema import METRICS, RATIOS, Config
+from fl_app.config.strategy_options import BASE_MODELS
 from fl_app.data.partition import encode, partition_of
 from fl_app.data.partition import test_table as held_out
 from fl_app.errors import ConfigError, FederationError, InputError
@@ -30,7 +32,6 @@ from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.models import estimators
 from fl_app.models.stack import Stack
-from fl_app.schema import BASE_MODELS, METRICS, RATIOS, Config
 from fl_app.stack_client import StackClient
 from fl_app.strategies import start_arrays
 from tests.stacks import Arrays, Clients, Ran, bits, calm, config_of, run

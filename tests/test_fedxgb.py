@@ -18,19 +18,21 @@ from flwr.serverapp.strategy import FedXgbBagging as FlowersBagging
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.options import MIN_LEVEL_ROWS
+from fl_app.config.run_request import RunRequest
+from fl_app.config.serialization import from_dict
+from fl_app.config.strategy_options import FedXgbBaggingConfig
 from fl_app.data.partition import test_table as held_out
 from fl_app.errors import ConfigError, DataError
 from fl_app.federation.ending import Ending
 from fl_app.federation.stepping import Stepping
 from fl_app.grid import InProcessGrid
-from fl_app.launch import Launch
 from fl_app.models import boosted
 from fl_app.models.boosted import START, BoostedTrees
 from fl_app.models.serving import predictor as served
 from fl_app.models.trees import TREES, Nodes, encode_trees
 from fl_app.runtimes.checks import check_before
-from fl_app.schema import MIN_LEVEL_ROWS, FedXgbBaggingConfig, from_dict
 from fl_app.seeding import generator
 from fl_app.tracking.recorder import update_norm
 
@@ -340,11 +342,13 @@ def test_without_the_package_there_is_no_run(
     config = compose_config(["strategy=fedxgbbagging", "tracking=none"])
     told = r"^strategy=fedxgbbagging: needs the extra xgboost: pip install 'fl-app\[xgboost\]'$"
     with pytest.raises(ConfigError, match=told):
-        check_before(Launch(config))
+        check_before(RunRequest(config))
     with pytest.raises(ConfigError, match=told):
         run(config)
     check_before(
-        Launch(compose_config(["strategy=fedxgbbagging", "tracking=none", "runtime=deployment"]))
+        RunRequest(
+            compose_config(["strategy=fedxgbbagging", "tracking=none", "runtime=deployment"])
+        )
     )
 
 

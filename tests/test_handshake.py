@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from fl_app import wire
 from fl_app.aggregation import moments
 from fl_app.client_app import app as client_app
+from fl_app.config.schema import Config
+from fl_app.config.serialization import from_dict, to_json
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Partition, own_partition, partition_of
 from fl_app.data.table import Table, numeric_table
@@ -40,7 +42,6 @@ from fl_app.federation.handshake import (
 )
 from fl_app.federation.roster import Node, Roster
 from fl_app.grid import InProcessGrid
-from fl_app.schema import Config, from_dict, to_json
 from fl_app.seeding import generator
 from tests.messages import reply_of
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.options import MlflowConfig
+from fl_app.config.run_request import RunRequest, git_commit, read_launch
+from fl_app.config.serialization import from_dict
 from fl_app.errors import ConfigError
-from fl_app.launch import Launch, git_commit, read_launch
-from fl_app.schema import MlflowConfig, from_dict
 
 EMPTY = dict.fromkeys(
     (
@@ -160,14 +161,14 @@ def test_a_mistake_in_a_run_config_is_one_line(
 
 
 # ---------------------------------------------------------------------------- config-json
-def _launch(**options: Any) -> Launch:
-    return Launch(from_dict(options), ("seed=1", "a='b c'"), "sweep", "c0ffee")
+def _launch(**options: Any) -> RunRequest:
+    return RunRequest(from_dict(options), ("seed=1", "a='b c'"), "sweep", "c0ffee")
 
 
 def test_our_launchers_json_reads_back_exactly() -> None:
     """Everything of a launch arrives, floats to the last bit; it is a single text."""
     launch = _launch(num_clients=3, output_dir="/a b", model={"name": "softmax", "l2": 0.1 + 0.2})
-    assert Launch.from_json(launch.to_json()) == launch
+    assert RunRequest.from_json(launch.to_json()) == launch
     assert read_launch(EMPTY | {"config-json": launch.to_json()}, 3) == launch
 
 

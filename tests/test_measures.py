@@ -24,6 +24,8 @@ from sklearn.neural_network import MLPClassifier
 
 from fl_app import wire
 from fl_app.client_app import app as client_app
+from fl_app.config.schema import METRICS, Config
+from fl_app.config.serialization import from_dict, to_json
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import encode, own_partition, partition_of
 from fl_app.federation.federated import Federated, Participation
@@ -43,7 +45,6 @@ from fl_app.models.metrics import (
     squares,
 )
 from fl_app.models.serving import Predictor
-from fl_app.schema import METRICS, Config, from_dict, to_json
 from fl_app.seeding import generator, one_thread
 from fl_app.server_app import federated_of
 from fl_app.strategies import start_arrays, strategy_of

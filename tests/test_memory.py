@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.config import compose_config
-from fl_app.launch import Launch
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
 from fl_app.runtimes import run
 from fl_app.tracking.base import RoundRecord
 from fl_app.tracking.trackers import Trackers
@@ -55,7 +55,7 @@ def test_rounds_leave_no_model_behind(words: list[str], traced: list[int], tmp_p
     """
     common = ["dataset=iris", "num_clients=2", "model=mlp", f"model.hidden_units={HIDDEN}"]
     common += ["num_server_rounds=14", f"output_dir={tmp_path}"]
-    run(Launch(compose_config([*common, *words])))
+    run(RunRequest(compose_config([*common, *words])))
     assert len(traced) == 15
     grown = traced[-1] - traced[4]
     assert grown < (1.5 if "tracking=none" in words else 3) * MODEL_BYTES

@@ -27,15 +27,15 @@ from flwr.serverapp.strategy import FedAvg, FedMedian
 from mlflow import MlflowClient
 
 from fl_app import runtimes
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.options import ModelConfig
+from fl_app.config.run_request import RunRequest
 from fl_app.data.encoding import Encoding
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
-from fl_app.launch import Launch
 from fl_app.models.serving import Predictor, predictor
 from fl_app.report import read_runs
-from fl_app.schema import ModelConfig
 from fl_app.tracking import (
     ClientRecord,
     LoggedModel,
@@ -336,7 +336,7 @@ def test_a_config_says_which_weights_are_kept(uri: str, tmp_path: Path) -> None:
     """A run of a config keeps the rounds that it names."""
     words = ["dataset=iris", "num_clients=2", "num_server_rounds=3", f"output_dir={tmp_path}"]
     words += [f"tracking.uri='{uri}'", "tracking.keep_weights=last:1", "tracking.figures=false"]
-    runtimes.run(Launch(compose_config(words)))
+    runtimes.run(RunRequest(compose_config(words)))
     run_id = json.loads((tmp_path / "result.json").read_text())["run_id"]
     found = sorted((artifacts(run_id, uri) / "weights").glob("*"))
     assert [path.name for path in found] == ["round_0003.npz"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fl_app.config.options import ModelConfig
 from fl_app.models.mlp import Mlp
-from fl_app.schema import ModelConfig
 from fl_app.seeding import generator
 
 TASKS = ("classification", "regression")

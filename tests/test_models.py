@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
+from fl_app.config.options import ModelConfig
+from fl_app.config.schema import GROUPS, METRICS, RATIOS
 from fl_app.data.encoding import Encoding
 from fl_app.errors import DataError
 from fl_app.models.base import Model, descend
@@ -25,7 +27,6 @@ from fl_app.models.metrics import row_losses, score
 from fl_app.models.registry import build
 from fl_app.models.serving import Predictor, predictor, split_members
 from fl_app.models.softmax import Softmax, softmax
-from fl_app.schema import GROUPS, METRICS, RATIOS, ModelConfig
 
 Arrays = Mapping[str, NDArray[Any]]
 FULL = ModelConfig("linear", batch_size=0, learning_rate=0.1)

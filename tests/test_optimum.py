@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from fl_app.config.options import MlpConfig, ModelConfig, Task
+from fl_app.config.schema import GROUPS
 from fl_app.models import optimum
 from fl_app.models.base import Model
 from fl_app.models.registry import build
-from fl_app.schema import GROUPS, MlpConfig, ModelConfig, Task
 
 D = 4
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from fl_app.config import config_dir
-from fl_app.launch import _KEYS
-from fl_app.schema import GROUPS, SECTIONS, Config, to_dict
+from fl_app.config.compose import config_dir
+from fl_app.config.run_request import _KEYS
+from fl_app.config.schema import GROUPS, SECTIONS, Config
+from fl_app.config.serialization import to_dict
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

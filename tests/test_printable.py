@@ -21,7 +21,9 @@ from rich.console import Console
 from fl_app import __main__ as command
 from fl_app import commands, wire
 from fl_app.client_app import app
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.passwords import keep_secrets, whole
+from fl_app.config.run_request import RunRequest
 from fl_app.errors import (
     ConfigError,
     DataError,
@@ -34,12 +36,10 @@ from fl_app.errors import (
     sayable,
 )
 from fl_app.federation import handshake
-from fl_app.launch import Launch
 from fl_app.report import RunSummary
 from fl_app.report.rendering import TextTable, show, to_markdown, to_text
 from fl_app.runtimes import deployment, run, simulation
 from fl_app.tracking.console import LINE_PREFIX, ConsoleTracker
-from fl_app.tracking.passwords import keep_secrets, whole
 
 from .kit import fl_kit
 
@@ -223,7 +223,7 @@ def test_no_node_commands_the_terminal(
     """Failures, and every field of a handshake or reply that is put into a message."""
     monkeypatch.setattr("fl_app.runtimes.inprocess.client_app", tampered(answer))
     words = ["dataset=iris", "num_clients=3", "num_server_rounds=1", "tracking=none"]
-    run(Launch(compose_config([*words, f"output_dir={tmp_path}"])))
+    run(RunRequest(compose_config([*words, f"output_dir={tmp_path}"])))
     out, err = capfd.readouterr()
     assert is_clean(out)
     assert is_clean(err)
@@ -336,7 +336,7 @@ def test_a_trackers_answer_is_one_clean_line(
     monkeypatch.setattr("fl_app.tracking.mlflow.MlflowStore.find_run", refuse)
     monkeypatch.setattr("fl_app.tracking.sender._LAST_TRY_SECONDS", 0.0)
     words = ["dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking.figures=false"]
-    run(Launch(compose_config([*words, f"output_dir={tmp_path}"])))
+    run(RunRequest(compose_config([*words, f"output_dir={tmp_path}"])))
     out, err = capfd.readouterr()
     assert "owned" in out
     assert is_clean(out)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fl_app.client_app import app as client_app
+from fl_app.config.options import DpAdaptiveConfig, DpFixedConfig
+from fl_app.config.schema import GROUPS
 from fl_app.errors import FederationError
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.privacy import (
@@ -28,7 +30,6 @@ from fl_app.federation.roster import Node, Roster
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.view import GridView
-from fl_app.schema import GROUPS, DpAdaptiveConfig, DpFixedConfig
 from fl_app.strategies import build_strategy
 
 from .messages import content_of, reply_of

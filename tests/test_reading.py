@@ -14,6 +14,8 @@ import pytest
 
 from fl_app import wire
 from fl_app.client_app import app as client_app
+from fl_app.config.schema import Config
+from fl_app.config.serialization import from_dict, to_dict, to_json
 from fl_app.data.catalogue import load
 from fl_app.data.columns import MISSING_WORDS, Spelling, tidied
 from fl_app.data.encoding import Encoding
@@ -24,7 +26,6 @@ from fl_app.errors import ConfigError, DataError, FederationError
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
-from fl_app.schema import Config, from_dict, to_dict, to_json
 
 Cells = Mapping[str, list[Any]]
 

@@ -14,14 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from fl_app.colours import CLASSES
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.schema import Config
+from fl_app.config.serialization import from_dict
 from fl_app.dashboard import regions
 from fl_app.dashboard.known import KeptModels, Known, known
 from fl_app.dashboard.regions import CELLS, areas_png, draw, rows_of, why_not
 from fl_app.data.table import Table, numeric_table
 from fl_app.models.serving import predictor
 from fl_app.models.stack import pack
-from fl_app.schema import Config, from_dict
 from fl_app.tracking.spool import write_npz
 from tests.stacks import Arrays, Ran, calm, config_of
 

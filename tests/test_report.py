@@ -21,6 +21,8 @@ from mlflow.entities import Metric, Param, RunTag
 from rich.console import Console
 from scipy import stats
 
+from fl_app.config.schema import Config
+from fl_app.config.serialization import flatten, from_dict
 from fl_app.errors import InputError
 from fl_app.report import (
     Comparison,
@@ -47,7 +49,6 @@ from fl_app.report.intervals import mean_and_sd, mean_difference
 from fl_app.report.rendering import decimals_for
 from fl_app.report.runs import is_better_when_higher, tell_apart
 from fl_app.report.writing import as_csv, as_dict
-from fl_app.schema import Config, flatten, from_dict
 from fl_app.sweep import Job, summarise
 from fl_app.tracking.mlflow_store import MlflowStore
 from tests.kit import fl_kit

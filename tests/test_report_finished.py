@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
 from fl_app.errors import InputError
-from fl_app.launch import Launch
 from fl_app.report import (
     Comparison,
     Row,
@@ -412,7 +412,7 @@ def test_real_runs(tmp_path: Path) -> None:
     for strategy, rounds in jobs:
         words = ["dataset=iris", "num_clients=3", "partitioner=iid", f"{ROUNDS}={rounds}"]
         words += [strategy, "tracking.figures=false", f"output_dir={tmp_path / 'out'}"]
-        run_in_process(Launch(compose_config(words)))
+        run_in_process(RunRequest(compose_config(words)))
     runs = read_runs(experiment="iris")
     averages, long, short = (
         next(r for r in runs if f"strategy={r.params['strategy.name']}" == s and r.last_round == t)

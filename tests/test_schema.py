@@ -11,25 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.errors import ConfigError
-from fl_app.schema import (
-    GROUPS,
-    METRICS,
-    SECTIONS,
-    Config,
-    DatasetConfig,
-    FaultsConfig,
-    ModelConfig,
-    check,
+from fl_app.config.options import DatasetConfig, FaultsConfig, ModelConfig
+from fl_app.config.rules import check
+from fl_app.config.schema import GROUPS, METRICS, SECTIONS, Config, task_of
+from fl_app.config.serialization import (
     digest,
     flatten,
     from_dict,
     from_json,
-    task_of,
     to_dict,
     to_json,
     without_effect,
 )
+from fl_app.errors import ConfigError
 
 KINDS = sorted({kind for options in GROUPS.values() for kind in options.values()}, key=repr)
 KINDS += SECTIONS.values()

@@ -14,13 +14,14 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fl_app.client_app import app as client_app
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
+from fl_app.config.schema import Config
+from fl_app.config.serialization import from_dict
 from fl_app.data.partition import own_partition, partition_of, whole_table
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.grid.view import GridView
-from fl_app.launch import Launch
-from fl_app.schema import Config, from_dict
 from fl_app.seeding import generator
 from fl_app.server_app import _mlflow_tracker, _run_name
 from fl_app.server_app import app as server_app
@@ -85,14 +86,14 @@ def _run(folder: Path, sites: Sequence[Sequence[str]], own: bool, *words: str) -
         nodes: Any = {
             k: {"data": str(_write(folder / f"{k}.csv", rows))} for k, rows in enumerate(sites)
         }
-        text = Launch(_config("runtime=deployment", *words)).to_json()
+        text = RunRequest(_config("runtime=deployment", *words)).to_json()
         with InProcessGrid(client_app, len(sites), node_configs=nodes) as grid:
             # Another class of grid than ours: to the ServerApp it is a deployment's.
             far = GridView(grid, sorted(grid.get_node_ids()))
             server_app(far, server_context({"config-json": text}))
     else:
         path = _write(folder / "all.csv", *sites)
-        text = Launch(_config(f"dataset.path={path}", *words)).to_json()
+        text = RunRequest(_config(f"dataset.path={path}", *words)).to_json()
         run_in_process(server_app, client_app, len(sites), {"config-json": text})
     return max((home_dir() / "runs").iterdir())
 

@@ -12,11 +12,12 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fl_app import stacking
+from fl_app.config.options import MIN_LEVEL_ROWS
+from fl_app.config.serialization import from_dict
 from fl_app.errors import DataError
 from fl_app.models import estimators
 from fl_app.models.metrics import score
 from fl_app.models.stack import Member, Stack, unpack, unpack_members
-from fl_app.schema import MIN_LEVEL_ROWS, from_dict
 from fl_app.seeding import generator, one_thread
 from fl_app.stack_client import StackClient
 from fl_app.wire import StackRequest

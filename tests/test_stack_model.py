@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fl_app import stacking
+from fl_app.config.options import ModelConfig, Task
 from fl_app.data.partition import test_table as held_out
 from fl_app.errors import ConfigError, DataError
 from fl_app.models import estimators
@@ -32,7 +33,6 @@ from fl_app.models.stack import (
     unpack,
     unpack_members,
 )
-from fl_app.schema import ModelConfig, Task
 from tests.stacks import Arrays, Ran, bits, config_of, run
 
 D, C = 4, 3

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_app import wire
+from fl_app.config.options import ModelConfig
+from fl_app.config.serialization import from_dict
 from fl_app.data.encoding import Encoding
 from fl_app.errors import FederationError
 from fl_app.federation.ending import Ending
@@ -24,7 +26,6 @@ from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.models.linear import Linear
 from fl_app.models.softmax import Softmax
-from fl_app.schema import ModelConfig, from_dict
 from tests.stacks import Clients, calm, config_of, run
 
 INF = math.inf

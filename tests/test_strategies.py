@@ -23,7 +23,11 @@ from sklearn.naive_bayes import GaussianNB
 
 from fl_app import wire
 from fl_app.client_app import app as client_app
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.options import ModelConfig
+from fl_app.config.schema import GROUPS, Config
+from fl_app.config.serialization import from_dict, to_json
+from fl_app.config.strategy_options import FedAdamConfig, StrategyConfig
 from fl_app.data.encoding import Encoding
 from fl_app.data.partition import Encoded, encode, partition_of
 from fl_app.errors import ConfigError, FederationError
@@ -35,15 +39,6 @@ from fl_app.models.metrics import score
 from fl_app.models.optimum import converge
 from fl_app.models.registry import build
 from fl_app.models.serving import Predictor
-from fl_app.schema import (
-    GROUPS,
-    Config,
-    FedAdamConfig,
-    ModelConfig,
-    StrategyConfig,
-    from_dict,
-    to_json,
-)
 from fl_app.seeding import generator, one_thread
 from fl_app.server_app import federated_of
 from fl_app.strategies import Local, build_strategy, start_arrays

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fl_app import sweep
-from fl_app.config import Sweep
-from fl_app.schema import from_dict
+from fl_app.config.compose import Sweep
+from fl_app.config.serialization import from_dict
 from fl_app.sweep import (
     Job,
     has_failed,

@@ -7,16 +7,8 @@ from typing import Any
 
 import pytest
 
-from fl_app.schema import (
-    GROUPS,
-    Config,
-    digest,
-    flatten,
-    from_dict,
-    task_of,
-    to_dict,
-    without_effect,
-)
+from fl_app.config.schema import GROUPS, Config, task_of
+from fl_app.config.serialization import digest, flatten, from_dict, to_dict, without_effect
 from tests.stacks import Ran, bits, calm
 
 MODEL = ("batch_size", "l2", "learning_rate", "local_epochs", "local_steps", "name")

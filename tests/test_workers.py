@@ -536,8 +536,8 @@ def test_refuses_a_wrong_number() -> None:
 
 def test_config_asks_for_workers() -> None:
     """The option is in the config, at least 1, and no part of what makes a run's numbers."""
-    from fl_app.config import compose_config
-    from fl_app.schema import digest as config_digest
+    from fl_app.config.compose import compose_config
+    from fl_app.config.serialization import digest as config_digest
 
     two = compose_config(["runtime.num_workers=2"])
     assert config_digest(two) == config_digest(compose_config([]))
@@ -666,13 +666,13 @@ FOREST = ["strategy=fedstacking", "strategy.base_models=[random_forest]"]
 
 def digest(folder: Path, *overrides: str) -> str:
     """Run ``fl-app``'s way through a config in this process; return the final weights' digest."""
-    from fl_app.config import compose_config
-    from fl_app.launch import Launch
+    from fl_app.config.compose import compose_config
+    from fl_app.config.run_request import RunRequest
     from fl_app.runtimes import inprocess
 
     folder.mkdir()
     config = compose_config(["tracking=none", f"output_dir={folder}", *overrides])
-    result = inprocess.run(Launch(config))
+    result = inprocess.run(RunRequest(config))
     assert result.status == "FINISHED"
     assert result.weights_sha256 is not None
     return result.weights_sha256
@@ -775,7 +775,7 @@ import os, sys
 from fl_app import client_app
 from fl_app.config import compose_config
 from fl_app.grid import run_in_process
-from fl_app.launch import Launch
+from fl_app.config.run_request import RunRequest
 from fl_app.server_app import app
 def die(message, context, call_next):
     if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
@@ -788,7 +788,7 @@ mine.train()(client_app.train)
 mine.evaluate()(client_app.evaluate)
 config = compose_config(["dataset=wine", "num_clients=3", "num_server_rounds=2", "tracking=none",
                          "output_dir={tmp_path}", "runtime.num_workers=2"])
-run_in_process(app, mine, 3, {{"config-json": Launch(config).to_json()}}, num_workers=2)
+run_in_process(app, mine, 3, {{"config-json": RunRequest(config).to_json()}}, num_workers=2)
 """
     process, mark = start(tmp_path, sys.executable, "-c", script)
     out, err = process.communicate(timeout=200)

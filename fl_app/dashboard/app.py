@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import streamlit as st
 
+from fl_app.config.options import TabularConfig
 from fl_app.dashboard import (
     charts,
     choices,
@@ -35,7 +36,6 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
-from fl_app.schema import TabularConfig
 from fl_app.tracking.spool import home_dir
 
 __all__ = ["main"]

@@ -18,10 +18,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
+from fl_app.config.options import Task
 from fl_app.data.checkup import CheckReport, report
 from fl_app.data.files import read_frame
 from fl_app.errors import DataError, InputError, printable
-from fl_app.schema import Task
 from fl_app.tracking.spool import home_dir
 
 __all__ = [

@@ -16,21 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_app.data import synthetic, toy_sets, vendored_sets
-from fl_app.data.columns import MISSING_WORDS, VERBATIM, Spelling
-from fl_app.data.table import Table, numeric_table
-from fl_app.data.tabular import Found, Reading, find_columns, load_tabular
-from fl_app.errors import ConfigError
-from fl_app.schema import (
+from fl_app.config.checking import sign
+from fl_app.config.options import (
     DatasetConfig,
     RingsConfig,
     SyntheticClassificationConfig,
     SyntheticConfig,
     TabularConfig,
     TwoLinesConfig,
-    sign,
-    task_of,
 )
+from fl_app.config.schema import task_of
+from fl_app.data import synthetic, toy_sets, vendored_sets
+from fl_app.data.columns import MISSING_WORDS, VERBATIM, Spelling
+from fl_app.data.table import Table, numeric_table
+from fl_app.data.tabular import Found, Reading, find_columns, load_tabular
+from fl_app.errors import ConfigError
 
 __all__ = ["load", "load_own", "look_at_own", "spelling_of", "undecided"]
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from fl_app.config.options import MIN_LEVEL_ROWS, Task
+from fl_app.config.schema import Config
 from fl_app.data.columns import is_missing, is_text, plain
 from fl_app.data.encoding import counted, in_company
 from fl_app.data.files import read_frame
@@ -34,7 +36,6 @@ from fl_app.data.tabular import (
     text_columns,
 )
 from fl_app.errors import DataError, InputError, printable
-from fl_app.schema import MIN_LEVEL_ROWS, Config, Task
 
 __all__ = ["CheckReport", "ColumnReport", "report"]
 

@@ -14,6 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.options import (
+    HeartDiseaseConfig,
+    NaturalConfig,
+    PartitionerConfig,
+    RingsConfig,
+    SyntheticConfig,
+    TabularConfig,
+)
+from fl_app.config.schema import Config, task_of
 from fl_app.data.catalogue import load, load_own, look_at_own
 from fl_app.data.encoding import Encoding, Label, in_company, labels_of
 from fl_app.data.partitioners import deal
@@ -22,16 +31,6 @@ from fl_app.data.table import Table
 from fl_app.data.tabular import Found
 from fl_app.data.vendored_sets import flamby_split
 from fl_app.errors import ConfigError
-from fl_app.schema import (
-    Config,
-    HeartDiseaseConfig,
-    NaturalConfig,
-    PartitionerConfig,
-    RingsConfig,
-    SyntheticConfig,
-    TabularConfig,
-    task_of,
-)
 
 __all__ = [
     "Encoded",

@@ -40,6 +40,9 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.aggregation import Moments, merge_moments, moments
+from fl_app.config.options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, Levels, TabularConfig
+from fl_app.config.schema import Config, min_level_rows_of
+from fl_app.config.serialization import to_json
 from fl_app.data.catalogue import spelling_of, undecided
 from fl_app.data.columns import alike, cell_text
 from fl_app.data.encoding import Encoding, in_company, one_kind, scaler, some
@@ -48,15 +51,6 @@ from fl_app.data.tabular import Found, bracket, mostly_other, told_alike
 from fl_app.errors import FederationError
 from fl_app.federation.roster import Node, Roster
 from fl_app.grid.messages import sender
-from fl_app.schema import (
-    MAX_AUTO_LEVELS,
-    MIN_LEVEL_ROWS,
-    Config,
-    Levels,
-    TabularConfig,
-    min_level_rows_of,
-    to_json,
-)
 
 __all__ = ["Description", "describe", "describe_left", "draft", "shake_hands"]
 

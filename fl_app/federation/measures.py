@@ -20,6 +20,8 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from fl_app import wire
+from fl_app.config.options import Task
+from fl_app.config.schema import Config
 from fl_app.data.encoding import Encoding
 from fl_app.grid.arrays import items_of
 from fl_app.grid.messages import records_of
@@ -34,7 +36,6 @@ from fl_app.models.metrics import (
     score_places,
     squares,
 )
-from fl_app.schema import Config, Task
 
 __all__ = ["Exchange", "Measures"]
 

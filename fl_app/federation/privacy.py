@@ -61,10 +61,11 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
 from fl_app import wire
+from fl_app.config.options import DpAdaptiveConfig, DpFixedConfig
+from fl_app.config.schema import Config
 from fl_app.errors import ConfigError, FederationError
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.messages import metric_record
-from fl_app.schema import Config, DpAdaptiveConfig, DpFixedConfig
 
 __all__ = [
     "LEFT_OUT",

@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.options import ModelConfig
+from fl_app.config.schema import GROUPS, Config
+from fl_app.config.serialization import to_dict
+from fl_app.config.strategy_options import FedXgbBaggingConfig, has_base_models
 from fl_app.data.encoding import Encoding
 from fl_app.data.frames import features_from_frame
 from fl_app.errors import DataError
@@ -22,14 +26,6 @@ from fl_app.models.boosted import BoostedTrees
 from fl_app.models.metrics import row_losses, score_all
 from fl_app.models.registry import build
 from fl_app.models.stack import Kinds, StackModel
-from fl_app.schema import (
-    GROUPS,
-    Config,
-    FedXgbBaggingConfig,
-    ModelConfig,
-    has_base_models,
-    to_dict,
-)
 from fl_app.seeding import one_thread
 
 __all__ = ["Predictor", "predictor", "split_members"]

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app import stacking
+from fl_app.config.options import Task
 from fl_app.errors import DataError
 from fl_app.models import estimators
 from fl_app.models.base import Arrays, Model
-from fl_app.schema import Task
 
 __all__ = [
     "LS",

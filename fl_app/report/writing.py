@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fl_app.config.run_request import versions
 from fl_app.errors import InputError
-from fl_app.launch import versions
 from fl_app.report.budgets import Pair, bytes_by_round
 from fl_app.report.comparing import Comparison, Outcome, Table
 from fl_app.report.convergence import judge

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_app.config.rules import ray_head
 from fl_app.errors import ConfigError, InputError, RunError, one_line
-from fl_app.schema import ray_head
 
 __all__ = [
     "RunResult",

@@ -21,13 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fl_app.config.passwords import whole
+from fl_app.config.rules import check_names, kept_weights
 from fl_app.errors import ConfigError, FlAppError
-from fl_app.schema import check_names, kept_weights
 from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.carrier import Pace, Run
 from fl_app.tracking.events import prune
 from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, quiet
-from fl_app.tracking.passwords import whole
 from fl_app.tracking.recorder import Recorder, now_ms
 from fl_app.tracking.sender import Replay, Sender, replay_spools
 from fl_app.tracking.spool import Spool, home_dir

@@ -45,7 +45,7 @@ class Recorder:
     journal : Journal
         Where the lines go.
     keep : (int, int), default (1, 0)
-        Which rounds' weights go with them, as :func:`~fl_app.schema.kept_weights` returns it: all.
+        Which rounds' weights go with them (:func:`~fl_app.config.rules.kept_weights`): all.
     """
 
     def __init__(self, journal: Journal, keep: tuple[int, int] = (1, 0)) -> None:

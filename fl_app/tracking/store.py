@@ -16,8 +16,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from fl_app.config.passwords import whole
 from fl_app.errors import ConfigError, masked
-from fl_app.tracking.passwords import whole
 from fl_app.tracking.spool import home_dir
 
 __all__ = [

@@ -14,10 +14,10 @@ from flwr.app import Message
 from mlflow import MlflowClient
 
 from fl_app.aggregation import arrays_digest
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
 from fl_app.errors import FederationError
 from fl_app.federation.federated import Federated
-from fl_app.launch import Launch
 from fl_app.report import read_these
 from fl_app.runtimes import RunResult, run
 
@@ -74,7 +74,7 @@ def recorded(home: Path, *overrides: str) -> Recorded:
     uri = f"sqlite:///{home}/mlflow.db"
     output = home / "out"
     config = compose_config([*overrides, f"tracking.uri={uri}", f"output_dir={output}"])
-    result = run(Launch(config, overrides))
+    result = run(RunRequest(config, overrides))
     folder = home / "downloads"
     folder.mkdir(exist_ok=True)
     return Recorded(result, MlflowClient(uri), folder)

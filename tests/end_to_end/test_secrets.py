@@ -129,7 +129,7 @@ def test_a_report_of_a_server_that_is_down(tmp_path: Path, nobody: str) -> None:
 def test_the_run_config_of_flwr_run_holds_no_password(tmp_path: Path) -> None:
     """Flower hands it to every node and keeps it: refused before any work, without its value."""
     code = (
-        "from fl_app.launch import read_launch\nimport sys\n"
+        "from fl_app.config.run_request import read_launch\nimport sys\n"
         "for key in ('tracking-uri', 'overrides'):\n"
         "    try: read_launch({key: 'tracking.uri=' * (key == 'overrides') + sys.argv[1]}, 2)\n"
         "    except Exception as error: print(error)\n"

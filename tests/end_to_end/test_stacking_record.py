@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
 from fl_app.data.partition import test_table as held_out
 from fl_app.fedstacking import FAMILY_NUMBERS
 

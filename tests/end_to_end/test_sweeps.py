@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 
 from fl_app import __main__ as command
 from fl_app import commands
-from fl_app.config import Sweep, check_sweep, compose_config, config_dir
+from fl_app.config.compose import Sweep, check_sweep, compose_config, config_dir
+from fl_app.config.run_request import read_launch
 from fl_app.errors import ConfigError
-from fl_app.launch import read_launch
 from fl_app.report import find_finished, read_runs
 from fl_app.tracking.store import default_uri
 

@@ -20,22 +20,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fl_app.config.options import MlflowConfig, RuntimeConfig
+from fl_app.config.passwords import keep_secrets, whole
+from fl_app.config.rules import check
+from fl_app.config.schema import GROUPS, Config
+from fl_app.config.serialization import from_dict, to_dict, without_effect
 from fl_app.errors import ConfigError, masked
-from fl_app.schema import (
-    GROUPS,
-    Config,
-    MlflowConfig,
-    RuntimeConfig,
-    check,
-    from_dict,
-    to_dict,
-    without_effect,
-)
-from fl_app.tracking.passwords import keep_secrets, whole
 
 __all__ = [
     "NO_PASSWORD",
-    "Launch",
+    "RunRequest",
     "git_commit",
     "handed_over",
     "param_of",
@@ -68,7 +62,7 @@ NO_PASSWORD = (
 
 
 @dataclass(frozen=True)
-class Launch:
+class RunRequest:
     """A config and where it came from.
 
     Parameters
@@ -87,7 +81,7 @@ class Launch:
     Notes
     -----
     A password in the tracking URI is masked in all of it, and kept for this process and those that
-    it starts (:func:`fl_app.tracking.passwords.keep_secrets`).
+    it starts (:func:`fl_app.config.passwords.keep_secrets`).
     """
 
     config: Config
@@ -122,7 +116,7 @@ class Launch:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Launch:
+    def from_json(cls, text: str) -> RunRequest:
         """Read :meth:`to_json`'s form back.
 
         Raises
@@ -166,8 +160,8 @@ def unheeded(config: Config, overrides: Sequence[str]) -> str:
 
 
 @contextmanager
-def handed_over(launch: Launch) -> Iterator[str]:
-    """Yield :meth:`Launch.to_json` for a ServerApp of this machine, without the tracking URI.
+def handed_over(launch: RunRequest) -> Iterator[str]:
+    """Yield :meth:`RunRequest.to_json` for a ServerApp of this machine, without the tracking URI.
 
     Flower hands the run-config to every SuperNode and writes it to the SuperLink's database. So
     the URI stands in a file that only this user can read, and that is gone with the block.
@@ -199,7 +193,7 @@ def _with_uri(config: Config, file: str) -> Config:
     return replace(config, tracking=replace(config.tracking, uri=uri))
 
 
-def read_launch(run_config: Mapping[str, Any], num_clients: int) -> Launch:
+def read_launch(run_config: Mapping[str, Any], num_clients: int) -> RunRequest:
     """Read Flower's run-config.
 
     Parameters
@@ -225,13 +219,13 @@ def read_launch(run_config: Mapping[str, Any], num_clients: int) -> Launch:
         others = sorted(given.keys() - {"config-json"})
         if others:
             raise ConfigError(others[0], given[others[0]], "nothing beside config-json")
-        launch = Launch.from_json(str(given["config-json"]))
+        launch = RunRequest.from_json(str(given["config-json"]))
         if launch.config.strategy.name == "pooled":
             return launch
         config = check(replace(launch.config, num_clients=num_clients))
         return replace(launch, config=config)
 
-    from fl_app.config import compose_config
+    from fl_app.config.compose import compose_config
 
     overrides = _split(str(given.get("overrides", "")))
     overrides += [f"{name}={given[key]}" for key, name in _HABITS.items() if key in given]
@@ -240,7 +234,7 @@ def read_launch(run_config: Mapping[str, Any], num_clients: int) -> Launch:
         config = replace(config, tracking=replace(config.tracking, uri=str(given["tracking-uri"])))
     if "output-dir" in given:
         config = replace(config, output_dir=_absolute(str(given["output-dir"])))
-    return Launch(config, tuple(overrides), commit=git_commit())
+    return RunRequest(config, tuple(overrides), commit=git_commit())
 
 
 def read_runtime(run_config: Mapping[str, Any]) -> RuntimeConfig:
@@ -257,9 +251,9 @@ def read_runtime(run_config: Mapping[str, Any]) -> RuntimeConfig:
         For a mistake in the options of ``runtime``.
     """
     if run_config.get("config-json"):
-        return Launch.from_json(str(run_config["config-json"])).config.runtime
+        return RunRequest.from_json(str(run_config["config-json"])).config.runtime
 
-    from fl_app.config import compose_config
+    from fl_app.config.compose import compose_config
 
     overrides = _split(str(run_config.get("overrides", "")))
     own = [o for o in overrides if o.lstrip("+").startswith(("runtime=", "runtime."))]
@@ -283,7 +277,7 @@ def _absolute(path: str) -> str:
 @cache
 def git_commit() -> str:
     """Return the commit of fl_app's own source, or "" where that is no git tree."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

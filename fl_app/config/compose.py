@@ -33,18 +33,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from fl_app.config.checking import having, who_has
+from fl_app.config.schema import GROUPS, SECTIONS, Config, objective_of
+from fl_app.config.serialization import effective, from_dict
+from fl_app.config.strategy_options import BASE_MODELS
 from fl_app.errors import ConfigError
-from fl_app.schema import (
-    BASE_MODELS,
-    GROUPS,
-    SECTIONS,
-    Config,
-    effective,
-    from_dict,
-    having,
-    objective_of,
-    who_has,
-)
 
 __all__ = [
     "Sweep",
@@ -71,8 +64,9 @@ def config_dir() -> Path:
 
     Never looked up from the working directory: Flower unpacks a bundle elsewhere.
     """
-    beside = Path(__file__).parents[1] / "conf"
-    return beside if beside.is_dir() else Path(__file__).parent / "conf"
+    package = Path(__file__).parents[1]
+    beside = package.parent / "conf"
+    return beside if beside.is_dir() else package / "conf"
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -328,7 +322,7 @@ def _own_hydra() -> Iterator[None]:
 
 
 def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
-    """Return a composed config as the checked, frozen :class:`~fl_app.schema.Config`.
+    """Return a composed config as the checked, frozen :class:`~fl_app.config.schema.Config`.
 
     Parameters
     ----------
