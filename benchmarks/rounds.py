@@ -44,8 +44,8 @@ from fl_app.config.serialization import from_dict
 from fl_app.grid import run_in_process
 from fl_app.seeding import generator, one_thread
 from fl_app.server_app import Run
-from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.console import ConsoleTracker
+from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 
 LOOP, STOCK, OURS, TRACKED, RAY = (
     "NumPy loop",

@@ -42,8 +42,8 @@ from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid
 from fl_app.seeding import one_thread
 from fl_app.server_app import Run
-from fl_app.tracking.base import RoundRecord
 from fl_app.tracking.console import ConsoleTracker
+from fl_app.tracking.records import RoundRecord
 
 from .machine import machine
 from .rounds import Clock

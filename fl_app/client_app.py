@@ -47,7 +47,7 @@ from fl_app.models.base import Arrays, Model
 from fl_app.models.optimum import converge
 from fl_app.models.serving import Predictor
 from fl_app.seeding import generator, later, one_thread
-from fl_app.stack_client import StackClient
+from fl_app.stacking.client import StackClient
 
 __all__ = ["app"]
 

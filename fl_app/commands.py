@@ -36,7 +36,7 @@ def ui(
 ) -> None:
     """Open the MLflow UI on the store that runs are logged to; Ctrl-C ends it."""
     _check_free(port)
-    from fl_app.tracking.store import check_uri, default_uri, is_http
+    from fl_app.tracking.mlflow.uri import check_uri, default_uri, is_http
 
     store = check_uri(uri or default_uri())
     if is_http(store):

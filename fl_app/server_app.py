@@ -58,17 +58,19 @@ from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.stock import HttpGrid, InMemoryGrid
 from fl_app.grid.watched import WatchedGrid
+from fl_app.home import home_dir
 from fl_app.models.serving import Predictor
 from fl_app.seeding import one_thread
 from fl_app.strategies import start_arrays, strategy_of
 from fl_app.tracking import Events, MlflowTracker, TrackedStrategy, Trackers
-from fl_app.tracking.base import LoggedModel, RunEnd, RunStart, Status, Tracker
-from fl_app.tracking.best import BestRound
+from fl_app.tracking.best_round import BestRound
 from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK, ConsoleTracker
 from fl_app.tracking.events import MAX_MODEL_CLIENTS
-from fl_app.tracking.keys import FINAL_LOSSES, client_table
+from fl_app.tracking.files import npz_bytes
+from fl_app.tracking.metric_names import FINAL_LOSSES
 from fl_app.tracking.recorder import JournalTracker
-from fl_app.tracking.spool import home_dir, npz_bytes
+from fl_app.tracking.records import LoggedModel, RunEnd, RunStart, Status, Tracker
+from fl_app.tracking.round_texts import client_table
 
 __all__ = ["Run", "app", "federated_of"]
 

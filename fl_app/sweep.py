@@ -359,7 +359,7 @@ def _question(done: Sequence[Job]) -> _Question | None:
     if len({job.params.get(COMPARED) for job in done}) < 2 or not done[0].tracked:
         return None
     from fl_app.models.directions import higher_is_better
-    from fl_app.tracking.keys import equal
+    from fl_app.tracking.metric_names import equal
 
     swept = {param_of(override) for job in done for override in job.overrides}
     keys = _METHOD if "method" in swept else (COMPARED,)

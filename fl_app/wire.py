@@ -171,7 +171,7 @@ class StackRequest:
 
 
 def stack_request(message: Message) -> StackRequest:
-    """Read what FedStacking asks of a client (:class:`fl_app.fedstacking.FedStacking`).
+    """Read what FedStacking asks of a client (:class:`fl_app.stacking.strategy.FedStacking`).
 
     Raises
     ------

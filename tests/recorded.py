@@ -13,10 +13,10 @@ import pytest
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.dashboard.live import RunView, Tail, runs
+from fl_app.home import Process
 from fl_app.runtimes.inprocess import run
-from fl_app.tracking.base import RoundRecord
-from fl_app.tracking.keys import aggregation_text
-from fl_app.tracking.spool import Process
+from fl_app.tracking.records import RoundRecord
+from fl_app.tracking.round_texts import aggregation_text
 
 NAME = "20260102-030405-0123abcd"
 LIVING, GONE = asdict(Process.current()), asdict(replace(Process.current(), started="never"))

@@ -22,12 +22,12 @@ from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.models.serving import Predictor
-from fl_app.models.stack import Stack
 from fl_app.seeding import one_thread
 from fl_app.server_app import federated_of
+from fl_app.stacking.members import Stack
 from fl_app.strategies import start_arrays
 from fl_app.tracking import TrackedStrategy
-from fl_app.tracking.base import NullTracker, RoundRecord
+from fl_app.tracking.records import NullTracker, RoundRecord
 
 Arrays = dict[str, NDArray[Any]]
 Tamper = Callable[[str, int, Arrays, dict[str, Any]], None]

@@ -17,8 +17,8 @@ from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.models.metrics import score_all
 from fl_app.runtimes import run
-from fl_app.tracking.base import ClientRecord, RoundRecord, RunEnd, RunStart
 from fl_app.tracking.console import ConsoleTracker
+from fl_app.tracking.records import ClientRecord, RoundRecord, RunEnd, RunStart
 
 TRUTH = np.array([0] * 9 + [1])
 COST = {

@@ -26,7 +26,7 @@ from fl_app.dashboard.charts import (
     versus,
 )
 from fl_app.dashboard.live import RunView, metrics
-from fl_app.tracking.base import ClientRecord, RoundRecord
+from fl_app.tracking.records import ClientRecord, RoundRecord
 from tests.recorded import GONE, Record, round_line
 
 finite = st.floats(-1e3, 1e3, allow_nan=False)

@@ -14,7 +14,7 @@ from fl_app.dashboard import explain as module
 from fl_app.dashboard.explain import Explanation, Table, explain, value_names
 from fl_app.dashboard.live import RunView
 from fl_app.strategies import _FLOWER
-from fl_app.tracking.base import ClientRecord, RoundRecord
+from fl_app.tracking.records import ClientRecord, RoundRecord
 from tests.recorded import Record, real_runs
 
 SMALL = ["dataset=iris", "num_clients=3", "num_server_rounds=5", "model.learning_rate=0.5"]

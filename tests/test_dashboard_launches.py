@@ -20,7 +20,7 @@ from fl_app.dashboard import launches, uploads
 from fl_app.dashboard.choices import EXAMPLES, Choices, overrides, to_query
 from fl_app.dashboard.launches import Launch, find, get, log_tail, start, stop, tidy
 from fl_app.errors import InputError
-from fl_app.tracking.spool import Process
+from fl_app.home import Process
 
 # What stands for fl-app: the first override says what it does.
 FAKE = """

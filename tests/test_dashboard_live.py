@@ -17,9 +17,9 @@ from fl_app.dashboard import live
 from fl_app.dashboard.known import KeptModels
 from fl_app.dashboard.live import Tail, heads_of, metrics, models_dir, phase, runs
 from fl_app.dashboard.view import PHASES, mean_values, shown_rows, strip, unit, values, worst_values
-from fl_app.fedstacking import PHASES as STACKING_PHASES
-from fl_app.tracking.spool import write_npz
-from fl_app.tracking.store import run_url
+from fl_app.stacking.strategy import PHASES as STACKING_PHASES
+from fl_app.tracking.files import write_npz
+from fl_app.tracking.mlflow.uri import run_url
 from tests.recorded import GONE, LIVING, NAME, Record, real_runs, round_line
 
 

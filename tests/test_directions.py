@@ -15,9 +15,9 @@ from sklearn.metrics import get_scorer_names
 from fl_app.errors import ConfigError
 from fl_app.models.directions import higher_is_better
 from fl_app.tracking import TrackedStrategy
-from fl_app.tracking.base import ClientRecord, NullTracker, RoundRecord
-from fl_app.tracking.keys import directions_of, round_metrics
+from fl_app.tracking.metric_names import directions_of, round_metrics
 from fl_app.tracking.recorder import Recorder
+from fl_app.tracking.records import ClientRecord, NullTracker, RoundRecord
 
 HIGHER = """
 accuracy r2 balanced_accuracy roc_auc top_5_accuracy AUROC auprc sensitivity specificity mIoU

@@ -31,8 +31,8 @@ from fl_app.grid import InProcessGrid
 from fl_app.models.serving import Predictor
 from fl_app.seeding import one_thread
 from fl_app.server_app import Run, _warnings_on
-from fl_app.tracking.base import NullTracker, RoundRecord, RunEnd
 from fl_app.tracking.console import ConsoleTracker
+from fl_app.tracking.records import NullTracker, RoundRecord, RunEnd
 
 NODES = (Node(1, 0, 10, 2),)
 

@@ -24,13 +24,15 @@ from fl_app.config.run_request import RunRequest
 from fl_app.dashboard.known import KeptModels, known
 from fl_app.errors import FlAppError
 from fl_app.grid import InProcessGrid, run_in_process
+from fl_app.home import Process, home_dir, new_name
 from fl_app.models.serving import Predictor
 from fl_app.runtimes.base import RunResult, RunStoppedError, read_result, result_written
 from fl_app.tracking import Events, RoundRecord, RunEnd, RunStart, Trackers
 from fl_app.tracking.events import prune
+from fl_app.tracking.files import read_lines, read_npz
 from fl_app.tracking.late import LateFile
+from fl_app.tracking.outbox import Outbox
 from fl_app.tracking.recorder import JournalTracker
-from fl_app.tracking.spool import Process, Spool, home_dir, new_name, read_lines, read_npz
 
 NUM_CLIENTS = 4
 
@@ -237,7 +239,7 @@ def test_a_private_run_names_no_client(
         return reply
 
     kept: set[Path] = set()
-    monkeypatch.setattr(Spool, "remove", lambda self: (kept.add(self.path), self.release()))
+    monkeypatch.setattr(Outbox, "remove", lambda self: (kept.add(self.path), self.release()))
     uri = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"] if tracking == "mlflow" else []
     folder = run(
         tmp_path,

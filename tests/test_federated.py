@@ -18,7 +18,7 @@ from fl_app.federation.replies import ReplySpec, spec_of
 from fl_app.federation.roster import Node, Roster
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
-from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
+from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.tracked import TrackedStrategy
 
 ALL: dict[str, Any] = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}

@@ -27,12 +27,12 @@ from fl_app.config.strategy_options import BASE_MODELS
 from fl_app.data.partition import encode, partition_of
 from fl_app.data.partition import test_table as held_out
 from fl_app.errors import ConfigError, FederationError, InputError
-from fl_app.fedstacking import FAMILY_NUMBERS, PHASES, FedStacking, NAverage
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.models import estimators
-from fl_app.models.stack import Stack
-from fl_app.stack_client import StackClient
+from fl_app.stacking.client import StackClient
+from fl_app.stacking.members import Stack
+from fl_app.stacking.strategy import FAMILY_NUMBERS, PHASES, FedStacking, NAverage
 from fl_app.strategies import start_arrays
 from tests.stacks import Arrays, Clients, Ran, bits, calm, config_of, run
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fl_app.tracking import figures
-from fl_app.tracking.base import ClientRecord, RoundRecord
+from fl_app.tracking.records import ClientRecord, RoundRecord
 
 
 def size_of(png: bytes | None) -> tuple[int, int]:

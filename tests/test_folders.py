@@ -319,7 +319,7 @@ def test_app_is_tracked_if_asked(
     """Every round is in MLflow, in the project's experiment, and Flower is as it was."""
     from mlflow import MlflowClient
 
-    from fl_app.tracking.store import default_uri
+    from fl_app.tracking.mlflow.uri import default_uri
 
     start = Strategy.start
     folder = write(tmp_path / "app", _SERVER, _NUMPY)

@@ -12,21 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_app.tracking import ClientRecord, RoundRecord
-from fl_app.tracking.base import flat_norm
-from fl_app.tracking.keys import (
+from fl_app.tracking.metric_names import (
     MAX_SHOWN_CLIENTS,
     MAX_SHOWN_VALUES,
-    KeyBook,
-    aggregation_text,
+    MetricNames,
     array_metrics,
     artifact_path,
     bytes_text,
-    client_rows,
-    client_table,
     round_metrics,
     sanitise,
     update_norm,
 )
+from fl_app.tracking.records import flat_norm
+from fl_app.tracking.round_texts import aggregation_text, client_rows, client_table
 
 
 def mlflow_takes(key: str) -> bool:
@@ -74,16 +72,16 @@ def test_names_do_not_depend_on_the_order_of_keys(keys: list[str], random: objec
     """Keys that arrive together get the same distinct names in every order."""
     shuffled = keys.copy()
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    names = KeyBook()({key: key for key in keys})
+    names = MetricNames()({key: key for key in keys})
     assert len(names) == len(keys)
     assert all(mlflow_takes(name) for name in names)
-    assert KeyBook()({key: key for key in shuffled}) == names
+    assert MetricNames()({key: key for key in shuffled}) == names
 
 
 @given(st.lists(any_text, unique=True, max_size=6), st.lists(any_text, unique=True, max_size=6))
 def test_names_are_kept_for_the_whole_run(first: list[str], second: list[str]) -> None:
     """What arrives later never takes or changes the name of what was there."""
-    book = KeyBook()
+    book = MetricNames()
     before = {key: name for name, key in book({k: k for k in first}).items()}
     book({k: k for k in second})
     after = {key: name for name, key in book({k: k for k in {*first, *second}}).items()}
@@ -93,7 +91,7 @@ def test_names_are_kept_for_the_whole_run(first: list[str], second: list[str]) -
 
 def test_a_key_that_needs_no_change_keeps_its_name() -> None:
     """In a collision the key that MLflow takes as it is wins."""
-    assert set(KeyBook()({"w[0]": 1, "w_0_": 2}).items()) > {("w_0_", 2)}
+    assert set(MetricNames()({"w[0]": 1, "w_0_": 2}).items()) > {("w_0_", 2)}
 
 
 def client(partition: int, num_examples: float = 5, **metrics: float) -> ClientRecord:

@@ -48,7 +48,7 @@ from fl_app.models.serving import Predictor
 from fl_app.seeding import generator, one_thread
 from fl_app.server_app import federated_of
 from fl_app.strategies import start_arrays, strategy_of
-from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
+from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.tracked import TrackedStrategy
 from tests.messages import asked_of, content_of, reply_of, roster_of
 

@@ -12,7 +12,7 @@ import pytest
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.runtimes import run
-from fl_app.tracking.base import RoundRecord
+from fl_app.tracking.records import RoundRecord
 from fl_app.tracking.trackers import Trackers
 
 HIDDEN = 12_500

@@ -34,6 +34,7 @@ from fl_app.data.encoding import Encoding
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
+from fl_app.home import Process, new_name
 from fl_app.models.serving import Predictor, predictor
 from fl_app.report import read_runs
 from fl_app.tracking import (
@@ -48,9 +49,10 @@ from fl_app.tracking import (
     check_uri,
     replay,
 )
-from fl_app.tracking.mlflow_store import MlflowStore
-from fl_app.tracking.spool import Process, Spool, new_name, read_npz
-from fl_app.tracking.store import masked, sqlite_path
+from fl_app.tracking.files import read_npz
+from fl_app.tracking.mlflow.backend import MlflowStore
+from fl_app.tracking.mlflow.uri import masked, sqlite_path
+from fl_app.tracking.outbox import Outbox
 
 NUM_CLIENTS, NUM_ROUNDS = 3, 3
 
@@ -216,7 +218,7 @@ def test_a_run_can_be_read_back(
     assert len(table) == NUM_CLIENTS * NUM_ROUNDS
     for name in ("config/c.yaml", "roster.json", "figures/f.txt"):
         assert (folder / name).exists()
-    assert Spool.paths(tmp_path) == []
+    assert Outbox.paths(tmp_path) == []
 
 
 def experiment_of(tracker: MlflowTracker, client: MlflowClient) -> str:
@@ -384,7 +386,7 @@ def logged(uri: str, tmp_path: Path) -> MlflowTracker:
     for server_round in range(3):
         tracker.record(record(server_round))
     tracker.finish(RunEnd("FINISHED", models=[model("final", 2), model("best", 1)]))
-    assert Spool.paths(tmp_path) == []
+    assert Outbox.paths(tmp_path) == []
     return tracker
 
 
@@ -413,7 +415,7 @@ def test_a_home_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tracker.start(RunStart())
     tracker.record(record(0))
     tracker.finish(RunEnd("FINISHED", models=[model("best")]))
-    assert Spool.paths(home) == []
+    assert Outbox.paths(home) == []
     assert [path.name for path in home.parent.iterdir()] == [home.name]
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", tracker.uri)
     # From a local folder itself MLflow would load what `%20` stands for.
@@ -444,7 +446,7 @@ def test_the_best_model_is_registered(logged: MlflowTracker, client: MlflowClien
     )
     assert champion.source == best.artifact_location
     target = {"uri": logged.uri, "experiment": "models", "register_as": "served"}
-    old = Spool.create(logged.home, target, RunStart(), 1_000)
+    old = Outbox.create(logged.home, target, RunStart(), 1_000)
     old.add_end(RunEnd("FINISHED", models=[model("final")]), 2_000)
     old.release()
     assert replay(logged.home).sent == [old.name]
@@ -455,10 +457,10 @@ def test_the_best_model_is_registered(logged: MlflowTracker, client: MlflowClien
 # ------------------------------------------------------------------ spools and replay
 
 
-def spooled(home: Path, uri: str, experiment: str, end: RunEnd | None = None) -> Spool:
+def spooled(home: Path, uri: str, experiment: str, end: RunEnd | None = None) -> Outbox:
     """Make the spool of a run of another time."""
     target = {"uri": uri, "experiment": experiment}
-    spool = Spool.create(home, target, RunStart("old", {"a": "1"}), 1_000)
+    spool = Outbox.create(home, target, RunStart("old", {"a": "1"}), 1_000)
     for server_round in range(4):
         line = {
             "server_round": server_round,
@@ -528,7 +530,7 @@ def test_the_next_start_sends_what_was_left(uri: str, client: MlflowClient, tmp_
     found = replayed(client, "left behind")
     assert found.info.status == "KILLED"
     assert set(history(client, found.info.run_id, "server/mse")) == set(range(4))
-    assert Spool.paths(tmp_path) == []
+    assert Outbox.paths(tmp_path) == []
     assert not old.exists()
 
 
@@ -572,7 +574,7 @@ def test_a_deleted_run_stays_deleted(uri: str, client: MlflowClient, tmp_path: P
     tracker.record(record(0))
     tracker.finish(RunEnd("FINISHED"))
     assert client.get_run(tracker.run_id).info.lifecycle_stage == "deleted"
-    assert Spool.paths(tmp_path) == []
+    assert Outbox.paths(tmp_path) == []
 
 
 def test_a_deleted_experiment_is_restored(uri: str, client: MlflowClient, tmp_path: Path) -> None:
@@ -613,7 +615,7 @@ def test_a_server_that_is_down_costs_a_line(
     lines = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert {r.name for r in lines} <= {"fl_app"}
     assert len(lines) <= 2  # it is down; the rest waits
-    assert len(Spool.paths(tmp_path)) == 1
+    assert len(Outbox.paths(tmp_path)) == 1
     assert replay(tmp_path, uri).waiting == {}
     found = replayed(client, "down")
     assert found.info.status == "FINISHED"
@@ -789,7 +791,7 @@ def test_eight_processes_may_start_on_a_store_that_does_not_exist(tmp_path: Path
     assert [r.info.status for r in runs] == ["FINISHED"] * 8
     for r in runs:
         assert history(client, r.info.run_id, "server/mse") == {0: 0.0, 1: 1 / 7}
-    assert Spool.paths(tmp_path) == []
+    assert Outbox.paths(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -848,7 +850,7 @@ def test_a_server_that_comes_late_gets_everything(tmp_path: Path) -> None:
             assert found.info.status == "FINISHED"
             assert set(history(client, found.info.run_id, "server/mse")) == {0, 1, 2}
             assert len(client.list_artifacts(found.info.run_id, "weights")) == 3
-        assert Spool.paths(home) == []
+        assert Outbox.paths(home) == []
     finally:
         server.terminate()
         server.wait()

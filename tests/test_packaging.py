@@ -125,6 +125,17 @@ def test_a_client_process_loads_neither_hydra_nor_mlflow() -> None:
     assert done.stdout.split() == []
 
 
+def test_the_mathematics_of_stacking_loads_no_flower() -> None:
+    """Packages import what they export at its first use: sums and members need NumPy alone."""
+    code = (
+        "import sys, fl_app.config, fl_app.grid, fl_app.tracking; from fl_app import stacking\n"
+        "stacking.Layout, stacking.candidates, stacking.choose, stacking.Stack\n"
+        "print(*{'flwr', 'hydra', 'mlflow', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def _files() -> list[Path]:
     """Return the files that are, or would be, in git."""
     command = [

@@ -332,9 +332,9 @@ def test_a_trackers_answer_is_one_clean_line(
     def refuse(*_: Any) -> None:
         raise OSError(EVIL)
 
-    monkeypatch.setattr("fl_app.tracking.mlflow.MlflowStore.create_run", refuse)
-    monkeypatch.setattr("fl_app.tracking.mlflow.MlflowStore.find_run", refuse)
-    monkeypatch.setattr("fl_app.tracking.sender._LAST_TRY_SECONDS", 0.0)
+    monkeypatch.setattr("fl_app.tracking.mlflow.backend.MlflowStore.create_run", refuse)
+    monkeypatch.setattr("fl_app.tracking.mlflow.backend.MlflowStore.find_run", refuse)
+    monkeypatch.setattr("fl_app.tracking.mlflow.uploader._LAST_TRY_SECONDS", 0.0)
     words = ["dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking.figures=false"]
     run(RunRequest(compose_config([*words, f"output_dir={tmp_path}"])))
     out, err = capfd.readouterr()

@@ -22,8 +22,8 @@ from fl_app.dashboard.known import KeptModels, Known, known
 from fl_app.dashboard.regions import CELLS, areas_png, draw, rows_of, why_not
 from fl_app.data.table import Table, numeric_table
 from fl_app.models.serving import predictor
-from fl_app.models.stack import pack
-from fl_app.tracking.spool import write_npz
+from fl_app.stacking.members import pack
+from fl_app.tracking.files import write_npz
 from tests.stacks import Arrays, Ran, calm, config_of
 
 T = 4

@@ -50,7 +50,7 @@ from fl_app.report.rendering import decimals_for
 from fl_app.report.runs import is_better_when_higher, tell_apart
 from fl_app.report.writing import as_csv, as_dict
 from fl_app.sweep import Job, summarise
-from fl_app.tracking.mlflow_store import MlflowStore
+from fl_app.tracking.mlflow.backend import MlflowStore
 from tests.kit import fl_kit
 
 ACCURACY = "server/accuracy"

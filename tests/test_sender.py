@@ -16,17 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_app.tracking import LoggedModel, RunEnd, RunStart
-from fl_app.tracking.carrier import (
-    Carrier,
+from fl_app.tracking.mlflow.upload import (
     Metric,
     Pace,
     Run,
     RunDeletedError,
     StoppedError,
     Store,
+    Upload,
 )
-from fl_app.tracking.sender import Sender, replay_spools
-from fl_app.tracking.spool import Spool
+from fl_app.tracking.mlflow.uploader import Uploader, replay_outboxes
+from fl_app.tracking.outbox import Outbox
 
 NUM_ROUNDS = 5
 
@@ -142,10 +142,10 @@ class Fault:
             raise ConnectionError("no answer")
 
 
-def recorded(home: Path) -> Spool:
+def recorded(home: Path) -> Outbox:
     """Make a spool that holds one of everything."""
     run = RunStart("name", {"a": "1", "long": "x" * 7000}, {"t": "1"}, {"config.yaml": "a: 1"})
-    spool = Spool.create(home, {"uri": "memory", "register_as": "champion"}, run, 1_000)
+    spool = Outbox.create(home, {"uri": "memory", "register_as": "champion"}, run, 1_000)
     spool.add_note({"data": "2"}, {"roster.json": "{}"})
     for server_round in range(NUM_ROUNDS):
         line = {
@@ -159,7 +159,7 @@ def recorded(home: Path) -> Spool:
     return spool
 
 
-def finished(home: Path) -> Spool:
+def finished(home: Path) -> Outbox:
     """Make a spool whose run is over."""
     spool = recorded(home)
     models = [LoggedModel(name, 2, {"w": np.ones(2)}, {"n": name}) for name in ("final", "best")]
@@ -177,7 +177,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
     """Send a spool with nothing failing."""
     store = MemoryStore()
     spool = finished(tmp_path_factory.mktemp("sent"))
-    Carrier(spool, store, Pace(), fresh=True).close(spool.end)
+    Upload(spool, store, Pace(), fresh=True).close(spool.end)
     spool.release()
     return store
 
@@ -233,13 +233,13 @@ def test_no_fault_changes_what_arrives(
     store = MemoryStore()
     store.faults = faults
     spool = finished(tmp_path_factory.mktemp("faulty"))
-    carrier = Carrier(spool, store, Pace(), fresh=True)
+    carrier = Upload(spool, store, Pace(), fresh=True)
     for _ in range(len(faults) + 1):
         try:
             carrier.close(spool.end)
         except ConnectionError:
             if restarts and restarts.pop():
-                carrier = Carrier(spool, store, Pace())
+                carrier = Upload(spool, store, Pace())
         else:
             break
     spool.release()
@@ -254,14 +254,14 @@ def test_a_spool_can_be_sent_again(sent: MemoryStore, tmp_path: Path) -> None:
     spool = finished(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(spool.path, copy)
-    Carrier(spool, store, Pace(), fresh=True).close(spool.end)
+    Upload(spool, store, Pace(), fresh=True).close(spool.end)
     spool.remove()
     before = json.dumps(store.runs, default=repr, sort_keys=True)
     shutil.copytree(copy, spool.path)
-    assert replay_spools(tmp_path, lambda uri: store).sent == [spool.name]
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [spool.name]
     assert len(store.runs) == 1
     assert json.loads(json.dumps(store.runs, default=repr, sort_keys=True)) == json.loads(before)
-    assert Spool.paths(tmp_path) == []
+    assert Outbox.paths(tmp_path) == []
 
 
 def test_a_run_without_an_end_was_killed(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_run_without_an_end_was_killed(tmp_path: Path) -> None:
     last = spool.last_sign_ms()
     spool.release()
     store = MemoryStore()
-    assert replay_spools(tmp_path, lambda uri: store).sent == [spool.name]
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [spool.name]
     (run,) = store.runs.values()
     assert run["end"] == ("KILLED", last)
     assert {m.step for m in run["metrics"]} == set(range(NUM_ROUNDS))
@@ -282,7 +282,7 @@ def test_a_store_that_was_made_anew_gets_a_new_run(tmp_path: Path) -> None:
     """A run that the store has forgotten is made again, with all rounds."""
     store = MemoryStore()
     spool = recorded(tmp_path)
-    carrier = Carrier(spool, store, Pace(), fresh=True)
+    carrier = Upload(spool, store, Pace(), fresh=True)
     carrier.send()
     store.runs.clear()
     spool.add_end(RunEnd("FINISHED"), 9_000)
@@ -298,14 +298,14 @@ def test_nobody_waits_for_a_deleted_run(tmp_path: Path) -> None:
     """A run that a user deleted is not brought back: its spool goes."""
     store = MemoryStore()
     spool = recorded(tmp_path)
-    Carrier(spool, store, Pace(), fresh=True).send()
+    Upload(spool, store, Pace(), fresh=True).send()
     store.runs["run-0"]["deleted"] = True
     spool.add_note({"late": "1"}, {})
     with pytest.raises(RunDeletedError):
-        Carrier(spool, store, Pace()).send()
+        Upload(spool, store, Pace()).send()
     spool.release()
-    assert replay_spools(tmp_path, lambda uri: store).deleted == [spool.name]
-    assert Spool.paths(tmp_path) == []
+    assert replay_outboxes(tmp_path, lambda uri: store).deleted == [spool.name]
+    assert Outbox.paths(tmp_path) == []
 
 
 def test_a_model_that_cannot_be_logged_does_not_hold_the_run_back(
@@ -320,13 +320,13 @@ def test_a_model_that_cannot_be_logged_does_not_hold_the_run_back(
     store = NoModels()
     finished(tmp_path).release()
     with caplog.at_level(logging.WARNING, "fl_app"):
-        while not (report := replay_spools(tmp_path, lambda uri: store)).sent:
+        while not (report := replay_outboxes(tmp_path, lambda uri: store)).sent:
             (run,) = store.runs.values()
             assert run["end"] == ("FINISHED", 9_000)
             (reason,) = report.waiting.values()
             assert "bad model" in reason
     assert "bad model" in caplog.text
-    assert Spool.paths(tmp_path) == []
+    assert Outbox.paths(tmp_path) == []
 
 
 def test_replay_tells_what_it_did(tmp_path: Path) -> None:
@@ -337,13 +337,13 @@ def test_replay_tells_what_it_did(tmp_path: Path) -> None:
         spool.release()
     store = MemoryStore()
     store.down = True
-    report = replay_spools(tmp_path, lambda uri: store)
+    report = replay_outboxes(tmp_path, lambda uri: store)
     assert report.live == [live.name]
     assert set(report.waiting) == {spool.name for spool in waiting}
     assert "no server" in report.waiting[waiting[0].name]
     assert store.calls == 1
     store.down = False
-    assert set(replay_spools(tmp_path, lambda uri: store).sent) == set(report.waiting)
+    assert set(replay_outboxes(tmp_path, lambda uri: store).sent) == set(report.waiting)
     live.release()
 
 
@@ -353,7 +353,7 @@ def test_one_bad_spool_does_not_stop_the_others(tmp_path: Path) -> None:
     for spool in (bad, good):
         spool.release()
     (bad.path / "run.json").write_text("{")
-    report = replay_spools(tmp_path, lambda uri: MemoryStore())
+    report = replay_outboxes(tmp_path, lambda uri: MemoryStore())
     assert (report.sent, list(report.waiting)) == ([good.name], [bad.name])
 
 
@@ -392,10 +392,10 @@ def test_a_sender_can_be_stopped_between_calls(tmp_path: Path) -> None:
     spool.release()
     store = MemoryStore()
     pace = Pace(stop=lambda: next(stops))
-    report = replay_spools(tmp_path, lambda uri: store, pace)
+    report = replay_outboxes(tmp_path, lambda uri: store, pace)
     assert report.waiting == {spool.name: "stopped"}
     assert store.runs
-    assert replay_spools(tmp_path, lambda uri: store).sent == [spool.name]
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [spool.name]
     assert len(store.runs) == 1
     with pytest.raises(StoppedError):
         Pace(stop=lambda: True).rest()
@@ -405,9 +405,9 @@ def no_tidying(pace: Pace) -> None:
     """Replay nothing."""
 
 
-def sender(spool: Spool, store: Store) -> Sender:
+def sender(spool: Outbox, store: Store) -> Uploader:
     """Start a sender."""
-    thread = Sender(spool, store, no_tidying)
+    thread = Uploader(spool, store, no_tidying)
     thread.start()
     assert thread.tried.wait(30)
     return thread
@@ -423,14 +423,14 @@ def test_a_sender_empties_its_spool(tmp_path: Path) -> None:
     thread.join(30)
     assert thread.complete
     assert store.runs["run-0"]["end"] == ("FINISHED", 9_000)
-    assert Spool.paths(tmp_path) == []
+    assert Outbox.paths(tmp_path) == []
 
 
 def test_a_server_that_comes_back_gets_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An outage costs one line in the log; what it missed is sent when it is over."""
-    monkeypatch.setattr("fl_app.tracking.sender._FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr("fl_app.tracking.mlflow.uploader._FLUSH_SECONDS", 0.01)
     store, spool = MemoryStore(), recorded(tmp_path)
     store.down = True
     back = threading.Event()
@@ -458,7 +458,7 @@ def test_a_server_that_stays_away_costs_nothing_but_a_line(
     assert not thread.is_alive()
     assert not thread.complete
     assert [r.levelno for r in caplog.records] == [logging.WARNING] * 2
-    assert [p.name for p in Spool.paths(tmp_path)] == [spool.name]
-    again = Spool.claim(spool.path)
+    assert [p.name for p in Outbox.paths(tmp_path)] == [spool.name]
+    again = Outbox.claim(spool.path)
     assert again is not None
     again.release()

@@ -22,11 +22,12 @@ from fl_app.data.partition import own_partition, partition_of, whole_table
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.grid.view import GridView
+from fl_app.home import home_dir
 from fl_app.seeding import generator
 from fl_app.server_app import _mlflow_tracker, _run_name
 from fl_app.server_app import app as server_app
 from fl_app.sweep import Job, with_config
-from fl_app.tracking.spool import home_dir, read_lines
+from fl_app.tracking.files import read_lines
 from tests.end_to_end.support import server_context
 
 BOTH = ["a", "b"] * 12

@@ -20,17 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from fl_app.home import Process, home_dir, new_name
 from fl_app.tracking import LoggedModel, RunEnd, RunStart
-from fl_app.tracking import spool as spool_module
-from fl_app.tracking.spool import (
-    Process,
-    Spool,
-    home_dir,
-    new_name,
-    read_lines,
-    read_npz,
-    write_npz,
-)
+from fl_app.tracking import outbox as spool_module
+from fl_app.tracking.files import read_lines, read_npz, write_npz
+from fl_app.tracking.outbox import Outbox
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "coef": np.arange(6.0).reshape(2, 3),
@@ -39,9 +33,9 @@ ARRAYS: dict[str, NDArray[Any]] = {
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
+def spool(tmp_path: Path) -> Iterator[Outbox]:
     """Begin a spool, and give it up at the end."""
-    spool = Spool.create(tmp_path, {"uri": "x"}, RunStart("name", {"a": "1"}), 1234)
+    spool = Outbox.create(tmp_path, {"uri": "x"}, RunStart("name", {"a": "1"}), 1234)
     yield spool
     spool.release()
 
@@ -56,7 +50,7 @@ def same(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
-def test_what_is_written_is_read(spool: Spool) -> None:
+def test_what_is_written_is_read(spool: Outbox) -> None:
     """Start, rounds, notes, end and marker come back as they were given."""
     spool.add_round(line(0, a=0.1), ARRAYS)
     spool.add_round(line(1, a=math.nan), None)
@@ -84,7 +78,7 @@ def test_what_is_written_is_read(spool: Spool) -> None:
     assert not spool.weights(1).exists()
 
 
-def test_reading_goes_on_where_it_stopped(spool: Spool) -> None:
+def test_reading_goes_on_where_it_stopped(spool: Outbox) -> None:
     """The offset after a line is where the next one is found."""
     for server_round in range(3):
         spool.add_round(line(server_round), None)
@@ -118,7 +112,7 @@ def test_a_broken_line_costs_itself_only(tmp_path: Path) -> None:
 
 
 def test_a_line_that_does_not_fit_leaves_nothing(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
+    spool: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a full disk the round is refused as a whole, and the next one is not glued to it."""
     spool.add_round(line(0), None)
@@ -131,7 +125,7 @@ def test_a_line_that_does_not_fit_leaves_nothing(
     assert [content["server_round"] for content, _ in spool.rounds()] == [0, 2]
 
 
-def test_weights_are_there_before_the_line(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_there_before_the_line(spool: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round whose arrays could not be kept is no round."""
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", _fail)
@@ -181,29 +175,29 @@ def test_python_objects_are_refused(tmp_path: Path) -> None:
     assert list(read_npz(path)) == list(ARRAYS)
 
 
-def test_a_live_spool_is_left_alone(spool: Spool) -> None:
+def test_a_live_spool_is_left_alone(spool: Outbox) -> None:
     """Whoever holds a spool has it alone; given up, it can be taken and holds what it held."""
     spool.add_round(line(0), None)
-    assert Spool.claim(spool.path) is None
+    assert Outbox.claim(spool.path) is None
     spool.release()
-    taken = Spool.claim(spool.path)
+    taken = Outbox.claim(spool.path)
     assert taken is not None
     assert [content["server_round"] for content, _ in taken.rounds()] == [0]
-    assert Spool.claim(spool.path) is None
+    assert Outbox.claim(spool.path) is None
     taken.release()
 
 
-def test_a_removed_spool_is_gone(spool: Spool, tmp_path: Path) -> None:
+def test_a_removed_spool_is_gone(spool: Outbox, tmp_path: Path) -> None:
     """Nothing of it stays under spool/, and asking for it is no error."""
     spool.remove()
-    assert Spool.paths(tmp_path) == []
-    assert Spool.claim(spool.path) is None
+    assert Outbox.paths(tmp_path) == []
+    assert Outbox.claim(spool.path) is None
     assert list((tmp_path / "spool").iterdir()) == []
 
 
 @pytest.mark.parametrize("links", [True, False])
 def test_the_record_stays_under_runs(
-    links: bool, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    links: bool, spool: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Byte for byte, without arrays, for its owner; a reader goes on at the offset it had."""
     if not links:
@@ -226,7 +220,7 @@ def test_the_record_stays_under_runs(
     assert kept.stat().st_mode & 0o077 == 0
 
 
-def test_a_home_without_room_for_the_record_is_cleared(spool: Spool, tmp_path: Path) -> None:
+def test_a_home_without_room_for_the_record_is_cleared(spool: Outbox, tmp_path: Path) -> None:
     """Where runs/ cannot be made, the spool is removed all the same."""
     (tmp_path / "runs").touch()
     spool.remove()
@@ -236,7 +230,7 @@ def test_a_home_without_room_for_the_record_is_cleared(spool: Spool, tmp_path: P
 def test_a_spool_may_be_named(tmp_path: Path) -> None:
     """Whoever watches knows the name before the spool is there."""
     name = new_name(1_700_000_000_123)
-    spool = Spool.create(tmp_path, {}, RunStart(output_dir="/out"), 0, name)
+    spool = Outbox.create(tmp_path, {}, RunStart(output_dir="/out"), 0, name)
     assert spool.name == name
     assert spool.start["run"]["output_dir"] == "/out"
     spool.release()
@@ -256,21 +250,21 @@ def test_half_made_spools_are_not_seen(tmp_path: Path) -> None:
         path.mkdir(parents=True)
     long_ago = time.time() - 2 * 3600
     os.utime(old, (long_ago, long_ago))
-    assert Spool.paths(tmp_path) == []
+    assert Outbox.paths(tmp_path) == []
     assert (young.exists(), old.exists()) == (True, False)
-    assert Spool.paths(tmp_path / "nowhere") == []
+    assert Outbox.paths(tmp_path / "nowhere") == []
 
 
 def test_spools_are_sorted_by_start(tmp_path: Path) -> None:
     """The older run is the earlier one in the list."""
-    spools = [Spool.create(tmp_path, {}, RunStart(), ms) for ms in (5_000, 1_000, 9_000)]
-    starts = [json.loads((p / "run.json").read_text())["start_ms"] for p in Spool.paths(tmp_path)]
+    spools = [Outbox.create(tmp_path, {}, RunStart(), ms) for ms in (5_000, 1_000, 9_000)]
+    starts = [json.loads((p / "run.json").read_text())["start_ms"] for p in Outbox.paths(tmp_path)]
     assert starts == [1_000, 5_000, 9_000]
     for spool in spools:
         spool.release()
 
 
-def test_only_the_owner_reads_a_spool(spool: Spool) -> None:
+def test_only_the_owner_reads_a_spool(spool: Outbox) -> None:
     """Its target may hold a password."""
     assert spool.path.stat().st_mode & 0o077 == 0
 
@@ -322,9 +316,9 @@ import sys
 import numpy as np
 from pathlib import Path
 from fl_app.tracking import RunStart
-from fl_app.tracking.spool import Spool
+from fl_app.tracking.outbox import Outbox
 
-spool = Spool.create(Path(sys.argv[1]), {}, RunStart(), 0)
+spool = Outbox.create(Path(sys.argv[1]), {}, RunStart(), 0)
 for server_round in range(10**6):
     spool.add_round({"server_round": server_round, "metrics": {"x": 1.0}}, {"w": np.ones(999)})
     print(server_round, flush=True)
@@ -344,8 +338,8 @@ def test_killing_the_writer_loses_nothing(wanted: int, tmp_path: Path) -> None:
                 break
         rest = writer.stdout.read().split()
     acknowledged = max([wanted, *map(int, rest)])
-    (path,) = Spool.paths(tmp_path)
-    spool = Spool.claim(path)
+    (path,) = Outbox.paths(tmp_path)
+    spool = Outbox.claim(path)
     assert spool is not None
     rounds = [content["server_round"] for content, _ in spool.rounds()]
     assert rounds[: acknowledged + 1] == list(range(acknowledged + 1))

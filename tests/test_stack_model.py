@@ -21,11 +21,11 @@ from fl_app.errors import ConfigError, DataError
 from fl_app.models import estimators
 from fl_app.models.registry import build
 from fl_app.models.serving import predictor
-from fl_app.models.stack import (
+from fl_app.stacking.members import (
     LS,
     MODEL,
-    Kinds,
     Member,
+    MemberModels,
     Stack,
     StackModel,
     pack,
@@ -42,10 +42,10 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def kinds_of(task: Task = "classification", outputs: int = C) -> Kinds:
+def kinds_of(task: Task = "classification", outputs: int = C) -> MemberModels:
     name = "softmax" if task == "classification" else "linear"
     config = ModelConfig(name, learning_rate=0.1)
-    return Kinds(build(config, D, outputs, task), task, D, outputs)
+    return MemberModels(build(config, D, outputs, task), task, D, outputs)
 
 
 KINDS = kinds_of()
@@ -144,7 +144,10 @@ def test_members_keep_to_the_order_of_partitions() -> None:
 # ---------------------------------------------------------------------------- what is refused
 def test_every_honest_member_passes() -> None:
     """What is fitted is accepted, of every kind and task."""
-    every: dict[Task, Kinds] = {"classification": KINDS, "regression": kinds_of("regression", 2)}
+    every: dict[Task, MemberModels] = {
+        "classification": KINDS,
+        "regression": kinds_of("regression", 2),
+    }
     for task, kinds in every.items():
         for name, kind in estimators.ESTIMATORS.items():
             if task in kind.tasks:
@@ -296,7 +299,7 @@ def test_votes_by_hand() -> None:
         [[0.3, 0.4, 0.3], [0.3, 0.3, 0.4], [0.1, 0.6, 0.3]],
     ]
 
-    class Said(Kinds):
+    class Said(MemberModels):
         def outputs(self, member: Member, x: Any, layout: Any) -> NDArray[np.float64]:
             return np.array(said[int(member.arrays["number"][0])])
 

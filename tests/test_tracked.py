@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.tracking import Asked, RoundRecord, RunEnd, RunStart, TrackedStrategy, Trackers
-from fl_app.tracking.base import flat_norm
 from fl_app.tracking.contents import content_bytes
-from fl_app.tracking.keys import aggregation_text, round_metrics
+from fl_app.tracking.metric_names import round_metrics
+from fl_app.tracking.records import flat_norm
+from fl_app.tracking.round_texts import aggregation_text
 
 NUM_CLIENTS, NUM_ROUNDS = 4, 3
 START: dict[str, NDArray[Any]] = {"coef": np.zeros((1, 3)), "intercept": np.ones(1, np.float32)}

@@ -34,11 +34,11 @@ from fl_app.errors import FlAppError
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.tracking import MlflowTracker, RoundRecord, RunEnd, RunStart, TrackedStrategy
-from fl_app.tracking.base import flat_norm
-from fl_app.tracking.keys import aggregation_text
-from fl_app.tracking.mlflow_store import MlflowStore
+from fl_app.tracking.files import read_lines, read_npz
+from fl_app.tracking.mlflow.backend import MlflowStore
 from fl_app.tracking.recorder import JournalTracker
-from fl_app.tracking.spool import read_lines, read_npz
+from fl_app.tracking.records import flat_norm
+from fl_app.tracking.round_texts import aggregation_text
 
 NUM_CLIENTS, NUM_ROUNDS = 3, 3
 START = {"w": np.zeros(2)}

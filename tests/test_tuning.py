@@ -34,7 +34,7 @@ from fl_app.report import (
 from fl_app.report.tuning import diverged
 from fl_app.report.writing import as_csv, as_dict
 from fl_app.sweep import Job, summarise
-from fl_app.tracking.mlflow_store import MlflowStore
+from fl_app.tracking.mlflow.backend import MlflowStore
 from tests.kit import fl_kit
 
 from .test_report import FLAT

@@ -248,7 +248,7 @@ def from_query(
     params : mapping of str to str
         The query.
     home : Path, optional
-        Where uploads are, see :func:`fl_app.tracking.spool.home_dir`.
+        Where uploads are, see :func:`fl_app.home.home_dir`.
     others : collection of str
         Keys that are the page's own.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fl_app.errors import InputError, printable
 from fl_app.models.directions import higher_is_better
-from fl_app.tracking.keys import directions_of, sanitise
+from fl_app.tracking.metric_names import directions_of, sanitise
 
 __all__ = [
     "BYTES",

@@ -29,7 +29,7 @@ from fl_app.report.runs import (
     natural,
     tell_apart,
 )
-from fl_app.tracking.keys import equal
+from fl_app.tracking.metric_names import equal
 
 __all__ = ["Summary", "SummaryRow", "summary_blocks", "summary_table", "sweep_report"]
 

@@ -40,7 +40,7 @@ from fl_app.report.runs import (
     param_of,
     tell_apart,
 )
-from fl_app.tracking.keys import equal, sanitise
+from fl_app.tracking.metric_names import equal, sanitise
 
 __all__ = [
     "DEFAULT_BY",

@@ -24,7 +24,7 @@ from fl_app.report.comparing import Comparison, Outcome, Table
 from fl_app.report.convergence import judge
 from fl_app.report.rendering import TextTable, comparison_blocks, to_markdown
 from fl_app.report.runs import natural
-from fl_app.tracking.store import masked
+from fl_app.tracking.mlflow.uri import masked
 
 __all__ = ["as_csv", "as_dict", "as_markdown", "write_report"]
 

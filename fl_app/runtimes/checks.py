@@ -11,8 +11,8 @@ from fl_app.config.run_request import RunRequest
 from fl_app.config.strategy_options import FedStackingConfig, FedXgbBaggingConfig
 from fl_app.data.partition import largest_partition, partition_of
 from fl_app.errors import ConfigError
-from fl_app.tracking.spool import home_dir
-from fl_app.tracking.store import check_uri, default_uri
+from fl_app.home import home_dir
+from fl_app.tracking.mlflow.uri import check_uri, default_uri
 
 __all__ = ["check_before", "with_whole_uri"]
 

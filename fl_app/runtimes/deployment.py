@@ -37,7 +37,7 @@ from fl_app.runtimes.submit import Outcome, read_connection, submit
 from fl_app.runtimes.superlink import signals_unwind
 from fl_app.tracking import replay
 from fl_app.tracking.console import RESULT_MARK, own_text
-from fl_app.tracking.store import check_uri, default_uri, is_http, sqlite_path
+from fl_app.tracking.mlflow.uri import check_uri, default_uri, is_http, sqlite_path
 
 __all__ = ["run"]
 

@@ -103,7 +103,7 @@ def run(launch: RunRequest) -> RunResult:
 @contextmanager
 def _turn(address: str) -> Iterator[None]:
     """Hold a cluster, as soon as no other run of this user is on it."""
-    from fl_app.tracking.spool import home_dir
+    from fl_app.home import home_dir
 
     lock = FileLock(home_dir() / f"ray-{zlib.crc32(address.encode()):08x}.lock")
     try:

@@ -12,8 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fl_app.grid.arrays import LazyArray, items_of
 from fl_app.grid.messages import is_kind, records_of
-from fl_app.tracking.base import Arrays, ClientRecord
-from fl_app.tracking.keys import MAX_SHOWN_VALUES
+from fl_app.tracking.metric_names import MAX_SHOWN_VALUES
+from fl_app.tracking.records import Arrays, ClientRecord
 
 __all__ = ["PARTITION", "Reply", "content_bytes", "scalars", "sent_bytes", "too_long"]
 

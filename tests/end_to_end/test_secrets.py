@@ -18,7 +18,7 @@ from fl_app import commands
 from fl_app.report.reading import _summary
 from fl_app.runtimes.bundle import app_dir
 from fl_app.tracking import replay
-from fl_app.tracking.store import run_url
+from fl_app.tracking.mlflow.uri import run_url
 
 from .support import ROOT, command, free_port
 
@@ -236,7 +236,7 @@ def test_what_waited_is_sent_by_whoever_knows_the_password(
     home = tmp_path / "fl_app_home"
     code = (
         "import os\nfrom fl_app.tracking import MlflowTracker\n"
-        "from fl_app.tracking.base import RunStart, RoundRecord\nimport sys\n"
+        "from fl_app.tracking.records import RunStart, RoundRecord\nimport sys\n"
         "tracker = MlflowTracker(sys.argv[1], 'waits')\n"
         "tracker._store.connect = tracker._store.create_run = None\n"
         "tracker.start(RunStart('waits'))\ntracker.record(RoundRecord(0, {}))\nos._exit(9)\n"

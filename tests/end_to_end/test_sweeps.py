@@ -17,7 +17,7 @@ from fl_app.config.compose import Sweep, check_sweep, compose_config, config_dir
 from fl_app.config.run_request import read_launch
 from fl_app.errors import ConfigError
 from fl_app.report import find_finished, read_runs
-from fl_app.tracking.store import default_uri
+from fl_app.tracking.mlflow.uri import default_uri
 
 from .support import command as fl_command
 from .support import free_port

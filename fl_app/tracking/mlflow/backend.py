@@ -30,9 +30,9 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from fl_app.tracking.carrier import Metric, Run
-from fl_app.tracking.spool import Process
-from fl_app.tracking.store import is_http, sqlite_path, sqlite_uri
+from fl_app.home import Process
+from fl_app.tracking.mlflow.upload import Metric, Run
+from fl_app.tracking.mlflow.uri import is_http, sqlite_path, sqlite_uri
 
 __all__ = ["MlflowStore", "load_mlflow", "no_progress_bars", "quiet"]
 
@@ -45,7 +45,7 @@ _SERVED = (
     "lazy.py",
     "config",
     "aggregation.py",
-    "stacking.py",
+    "stacking",
     "data",
     "models",
 )
@@ -54,12 +54,12 @@ _REQUIREMENTS = ("mlflow", "numpy", "pandas", "scikit-learn", "threadpoolctl")
 
 
 class MlflowStore:
-    """A tracking server or database as a sender uses it (:class:`~fl_app.tracking.carrier.Store`).
+    """A tracking server or database, a :class:`~fl_app.tracking.mlflow.upload.Store` of uploads.
 
     Parameters
     ----------
     uri : str
-        As :func:`~fl_app.tracking.store.check_uri` returns it.
+        As :func:`~fl_app.tracking.mlflow.uri.check_uri` returns it.
     home : Path
         Where artifacts of a database without a directory of its own go.
     """
@@ -385,7 +385,7 @@ def _save_model(path: Path, files: Path, model: Any, run: Run) -> None:
     spec = json.loads((files / "spec.json").read_text())
     columns = [ColSpec(AnyType(), name) for name in spec.get("columns", ())]
     params = ParamSchema([ParamSpec("output", DataType.string, "predictions")])
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     with tempfile.TemporaryDirectory() as staged, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it advises an input example: a row of somebody's data
         mlflow.pyfunc.save_model(

@@ -1,8 +1,8 @@
 """Records runs in MLflow: first on the local disk, then in the store, at a time that costs least.
 
-:class:`MlflowTracker` writes every event to a :class:`~fl_app.tracking.spool.Spool` and returns; a
-:class:`~fl_app.tracking.sender.Sender` carries it to a
-:class:`~fl_app.tracking.mlflow_store.MlflowStore`. MLflow itself is imported when the first run
+:class:`MlflowTracker` writes every event to a :class:`~fl_app.tracking.outbox.Outbox` and returns;
+a :class:`~fl_app.tracking.mlflow.uploader.Uploader` carries it to a
+:class:`~fl_app.tracking.mlflow.backend.MlflowStore`. MLflow itself is imported when the first run
 starts, never with this module.
 
 References
@@ -24,14 +24,12 @@ from typing import Any
 from fl_app.config.passwords import whole
 from fl_app.config.rules import check_names, kept_weights
 from fl_app.errors import ConfigError, FlAppError
-from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
-from fl_app.tracking.carrier import Pace, Run
+from fl_app.home import home_dir
 from fl_app.tracking.events import prune
-from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, quiet
-from fl_app.tracking.recorder import Recorder, now_ms
-from fl_app.tracking.sender import Replay, Sender, replay_spools
-from fl_app.tracking.spool import Spool, home_dir
-from fl_app.tracking.store import (
+from fl_app.tracking.mlflow.backend import MlflowStore, load_mlflow, quiet
+from fl_app.tracking.mlflow.upload import Pace, Run
+from fl_app.tracking.mlflow.uploader import Replay, Uploader, replay_outboxes
+from fl_app.tracking.mlflow.uri import (
     check_uri,
     default_uri,
     masked,
@@ -39,6 +37,9 @@ from fl_app.tracking.store import (
     sqlite_path,
     ui_command,
 )
+from fl_app.tracking.outbox import Outbox
+from fl_app.tracking.recorder import Recorder, now_ms
+from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 
 __all__ = ["MlflowTracker", "replay"]
 
@@ -74,7 +75,7 @@ class MlflowTracker:
     home : path, optional
         Where the spool is, and the default store; by default ``FL_APP_HOME``, else ``~/.fl_app``.
     name : str, optional
-        Name of the next run on this machine, as :func:`~fl_app.tracking.spool.new_name` gives it;
+        Name of the next run on this machine, as :func:`~fl_app.home.new_name` gives it;
         by default a new one for each run.
     keep_weights : str, default "all"
         Whose weights are kept as artifacts: those of ``all`` rounds, of ``none``, of the last K
@@ -125,8 +126,8 @@ class MlflowTracker:
         self.params = {key: str(value) for key, value in (params or {}).items()}
         self.tags = {key: str(value) for key, value in (tags or {}).items()}
         self._store = MlflowStore(self.uri, self.home)
-        self._spool: Spool | None = None
-        self._sender: Sender | None = None
+        self._spool: Outbox | None = None
+        self._sender: Uploader | None = None
         self._recorder: Recorder | None = None
 
     # ------------------------------------------------------------ what a caller may ask
@@ -189,10 +190,10 @@ class MlflowTracker:
         fresh = spool is None
         if spool is None:
             name, self._name = self._name, ""
-            spool = Spool.create(self.home, target, given, now_ms(), name)
+            spool = Outbox.create(self.home, target, given, now_ms(), name)
             self._recorder = Recorder(spool, self._keep)
         self._spool = spool
-        self._sender = Sender(spool, self._store, self._tidy, quiet, fresh)
+        self._sender = Uploader(spool, self._store, self._tidy, quiet, fresh)
         with quiet():
             # Here and not in the sender: while two threads import, either can find half a module.
             load_mlflow()
@@ -231,12 +232,12 @@ class MlflowTracker:
 
     # ------------------------------------------------------------ parts
 
-    def _reopened(self) -> Spool | None:
+    def _reopened(self) -> Outbox | None:
         """Go on with the run before, if it can be."""
         if self._sender is None or self._recorder is None:
             return None
         spool = (
-            None if self._sender.is_alive() else Spool.reopen(self.home, self._sender.spool.name)
+            None if self._sender.is_alive() else Outbox.reopen(self.home, self._sender.spool.name)
         )
         if spool is None:
             _LOG.warning("the record of the run before is not there any more: this is a new run")
@@ -244,19 +245,19 @@ class MlflowTracker:
             self._recorder.move(spool)
         return spool
 
-    def _running(self) -> Spool:
+    def _running(self) -> Outbox:
         if self._spool is None:
             raise FlAppError("this tracker was not started")
         return self._spool
 
     def _tidy(self, pace: Pace) -> None:
         """Send what others left behind, and close runs whose process is gone."""
-        report = replay_spools(
+        report = replay_outboxes(
             self.home, lambda uri: MlflowStore(whole(uri, self.uri), self.home), pace
         )
         for name, reason in report.waiting.items():
             _LOG.info("spool %s still waits: %s", name, reason)
-        self._store.reap({path.name for path in Spool.paths(self.home)})
+        self._store.reap({path.name for path in Outbox.paths(self.home)})
         with suppress(FileNotFoundError):  # nothing was sent yet
             prune(self.home / "runs")
 
@@ -288,7 +289,7 @@ def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:
     folder = home_dir(home)
     instead = None if uri is None else check_uri(uri, "uri")
     with quiet():
-        return replay_spools(folder, lambda meant: MlflowStore(instead or whole(meant), folder))
+        return replay_outboxes(folder, lambda meant: MlflowStore(instead or whole(meant), folder))
 
 
 def _usable(home: Path) -> Path:

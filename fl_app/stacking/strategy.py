@@ -37,16 +37,7 @@ from fl_app.federation.replies import ReplySpec
 from fl_app.grid.arrays import hold, read
 from fl_app.models.base import Arrays
 from fl_app.models.estimators import MAX_VALUE
-from fl_app.models.stack import (
-    LS,
-    MODEL,
-    Member,
-    Stack,
-    pack,
-    pack_members,
-    pack_range,
-    unpack,
-)
+from fl_app.stacking.members import LS, MODEL, Member, Stack, pack, pack_members, pack_range, unpack
 
 __all__ = ["FAMILY_NUMBERS", "PHASES", "FedStacking", "NAverage"]
 
@@ -137,8 +128,9 @@ class FedStacking(FedAvg):
 
     For regression ``low`` and ``high`` (T,) come with every message. Every reply has a record
     ``metrics`` with ``num-examples``, its training rows. ``evaluate`` messages are FedAvg's; their
-    arrays are those of :mod:`fl_app.models.stack`, a stack's from round T-1 on at the latest. The
-    initial arrays are the global member's; with ``ls`` and ``none`` they are only passed on.
+    arrays are those of :mod:`~fl_app.stacking.members`, a stack's from round T-1 on at the
+    latest. The initial arrays are the global member's; with ``ls`` and ``none`` they are only
+    passed on.
 
     A reply that does not keep the contract is left out with a warning. All sums are over whoever
     answered; a client may miss any round, and a member may be gone once its base model is here.

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.errors import FlAppError, one_line
-from fl_app.tracking.base import RunEnd
-from fl_app.tracking.carrier import (
+from fl_app.tracking.mlflow.upload import (
     MAX_REASON,
-    Carrier,
     Pace,
     Run,
     RunDeletedError,
     StoppedError,
     Store,
+    Upload,
 )
-from fl_app.tracking.spool import Spool
+from fl_app.tracking.outbox import Outbox
+from fl_app.tracking.records import RunEnd
 
-__all__ = ["Replay", "Sender", "replay_spools"]
+__all__ = ["Replay", "Uploader", "replay_outboxes"]
 
 _LOG = logging.getLogger("fl_app")
 _FLUSH_SECONDS, _MAX_BACKOFF_SECONDS = 1.0, 30.0
@@ -35,7 +35,7 @@ _NEVER = threading.Event()
 
 @dataclass(frozen=True)
 class Replay:
-    """What :func:`replay_spools` did.
+    """What :func:`replay_outboxes` did.
 
     Parameters
     ----------
@@ -55,13 +55,15 @@ class Replay:
     waiting: Mapping[str, str] = field(default_factory=dict)
 
 
-def replay_spools(home: Path, connect: Callable[[str], Store], pace: Pace | None = None) -> Replay:
+def replay_outboxes(
+    home: Path, connect: Callable[[str], Store], pace: Pace | None = None
+) -> Replay:
     """Send every spool under a home that nobody holds.
 
     Parameters
     ----------
     home : Path
-        As :func:`~fl_app.tracking.spool.home_dir` returns it.
+        As :func:`~fl_app.home.home_dir` returns it.
     connect : callable
         Makes the store of a tracking URI.
     pace : Pace, optional
@@ -75,8 +77,8 @@ def replay_spools(home: Path, connect: Callable[[str], Store], pace: Pace | None
     sent, live, deleted = [], [], []
     waiting: dict[str, str] = {}
     silent: dict[str, str] = {}
-    for path in Spool.paths(home):
-        spool = Spool.claim(path)
+    for path in Outbox.paths(home):
+        spool = Outbox.claim(path)
         if spool is None:
             if path.exists():
                 live.append(path.name)
@@ -100,7 +102,7 @@ def replay_spools(home: Path, connect: Callable[[str], Store], pace: Pace | None
 
 
 def _replay(
-    spool: Spool,
+    spool: Outbox,
     connect: Callable[[str], Store],
     pace: Pace,
     silent: dict[str, str],
@@ -117,10 +119,10 @@ def _replay(
         raise
     if not spool.end:  # its process was killed before it could say one
         spool.add_end(RunEnd("KILLED", error=_UNSAID), spool.last_sign_ms())
-    Carrier(spool, store, pace).close(spool.end)
+    Upload(spool, store, pace).close(spool.end)
 
 
-class Sender(threading.Thread):
+class Uploader(threading.Thread):
     """Sends one live spool in the background, and what others left behind.
 
     It flushes about once a second while the run goes on, rests as :class:`Pace` says, and sends all
@@ -128,7 +130,7 @@ class Sender(threading.Thread):
 
     Parameters
     ----------
-    spool : Spool
+    spool : Outbox
         Held; given up when the thread ends.
     store : Store
         Where to.
@@ -142,7 +144,7 @@ class Sender(threading.Thread):
 
     def __init__(
         self,
-        spool: Spool,
+        spool: Outbox,
         store: Store,
         tidy: Callable[[Pace], None],
         quiet: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
@@ -155,7 +157,7 @@ class Sender(threading.Thread):
         self.complete = False
         self._finishing = threading.Event()
         self._pace = Pace(hurry=self._finishing)
-        self._carrier = Carrier(spool, store, self._pace, fresh)
+        self._carrier = Upload(spool, store, self._pace, fresh)
         self._end: Mapping[str, Any] = {}
         self._answers = self._tidied = False
         self._complaints: set[str] = set()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import FEWEST_ROWS
-from fl_app.tracking.base import Arrays, Asked, ClientRecord, RoundRecord, flat_norm
+from fl_app.tracking.records import Arrays, ClientRecord, RoundRecord
 
 __all__ = [
     "DIRECTIONS_TAG",
@@ -30,13 +30,10 @@ __all__ = [
     "MAX_SHOWN_CLIENTS",
     "MAX_SHOWN_VALUES",
     "REPORT_TAG",
-    "KeyBook",
-    "aggregation_text",
+    "MetricNames",
     "array_metrics",
     "artifact_path",
     "bytes_text",
-    "client_rows",
-    "client_table",
     "directions_of",
     "equal",
     "round_metrics",
@@ -55,7 +52,6 @@ DIRECTIONS_TAG = "higher_is_better"
 """Tag with the directions of metrics that the user has given, as JSON: name -> bool."""
 REPORT_TAG = "fl_app.report"
 """Tag of a run of MLflow that holds a report: it trained nothing."""
-
 _REFUSED = re.compile(r"[^/\w.\- :]")
 _ROUNDING = 1e-9
 _BLOCK = 1 << 20
@@ -127,7 +123,7 @@ def sanitise(key: str) -> str:
     return f"{name[: MAX_KEY_LENGTH - 9]}_{_checksum(key):08x}"
 
 
-class KeyBook:
+class MetricNames:
     """Keys of one run: each raw key gets one sanitised name, and no two get the same.
 
     Among keys that arrive together, one that needs no change keeps its name, then order is
@@ -286,7 +282,7 @@ def array_metrics(arrays: Arrays, value_names: Mapping[str, Sequence[str]]) -> d
     arrays : mapping of str to ndarray
         Global arrays.
     value_names : mapping of str to sequence of str
-        As in :class:`~fl_app.tracking.base.RoundRecord`. Values without names are numbered by
+        As in :class:`~fl_app.tracking.records.RoundRecord`. Values without names are numbered by
         index, the only value of an array has the array's own name.
 
     Returns
@@ -345,143 +341,3 @@ def _square_distance(one: NDArray[Any], other: NDArray[Any]) -> float:
         part = slice(first, first + _BLOCK)
         total += float(np.sum(np.square(np.subtract(left[part], right[part], dtype=np.float64))))
     return total
-
-
-def aggregation_text(record: RoundRecord) -> str:
-    """Return the explanation of a round's aggregation as JSON.
-
-    Parameters
-    ----------
-    record : RoundRecord
-        The round.
-
-    Returns
-    -------
-    str
-        ``{"server_round", "rule", "num_examples", "clients": [{"partition", "num_examples",
-        "weight", "arrays"}], "aggregate", "asked", "failed", "evaluate": {"asked", "failed"}}``.
-        ``weight`` is n_k/N. ``arrays`` and ``aggregate`` are nested lists up to 32 values in all,
-        ``{"norm": ...}`` beyond, null where there are none. ``asked`` are partitions, ``failed``
-        the reason by partition, of training and of evaluation; each is left out where nobody was
-        asked. Where no client may be shown, ``clients`` is empty, ``num_examples`` null, and these
-        are left out. A number that is not finite is null. ``client`` stands in the place of
-        ``partition`` where clients' numbers are arbitrary.
-    """
-    total = sum(client.num_examples for client in record.train_clients)
-    clients = [
-        {
-            record.client_key: client.partition,
-            "num_examples": _whole(client.num_examples),
-            "weight": client.num_examples / total if total else None,
-            "arrays": _shown(client.arrays, client.norm),
-        }
-        for client in record.train_clients
-    ]
-    aggregate = record.aggregate
-    norm = None if aggregate is None else flat_norm(aggregate)
-    small = aggregate is not None and _size(aggregate) <= MAX_SHOWN_VALUES
-    # A client a line: to read as a table, and json's fast encoder takes no `indent`.
-    head = {
-        "server_round": record.server_round,
-        "rule": record.rule,
-        "num_examples": _whole(total) if clients else None,
-    }
-    # Inside a string the quotation marks would have backslashes.
-    key = f'{{"{record.client_key}": '
-    lines = _line(clients)[1:-1].replace(f"}}, {key}", f"}},\n  {key}")
-    shown = _line(_shown(aggregate if small else None, norm))
-    text = f'{_line(head)[:-1]},\n "clients": [\n  {lines}\n ],\n "aggregate": {shown}'
-    tail = _asked(record.train_asked)
-    if evaluate := _asked(record.evaluate_asked):
-        tail["evaluate"] = evaluate
-    return f"{text},\n {_line(tail)[1:]}\n" if tail else f"{text}}}\n"
-
-
-def _asked(asked: Asked) -> dict[str, Any]:
-    if not asked.partitions:
-        return {}
-    failed = {str(partition): reason for partition, reason in asked.failed.items()}
-    return {"asked": list(asked.partitions), "failed": failed}
-
-
-def _line(value: Any) -> str:
-    try:
-        return _STRICT.encode(value)
-    except ValueError:  # a number that is not finite, which is rare
-        return _STRICT.encode(_finite(value))
-
-
-_STRICT = json.JSONEncoder(allow_nan=False)
-
-
-def _shown(arrays: Arrays | None, norm: float | None) -> Any:
-    if arrays is not None:
-        return {name: array.tolist() for name, array in arrays.items()}
-    return None if norm is None else {"norm": norm}
-
-
-def _size(arrays: Arrays) -> int:
-    return sum(a.size for a in arrays.values())
-
-
-def _whole(value: float) -> float | int:
-    return int(value) if math.isfinite(value) and value == int(value) else value
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON does not have by null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value
-
-
-def client_rows(
-    server_round: int, clients: Sequence[ClientRecord], client_key: str = "partition"
-) -> list[dict[str, Any]]:
-    """Return one table row for each client of a round.
-
-    Parameters
-    ----------
-    server_round : int
-        The round.
-    clients : sequence of ClientRecord
-        Its clients.
-    client_key : str, default "partition"
-        What their numbers are called.
-
-    Returns
-    -------
-    list of dict
-        ``server_round``, the client's number, ``num_examples`` and the client's metrics.
-    """
-    return [
-        {
-            "server_round": server_round,
-            client_key: client.partition,
-            "num_examples": _whole(client.num_examples),
-            **client.metrics,
-        }
-        for client in clients
-    ]
-
-
-def client_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as an MLflow table artifact.
-
-    Parameters
-    ----------
-    rows : sequence of mapping
-        As :func:`client_rows` gives them; their keys may differ.
-
-    Returns
-    -------
-    str
-        ``{"columns": [...], "data": [[...], ...]}``; a missing or not finite cell is null.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    data = [[_finite(row.get(column)) for column in columns] for row in rows]
-    return json.dumps({"columns": columns, "data": data}, allow_nan=False)

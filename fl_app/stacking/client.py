@@ -1,10 +1,10 @@
 """What a client does in each phase of FedStacking: fit, add up, count.
 
-The message contract stands in :class:`fl_app.fedstacking.FedStacking`. Nothing here keeps state
-that could not be made again: folds are functions of the partition, fits of the run's seed too, and
-a node's memory of them (Flower's ``context.state``, which stays on the node) only saves time.
-Were folds drawn by the seed, each run of a sweep would tell sums over other rows, and enough of
-them solve for every row.
+The message contract stands in :class:`~fl_app.stacking.strategy.FedStacking`. Nothing here keeps
+state that could not be made again: folds are functions of the partition, fits of the run's seed
+too, and a node's memory of them (Flower's ``context.state``, which stays on the node) only saves
+time. Were folds drawn by the seed, each run of a sweep would tell sums over other rows, and enough
+of them solve for every row.
 """
 
 from __future__ import annotations
@@ -30,8 +30,17 @@ from fl_app.grid.arrays import hold, read
 from fl_app.models import estimators
 from fl_app.models.base import Arrays
 from fl_app.models.metrics import score
-from fl_app.models.stack import LS, MODEL, Kinds, Member, pack, unpack, unpack_members, unpack_range
 from fl_app.seeding import generator
+from fl_app.stacking.members import (
+    LS,
+    MODEL,
+    Member,
+    MemberModels,
+    pack,
+    unpack,
+    unpack_members,
+    unpack_range,
+)
 from fl_app.wire import StackRequest
 
 __all__ = ["StackClient"]
@@ -49,7 +58,7 @@ class StackClient:
         The run's config, with ``strategy=fedstacking``.
     encoding : Encoding
         The federation's encoding.
-    kinds : Kinds
+    kinds : MemberModels
         What the models of the run are.
     partition : int
         The client's partition.
@@ -61,7 +70,7 @@ class StackClient:
 
     config: Config
     encoding: Encoding
-    kinds: Kinds
+    kinds: MemberModels
     partition: int
     rows: Encoded
     memory: RecordDict

@@ -19,18 +19,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from fl_app.errors import FlAppError, one_line
-from fl_app.tracking.keys import KeyBook, artifact_path, client_table
-from fl_app.tracking.spool import Spool, share
+from fl_app.tracking.files import share
+from fl_app.tracking.metric_names import MetricNames, artifact_path
+from fl_app.tracking.outbox import Outbox
+from fl_app.tracking.round_texts import client_table
 
 __all__ = [
     "MAX_REASON",
-    "Carrier",
     "Metric",
     "Pace",
     "Run",
     "RunDeletedError",
     "StoppedError",
     "Store",
+    "Upload",
 ]
 
 _LOG = logging.getLogger("fl_app")
@@ -177,12 +179,12 @@ class Pace:
         return own * self._factor * busy
 
 
-class Carrier:
+class Upload:
     """Carries one spool to a store, from where it stopped.
 
     Parameters
     ----------
-    spool : Spool
+    spool : Outbox
         Held by the caller.
     store : Store
         Where to.
@@ -192,11 +194,11 @@ class Carrier:
         Whether the spool was just made, so that no run can exist for it yet.
     """
 
-    def __init__(self, spool: Spool, store: Store, pace: Pace, fresh: bool = False) -> None:
+    def __init__(self, spool: Outbox, store: Store, pace: Pace, fresh: bool = False) -> None:
         self.spool, self._store, self._pace = spool, store, pace
         self._start, self._sent = spool.start, spool.sent
         self._may_exist = not fresh
-        self._tag_names = KeyBook()
+        self._tag_names = MetricNames()
         self._rows, self._rows_due = 0, 1
 
     @property
@@ -233,7 +235,7 @@ class Carrier:
         Parameters
         ----------
         end : mapping
-            As :attr:`Spool.end` holds it.
+            As :attr:`Outbox.end` holds it.
 
         Raises
         ------
@@ -274,7 +276,7 @@ class Carrier:
         run = self.run or self._found_or_made()
         if not self._sent.get("opened"):
             given = self._start["run"]
-            params, texts = _shortened(KeyBook()(given["params"]), _MAX_PARAM, "params")
+            params, texts = _shortened(MetricNames()(given["params"]), _MAX_PARAM, "params")
             self._store.log(run, params=params)
             self._pace.rest()
             if given.get("dataset"):

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from fl_app.config.passwords import whole
 from fl_app.errors import ConfigError, masked
-from fl_app.tracking.spool import home_dir
+from fl_app.home import home_dir
 
 __all__ = [
     "check_uri",
@@ -45,7 +45,7 @@ def default_uri(home: str | Path | None = None) -> str:
     Parameters
     ----------
     home : path, optional
-        As in :func:`~fl_app.tracking.spool.home_dir`.
+        As in :func:`~fl_app.home.home_dir`.
 
     Returns
     -------

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fl_app.models.directions import higher_is_better
-from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart
 
 __all__ = ["BestRound"]
 
