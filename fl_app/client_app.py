@@ -27,8 +27,7 @@ from fl_app.config.options import TabularConfig
 from fl_app.config.schema import METRICS, Config, min_level_rows_of
 from fl_app.config.strategy_options import FedXgbBaggingConfig, has_base_models
 from fl_app.data.catalogue import undecided
-from fl_app.data.encoding import Encoding
-from fl_app.data.partition import (
+from fl_app.data.client_data import (
     Encoded,
     Partition,
     encode,
@@ -36,6 +35,7 @@ from fl_app.data.partition import (
     own_partition,
     partition_of,
 )
+from fl_app.data.encoding import Encoding
 from fl_app.errors import FlAppError, InputError
 from fl_app.faults import fault_of, may_crash, spoiled
 from fl_app.federation import handshake

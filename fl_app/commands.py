@@ -77,7 +77,7 @@ def check(
     """Say what a node would say of its file: exit status 0 if a run could use it, 2 if not."""
     if task not in ("", "regression", "classification"):
         raise InputError("--task", task, "regression or classification")
-    from fl_app.data.checkup import report
+    from fl_app.data.file_report import report
 
     kind = cast(Task, task) if task else None
     found = report(file, target or None, kind, features or None, categorical or None, key or None)

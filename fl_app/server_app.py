@@ -44,7 +44,7 @@ from fl_app.config.schema import (
     task_of,
 )
 from fl_app.config.serialization import digest, flatten, to_dict, to_json, without_effect
-from fl_app.data.partition import partition_of, seed_draws, test_table, whole_table
+from fl_app.data.client_data import partition_of, seed_draws, test_table, whole_table
 from fl_app.data.table import Table
 from fl_app.errors import FederationError, one_line
 from fl_app.federation.ending import Ending

@@ -201,7 +201,7 @@ def finished_before(config: Config) -> RunSummary | None:
     """
     if not config.skip_finished or config.runtime.name == "deployment":
         return None
-    from fl_app.data.partition import whole_table
+    from fl_app.data.client_data import whole_table
     from fl_app.report import find_finished
 
     tracking = config.tracking

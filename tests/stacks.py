@@ -15,8 +15,8 @@ from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict, to_json
+from fl_app.data.client_data import Encoded, encode, partition_of, test_table
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import Encoded, encode, partition_of, test_table
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid

@@ -14,7 +14,7 @@ from fl_app.config.serialization import to_dict
 from fl_app.dashboard import uploads
 from fl_app.dashboard.choices import Choices, jobs
 from fl_app.dashboard.split import MAX_POINTS, config_of_text, split_of, split_of_text
-from fl_app.data.partition import partition_of, whole_table
+from fl_app.data.client_data import partition_of, whole_table
 from fl_app.errors import InputError
 
 

@@ -19,11 +19,8 @@ from fl_app.aggregation import merge_moments, moments
 from fl_app.config.options import DatasetConfig, DirichletConfig, PartitionerConfig, TwoLinesConfig
 from fl_app.config.schema import Config, task_of
 from fl_app.config.serialization import from_dict
-from fl_app.data import toy_sets
 from fl_app.data.catalogue import load
-from fl_app.data.encoding import Encoding, labels_of, scaler
-from fl_app.data.frames import features_from_frame
-from fl_app.data.partition import (
+from fl_app.data.client_data import (
     Partition,
     encode,
     partition_of,
@@ -31,7 +28,10 @@ from fl_app.data.partition import (
     test_table,
     whole_table,
 )
+from fl_app.data.encoding import Encoding, labels_of, scaler
+from fl_app.data.frames import features_from_frame
 from fl_app.data.partitioners import deal
+from fl_app.data.sets import toy
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table, numeric_table
 from fl_app.errors import ConfigError, DataError
@@ -66,9 +66,9 @@ def test_a_toy_set_is_scikit_learns(name: str) -> None:
 
 def test_digits_need_no_file_of_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its file is not found, scikit-learn itself gives the same table."""
-    read = toy_sets.digits()
-    monkeypatch.setattr(toy_sets, "find_spec", lambda name: None)
-    loaded = toy_sets.digits()
+    read = toy.digits()
+    monkeypatch.setattr(toy, "find_spec", lambda name: None)
+    loaded = toy.digits()
     assert (loaded.sha256, loaded.columns) == (read.sha256, read.columns)
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.data.dealers import quantity, shards
-from fl_app.data.strata import strata
+from fl_app.data.stratification import strata
 from fl_app.data.table import Table, numeric_table
+from fl_app.data.uneven_partitioners import quantity, shards
 from fl_app.errors import ConfigError
 from fl_app.seeding import generator
 

@@ -24,7 +24,7 @@ from fl_app import server_app
 from fl_app.client_app import app as client_app
 from fl_app.config.run_request import RunRequest
 from fl_app.config.serialization import from_dict
-from fl_app.data.partition import whole_table
+from fl_app.data.client_data import whole_table
 from fl_app.federation.ending import DivergenceError, Ending, constant_loss
 from fl_app.federation.roster import Node, Roster
 from fl_app.grid import InProcessGrid

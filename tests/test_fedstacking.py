@@ -24,8 +24,8 @@ from fl_app import stacking
 from fl_app.config.compose import compose_config
 from fl_app.config.schema import METRICS, RATIOS, Config
 from fl_app.config.strategy_options import BASE_MODELS
-from fl_app.data.partition import encode, partition_of
-from fl_app.data.partition import test_table as held_out
+from fl_app.data.client_data import encode, partition_of
+from fl_app.data.client_data import test_table as held_out
 from fl_app.errors import ConfigError, FederationError, InputError
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read

@@ -23,7 +23,7 @@ from fl_app.config.options import MIN_LEVEL_ROWS
 from fl_app.config.run_request import RunRequest
 from fl_app.config.serialization import from_dict
 from fl_app.config.strategy_options import FedXgbBaggingConfig
-from fl_app.data.partition import test_table as held_out
+from fl_app.data.client_data import test_table as held_out
 from fl_app.errors import ConfigError, DataError
 from fl_app.federation.ending import Ending
 from fl_app.federation.stepping import Stepping

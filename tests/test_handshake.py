@@ -21,8 +21,8 @@ from fl_app.aggregation import moments
 from fl_app.client_app import app as client_app
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict, to_json
+from fl_app.data.client_data import Partition, own_partition, partition_of
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import Partition, own_partition, partition_of
 from fl_app.data.table import Table, numeric_table
 from fl_app.errors import FederationError
 from fl_app.federation import handshake

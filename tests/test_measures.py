@@ -26,8 +26,8 @@ from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.config.schema import METRICS, Config
 from fl_app.config.serialization import from_dict, to_json
+from fl_app.data.client_data import encode, own_partition, partition_of
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import encode, own_partition, partition_of
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.measures import Exchange, Measures

@@ -17,7 +17,7 @@ from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict, to_dict
-from fl_app.data.partition import encode, partition_of, test_table
+from fl_app.data.client_data import encode, partition_of, test_table
 from fl_app.errors import FederationError
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid, run_in_process

@@ -18,7 +18,7 @@ from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict
-from fl_app.data.partition import own_partition, partition_of, whole_table
+from fl_app.data.client_data import own_partition, partition_of, whole_table
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.grid.view import GridView

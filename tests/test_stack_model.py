@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fl_app import stacking
 from fl_app.config.options import ModelConfig, Task
-from fl_app.data.partition import test_table as held_out
+from fl_app.data.client_data import test_table as held_out
 from fl_app.errors import ConfigError, DataError
 from fl_app.models import estimators
 from fl_app.models.registry import build

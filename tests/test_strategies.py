@@ -28,8 +28,8 @@ from fl_app.config.options import ModelConfig
 from fl_app.config.schema import GROUPS, Config
 from fl_app.config.serialization import from_dict, to_json
 from fl_app.config.strategy_options import FedAdamConfig, StrategyConfig
+from fl_app.data.client_data import Encoded, encode, partition_of
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import Encoded, encode, partition_of
 from fl_app.errors import ConfigError, FederationError
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid

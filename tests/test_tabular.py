@@ -16,10 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.data.checkup import report
 from fl_app.data.columns import cell_text, is_text, numbers, plain, texts
+from fl_app.data.file_report import report
 from fl_app.data.files import read_frame
-from fl_app.data.strata import classes_of
+from fl_app.data.stratification import classes_of
 from fl_app.data.tabular import Reading, bracket, load_tabular, quoted
 from fl_app.errors import ConfigError, DataError, InputError
 

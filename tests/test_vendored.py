@@ -14,18 +14,18 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
 import fl_app
-from fl_app.data.synthetic import (
+from fl_app.data.sets.synthetic import (
     NOISE,
     SEPARATION,
     rings,
     synthetic_classification,
     synthetic_regression,
 )
-from fl_app.data.toy_sets import breast_cancer, iris, wine
-from fl_app.data.vendored_sets import flamby_split, heart_disease, penguins
+from fl_app.data.sets.toy import breast_cancer, iris, wine
+from fl_app.data.sets.vendored import flamby_split, heart_disease, penguins
 from fl_app.errors import ConfigError
 
-FOLDER = Path(fl_app.__file__).parent / "data" / "vendored"
+FOLDER = Path(fl_app.__file__).parent / "data" / "sets" / "files"
 DIGESTS = {
     "heart_disease": "19b39830ba9fbdc48ccb03a314b6e5bf69d9d1ac5d692333db91afe4c2260519",
     "penguins": "1ed049cf0edd4104b1ed9a27bd32885cb91e5dad9a2f48b06ee85509fcc737f3",

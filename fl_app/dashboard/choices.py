@@ -23,7 +23,7 @@ from fl_app.config.serialization import from_dict
 from fl_app.dashboard import uploads
 from fl_app.data import tabular
 from fl_app.data.catalogue import load
-from fl_app.data.partition import most_rows
+from fl_app.data.client_data import most_rows
 from fl_app.errors import ConfigError, InputError, printable
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Who gets which rows, seen before anything trains: sizes, labels by client, and points to draw.
 
-Nothing runs here: the same config deals the same rows in every process (``fl_app.data.partition``).
+Nothing runs here: the same config deals the same rows in every process (``data.client_data``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fl_app.config.schema import Config, task_of
 from fl_app.config.serialization import from_dict
 from fl_app.config.strategy_options import StrategyConfig
 from fl_app.dashboard.view import counted
-from fl_app.data.partition import Partition, partition_of, test_table, whole_table
-from fl_app.data.strata import classes_of
+from fl_app.data.client_data import Partition, partition_of, test_table, whole_table
+from fl_app.data.stratification import classes_of
 from fl_app.data.table import Table
 from fl_app.errors import InputError
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from fl_app.config.options import Task
-from fl_app.data.checkup import CheckReport, report
+from fl_app.data.file_report import CheckReport, report
 from fl_app.data.files import read_frame
 from fl_app.errors import DataError, InputError, printable
 from fl_app.home import home_dir

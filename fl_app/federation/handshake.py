@@ -44,9 +44,9 @@ from fl_app.config.options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, Levels, Tabul
 from fl_app.config.schema import Config, min_level_rows_of
 from fl_app.config.serialization import to_json
 from fl_app.data.catalogue import spelling_of, undecided
+from fl_app.data.client_data import Partition, public_names
 from fl_app.data.columns import alike, cell_text
 from fl_app.data.encoding import Encoding, in_company, one_kind, scaler, some
-from fl_app.data.partition import Partition, public_names
 from fl_app.data.tabular import Found, bracket, mostly_other, told_alike
 from fl_app.errors import FederationError
 from fl_app.federation.roster import Node, Roster

@@ -9,7 +9,7 @@ from pathlib import Path
 from fl_app.config.options import MlflowConfig
 from fl_app.config.run_request import RunRequest
 from fl_app.config.strategy_options import FedStackingConfig, FedXgbBaggingConfig
-from fl_app.data.partition import largest_partition, partition_of
+from fl_app.data.client_data import largest_partition, partition_of
 from fl_app.errors import ConfigError
 from fl_app.home import home_dir
 from fl_app.tracking.mlflow.uri import check_uri, default_uri

@@ -22,8 +22,8 @@ from fl_app import stacking
 from fl_app.config.options import MIN_LEVEL_ROWS
 from fl_app.config.schema import METRICS, Config
 from fl_app.config.strategy_options import BaseModelsConfig, FedStackingConfig
+from fl_app.data.client_data import Encoded
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import Encoded
 from fl_app.errors import DataError
 from fl_app.federation.stepping import Stepping, first_step
 from fl_app.grid.arrays import hold, read

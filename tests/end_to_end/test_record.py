@@ -246,7 +246,7 @@ def test_logged_model_predicts_what_the_run_reported(digits: Recorded) -> None:
     """The stored model, fed raw integer rows of the test set, has ``server/accuracy``."""
     import pandas as pd
 
-    from fl_app.data.partition import test_table
+    from fl_app.data.client_data import test_table
 
     config = compose_config(["num_clients=4", "num_server_rounds=3", "partitioner=dirichlet"])
     test = test_table(config)
@@ -266,7 +266,7 @@ def test_regression_model_predicts_in_the_targets_unit(diabetes: Recorded) -> No
     """The stored model's mean squared error on raw test rows is ``server/mse``."""
     import pandas as pd
 
-    from fl_app.data.partition import test_table
+    from fl_app.data.client_data import test_table
 
     test = test_table(compose_config(["dataset=diabetes", "num_clients=3"]))
     numbers = diabetes.model("final").predict(
@@ -337,7 +337,7 @@ def test_own_tables_model_predicts_its_raw_rows(own_table: tuple[Recorded, Path]
     """The logged model takes the CSV's rows as pandas reads them and returns its text labels."""
     import pandas as pd
 
-    from fl_app.data.partition import test_table
+    from fl_app.data.client_data import test_table
 
     run_, path = own_table
     frame = pd.read_csv(path)

@@ -13,7 +13,7 @@ from fl_app.client_app import app as client_app
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.config.schema import Config
-from fl_app.data.partition import test_table as held_out
+from fl_app.data.client_data import test_table as held_out
 from fl_app.data.table import Table
 from fl_app.errors import FederationError
 from fl_app.grid import InProcessGrid

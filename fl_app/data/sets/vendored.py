@@ -138,7 +138,7 @@ def _heart_rows() -> _Columns:
 
 @lru_cache(maxsize=2)
 def _read(name: str) -> _Columns:
-    path = Path(__file__).with_name("vendored") / f"{name}.json"
+    path = Path(__file__).with_name("files") / f"{name}.json"
     data = json.loads(path.read_text(encoding="utf-8"))
     # None becomes NaN.
     cells = np.array(data["rows"], dtype=np.float64)

@@ -26,10 +26,10 @@ from fl_app.config.schema import Config, task_of
 from fl_app.data.catalogue import load, load_own, look_at_own
 from fl_app.data.encoding import Encoding, Label, in_company, labels_of
 from fl_app.data.partitioners import deal
+from fl_app.data.sets.vendored import flamby_split
 from fl_app.data.splits import split_test, split_validation
 from fl_app.data.table import Table
 from fl_app.data.tabular import Found
-from fl_app.data.vendored_sets import flamby_split
 from fl_app.errors import ConfigError
 
 __all__ = [

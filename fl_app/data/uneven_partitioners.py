@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.data.strata import strata
+from fl_app.data.stratification import strata
 from fl_app.data.table import Table
 from fl_app.errors import ConfigError
 
