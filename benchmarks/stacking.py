@@ -35,11 +35,11 @@ from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest, git_commit
 from fl_app.config.schema import Config
 from fl_app.errors import DIVERGED, FlAppError
+from fl_app.federation.protocol import ARRAYS
 from fl_app.grid import run_in_process
 from fl_app.grid.arrays import hold, read
 from fl_app.seeding import generator
 from fl_app.server_app import app as server_app
-from fl_app.wire import ARRAYS
 
 RATE, BY = "model.learning_rate", "eval/accuracy"
 RATES = (0.01, 0.04, 0.16, 0.64, 2.56)

@@ -23,7 +23,6 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
-from fl_app import wire
 from fl_app.aggregation import arrays_digest
 from fl_app.config.options import (
     DeploymentConfig,
@@ -47,6 +46,7 @@ from fl_app.config.serialization import digest, flatten, to_dict, to_json, witho
 from fl_app.data.client_data import partition_of, seed_draws, test_table, whole_table
 from fl_app.data.table import Table
 from fl_app.errors import FederationError, one_line
+from fl_app.federation import protocol
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
@@ -342,7 +342,7 @@ class Run:
             private=private,
             value_names=_value_names(start, features, outputs, roster),
         )
-        record = wire.run_record(to_json(shipped), encoding, roster.target_mean)
+        record = protocol.run_record(to_json(shipped), encoding, roster.target_mean)
         # Anybody else's grid may wait for replies in a way of its own.
         flowers = isinstance(self.grid, HttpGrid | InMemoryGrid)
         strategy.start(

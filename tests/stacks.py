@@ -11,12 +11,12 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict, to_json
 from fl_app.data.client_data import Encoded, encode, partition_of, test_table
 from fl_app.data.encoding import Encoding
+from fl_app.federation import protocol
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
@@ -101,7 +101,7 @@ class Clients:
 
     def _train(self, message: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
-        server_round = wire.server_round(message)
+        server_round = protocol.server_round(message)
         if self.away(server_round, partition):
             raise RuntimeError("away")
         settings = dict(message.content["config"])
@@ -182,7 +182,7 @@ def run(
         predictor = Predictor.of(config, encoding, many)
         federated = federated_of(config, roster, predictor)
         tracked = TrackedStrategy(federated, kept, partitions=roster.partitions)
-        record = wire.run_record(to_json(config), encoding, roster.target_mean)
+        record = protocol.run_record(to_json(config), encoding, roster.target_mean)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if not len(test):

@@ -11,10 +11,10 @@ from benchmarks.stacking import faulty_app, wrapped
 from fl_app.client_app import app as client_app
 from fl_app.config.run_request import RunRequest
 from fl_app.config.serialization import from_dict
+from fl_app.federation.protocol import ARRAYS
 from fl_app.grid import run_in_process
 from fl_app.grid.arrays import read
 from fl_app.server_app import app as server_app
-from fl_app.wire import ARRAYS
 
 FAULTY = 2
 SETTINGS = {

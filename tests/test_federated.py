@@ -411,7 +411,7 @@ class _Picky(FedAvg):
     def reply_spec(self, server_round: int, arrays: ArrayRecord) -> ReplySpec:
         return ReplySpec({"c": ((2,), "float64")} if server_round == 2 else spec_of(arrays))
 
-    def everyone(self, server_round: int) -> bool:
+    def samples_all(self, server_round: int) -> bool:
         return server_round == 2
 
     def round_metrics(self, server_round: int) -> Mapping[str, float]:

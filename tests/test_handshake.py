@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fl_app import wire
 from fl_app.aggregation import moments
 from fl_app.client_app import app as client_app
 from fl_app.config.schema import Config
@@ -25,11 +24,11 @@ from fl_app.data.client_data import Partition, own_partition, partition_of
 from fl_app.data.encoding import Encoding
 from fl_app.data.table import Table, numeric_table
 from fl_app.errors import FederationError
-from fl_app.federation import handshake
-from fl_app.federation.handshake import (
+from fl_app.federation import agreement, protocol
+from fl_app.federation.agreement import MAX_MOVE
+from fl_app.federation.description import (
     MAX_ANSWER,
     MAX_MEAN,
-    MAX_MOVE,
     MAX_NAMES,
     MAX_TEXT,
     Description,
@@ -37,9 +36,9 @@ from fl_app.federation.handshake import (
     describe_left,
     foreign,
     from_message,
-    shake_hands,
     to_record,
 )
+from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Node, Roster
 from fl_app.grid import InProcessGrid
 from fl_app.seeding import generator
@@ -92,8 +91,8 @@ def _tells(
     """Answer as a node with these rows, but for some lies; ``again``: those of a second answer."""
 
     def answer(message: Message, partition: int) -> RecordDict:
-        if encoding := wire.texts(message)[1]:
-            left = describe_left(rows, partition, 3, wire.read_encoding(encoding))
+        if encoding := protocol.texts(message)[1]:
+            left = describe_left(rows, partition, 3, protocol.read_encoding(encoding))
             return to_record(replace(left, **(again or {})))
         truth = describe(rows, partition, 3, min_rows, min_level_rows)
         return to_record(replace(truth, **lies))
@@ -192,7 +191,7 @@ SECRET = 123456789.0
 
 def _encoded(rows: Partition, min_rows: int) -> str:
     content = to_record(describe(rows, 0, 3, min_rows, 1))
-    return str(content[wire.CONFIG]["description"])
+    return str(content[protocol.CONFIG]["description"])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -273,7 +272,7 @@ def test_a_name_that_few_rows_have_does_not_leave_the_node() -> None:
     cells = ["JANE"] * 4 + ["common"] * 5
     rows = _texts(cells, [7770007] * 4 + [5550005] * 5)
     content = to_record(describe(rows, 0, 3, 5))
-    told = str(content[wire.CONFIG]["description"])
+    told = str(content[protocol.CONFIG]["description"])
     assert "JANE" not in told
     assert "7770007" not in told
     data = json.loads(told)
@@ -402,7 +401,7 @@ def _told_under(seed: int, path: Path) -> str:
     content = to_record(describe(rows, 3, 4, config.min_rows))
     encoding = Encoding("classification", ("a",), ("a",), (0.0,), (1.0,), labels=(0, 1))
     left = to_record(describe_left(rows, 3, 4, encoding))
-    return str(content[wire.CONFIG]["description"]) + str(left[wire.CONFIG]["description"])
+    return str(content[protocol.CONFIG]["description"]) + str(left[protocol.CONFIG]["description"])
 
 
 def _solved(tellings: list[tuple[NDArray[np.int64], list[float], list[float]]]) -> NDArray[Any]:
@@ -455,7 +454,7 @@ NAMES = f"up to {MAX_NAMES} different texts or integers of 64 bits"
 OTHER_COLUMNS = Partition(
     *(numeric_table("regression", np.zeros((n, 1)), ["z"], np.zeros(n), ["y"]) for n in (4, 0))
 )
-CODE = wire.code_digest()[:12]
+CODE = protocol.code_digest()[:12]
 SIT_OUT = [
     (
         _tells(GOOD, code="0123456789abcdef"),
@@ -700,7 +699,7 @@ def test_honest_nodes_are_in_line(dataset: str, partitioner: Any, num_clients: i
     config = _config(num_clients=num_clients, dataset={"name": dataset}, partitioner=partitioner)
     parts = [partition_of(config, k).rows for k in range(num_clients)]
     parts = [rows for rows in parts if len(rows) >= config.min_rows]
-    assert handshake._moves([moments(rows.numeric) for rows in parts]).max() < MAX_MOVE / 10
+    assert agreement._moves([moments(rows.numeric) for rows in parts]).max() < MAX_MOVE / 10
 
 
 def test_the_majority_decides_and_the_lowest_partition_a_tie() -> None:
@@ -763,9 +762,9 @@ def test_a_node_with_other_code_says_so_without_reading_the_config(
     config = _config(num_clients=2)
     text = to_json(config).replace('"seed"', '"seed_of_a_later_version"')
     monkeypatch.setattr("fl_app.federation.handshake.to_json", lambda config: text)
-    record = wire.run_record(text)
+    record = protocol.run_record(text)
     record["code-digest"] = "another"
-    monkeypatch.setattr(wire, "run_record", lambda *_: record)
+    monkeypatch.setattr(protocol, "run_record", lambda *_: record)
     answered = []
 
     class Spying(InProcessGrid):

@@ -22,12 +22,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 
-from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.config.schema import METRICS, Config
 from fl_app.config.serialization import from_dict, to_json
 from fl_app.data.client_data import encode, own_partition, partition_of
 from fl_app.data.encoding import Encoding
+from fl_app.federation import protocol
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.measures import Exchange, Measures
@@ -221,7 +221,7 @@ def _told(measures: Measures, rows: int, seed: int = 0) -> tuple[dict[str, Any],
         outputs = rng.dirichlet(np.ones(measures.num_outputs), rows)
         truth = rng.integers(0, measures.num_outputs, rows)
     metrics, told = measures.score("evaluate", outputs, truth, (0.5,) * measures.num_outputs)
-    return metrics | {wire.NUM_EXAMPLES: rows}, told
+    return metrics | {protocol.NUM_EXAMPLES: rows}, told
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 11])
@@ -235,7 +235,7 @@ def test_a_tally_comes_back_whole(num_classes: int, rows: int) -> None:
     p = rng.dirichlet(np.ones(num_classes), rows)
     y = rng.integers(0, num_classes, rows)
     reply = reply_of(1, content_of(None, metrics))
-    reply.content[wire.MEASURES] = ConfigRecord(dict(told))
+    reply.content[protocol.MEASURES] = ConfigRecord(dict(told))
     assert measures.merge("evaluate", [reply]) == Tally.of(p, y).metrics()
 
 
@@ -402,7 +402,7 @@ class Ran:
             stacked = config.strategy.name == "fedstacking"
             self.predictor = Predictor(self.encoding, config.model, stacked=stacked)
             federated = federated_of(config, self.roster, self.predictor)
-            record = wire.run_record(to_json(config), self.encoding, self.roster.target_mean)
+            record = protocol.run_record(to_json(config), self.encoding, self.roster.target_mean)
             TrackedStrategy(federated, kept, partitions=self.roster.partitions).start(
                 grid=grid,
                 initial_arrays=hold(start_arrays(config, self.roster, self.predictor)),
@@ -493,7 +493,7 @@ def test_sums_are_about_the_federations_mean(standardize: bool) -> None:
     (mean,) = ran.roster.target_mean
     assert 100 < mean < 200
     with InProcessGrid(client_app, 3) as grid:
-        record = wire.run_record(to_json(ran.config), ran.encoding, ran.roster.target_mean)
+        record = protocol.run_record(to_json(ran.config), ran.encoding, ran.roster.target_mean)
         message = Message(
             content_of(ran.rounds[-1].arrays, {"num-examples": 1}),
             grid.get_node_ids()[0],
@@ -501,7 +501,7 @@ def test_sums_are_about_the_federations_mean(standardize: bool) -> None:
         )
         message.content["config"] = record
         (reply,) = grid.send_and_receive([message])
-    away, _, _ = wire.measures(reply)["r2-sums"]
+    away, _, _ = protocol.measures(reply)["r2-sums"]
     rows = partition_of(ran.config, 0).validation.target
     assert away == pytest.approx(float((rows - mean).sum()), rel=1e-9)
 

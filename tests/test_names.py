@@ -13,12 +13,12 @@ import pytest
 from flwr.app import Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
-from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict, to_dict
 from fl_app.data.client_data import encode, partition_of, test_table
 from fl_app.errors import FederationError
+from fl_app.federation import protocol
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.server_app import app as server_app
@@ -57,10 +57,10 @@ class _Diary:
         reply = client_app(message, context)
         k = int(context.node_config["partition-id"])
         metrics = dict(reply.content.metric_records["metrics"])
-        rows = int(metrics[wire.NUM_EXAMPLES])  # type: ignore[arg-type]
-        self.lines.append((what, k, rows, wire.measures(reply).get(wire.LEFT_OUT, 0)))
+        rows = int(metrics[protocol.NUM_EXAMPLES])  # type: ignore[arg-type]
+        self.lines.append((what, k, rows, protocol.measures(reply).get(protocol.LEFT_OUT, 0)))
         if (told := self._lie(what, k, rows)) != rows:
-            reply.content["metrics"] = MetricRecord({**metrics, wire.NUM_EXAMPLES: told})
+            reply.content["metrics"] = MetricRecord({**metrics, protocol.NUM_EXAMPLES: told})
         return reply
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fl_app import __main__ as command
-from fl_app import commands, wire
+from fl_app import commands
 from fl_app.client_app import app
 from fl_app.config.compose import compose_config
 from fl_app.config.passwords import keep_secrets, whole
@@ -35,7 +35,7 @@ from fl_app.errors import (
     printable,
     sayable,
 )
-from fl_app.federation import handshake
+from fl_app.federation import description, protocol
 from fl_app.report import RunSummary
 from fl_app.report.rendering import TextTable, show, to_markdown, to_text
 from fl_app.runtimes import deployment, run, simulation
@@ -184,9 +184,9 @@ def raising(at: str) -> Callable[[Message, Context], Message]:
 def describing(**changes: Any) -> Callable[[Message, Context], Message]:
     def answer(message: Message, context: Context) -> Message:
         reply = app(message, context)
-        if message.metadata.message_type != wire.DESCRIBE:
+        if message.metadata.message_type != protocol.DESCRIBE:
             return reply
-        told = handshake.to_record(replace(handshake.from_message(reply), **changes))
+        told = description.to_record(replace(description.from_message(reply), **changes))
         return Message(told, reply_to=message)
 
     return answer
@@ -203,7 +203,7 @@ def babbling(message: Message, context: Context) -> Message:
 @pytest.mark.parametrize(
     "answer",
     [
-        raising(wire.DESCRIBE),
+        raising(protocol.DESCRIBE),
         raising("train"),
         raising("evaluate"),
         describing(code=EVIL),

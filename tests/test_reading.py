@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fl_app import wire
 from fl_app.client_app import app as client_app
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict, to_dict, to_json
@@ -23,6 +22,7 @@ from fl_app.data.encoding import Encoding
 from fl_app.data.files import read_frame, spelt
 from fl_app.data.frames import features_from_frame
 from fl_app.errors import ConfigError, DataError, FederationError
+from fl_app.federation import protocol
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
@@ -61,7 +61,7 @@ def shake(config: Config, *files: Path) -> tuple[Roster, Encoding]:
 def encoded(roster: Roster, encoding: Encoding, partition: int, file: Path) -> Any:
     """Return a node's rows as numbers, by what travels to it."""
     assert roster.config is not None
-    config = wire.read_config(to_json(roster.config))
+    config = protocol.read_config(to_json(roster.config))
     return encode(own_partition(config, partition, str(file)), encoding, "float64")
 
 
@@ -551,7 +551,7 @@ def test_no_level_without_company_leaves_a_node(csv: Any) -> None:
     class Spies(InProcessGrid):
         def send_and_receive(self, *args: Any, **kwargs: Any) -> Any:
             for message in (found := list(super().send_and_receive(*args, **kwargs))):
-                told.append(str(message.content.config_records[wire.CONFIG]["description"]))
+                told.append(str(message.content.config_records[protocol.CONFIG]["description"]))
             return found
 
     path = csv(

@@ -15,12 +15,12 @@ from fl_app import stacking
 from fl_app.config.options import MIN_LEVEL_ROWS
 from fl_app.config.serialization import from_dict
 from fl_app.errors import DataError
+from fl_app.federation.protocol import StackRequest
 from fl_app.models import estimators
 from fl_app.models.metrics import score
 from fl_app.seeding import generator, one_thread
 from fl_app.stacking.client import StackClient
 from fl_app.stacking.members import Member, Stack, unpack, unpack_members
-from fl_app.wire import StackRequest
 from tests.stacks import Arrays, Clients, Ran, Reply, bits, config_of, run
 
 V = 4

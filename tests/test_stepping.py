@@ -13,11 +13,11 @@ from flwr.serverapp.strategy import FedAdagrad, FedAvg, FedAvgM, QFedAvg, Strate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app import wire
 from fl_app.config.options import ModelConfig
 from fl_app.config.serialization import from_dict
 from fl_app.data.encoding import Encoding
 from fl_app.errors import FederationError
+from fl_app.federation import protocol
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.roster import Node, Roster
@@ -232,13 +232,13 @@ def _app(losses: list[list[float]], told: list[Any] | None = None, nan: float = 
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        k, t = int(context.node_config["partition-id"]), wire.server_round(message)
-        start = wire.read_arrays(message)
+        k, t = int(context.node_config["partition-id"]), protocol.server_round(message)
+        start = protocol.read_arrays(message)
         if told is not None:
-            told.append((t, k, wire.learning_rate(message), float(start["w"][0])))
+            told.append((t, k, protocol.learning_rate(message), float(start["w"][0])))
         loss = losses[t - 1][k]
         arrays = {"w": start["w"] + (1.0 if math.isfinite(loss) else math.nan)}
-        return wire.reply(message, {"mse": loss, "train_loss": 1.0}, 10, arrays)
+        return protocol.reply(message, {"mse": loss, "train_loss": 1.0}, 10, arrays)
 
     return app
 

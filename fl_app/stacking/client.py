@@ -25,6 +25,7 @@ from fl_app.config.strategy_options import BaseModelsConfig, FedStackingConfig
 from fl_app.data.client_data import Encoded
 from fl_app.data.encoding import Encoding
 from fl_app.errors import DataError
+from fl_app.federation.protocol import StackRequest
 from fl_app.federation.stepping import Stepping, first_step
 from fl_app.grid.arrays import hold, read
 from fl_app.models import estimators
@@ -41,7 +42,6 @@ from fl_app.stacking.members import (
     unpack_members,
     unpack_range,
 )
-from fl_app.wire import StackRequest
 
 __all__ = ["StackClient"]
 

@@ -275,7 +275,7 @@ class FedStacking(FedAvg):
         return hold(arrays), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
     # ------------------------------------------------------------------------- for the house
-    def everyone(self, server_round: int) -> bool:
+    def samples_all(self, server_round: int) -> bool:
         """All nodes take part in the sums and in the choice, whatever the fraction."""
         return self.phase(server_round) != "collect"
 

@@ -266,7 +266,7 @@ def measures(message: Message) -> dict[str, Any]:
 @cache
 def code_digest() -> str:
     """Return the SHA-256 of this package's source: both ends of a run must agree on it."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     state = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         state.update(path.relative_to(root).as_posix().encode())

@@ -24,7 +24,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fl_app import wire
+from fl_app.federation import protocol
 from fl_app.federation.replies import ReplySpec
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.messages import records_of
@@ -74,7 +74,7 @@ class FedXgbBagging(FedAvg):
         """Expect exactly the new trees."""
         return ReplySpec(None, check=self._check)
 
-    def everyone(self, server_round: int) -> bool:
+    def samples_all(self, server_round: int) -> bool:
         """No round needs all clients."""
         return False
 
@@ -83,6 +83,6 @@ class FedXgbBagging(FedAvg):
         return False
 
     def _check(self, message: Message) -> None:
-        arrays = records_of(message)[wire.ARRAYS]
+        arrays = records_of(message)[protocol.ARRAYS]
         assert isinstance(arrays, ArrayRecord)
         self.ensemble.check(read(arrays))
