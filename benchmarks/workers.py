@@ -38,10 +38,10 @@ from fl_app.client_app import app as client_app
 from fl_app.config.run_request import RunRequest
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict
+from fl_app.experiment import Run
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid
 from fl_app.seeding import one_thread
-from fl_app.server_app import Run
 from fl_app.tracking.console import ConsoleTracker
 from fl_app.tracking.records import RoundRecord
 

@@ -16,6 +16,7 @@ from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict, to_json
 from fl_app.data.client_data import Encoded, encode, partition_of, test_table
 from fl_app.data.encoding import Encoding
+from fl_app.experiment import federated_of
 from fl_app.federation import protocol
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Roster
@@ -23,7 +24,6 @@ from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.models.serving import Predictor
 from fl_app.seeding import one_thread
-from fl_app.server_app import federated_of
 from fl_app.stacking.members import Stack
 from fl_app.strategies import start_arrays
 from fl_app.tracking import TrackedStrategy

@@ -20,17 +20,18 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import log_loss, mean_squared_error
 
 from benchmarks.steps import write_wide
-from fl_app import server_app
+from fl_app import experiment
 from fl_app.client_app import app as client_app
 from fl_app.config.run_request import RunRequest
 from fl_app.config.serialization import from_dict
 from fl_app.data.client_data import whole_table
+from fl_app.experiment import Run
 from fl_app.federation.ending import DivergenceError, Ending, constant_loss
 from fl_app.federation.roster import Node, Roster
 from fl_app.grid import InProcessGrid
 from fl_app.models.serving import Predictor
 from fl_app.seeding import one_thread
-from fl_app.server_app import Run, _warnings_on
+from fl_app.server_app import _warnings_on
 from fl_app.tracking.console import ConsoleTracker
 from fl_app.tracking.records import NullTracker, RoundRecord, RunEnd
 
@@ -328,7 +329,7 @@ def test_scores_of_the_server_that_are_not_finite_fail_the_run(
         scores = score(self, arrays, x, y)
         return scores if not np.any(arrays["coef"]) else {**scores, "mse": math.inf}
 
-    monkeypatch.setattr(server_app.Predictor, "score", far)
+    monkeypatch.setattr(experiment.Predictor, "score", far)
     found = ran(tmp_path, dataset={"name": "diabetes"})
     assert found.status == "FAILED"
     assert found.error.startswith("round 1: server/mse is inf: training diverged; ")

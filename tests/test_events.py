@@ -17,7 +17,7 @@ from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
 
 import fl_app.grid.run
-from fl_app import server_app
+from fl_app import experiment, server_app
 from fl_app.client_app import app as client_app
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
@@ -26,7 +26,7 @@ from fl_app.errors import FlAppError
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.home import Process, home_dir, new_name
 from fl_app.models.serving import Predictor
-from fl_app.runtimes.base import RunResult, RunStoppedError, read_result, result_written
+from fl_app.runtimes.result import RunResult, RunStoppedError, read_result, result_written
 from fl_app.tracking import Events, RoundRecord, RunEnd, RunStart, Trackers
 from fl_app.tracking.events import prune
 from fl_app.tracking.files import read_lines, read_npz
@@ -578,7 +578,7 @@ def test_an_interrupt_before_the_tracker_leaves_a_result(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server_app, "whole_table", interrupt)
+    monkeypatch.setattr(experiment, "whole_table", interrupt)
     config = compose_config(["dataset=wine", "tracking=none", f"output_dir={tmp_path}/out"])
     with pytest.raises(KeyboardInterrupt):
         run_launch(RunRequest(config))

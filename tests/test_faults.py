@@ -11,10 +11,10 @@ from fl_app.config.compose import compose_config
 from fl_app.config.schema import Config
 from fl_app.config.serialization import digest, from_dict
 from fl_app.errors import ConfigError, FlAppError
+from fl_app.experiment import _run_name
 from fl_app.federation.ending import Ending
 from fl_app.federation.faults import CRASH_SHARE, FLIP, fault_of, may_crash, spoiled
 from fl_app.federation.roster import Roster
-from fl_app.server_app import _run_name
 from tests.stacks import bits, calm, run
 
 HOLDS = {

@@ -27,6 +27,7 @@ from fl_app.config.schema import METRICS, Config
 from fl_app.config.serialization import from_dict, to_json
 from fl_app.data.client_data import encode, own_partition, partition_of
 from fl_app.data.encoding import Encoding
+from fl_app.experiment import federated_of
 from fl_app.federation import protocol
 from fl_app.federation.federated import Federated, Participation
 from fl_app.federation.handshake import shake_hands
@@ -46,7 +47,6 @@ from fl_app.models.metrics import (
 )
 from fl_app.models.serving import Predictor
 from fl_app.seeding import generator, one_thread
-from fl_app.server_app import federated_of
 from fl_app.strategies import start_arrays, strategy_of
 from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.tracked import TrackedStrategy

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fl_app import __main__ as command
-from fl_app import commands
+from fl_app.cli import kit
+from fl_app.cli import run as command
 from fl_app.client_app import app
 from fl_app.config.compose import compose_config
 from fl_app.config.passwords import keep_secrets, whole
@@ -317,7 +317,7 @@ def test_no_file_commands_the_terminal(
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["fl-kit", "check", str(file), "--target", target])
     with contextlib.suppress(SystemExit):  # some of these files can be used
-        commands.main()
+        kit.main()
     out, err = capfd.readouterr()
     assert "owned" in out + err
     assert is_clean(out)

@@ -21,6 +21,7 @@ from mlflow.entities import Metric, Param, RunTag
 from rich.console import Console
 from scipy import stats
 
+from fl_app.cli.sweep import Job, summarise
 from fl_app.config.schema import Config
 from fl_app.config.serialization import flatten, from_dict
 from fl_app.errors import InputError
@@ -49,7 +50,6 @@ from fl_app.report.intervals import mean_and_sd, mean_difference
 from fl_app.report.rendering import decimals_for
 from fl_app.report.runs import is_better_when_higher, tell_apart
 from fl_app.report.writing import as_csv, as_dict
-from fl_app.sweep import Job, summarise
 from fl_app.tracking.mlflow.backend import MlflowStore
 from tests.kit import fl_kit
 

@@ -13,20 +13,20 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fl_app.cli.sweep import Job, with_config
 from fl_app.client_app import app as client_app
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict
 from fl_app.data.client_data import own_partition, partition_of, whole_table
+from fl_app.experiment import _mlflow_tracker, _run_name
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.grid.view import GridView
 from fl_app.home import home_dir
 from fl_app.seeding import generator
-from fl_app.server_app import _mlflow_tracker, _run_name
 from fl_app.server_app import app as server_app
-from fl_app.sweep import Job, with_config
 from fl_app.tracking.files import read_lines
 from tests.end_to_end.support import server_context
 

@@ -30,6 +30,7 @@ from fl_app.config.strategy_options import FedAdamConfig, StrategyConfig
 from fl_app.data.client_data import Encoded, encode, partition_of
 from fl_app.data.encoding import Encoding
 from fl_app.errors import ConfigError, FederationError
+from fl_app.experiment import federated_of
 from fl_app.federation import protocol
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid
@@ -40,7 +41,6 @@ from fl_app.models.optimum import converge
 from fl_app.models.registry import build
 from fl_app.models.serving import Predictor
 from fl_app.seeding import generator, one_thread
-from fl_app.server_app import federated_of
 from fl_app.strategies import Local, build_strategy, start_arrays
 from tests.messages import NODE_IDS, asked_of, content_of, reply_of, roster_of
 

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from fl_app import sweep
-from fl_app.config.compose import Sweep
-from fl_app.config.serialization import from_dict
-from fl_app.sweep import (
+from fl_app.cli import sweep
+from fl_app.cli.sweep import (
     Job,
     has_failed,
     job_log,
@@ -24,6 +22,8 @@ from fl_app.sweep import (
     tell_swept,
     with_config,
 )
+from fl_app.config.compose import Sweep
+from fl_app.config.serialization import from_dict
 
 
 def job(number: int, strategy: str, seed: int, accuracy: float, status: str = "FINISHED") -> Job:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
+from fl_app.cli.sweep import Job, summarise
 from fl_app.errors import InputError
 from fl_app.federation.ending import Ending
 from fl_app.report import (
@@ -33,7 +34,6 @@ from fl_app.report import (
 )
 from fl_app.report.tuning import diverged
 from fl_app.report.writing import as_csv, as_dict
-from fl_app.sweep import Job, summarise
 from fl_app.tracking.mlflow.backend import MlflowStore
 from tests.kit import fl_kit
 

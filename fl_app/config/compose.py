@@ -1,4 +1,4 @@
-"""Composes a config with Hydra and hands it over typed. Only this file and ``__main__`` know Hydra.
+"""Composes a config with Hydra and hands it over typed. Only this file and ``cli.run`` know Hydra.
 
 References
 ----------

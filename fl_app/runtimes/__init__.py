@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fl_app.config.run_request import RunRequest
-from fl_app.runtimes.base import RunResult, result_written
+from fl_app.runtimes.result import RunResult, result_written
 
 __all__ = ["RunResult", "run"]
 

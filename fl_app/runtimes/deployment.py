@@ -31,8 +31,8 @@ from fl_app.config.passwords import whole
 from fl_app.config.run_request import NO_PASSWORD, RunRequest, handed_over
 from fl_app.config.schema import Config
 from fl_app.errors import ConfigError, InputError, RunError, masked, printable
-from fl_app.runtimes.base import RunResult, end_of, write_result
 from fl_app.runtimes.bundle import app_dir
+from fl_app.runtimes.result import RunResult, end_of, write_result
 from fl_app.runtimes.submit import Outcome, read_connection, submit
 from fl_app.runtimes.superlink import signals_unwind
 from fl_app.tracking import replay

@@ -10,7 +10,7 @@ from fl_app.client_app import app as client_app
 from fl_app.config.options import InProcessConfig
 from fl_app.config.run_request import RunRequest
 from fl_app.grid import run_in_process
-from fl_app.runtimes.base import RunResult, read_result
+from fl_app.runtimes.result import RunResult, read_result
 from fl_app.server_app import app as server_app
 
 __all__ = ["run"]

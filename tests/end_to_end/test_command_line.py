@@ -65,7 +65,7 @@ def test_a_reader_may_leave(name: str, tmp_path: Path) -> None:
 def test_start_up_imports_little(words: list[str], tmp_path: Path) -> None:
     """To show help or a config, none of the heavy packages is imported."""
     code = (
-        "import sys; from fl_app.__main__ import main\n"
+        "import sys; from fl_app.cli.run import main\n"
         "try: main()\n"
         "finally: print({'mlflow', 'sklearn', 'ray', 'flwr', 'numpy'} & {*sys.modules}, "
         "'hydra' in sys.modules, file=sys.stderr)"

@@ -58,7 +58,7 @@ def test_part_of_the_clients_is_drawn_by_the_seed(strategy: str, tmp_path: Path)
 
 def test_test_rows_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other labels on all the server's test rows its metrics change, and no weight does."""
-    from fl_app import server_app as module
+    from fl_app import experiment as module
 
     overrides = ["strategy=fedstacking", "dataset=wine", "num_clients=4", "num_server_rounds=4"]
     first = digest(tmp_path, None, *overrides)

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from fl_app import commands
+from fl_app.cli import kit
 from fl_app.report.reading import _summary
 from fl_app.runtimes.bundle import app_dir
 from fl_app.tracking import replay
@@ -159,11 +159,11 @@ def test_no_process_of_ours_has_the_store_in_its_arguments(
 ) -> None:
     """Every user of a machine sees them: ``fl-kit ui`` tells MLflow by its own variable."""
     called: list[list[str]] = []
-    monkeypatch.setattr(commands.os, "execv", lambda program, words: called.append(words))
+    monkeypatch.setattr(kit.os, "execv", lambda program, words: called.append(words))
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "")
     store = f"sqlite:///{tmp_path}/{SECRET}.db"
-    commands.ui(free_port(), store)
+    kit.ui(free_port(), store)
     assert len(called) == 1
     assert not any(SECRET in word for word in called[0])
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == store

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 from fl_app.errors import InputError
-from fl_app.report.places import SPLIT, Grouped, Identity, Place, Placed, Places
+from fl_app.report.groups import SPLIT, Grouped, Identity, Place, Placed, Places
 from fl_app.report.runs import RunSummary, listed, natural, tell_apart
 
 __all__ = ["check_complete", "check_data", "check_sound"]

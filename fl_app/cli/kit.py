@@ -14,9 +14,9 @@ from typing import Annotated, cast
 import click
 import typer
 
+from fl_app.cli.broken_pipe import reader_may_leave
 from fl_app.config.options import Task
 from fl_app.errors import FlAppError, InputError, printable
-from fl_app.pipes import reader_may_leave
 
 __all__ = ["main"]
 
