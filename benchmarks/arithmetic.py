@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.aggregation import merge_moments, moments
+from fl_app.config.schema import Config
+from fl_app.data.client_data import encode, partition_of, test_table, whole_table
 from fl_app.data.encoding import Encoding, labels_of, scaler
-from fl_app.data.partition import encode, partition_of, test_table, whole_table
-from fl_app.schema import Config
 
 Arrays = dict[str, NDArray[np.float64]]
 Rows = tuple[NDArray[np.float64], NDArray[np.int64]]

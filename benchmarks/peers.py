@@ -34,7 +34,7 @@ from benchmarks.arithmetic import Arrays, Rows, metrics, prepared, sgd, zeros
 from benchmarks.machine import machine
 from benchmarks.rounds import LOOP, OURS, PACKAGES, config, loop, ours, unscored
 from fl_app.aggregation import arrays_digest
-from fl_app.schema import Config
+from fl_app.config.schema import Config
 from fl_app.seeding import generator, one_thread
 
 APPS = Path(__file__).parent / "peer_apps"

@@ -23,8 +23,8 @@ from flwr.clientapp import ClientApp
 
 from benchmarks.machine import machine
 from benchmarks.rounds import PACKAGES, loop, ours
-from fl_app import client_app, wire
-from fl_app.federation import federated
+from fl_app import client_app
+from fl_app.federation import federated, protocol
 from fl_app.grid import InProcessGrid
 from fl_app.models.softmax import Softmax
 
@@ -32,10 +32,10 @@ PARTS = (
     (federated.Federated, "configure_train", "server: choose clients, make messages"),
     (InProcessGrid, "send_and_receive", "grid: identity, private copies, checks"),
     (ClientApp, "__call__", "client: find the function, the run and the rows"),
-    (wire, "read_arrays", "client: read arrays"),
+    (protocol, "read_arrays", "client: read arrays"),
     (Softmax, "fit", "client: SGD"),
     (client_app._Federation, "score", "client: metrics"),
-    (wire, "reply", "client: make the reply"),
+    (protocol, "reply", "client: make the reply"),
     (federated, "accept", "server: check replies"),
     (federated, "average_train", "server: weighted average"),
 )

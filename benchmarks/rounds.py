@@ -38,13 +38,14 @@ from benchmarks.stock import stock
 from fl_app.aggregation import arrays_digest
 from fl_app.client_app import _Federation
 from fl_app.client_app import app as client_app
+from fl_app.config.run_request import RunRequest
+from fl_app.config.schema import Config
+from fl_app.config.serialization import from_dict
+from fl_app.experiment import Run
 from fl_app.grid import run_in_process
-from fl_app.launch import Launch
-from fl_app.schema import Config, from_dict
 from fl_app.seeding import generator, one_thread
-from fl_app.server_app import Run
-from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
 from fl_app.tracking.console import ConsoleTracker
+from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 
 LOOP, STOCK, OURS, TRACKED, RAY = (
     "NumPy loop",
@@ -120,7 +121,7 @@ def ours(num_clients: int, rounds: int, tracked: bool) -> tuple[float, str]:
         os.environ["FL_APP_HOME"] = folder
         uri = f"sqlite:///{folder}/mlflow.db"
         tracking = {"name": "mlflow", "uri": uri} if tracked else None
-        launch = Launch(config(num_clients, rounds, tracking, folder))
+        launch = RunRequest(config(num_clients, rounds, tracking, folder))
         clock, server_app = Clock(), ServerApp()
         console = ConsoleTracker(console=Console(file=io.StringIO(), highlight=False))
 

@@ -31,15 +31,15 @@ from flwr.clientapp import ClientApp
 from benchmarks.machine import machine
 from fl_app import report
 from fl_app.client_app import app as client_app
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest, git_commit
+from fl_app.config.schema import Config
 from fl_app.errors import DIVERGED, FlAppError
+from fl_app.federation.protocol import ARRAYS
 from fl_app.grid import run_in_process
-from fl_app.held import hold, read
-from fl_app.launch import Launch, git_commit
-from fl_app.schema import Config
+from fl_app.grid.arrays import hold, read
 from fl_app.seeding import generator
 from fl_app.server_app import app as server_app
-from fl_app.wire import ARRAYS
 
 RATE, BY = "model.learning_rate", "eval/accuracy"
 RATES = (0.01, 0.04, 0.16, 0.64, 2.56)
@@ -82,7 +82,7 @@ def run_job(job: Job) -> None:
         )
         config = compose_config(overrides)
         app = faulty_app(client_app, faulty(config, job.share)) if job.share else client_app
-        run_config = {"config-json": Launch(config, commit=git_commit()).to_json()}
+        run_config = {"config-json": RunRequest(config, commit=git_commit()).to_json()}
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 run_in_process(server_app, app, config.num_clients, run_config)

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from fl_app.config.run_request import RunRequest
+from fl_app.config.schema import METRICS, task_of
+from fl_app.config.serialization import from_dict
 from fl_app.errors import FlAppError
-from fl_app.launch import Launch
 from fl_app.runtimes.inprocess import run
-from fl_app.schema import METRICS, from_dict, task_of
 
 STEPS = [0.01 * 2**k for k in range(10)]
 WIDE = 82
@@ -85,7 +86,7 @@ def score(dataset: Settings, step: float | str, seed: int, model: str) -> float:
         metric = {"regression": "r2", "classification": "accuracy"}[task_of(config.dataset)]
         assert metric in METRICS[task_of(config.dataset)]
         try:
-            run(Launch(config))
+            run(RunRequest(config))
         except FlAppError:
             return float("nan")
         metrics = json.loads((Path(folder) / "result.json").read_text())["metrics"]

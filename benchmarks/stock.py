@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from benchmarks.arithmetic import Arrays, Rows, metrics, prepared, sgd, zeros
 from fl_app.aggregation import arrays_digest
-from fl_app.schema import Config
+from fl_app.config.schema import Config
 from fl_app.seeding import generator, one_thread
 
 

@@ -35,14 +35,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from fl_app.client_app import app as client_app
+from fl_app.config.run_request import RunRequest
+from fl_app.config.schema import Config
+from fl_app.config.serialization import from_dict
+from fl_app.experiment import Run
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid
-from fl_app.launch import Launch
-from fl_app.schema import Config, from_dict
 from fl_app.seeding import one_thread
-from fl_app.server_app import Run
-from fl_app.tracking.base import RoundRecord
 from fl_app.tracking.console import ConsoleTracker
+from fl_app.tracking.records import RoundRecord
 
 from .machine import machine
 from .rounds import Clock
@@ -162,7 +163,7 @@ def run(grid: TimedGrid, config: Config) -> tuple[float, float, float, str]:
     console = ConsoleTracker(console=Console(file=io.StringIO()))
     with one_thread():
         grid.seconds, grid.calls = 0.0, 0
-        Run(grid, Launch(config), "inprocess", console, 0, (clock,)).execute(
+        Run(grid, RunRequest(config), "inprocess", console, 0, (clock,)).execute(
             sorted(grid.get_node_ids())
         )
     return clock.times[-1] - clock.times[0], grid.seconds / grid.calls, clock.cpu, clock.digest

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fl_app import schema
+from fl_app.config import checking, schema
 
 HEAD = """# Config
 
@@ -20,7 +20,7 @@ option is set by `dataset.test_fraction=0.3`. Every value is checked before any 
 gives one line with the key, the value and what is allowed, and exit status 2. `experiment=`,
 `method=` and `sweep=` choose several keys at once ([sweeps.md](sweeps.md)).
 
-This page is generated from `fl_app/schema.py`.
+This page is generated from the options in `fl_app/config/`.
 """
 
 
@@ -71,8 +71,8 @@ def _rows(
             or (only is not None and f.name not in only)
         ):
             continue
-        default = schema.to_text(f.default)
-        allowed = schema.allowed(kind, f.name).replace("|", "\\|")
+        default = checking.to_text(f.default)
+        allowed = checking.allowed(kind, f.name).replace("|", "\\|")
         text = f.metadata["help"].replace("|", "\\|")
         yield f"| `{f.name}` | `{default}` | {allowed} | {text} |"
 

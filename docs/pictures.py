@@ -77,7 +77,7 @@ def served(home: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["-m", "fl_app.commands", "dashboard", "--no-browser", "--port", str(port)]
+    words = ["-m", "fl_app.cli.kit", "dashboard", "--no-browser", "--port", str(port)]
     page = subprocess.Popen(
         [sys.executable, *words],
         env=os.environ | {"FL_APP_HOME": str(home)},

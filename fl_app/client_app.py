@@ -22,10 +22,11 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
-from fl_app import wire
+from fl_app.config.options import TabularConfig
+from fl_app.config.schema import METRICS, Config, min_level_rows_of
+from fl_app.config.strategy_options import FedXgbBaggingConfig, has_base_models
 from fl_app.data.catalogue import undecided
-from fl_app.data.encoding import Encoding
-from fl_app.data.partition import (
+from fl_app.data.client_data import (
     Encoded,
     Partition,
     encode,
@@ -33,25 +34,21 @@ from fl_app.data.partition import (
     own_partition,
     partition_of,
 )
+from fl_app.data.encoding import Encoding
 from fl_app.errors import FlAppError, InputError
-from fl_app.faults import fault_of, may_crash, spoiled
-from fl_app.federation import handshake
+from fl_app.federation import protocol
+from fl_app.federation.description import describe as describe_rows
+from fl_app.federation.description import describe_left, draft, foreign, to_record
+from fl_app.federation.faults import fault_of, may_crash, spoiled
 from fl_app.federation.measures import Exchange, Measures
 from fl_app.grid import in_process
-from fl_app.held import hold, records_of
+from fl_app.grid.arrays import hold
+from fl_app.grid.messages import records_of
 from fl_app.models.base import Arrays, Model
 from fl_app.models.optimum import converge
 from fl_app.models.serving import Predictor
-from fl_app.schema import (
-    METRICS,
-    Config,
-    FedXgbBaggingConfig,
-    TabularConfig,
-    has_base_models,
-    min_level_rows_of,
-)
 from fl_app.seeding import generator, later, one_thread
-from fl_app.stack_client import StackClient
+from fl_app.stacking.client import StackClient
 
 __all__ = ["app"]
 
@@ -91,44 +88,44 @@ app = ClientApp(mods=[_discreet])
 def describe(message: Message, context: Context) -> Message:
     """Answer the handshake."""
     partition, num_partitions = _place(context)
-    if not wire.same_code(message):
+    if not protocol.same_code(message):
         # Another version may not even be able to read the config.
-        foreign = handshake.foreign(partition, num_partitions)
-        return Message(handshake.to_record(foreign), reply_to=message)
-    config_json, encoding_json = wire.texts(message)
-    config = wire.read_config(config_json)
+        told = foreign(partition, num_partitions)
+        return Message(to_record(told), reply_to=message)
+    config_json, encoding_json = protocol.texts(message)
+    config = protocol.read_config(config_json)
     path = _own_file(config, context)
     if path is not None and not encoding_json and undecided(config.dataset):
         auto = isinstance(config.dataset, TabularConfig) and config.dataset.categorical == "auto"
         found, sizes = own_columns(config, partition, path)
-        told = handshake.draft(found, sizes, partition, num_partitions, config.min_rows, auto)
-        return Message(handshake.to_record(told), reply_to=message)
+        told = draft(found, sizes, partition, num_partitions, config.min_rows, auto)
+        return Message(to_record(told), reply_to=message)
     with one_thread():
         rows = _raw_rows(config, partition, path)
         if encoding_json:  # asked again: how many of its rows are of a class of the run?
-            encoding, least_rows = wire.read_encoding(encoding_json), config.min_rows
+            encoding, least_rows = protocol.read_encoding(encoding_json), config.min_rows
             _say_strangers(rows, partition, path, encoding, context)
-            description = handshake.describe_left(
-                rows, partition, num_partitions, encoding, least_rows
-            )
+            description = describe_left(rows, partition, num_partitions, encoding, least_rows)
         else:
             least = config.min_rows, min_level_rows_of(config.dataset)
-            description = handshake.describe(rows, partition, num_partitions, *least)
-    return Message(handshake.to_record(description), reply_to=message)
+            description = describe_rows(rows, partition, num_partitions, *least)
+    return Message(to_record(description), reply_to=message)
 
 
 def _faulty(message: Message, context: Context, answer: ClientAppCallable) -> Message:
     """Let the clients that ``faults`` names fail."""
-    config = wire.read_config(wire.texts(message)[0])
+    config = protocol.read_config(protocol.texts(message)[0])
     partition, _ = _place(context)
     kind = fault_of(config, partition)
     if kind == "crash":
-        may_crash(config.seed, wire.server_round(message), partition)
+        may_crash(config.seed, protocol.server_round(message), partition)
     reply = answer(message, context)
     if kind in ("nan", "flip"):
         records = records_of(reply)
-        honest = wire.read_arrays(reply)
-        records[wire.ARRAYS] = hold(spoiled(kind, wire.read_arrays(message), honest), copy=False)
+        honest = protocol.read_arrays(reply)
+        records[protocol.ARRAYS] = hold(
+            spoiled(kind, protocol.read_arrays(message), honest), copy=False
+        )
     return reply
 
 
@@ -136,34 +133,36 @@ def _faulty(message: Message, context: Context, answer: ClientAppCallable) -> Me
 def train(message: Message, context: Context) -> Message:
     """Train on this client's rows, starting from the arrays that came."""
     partition, _ = _place(context)
-    federation = _federation(*wire.texts(message))
+    federation = _federation(*protocol.texts(message))
     config, model = federation.config, federation.model
     rows = federation.rows(partition, context)
     if has_base_models(config.strategy):
         return _stack(message, context, federation, rows)
     if isinstance(config.strategy, FedXgbBaggingConfig):
         return _boost(message, config.strategy, partition, federation, rows)
-    rng = later(config.seed, "train", wire.server_round(message), partition)
-    mu, center = wire.setting(message, "proximal-mu", 0.0), wire.center(message)
+    rng = later(config.seed, "train", protocol.server_round(message), partition)
+    mu, center = protocol.setting(message, "proximal-mu", 0.0), protocol.center(message)
     with one_thread(), _no_warnings():
-        start = wire.read_arrays(message)
+        start = protocol.read_arrays(message)
         if config.strategy.name == "pooled":
             arrays = _converged(message, start, federation, rows)
         else:
-            step = wire.learning_rate(message)
+            step = protocol.learning_rate(message)
             arrays = model.fit(start, rows.x, rows.y, rng, mu, step)
         metrics, measures = federation.score("train", arrays, rows.x, rows.truth, center)
         if config.strategy.name == "qfedavg":
             loss = METRICS[federation.encoding.task][0]
             before, _ = federation.score("train", start, rows.x, rows.truth)
-            metrics[wire.TRAIN_LOSS] = before[loss]
-    return wire.reply(message, metrics, len(rows.x), arrays, measures | _left_out(rows.left_out))
+            metrics[protocol.TRAIN_LOSS] = before[loss]
+    return protocol.reply(
+        message, metrics, len(rows.x), arrays, measures | _left_out(rows.left_out)
+    )
 
 
 def _converged(message: Message, start: Arrays, federation: _Federation, rows: Encoded) -> Arrays:
     """Train on all rows to convergence in the first round; nothing is left for the others."""
     config = federation.config
-    if wire.server_round(message) > 1:
+    if protocol.server_round(message) > 1:
         return start
     rng = generator(config.seed, "pooled")
     return converge(federation.model_with, start, rows.x, rows.y, rng, config.model.l2)
@@ -173,20 +172,20 @@ def _converged(message: Message, start: Arrays, federation: _Federation, rows: E
 def evaluate(message: Message, context: Context) -> Message:
     """Score the arrays that came on this client's validation rows."""
     partition, _ = _place(context)
-    federation = _federation(*wire.texts(message))
+    federation = _federation(*protocol.texts(message))
     rows = federation.rows(partition, context)
     with one_thread(), _no_warnings():
-        arrays = wire.read_arrays(message)
+        arrays = protocol.read_arrays(message)
         metrics, measures = federation.score(
-            "evaluate", arrays, rows.x_eval, rows.truth_eval, wire.center(message)
+            "evaluate", arrays, rows.x_eval, rows.truth_eval, protocol.center(message)
         )
     measures |= _left_out(rows.left_out_eval)
-    return wire.reply(message, metrics, len(rows.x_eval), measures=measures)
+    return protocol.reply(message, metrics, len(rows.x_eval), measures=measures)
 
 
 def _left_out(rows: int) -> dict[str, int]:
     """Return what a reply says of rows that were left out: nothing where there are none."""
-    return {wire.LEFT_OUT: rows} if rows else {}
+    return {protocol.LEFT_OUT: rows} if rows else {}
 
 
 def _stack(message: Message, context: Context, federation: _Federation, rows: Encoded) -> Message:
@@ -201,11 +200,15 @@ def _stack(message: Message, context: Context, federation: _Federation, rows: En
         context.state,
     )
     with one_thread(), _no_warnings():
-        arrays, outputs = client.answer(wire.stack_request(message), wire.read_arrays(message))
-        metrics, measures = federation.measures.score(
-            "train", outputs, rows.truth, wire.center(message)
+        arrays, outputs = client.answer(
+            protocol.stack_request(message), protocol.read_arrays(message)
         )
-    return wire.reply(message, metrics, len(rows.x), arrays, measures | _left_out(rows.left_out))
+        metrics, measures = federation.measures.score(
+            "train", outputs, rows.truth, protocol.center(message)
+        )
+    return protocol.reply(
+        message, metrics, len(rows.x), arrays, measures | _left_out(rows.left_out)
+    )
 
 
 def _boost(
@@ -216,16 +219,16 @@ def _boost(
     rows: Encoded,
 ) -> Message:
     """Grow the trees of one boosting round on this client's rows."""
-    rng = later(federation.config.seed, "boost", wire.server_round(message), partition)
+    rng = later(federation.config.seed, "boost", protocol.server_round(message), partition)
     ensemble = federation.predictor.ensemble
     with one_thread(), _no_warnings():
-        start = wire.read_arrays(message)
+        start = protocol.read_arrays(message)
         trees = ensemble.fit(start, rows.x, rows.y, params, rng)
         outputs = federation.encoding.in_units(ensemble.predict(start, rows.x, trees))
         metrics, measures = federation.measures.score(
-            "train", outputs, rows.truth, wire.center(message)
+            "train", outputs, rows.truth, protocol.center(message)
         )
-    return wire.reply(message, metrics, len(rows.x), trees, measures | _left_out(rows.left_out))
+    return protocol.reply(message, metrics, len(rows.x), trees, measures | _left_out(rows.left_out))
 
 
 def _no_warnings() -> np.errstate:
@@ -324,7 +327,7 @@ class _Federation:
 
 @lru_cache(maxsize=4)
 def _federation(config_json: str, encoding_json: str) -> _Federation:
-    config, encoding = wire.read_config(config_json), wire.read_encoding(encoding_json)
+    config, encoding = protocol.read_config(config_json), protocol.read_encoding(encoding_json)
     # Also under `local`, where each client gets its own arrays only, under their plain names.
     predictor = Predictor.of(config, encoding)
     measures = Measures.of(config, encoding)

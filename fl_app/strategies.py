@@ -10,7 +10,7 @@ FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127.
 FedAvgM: Hsu et al. 2019, https://arxiv.org/abs/1909.06335.
 FedMedian, FedTrimmedAvg: Yin et al. 2018, https://arxiv.org/abs/1803.01498.
 Krum, MultiKrum: Blanchard et al. 2017, https://arxiv.org/abs/1703.02757.
-FedStacking: :mod:`fl_app.fedstacking`. FedXgbBagging: :mod:`fl_app.fedxgb`.
+FedStacking: :mod:`fl_app.stacking.strategy`. FedXgbBagging: :mod:`fl_app.federation.fedxgb`.
 Bulyan: El Mhamdi et al. 2018, https://arxiv.org/abs/1802.07927.
 QFedAvg: Li et al. 2020, https://arxiv.org/abs/1905.10497.
 """
@@ -48,27 +48,27 @@ from flwr.serverapp.strategy import (
 )
 from numpy.typing import NDArray
 
-from fl_app.errors import ConfigError, FederationError
-from fl_app.federation.replies import ReplySpec, spec_of
-from fl_app.federation.roster import Roster
-from fl_app.fedstacking import FedStacking, NAverage
-from fl_app.fedxgb import FedXgbBagging
-from fl_app.models.boosted import require_xgboost
-from fl_app.models.estimators import DEFAULTS
-from fl_app.models.serving import Predictor
-from fl_app.models.stack import LS, PRIOR, Member, pack_range
-from fl_app.models.trees import MAX_TREES
-from fl_app.schema import (
+from fl_app.config.schema import Config
+from fl_app.config.strategy_options import (
     BaseModelsConfig,
-    Config,
     FedStackingConfig,
     FedXgbBaggingConfig,
     StrategyConfig,
     has_base_models,
 )
+from fl_app.errors import ConfigError, FederationError
+from fl_app.federation.fedxgb import FedXgbBagging
+from fl_app.federation.protocol import TRAIN_LOSS
+from fl_app.federation.replies import ReplySpec, spec_of
+from fl_app.federation.roster import Roster
+from fl_app.models.boosted import require_xgboost
+from fl_app.models.estimators import DEFAULTS
+from fl_app.models.serving import Predictor
+from fl_app.models.trees import MAX_TREES
 from fl_app.seeding import generator
-from fl_app.stacking import bounds
-from fl_app.wire import TRAIN_LOSS
+from fl_app.stacking.layout import bounds
+from fl_app.stacking.members import LS, PRIOR, Member, pack_range
+from fl_app.stacking.strategy import FedStacking, NAverage
 
 __all__ = [
     "FedStacking",
@@ -334,7 +334,7 @@ class Local(FedAvg):
         """Expect arrays like one client's own."""
         return ReplySpec(spec_of(next(iter(self._divide(arrays).values()))))
 
-    def everyone(self, server_round: int) -> bool:
+    def samples_all(self, server_round: int) -> bool:
         """All clients train in every round."""
         return True
 

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from fl_app import commands
+from fl_app.cli import kit
 
 
 def fl_kit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """Run the command and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["fl-kit", *words])
     try:
-        commands.main()
+        kit.main()
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
 from fl_app.dashboard.live import RunView, Tail, runs
-from fl_app.launch import Launch
+from fl_app.home import Process
 from fl_app.runtimes.inprocess import run
-from fl_app.tracking.base import RoundRecord
-from fl_app.tracking.keys import aggregation_text
-from fl_app.tracking.spool import Process
+from fl_app.tracking.records import RoundRecord
+from fl_app.tracking.round_texts import aggregation_text
 
 NAME = "20260102-030405-0123abcd"
 LIVING, GONE = asdict(Process.current()), asdict(replace(Process.current(), started="never"))
@@ -139,7 +139,7 @@ def real_runs(home: Path, *jobs: Iterable[str]) -> list[RunView]:
         for job, overrides in enumerate(jobs):
             folder = home / "out" / str(job)
             words = [*overrides, "tracking=none", f"output_dir={folder}"]
-            run(Launch(compose_config(words)))
+            run(RunRequest(compose_config(words)))
             known = {view.name for view in found}
             name = next(head.name for head in runs(home) if head.name not in known)
             view = Tail(home, name).read()

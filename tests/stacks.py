@@ -11,22 +11,23 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from fl_app import wire
 from fl_app.client_app import app as client_app
+from fl_app.config.schema import Config
+from fl_app.config.serialization import from_dict, to_json
+from fl_app.data.client_data import Encoded, encode, partition_of, test_table
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import Encoded, encode, partition_of, test_table
+from fl_app.experiment import federated_of
+from fl_app.federation import protocol
 from fl_app.federation.handshake import shake_hands
 from fl_app.federation.roster import Roster
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.models.serving import Predictor
-from fl_app.models.stack import Stack
-from fl_app.schema import Config, from_dict, to_json
 from fl_app.seeding import one_thread
-from fl_app.server_app import federated_of
+from fl_app.stacking.members import Stack
 from fl_app.strategies import start_arrays
 from fl_app.tracking import TrackedStrategy
-from fl_app.tracking.base import NullTracker, RoundRecord
+from fl_app.tracking.records import NullTracker, RoundRecord
 
 Arrays = dict[str, NDArray[Any]]
 Tamper = Callable[[str, int, Arrays, dict[str, Any]], None]
@@ -100,7 +101,7 @@ class Clients:
 
     def _train(self, message: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
-        server_round = wire.server_round(message)
+        server_round = protocol.server_round(message)
         if self.away(server_round, partition):
             raise RuntimeError("away")
         settings = dict(message.content["config"])
@@ -181,7 +182,7 @@ def run(
         predictor = Predictor.of(config, encoding, many)
         federated = federated_of(config, roster, predictor)
         tracked = TrackedStrategy(federated, kept, partitions=roster.partitions)
-        record = wire.run_record(to_json(config), encoding, roster.target_mean)
+        record = protocol.run_record(to_json(config), encoding, roster.target_mean)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if not len(test):

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares, linear_sum_assignment, minimize
 
 from fl_app import stacking
-from fl_app.models.stack import Member, unpack, unpack_members
 from fl_app.seeding import one_thread
+from fl_app.stacking.members import Member, unpack, unpack_members
 from tests.stacks import Reply
 
 Floats = NDArray[np.float64]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from fl_app import wire
 from fl_app.client_app import app
+from fl_app.config.serialization import from_dict, to_json
 from fl_app.errors import InputError
-from fl_app.federation.handshake import Description, from_message
+from fl_app.federation import protocol
+from fl_app.federation.description import Description, from_message
 from fl_app.grid import InProcessGrid
-from fl_app.schema import from_dict, to_json
 
 SHIPPED = "age,y\n" + "".join(f"{30 + i},{i % 2}\n" for i in range(20))
 OWN = "age,y\n" + "".join(f"{50 + i},{i % 2}\n" for i in range(8))
@@ -42,13 +42,13 @@ def asked(shipped: Path, **dataset: Any) -> RecordDict:
             | dataset,
         }
     )
-    return RecordDict({wire.CONFIG: wire.run_record(to_json(config))})
+    return RecordDict({protocol.CONFIG: protocol.run_record(to_json(config))})
 
 
 def answer(content: RecordDict, node_config: dict[str, Any]) -> Description:
     """Ask a node outside of any in-process grid, as a SuperNode's process would be."""
     with InProcessGrid(app, num_supernodes=1):
-        message = Message(content, 7, wire.DESCRIBE)
+        message = Message(content, 7, protocol.DESCRIBE)
     return from_message(app(message, Context(1, 7, node_config, RecordDict(), {})))
 
 
@@ -85,7 +85,7 @@ def test_no_path_leaves_in_an_error(files: tuple[Path, Path], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("own", [True, False])
-@pytest.mark.parametrize("kind", ["train", "evaluate", wire.DESCRIBE])
+@pytest.mark.parametrize("kind", ["train", "evaluate", protocol.DESCRIBE])
 def test_no_text_of_a_library_leaves_a_node_with_a_file(
     kind: str, own: bool, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +116,6 @@ def test_a_shipped_path_counts_in_process(files: tuple[Path, Path]) -> None:
     """In an in-process grid the whole federation is one user's: rows are dealt from the file."""
     with InProcessGrid(app, num_supernodes=2) as grid:
         content = asked(files[0])
-        messages = [Message(content, node, wire.DESCRIBE) for node in grid.get_node_ids()]
+        messages = [Message(content, node, protocol.DESCRIBE) for node in grid.get_node_ids()]
         told = [from_message(reply) for reply in grid.send_and_receive(messages)]
     assert sum(d.num_examples + d.num_validation for d in told) == 20

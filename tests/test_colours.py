@@ -20,7 +20,7 @@ from fl_app.colours import (
     letters,
     strategy_style,
 )
-from fl_app.schema import GROUPS
+from fl_app.config.schema import GROUPS
 
 SIGHTS = {
     "whole": np.eye(3),

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from fl_app.config.schema import GROUPS
 from fl_app.dashboard.choices import EXAMPLES
-from fl_app.schema import GROUPS
 from tests.pages import ADDED, ELSEWHERE, PAGES, beginnings, blocks, commands, reader
 
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 import fl_app
-from fl_app.config import config_dir
-from fl_app.launch import _KEYS
-from fl_app.schema import GROUPS, SECTIONS, Config, to_dict
+from fl_app.config.compose import config_dir
+from fl_app.config.run_request import _KEYS
+from fl_app.config.schema import GROUPS, SECTIONS, Config
+from fl_app.config.serialization import to_dict
 from tools import pins, template
 
 ROOT = Path(__file__).parents[1]
@@ -194,6 +195,17 @@ def test_a_client_process_loads_neither_hydra_nor_mlflow() -> None:
     """A SuperNode starts fast and needs no tracking: its app imports neither."""
     code = (
         "import sys, fl_app.client_app; print(*{'hydra', 'omegaconf', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_mathematics_of_stacking_loads_no_flower() -> None:
+    """Packages import what they export at its first use: sums and members need NumPy alone."""
+    code = (
+        "import sys, fl_app.config, fl_app.grid, fl_app.tracking; from fl_app import stacking\n"
+        "stacking.Layout, stacking.candidates, stacking.choose, stacking.Stack\n"
+        "print(*{'flwr', 'hydra', 'mlflow', 'sklearn'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fl_app import __main__ as command
-from fl_app import commands, wire
+from fl_app.cli import kit
+from fl_app.cli import run as command
 from fl_app.client_app import app
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.passwords import keep_secrets, whole
+from fl_app.config.run_request import RunRequest
 from fl_app.errors import (
     ConfigError,
     DataError,
@@ -33,13 +35,11 @@ from fl_app.errors import (
     printable,
     sayable,
 )
-from fl_app.federation import handshake
-from fl_app.launch import Launch
+from fl_app.federation import description, protocol
 from fl_app.report import RunSummary
 from fl_app.report.rendering import TextTable, show, to_markdown, to_text
 from fl_app.runtimes import deployment, run, simulation
 from fl_app.tracking.console import LINE_PREFIX, ConsoleTracker
-from fl_app.tracking.passwords import keep_secrets, whole
 
 from .kit import fl_kit
 
@@ -184,9 +184,9 @@ def raising(at: str) -> Callable[[Message, Context], Message]:
 def describing(**changes: Any) -> Callable[[Message, Context], Message]:
     def answer(message: Message, context: Context) -> Message:
         reply = app(message, context)
-        if message.metadata.message_type != wire.DESCRIBE:
+        if message.metadata.message_type != protocol.DESCRIBE:
             return reply
-        told = handshake.to_record(replace(handshake.from_message(reply), **changes))
+        told = description.to_record(replace(description.from_message(reply), **changes))
         return Message(told, reply_to=message)
 
     return answer
@@ -203,7 +203,7 @@ def babbling(message: Message, context: Context) -> Message:
 @pytest.mark.parametrize(
     "answer",
     [
-        raising(wire.DESCRIBE),
+        raising(protocol.DESCRIBE),
         raising("train"),
         raising("evaluate"),
         describing(code=EVIL),
@@ -223,7 +223,7 @@ def test_no_node_commands_the_terminal(
     """Failures, and every field of a handshake or reply that is put into a message."""
     monkeypatch.setattr("fl_app.runtimes.inprocess.client_app", tampered(answer))
     words = ["dataset=iris", "num_clients=3", "num_server_rounds=1", "tracking=none"]
-    run(Launch(compose_config([*words, f"output_dir={tmp_path}"])))
+    run(RunRequest(compose_config([*words, f"output_dir={tmp_path}"])))
     out, err = capfd.readouterr()
     assert is_clean(out)
     assert is_clean(err)
@@ -317,7 +317,7 @@ def test_no_file_commands_the_terminal(
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["fl-kit", "check", str(file), "--target", target])
     with contextlib.suppress(SystemExit):  # some of these files can be used
-        commands.main()
+        kit.main()
     out, err = capfd.readouterr()
     assert "owned" in out + err
     assert is_clean(out)
@@ -332,11 +332,11 @@ def test_a_trackers_answer_is_one_clean_line(
     def refuse(*_: Any) -> None:
         raise OSError(EVIL)
 
-    monkeypatch.setattr("fl_app.tracking.mlflow.MlflowStore.create_run", refuse)
-    monkeypatch.setattr("fl_app.tracking.mlflow.MlflowStore.find_run", refuse)
-    monkeypatch.setattr("fl_app.tracking.sender._LAST_TRY_SECONDS", 0.0)
+    monkeypatch.setattr("fl_app.tracking.mlflow.backend.MlflowStore.create_run", refuse)
+    monkeypatch.setattr("fl_app.tracking.mlflow.backend.MlflowStore.find_run", refuse)
+    monkeypatch.setattr("fl_app.tracking.mlflow.uploader._LAST_TRY_SECONDS", 0.0)
     words = ["dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking.figures=false"]
-    run(Launch(compose_config([*words, f"output_dir={tmp_path}"])))
+    run(RunRequest(compose_config([*words, f"output_dir={tmp_path}"])))
     out, err = capfd.readouterr()
     assert "owned" in out
     assert is_clean(out)

@@ -21,31 +21,26 @@ from sklearn.ensemble import (
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.naive_bayes import GaussianNB
 
-from fl_app import wire
 from fl_app.client_app import app as client_app
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.options import ModelConfig
+from fl_app.config.schema import GROUPS, Config
+from fl_app.config.serialization import from_dict, to_json
+from fl_app.config.strategy_options import FedAdamConfig, StrategyConfig
+from fl_app.data.client_data import Encoded, encode, partition_of
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import Encoded, encode, partition_of
 from fl_app.errors import ConfigError, FederationError
+from fl_app.experiment import federated_of
+from fl_app.federation import protocol
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
+from fl_app.grid.arrays import hold, read
 from fl_app.models.base import Model
 from fl_app.models.metrics import score
 from fl_app.models.optimum import converge
 from fl_app.models.registry import build
 from fl_app.models.serving import Predictor
-from fl_app.schema import (
-    GROUPS,
-    Config,
-    FedAdamConfig,
-    ModelConfig,
-    StrategyConfig,
-    from_dict,
-    to_json,
-)
 from fl_app.seeding import generator, one_thread
-from fl_app.server_app import federated_of
 from fl_app.strategies import Local, build_strategy, start_arrays
 from tests.messages import NODE_IDS, asked_of, content_of, reply_of, roster_of
 
@@ -71,7 +66,7 @@ def _federate(
         roster, encoding = shake_hands(grid, grid.get_node_ids(), config, 60.0)
         predictor = Predictor(encoding, config.model)
         federated = federated_of(config, roster, predictor)
-        record = wire.run_record(to_json(config), encoding, roster.target_mean)
+        record = protocol.run_record(to_json(config), encoding, roster.target_mean)
         result = federated.start(
             grid,
             hold(start_arrays(config, roster, predictor)),
@@ -193,7 +188,7 @@ def _same_rows(num_clients: int) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         arrays = model.fit(read(message.content["arrays"]), x, y, np.random.default_rng(0))
-        return wire.reply(message, {"log_loss": 1.0}, 9, arrays)
+        return protocol.reply(message, {"log_loss": 1.0}, 9, arrays)
 
     return app
 
@@ -347,13 +342,13 @@ def _spied(fails: Mapping[int, int], scored: dict[tuple[int, int], dict[str, byt
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        if fails.get(wire.server_round(message)) == context.node_config["partition-id"]:
+        if fails.get(protocol.server_round(message)) == context.node_config["partition-id"]:
             raise RuntimeError("away")
         return client_app(message, context)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        place = (wire.server_round(message), int(context.node_config["partition-id"]))
+        place = (protocol.server_round(message), int(context.node_config["partition-id"]))
         scored[place] = _bits(read(message.content["arrays"]))
         return client_app(message, context)
 
@@ -415,7 +410,7 @@ def test_local_checks_replies_against_one_clients_arrays() -> None:
     values = {name: a.tolist() for name, a in read(merged).items()}
     first, second = NODE_IDS[:2]
     assert values == {"000/w": [first] * 2, "001/w": [second] * 2, "002/w": [0.0, 0.0]}
-    assert strategy.everyone(1)
+    assert strategy.samples_all(1)
 
 
 class _Ids:

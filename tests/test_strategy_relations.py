@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 
 from fl_app.aggregation import weighted_mean
 from fl_app.client_app import app as client_app
-from fl_app.federation.cohort import GridView
-from fl_app.federation.federated import Federated, Participation
-from fl_app.federation.roster import Roster
-from fl_app.grid import InProcessGrid
-from fl_app.held import hold, read
-from fl_app.models.softmax import Softmax
-from fl_app.schema import (
-    GROUPS,
+from fl_app.config.options import ModelConfig
+from fl_app.config.schema import GROUPS
+from fl_app.config.serialization import from_dict
+from fl_app.config.strategy_options import (
     FedAdagradConfig,
     FedAdamConfig,
     FedAvgMConfig,
@@ -30,12 +26,16 @@ from fl_app.schema import (
     FedTrimmedAvgConfig,
     FedYogiConfig,
     KrumConfig,
-    ModelConfig,
     MultiKrumConfig,
     QFedAvgConfig,
     StrategyConfig,
-    from_dict,
 )
+from fl_app.federation.federated import Federated, Participation
+from fl_app.federation.roster import Roster
+from fl_app.grid import InProcessGrid
+from fl_app.grid.arrays import hold, read
+from fl_app.grid.view import GridView
+from fl_app.models.softmax import Softmax
 from fl_app.seeding import generator
 from fl_app.strategies import build_strategy
 
@@ -199,7 +199,7 @@ def test_proximal_term_by_hand() -> None:
 
 
 def _digest(tmp_path: Any, strategy: dict[str, Any], **more: Any) -> str:
-    from fl_app.launch import Launch
+    from fl_app.config.run_request import RunRequest
     from fl_app.runtimes import run
 
     config = from_dict(
@@ -213,7 +213,7 @@ def _digest(tmp_path: Any, strategy: dict[str, Any], **more: Any) -> str:
             **more,
         }
     )
-    return str(run(Launch(config)).weights_sha256)
+    return str(run(RunRequest(config)).weights_sha256)
 
 
 def test_fedprox_without_mu_is_fedavg(tmp_path: Any) -> None:

@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from threadpoolctl import threadpool_info
 
 from fl_app.grid import InProcessGrid, in_process
-from fl_app.held import HeldArray
+from fl_app.grid.arrays import LazyArray
 
 W = np.arange(6.0).reshape(2, 3)
 
@@ -165,7 +165,7 @@ def _surroundings(message: Message) -> ConfigRecord:
             "identity": [TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id],
             "sender": [own.metadata.run_id, own.metadata.src_node_id],
             "threads": [int(library["num_threads"]) for library in threadpool_info()],
-            "held": [isinstance(array, HeldArray) for array in arrays.values()],
+            "held": [isinstance(array, LazyArray) for array in arrays.values()],
         }
     )
 

@@ -35,7 +35,7 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
-from fl_app.tracking.spool import home_dir
+from fl_app.home import home_dir
 
 __all__ = ["main"]
 

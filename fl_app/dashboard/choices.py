@@ -2,7 +2,7 @@
 
 A value is one of a list, or a number within limits, or the name of a column that is in the user's
 own file. Nothing else gets from an address into a config: no path, no key, no free text. Names of
-options come from :data:`fl_app.schema.GROUPS`; what fits together is for ``compose_config`` to say.
+options come from :data:`fl_app.config.schema.GROUPS`; what fits together, ``compose_config`` says.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.options import FaultsConfig, Task
+from fl_app.config.schema import GROUPS, task_of
+from fl_app.config.serialization import from_dict
 from fl_app.dashboard import uploads
 from fl_app.data.catalogue import load
-from fl_app.data.partition import most_rows
+from fl_app.data.client_data import most_rows
 from fl_app.data.tabular import listed, quoted
 from fl_app.errors import ConfigError, InputError, printable
-from fl_app.schema import GROUPS, FaultsConfig, Task, from_dict, task_of
 
 __all__ = [
     "BOTH",
@@ -244,7 +246,7 @@ def from_query(
     params : mapping of str to str
         The query.
     home : Path, optional
-        Where uploads are, see :func:`fl_app.tracking.spool.home_dir`.
+        Where uploads are, see :func:`fl_app.home.home_dir`.
     others : collection of str
         Keys that are the page's own.
 
@@ -426,13 +428,13 @@ def check(choices: Choices, home: Path | None = None) -> str:
     Whatever ``fl-app`` itself looks for before a run starts: keys at odds, data that cannot be
     dealt to that many clients, folders that cannot be written to.
     """
-    from fl_app.launch import Launch
+    from fl_app.config.run_request import RunRequest
     from fl_app.runtimes.checks import check_before
 
     try:
         for job in jobs(choices, home):
             config = _composed(tuple(job))
-            check_before(Launch(config))
+            check_before(RunRequest(config))
         if config.dataset.standardize and most_rows(config) < config.min_rows:
             allowed = f"as many as leave one of them {config.min_rows} rows is allowed"
             raise ConfigError("clients", config.num_clients, allowed)

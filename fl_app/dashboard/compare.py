@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fl_app.dashboard.explain import Cell, Table
 from fl_app.dashboard.view import Metric, Round, RunView, metrics, unit
-from fl_app.tracking.keys import bytes_text
+from fl_app.tracking.metric_names import bytes_text
 
 __all__ = ["Comparison", "compare", "is_stack", "last_result"]
 

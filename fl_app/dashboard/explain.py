@@ -1,7 +1,7 @@
 """What the server made of a round, in tables, a formula and sentences; pure functions.
 
-Everything is of the round's record (:func:`fl_app.tracking.keys.aggregation_text`); nothing is
-worked out anew but the products and their sum, which are held against what the rule returned.
+Everything is of the round's record (:func:`fl_app.tracking.round_texts.aggregation_text`); nothing
+is worked out anew but the products and their sum, which are held against what the rule returned.
 """
 
 from __future__ import annotations

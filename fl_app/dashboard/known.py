@@ -21,8 +21,8 @@ from fl_app import stacking
 from fl_app.data.table import Table
 from fl_app.models.base import Arrays
 from fl_app.models.serving import Predictor
-from fl_app.models.stack import MODEL, Member, Stack, unpack
-from fl_app.tracking.spool import read_npz
+from fl_app.stacking.members import MODEL, Member, Stack, unpack
+from fl_app.tracking.files import read_npz
 
 __all__ = ["KeptModels", "Known", "known"]
 

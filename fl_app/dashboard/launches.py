@@ -47,8 +47,8 @@ from fl_app.dashboard.start import TOKEN
 from fl_app.dashboard.view import parsed
 from fl_app.data.tabular import quoted
 from fl_app.errors import InputError, printable
-from fl_app.tracking.spool import Process, home_dir
-from fl_app.tracking.store import check_uri
+from fl_app.home import Process, home_dir
+from fl_app.tracking.mlflow.uri import check_uri
 
 __all__ = ["MOST", "Launch", "State", "find", "get", "log_tail", "start", "stop", "tidy"]
 
@@ -184,7 +184,7 @@ def start(
     Parameters
     ----------
     home : Path or None
-        See :func:`fl_app.tracking.spool.home_dir`.
+        See :func:`fl_app.home.home_dir`.
     overrides : sequence of str
         What to run (:func:`fl_app.dashboard.choices.overrides`).
     sweep : bool, default False

@@ -1,6 +1,6 @@
 """A run as the page sees it: the one module that knows how a run is found on this machine's disk.
 
-A run ``<name>`` lies in two folders of ``FL_APP_HOME``. What :mod:`fl_app.tracking.spool` wrote is
+A run ``<name>`` lies in two folders of ``FL_APP_HOME``. What :mod:`fl_app.tracking.outbox` wrote is
 in ``spool/<name>/`` while MLflow has not got all of it, else in ``runs/<name>/``; a file may move
 from there to here at any moment and keeps its bytes. ``runs/<name>/`` also holds ``events.jsonl``
 (what goes on before round 0 and inside a round) and ``models/round_<r>.npz`` of small models.
@@ -53,8 +53,9 @@ from fl_app.dashboard.view import (
     whole,
 )
 from fl_app.errors import masked
-from fl_app.tracking.spool import Process, read_lines
-from fl_app.tracking.store import default_uri, is_http, run_url
+from fl_app.home import Process
+from fl_app.tracking.files import read_lines
+from fl_app.tracking.mlflow.uri import default_uri, is_http, run_url
 
 __all__ = [
     "ACTIVE",
@@ -156,7 +157,7 @@ def runs(home: Path, limit: int = 200) -> list[RunHead]:
     Parameters
     ----------
     home : Path
-        As :func:`~fl_app.tracking.spool.home_dir` returns it.
+        As :func:`~fl_app.home.home_dir` returns it.
     limit : int, default 200
         Runs at most.
 
@@ -175,7 +176,7 @@ def heads_of(home: Path, shown: str) -> list[RunHead]:
     Parameters
     ----------
     home : Path
-        As :func:`~fl_app.tracking.spool.home_dir` returns it.
+        As :func:`~fl_app.home.home_dir` returns it.
     shown : str
         The run's name on this machine, or the launch's id.
 
@@ -322,7 +323,7 @@ class Tail:
     Parameters
     ----------
     home : Path
-        As :func:`~fl_app.tracking.spool.home_dir` returns it.
+        As :func:`~fl_app.home.home_dir` returns it.
     name : str
         The run's name on this machine; another text is a run that is not there.
     """

@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.colours import CLASSES, QUIET, ROLES
+from fl_app.config.schema import Config
 from fl_app.dashboard.known import KeptModels, Known, known
+from fl_app.data.client_data import partition_of
 from fl_app.data.encoding import Encoding
-from fl_app.data.partition import partition_of
 from fl_app.data.table import Table, numeric_table
 from fl_app.models.base import Arrays
-from fl_app.schema import Config
 
 __all__ = ["KeptModels", "Mark", "Panel", "Pictures", "draw", "rows_of", "why_not"]
 

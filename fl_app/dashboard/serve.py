@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 
 from fl_app.dashboard.gate import Gate
 from fl_app.dashboard.start import BROWSER, TOKEN, going_on, open_when_up
-from fl_app.tracking.spool import home_dir
+from fl_app.home import home_dir
 
 __all__ = ["app"]
 

@@ -1,6 +1,6 @@
 """Who gets which rows, seen before anything trains: sizes, labels by client, and points to draw.
 
-Nothing runs here: the same config deals the same rows in every process (``fl_app.data.partition``).
+Nothing runs here: the same config deals the same rows in every process (``data.client_data``).
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.options import TabularConfig, Task
+from fl_app.config.schema import Config, task_of
+from fl_app.config.serialization import from_dict
+from fl_app.config.strategy_options import StrategyConfig
 from fl_app.dashboard.view import counted
-from fl_app.data.partition import Partition, partition_of, test_table, whole_table
-from fl_app.data.strata import classes_of
+from fl_app.data.client_data import Partition, partition_of, test_table, whole_table
+from fl_app.data.stratification import classes_of
 from fl_app.data.table import Table
 from fl_app.errors import InputError
-from fl_app.schema import Config, StrategyConfig, TabularConfig, Task, from_dict, task_of
 
 __all__ = ["GONE", "MAX_POINTS", "Points", "Split", "config_of_text", "split_of", "split_of_text"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fl_app.dashboard.gate import HEALTH
 from fl_app.errors import InputError
-from fl_app.tracking.spool import home_dir
+from fl_app.home import home_dir
 
 __all__ = ["BROWSER", "TOKEN", "argv", "going_on", "link", "open_when_up", "serve", "token_of"]
 

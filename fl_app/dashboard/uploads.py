@@ -18,11 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-from fl_app.data.checkup import CheckReport, report
+from fl_app.config.options import Task
+from fl_app.data.file_report import CheckReport, report
 from fl_app.data.files import read_frame
 from fl_app.errors import DataError, InputError, printable
-from fl_app.schema import Task
-from fl_app.tracking.spool import home_dir
+from fl_app.home import home_dir
 
 __all__ = [
     "KEEP_DAYS",
@@ -98,7 +98,7 @@ def save(home: Path | None, content: bytes, filename: str) -> Upload:
     Parameters
     ----------
     home : Path or None
-        See :func:`fl_app.tracking.spool.home_dir`.
+        See :func:`fl_app.home.home_dir`.
     content : bytes
         The file.
     filename : str
@@ -210,7 +210,7 @@ def open(
     name : str
         Its id.
     home : Path, optional
-        See :func:`fl_app.tracking.spool.home_dir`.
+        See :func:`fl_app.home.home_dir`.
     target, task, key : str
         Column to predict, its task and the column of the natural clients; "" to guess, or none.
     features : sequence of str

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import FEWEST_ROWS, NO_SCORES
-from fl_app.tracking.keys import directions_of
+from fl_app.tracking.metric_names import directions_of
 
 __all__ = [
     "ACTIVE",
@@ -176,7 +176,7 @@ class Round:
 
     @property
     def aggregation(self) -> dict[str, Any]:
-        """What :func:`fl_app.tracking.keys.aggregation_text` says; empty where nothing is there."""
+        """What :func:`~fl_app.tracking.round_texts.aggregation_text` says; empty without a text."""
         return parsed(_unpacked(self.packed).get("aggregation", ""))
 
     @property

@@ -4,7 +4,7 @@ Sources
 -------
 digits, diabetes, iris, wine, breast_cancer: scikit-learn's toy data sets,
 https://scikit-learn.org/stable/datasets/toy_dataset.html.
-heart_disease, penguins: see ``vendored/README.md``.
+heart_disease, penguins: see ``sets/files/README.md``.
 two_lines: y = 2x + 1 and y = x + 1 at x = -1 and x = +1 in turn, computed here.
 """
 
@@ -16,21 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_app.data import synthetic, toy_sets, vendored_sets
-from fl_app.data.columns import MISSING_WORDS, VERBATIM, Spelling
-from fl_app.data.table import Table, numeric_table
-from fl_app.data.tabular import Found, Reading, find_columns, load_tabular
-from fl_app.errors import ConfigError
-from fl_app.schema import (
+from fl_app.config.checking import sign
+from fl_app.config.options import (
     DatasetConfig,
     RingsConfig,
     SyntheticClassificationConfig,
     SyntheticConfig,
     TabularConfig,
     TwoLinesConfig,
-    sign,
-    task_of,
 )
+from fl_app.config.schema import task_of
+from fl_app.data.columns import MISSING_WORDS, VERBATIM, Spelling
+from fl_app.data.sets import synthetic, toy, vendored
+from fl_app.data.table import Table, numeric_table
+from fl_app.data.tabular import Found, Reading, find_columns, load_tabular
+from fl_app.errors import ConfigError
 
 __all__ = ["load", "load_own", "look_at_own", "spelling_of", "undecided"]
 
@@ -194,14 +194,14 @@ def _rings(dataset: DatasetConfig, seed: int) -> Table:
 
 
 _LOADERS: Mapping[str, Callable[[DatasetConfig, int], Table]] = {
-    "digits": lambda dataset, seed: toy_sets.digits(),
+    "digits": lambda dataset, seed: toy.digits(),
     "diabetes": _diabetes,
     "two_lines": _two_lines,
-    "iris": lambda dataset, seed: toy_sets.iris(),
-    "wine": lambda dataset, seed: toy_sets.wine(),
-    "breast_cancer": lambda dataset, seed: toy_sets.breast_cancer(),
-    "heart_disease": lambda dataset, seed: vendored_sets.heart_disease(),
-    "penguins": lambda dataset, seed: vendored_sets.penguins(),
+    "iris": lambda dataset, seed: toy.iris(),
+    "wine": lambda dataset, seed: toy.wine(),
+    "breast_cancer": lambda dataset, seed: toy.breast_cancer(),
+    "heart_disease": lambda dataset, seed: vendored.heart_disease(),
+    "penguins": lambda dataset, seed: vendored.penguins(),
     "synthetic_regression": _synthetic_regression,
     "synthetic_classification": _synthetic_classification,
     "rings": _rings,

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.checking import sign
 from fl_app.errors import DataError
-from fl_app.schema import sign
 
 __all__ = [
     "MISSING_WORDS",
@@ -119,7 +119,7 @@ def told_spellings(columns: Iterable[Any], separator: str = "") -> list[dict[str
     Returns
     -------
     list of dict
-        ``decimal`` and ``thousands`` as words of ``fl_app.schema.SIGNS``, the likelier first; empty
+        ``decimal`` and ``thousands`` as words of ``SIGNS``, the likelier first; empty
         where no column becomes one of numbers by them.
     """
     texts = [_counted(column) for column in columns if column.dtype.kind not in "biufmM"]

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.aggregation import Moments
+from fl_app.config.options import Task
 from fl_app.data.columns import VERBATIM, Spelling, alike, canonical, cell_text, is_missing
 from fl_app.data.table import Table
 from fl_app.errors import DataError, printable
-from fl_app.schema import Task
 
 __all__ = ["Encoding"]
 

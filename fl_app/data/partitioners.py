@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.data.dealers import quantity, shards
-from fl_app.data.strata import strata
+from fl_app.config.options import DirichletConfig, PartitionerConfig, QuantityConfig, ShardsConfig
+from fl_app.data.stratification import strata
 from fl_app.data.table import Table
+from fl_app.data.uneven_partitioners import quantity, shards
 from fl_app.errors import ConfigError
-from fl_app.schema import DirichletConfig, PartitionerConfig, QuantityConfig, ShardsConfig
 from fl_app.seeding import generator
 
 __all__ = ["deal"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.data.strata import classes_of
+from fl_app.data.stratification import classes_of
 from fl_app.seeding import generator
 
 __all__ = ["split_test", "split_validation"]

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, Task
 from fl_app.data.columns import (
     PLAIN,
     NotANumberError,
@@ -39,7 +40,6 @@ from fl_app.data.encoding import in_company, some
 from fl_app.data.files import read_frame, separator_of, spelt
 from fl_app.data.table import Table
 from fl_app.errors import ConfigError, DataError
-from fl_app.schema import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, Task
 
 __all__ = ["MAX_CLASSES", "MISSING", "Found", "Reading", "find_columns", "load_tabular"]
 

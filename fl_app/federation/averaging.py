@@ -20,9 +20,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fl_app import wire
 from fl_app.aggregation import weighted_mean
-from fl_app.held import copies_to, hold, items_of, metric_record, read, record_dict, records_of
+from fl_app.federation import protocol
+from fl_app.grid.arrays import hold, items_of, read
+from fl_app.grid.messages import copies_to, metric_record, record_dict, records_of
 
 __all__ = ["average_evaluate", "average_metrics", "average_train", "messages_to"]
 
@@ -89,7 +90,7 @@ def average_train(
     if told is None:
         return None
     key = strategy.weighted_by_key  # type: ignore[attr-defined]
-    clients = [read(records_of(reply)[wire.ARRAYS]) for reply in replies]
+    clients = [read(records_of(reply)[protocol.ARRAYS]) for reply in replies]
     arrays = weighted_mean(clients, [metrics[key] for metrics in told])
     return hold(arrays, copy=False), _mean(told, key)
 
@@ -113,8 +114,8 @@ def average_evaluate(strategy: Strategy, replies: Sequence[Message]) -> MetricRe
 
 def average_metrics(replies: Sequence[Message]) -> MetricRecord:
     """Return the mean metrics of checked replies, weighted by their rows."""
-    told = [items_of(records_of(reply)[wire.METRICS]) for reply in replies]
-    return _mean(told, wire.NUM_EXAMPLES)
+    told = [items_of(records_of(reply)[protocol.METRICS]) for reply in replies]
+    return _mean(told, protocol.NUM_EXAMPLES)
 
 
 def _numbers(
@@ -126,7 +127,7 @@ def _numbers(
     own = vars(strategy)
     if own.get(aggr_fn) is not aggregate_metricrecords:
         return None
-    told = [items_of(records_of(reply)[wire.METRICS]) for reply in replies]
+    told = [items_of(records_of(reply)[protocol.METRICS]) for reply in replies]
     names = told[0].keys()
     if own["weighted_by_key"] not in names or any(one.keys() != names for one in told):
         return None

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fl_app.config.schema import METRICS, Config, task_of
+from fl_app.config.strategy_options import FedStackingConfig, FedXgbBaggingConfig
 from fl_app.errors import DIVERGED, FederationError
 from fl_app.federation.roster import Roster
-from fl_app.schema import METRICS, Config, FedStackingConfig, FedXgbBaggingConfig, task_of
 
 __all__ = ["DivergenceError", "Ending", "constant_loss"]
 

@@ -14,31 +14,25 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl_app import wire
 from fl_app.errors import FederationError
+from fl_app.federation import protocol
 from fl_app.federation.averaging import (
     average_evaluate,
     average_metrics,
     average_train,
     messages_to,
 )
-from fl_app.federation.cohort import GridView, choose_cohort
 from fl_app.federation.ending import Ending
 from fl_app.federation.measures import Exchange, Measures
 from fl_app.federation.replies import ReplySpec, accept, overflowed, spec_of
 from fl_app.federation.roster import Node, Roster
+from fl_app.federation.sampling import choose_cohort
 from fl_app.federation.stepping import Stepping
-from fl_app.held import (
-    hold,
-    items_of,
-    metric_record,
-    quick_message,
-    read,
-    records_of,
-    sender,
-)
+from fl_app.grid.arrays import hold, items_of, read
+from fl_app.grid.messages import metric_record, quick_message, records_of, sender
+from fl_app.grid.view import GridView
 
-__all__ = ["Federated", "Participation", "Particular"]
+__all__ = ["Federated", "Participation", "ReplyContract"]
 
 log = logging.getLogger("fl_app")
 
@@ -64,7 +58,7 @@ class Participation:
 
 
 @runtime_checkable
-class Particular(Protocol):
+class ReplyContract(Protocol):
     """A strategy that says itself what a training reply of a round must look like, and who replies.
 
     A strategy without these methods gets the default: arrays like those it sent out. Where a spec
@@ -75,7 +69,7 @@ class Particular(Protocol):
         """Return what a usable training reply of this round looks like."""
         ...
 
-    def everyone(self, server_round: int) -> bool:
+    def samples_all(self, server_round: int) -> bool:
         """Return whether all nodes train in this round, whatever ``fraction_train`` is."""
         ...
 
@@ -125,7 +119,7 @@ class Federated(Strategy):
         self.strategy, self.roster, self.participation = strategy, roster, participation
         self.accepted: frozenset[int] = frozenset()
         self.dropped: dict[int, str] = {}
-        self._particular = strategy if isinstance(strategy, Particular) else None
+        self._contract = strategy if isinstance(strategy, ReplyContract) else None
         # Flower's QFedAvg names a further metric that it weighs clients by.
         own = getattr(strategy, "train_loss_key", None)
         if train_metrics is not None and own is not None:
@@ -146,9 +140,9 @@ class Federated(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Show the strategy its cohort and let it make the messages."""
-        particular = self._particular
+        particular = self._contract
         fraction = self.participation.fraction_train
-        if particular is not None and particular.everyone(server_round):
+        if particular is not None and particular.samples_all(server_round):
             fraction = 1.0
         cohort = choose_cohort(
             self._present(grid),
@@ -170,7 +164,7 @@ class Federated(Strategy):
         self._spec = self._completed(spec, "train")
         config, self._start = config.copy(), arrays
         if self.stepping is not None:
-            config[wire.LEARNING_RATE] = step = self.stepping.step
+            config[protocol.LEARNING_RATE] = step = self.stepping.step
             if hasattr(self.strategy, "client_learning_rate"):  # Flower's QFedAvg
                 self.strategy.client_learning_rate = step
         return self._messages("train", server_round, arrays, config, grid, cohort)
@@ -271,9 +265,9 @@ class Federated(Strategy):
             return True
         losses = dict.fromkeys(lost, (1.0, math.inf))
         for reply in usable:
-            metrics = items_of(records_of(reply)[wire.METRICS])
+            metrics = items_of(records_of(reply)[protocol.METRICS])
             node = self._asked[reply.metadata.src_node_id]
-            losses[node.partition] = metrics[wire.NUM_EXAMPLES], metrics[self.ending.loss]
+            losses[node.partition] = metrics[protocol.NUM_EXAMPLES], metrics[self.ending.loss]
         try:
             return self.stepping.counts(losses)
         except OverflowError as error:

@@ -23,392 +23,44 @@ bounds, and what cannot be costs that node, and no other, the run.
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from fl_app import wire
-from fl_app.aggregation import Moments, merge_moments, moments
+from fl_app.aggregation import merge_moments
+from fl_app.config.options import MAX_AUTO_LEVELS, TabularConfig
+from fl_app.config.schema import Config, min_level_rows_of
+from fl_app.config.serialization import to_json
 from fl_app.data.catalogue import spelling_of, undecided
-from fl_app.data.columns import alike, cell_text
-from fl_app.data.encoding import Encoding, in_company, one_kind, scaler, some
-from fl_app.data.partition import Partition, public_names
-from fl_app.data.tabular import Found, bracket, mostly_other, told_alike
+from fl_app.data.client_data import public_names
+from fl_app.data.columns import cell_text
+from fl_app.data.encoding import Encoding, one_kind, scaler, some
+from fl_app.data.tabular import told_alike
 from fl_app.errors import FederationError
-from fl_app.federation.roster import Node, Roster
-from fl_app.held import sender
-from fl_app.schema import (
-    MAX_AUTO_LEVELS,
-    MIN_LEVEL_ROWS,
-    Config,
-    Levels,
-    TabularConfig,
-    min_level_rows_of,
-    to_json,
+from fl_app.federation import protocol
+from fl_app.federation.agreement import (
+    Answers,
+    called,
+    in_line,
+    log,
+    moments_of,
+    sit_out,
+    who_agree,
+    with_columns,
+    with_majority,
+    with_same_code,
 )
+from fl_app.federation.description import Description, from_message
+from fl_app.federation.roster import Node, Roster
+from fl_app.grid.messages import sender
 
-__all__ = ["Description", "describe", "describe_left", "draft", "shake_hands"]
-
-log = logging.getLogger("fl_app")
-
-MAX_NAMES = 1000
-"""Classes, and levels of one column, that a node may name: each is a row or column of a model."""
-MAX_TEXT = 1000
-"""Characters of a name."""
-MAX_ANSWER = 2**24
-"""Characters of a node's answer: more than 100,000 columns fit in."""
-MAX_MEAN = 1e100
-"""Largest mean that is plausible, and largest deviation: sums of their squares do not overflow."""
-MAX_MOVE = 100.0
-"""Deviations of all other rows by which one node may move a column's mean or deviation."""
+__all__ = ["shake_hands"]
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a node says of itself.
-
-    Parameters
-    ----------
-    partition, num_partitions : int
-        Its partition and how many there are in its federation (0: it does not know).
-    num_examples, num_validation : int
-        Its rows for training and for ``eval/``.
-    task : str
-        Its task.
-    columns, numeric, categorical, targets : sequence of str
-        Its columns: all features, the numeric and the categorical ones, the target's.
-    code : str
-        Digest of the code it runs.
-    labels : sequence or None
-        Those of its classes that have company; None for regression and below ``min_rows`` rows.
-    label_counts : sequence of int or None
-        Rows of each of these; None where ``labels`` is.
-    levels : sequence of sequence of str or None
-        The levels of each categorical column that have company; None below ``min_rows`` rows.
-    count, mean, m2 : sequence of float or None
-        Moments of its numeric columns, or None below ``min_rows`` rows.
-    target_count, target_mean, target_m2 : sequence of float or None
-        Moments of its targets; None for classification and below ``min_rows`` rows.
-    is_draft : bool
-        Whether the nodes have to agree on columns before it can say more.
-    mostly_other : sequence of str or None
-        In a second answer the categorical columns of which more than a tenth of its texts would be
-        OTHER; None below ``min_rows`` rows.
-
-    All of these are over the rows for training and for ``eval/`` together.
-    """
-
-    partition: int
-    num_partitions: int
-    num_examples: int
-    num_validation: int
-    task: str
-    columns: Sequence[str]
-    numeric: Sequence[str]
-    categorical: Sequence[str]
-    targets: Sequence[str]
-    code: str
-    labels: Sequence[Any] | None = None
-    label_counts: Sequence[int] | None = None
-    levels: Sequence[Sequence[str]] | None = None
-    count: Sequence[float] | None = None
-    mean: Sequence[float] | None = None
-    m2: Sequence[float] | None = None
-    target_count: Sequence[float] | None = None
-    target_mean: Sequence[float] | None = None
-    target_m2: Sequence[float] | None = None
-    is_draft: bool = False
-    mostly_other: Sequence[str] | None = None
-
-
-# ---------------------------------------------------------------------------- the node's side
-def describe(
-    rows: Partition,
-    partition: int,
-    num_partitions: int,
-    min_rows: int,
-    min_level_rows: int = MIN_LEVEL_ROWS,
-) -> Description:
-    """Describe a node's rows.
-
-    Parameters
-    ----------
-    rows : Partition
-        Its data.
-    partition, num_partitions : int
-        As the node's configuration says.
-    min_rows : int
-        Rows below which neither moments nor names are told; a column with fewer values than that
-        counts as empty.
-    min_level_rows : int, default 5
-        Rows below which a class or a level is neither named nor counted.
-    """
-    table = rows.rows
-    values: dict[str, Any] = {}
-    if len(table) >= min_rows:
-        values |= _parts("", _with_values(moments(table.numeric), min_rows))
-        columns = (column.tolist() for column in table.categorical.T)
-        values["levels"] = [list(in_company(column, min_level_rows)) for column in columns]
-        if table.task == "regression":
-            values |= _parts("target_", _with_values(moments(table.target), min_rows))
-        else:
-            counts = in_company(table.target.tolist(), min_level_rows)
-            values |= {"labels": list(counts), "label_counts": list(counts.values())}
-    return Description(
-        partition=partition,
-        num_partitions=num_partitions,
-        num_examples=len(rows.train),
-        num_validation=len(rows.validation),
-        task=table.task,
-        columns=table.columns,
-        numeric=table.numeric_names,
-        categorical=table.categorical_names,
-        targets=table.target_names,
-        code=wire.code_digest(),
-        **values,
-    )
-
-
-def describe_left(
-    rows: Partition,
-    partition: int,
-    num_partitions: int,
-    encoding: Encoding,
-    min_rows: int = sys.maxsize,
-) -> Description:
-    """Describe how many of a node's rows are of a class of the run.
-
-    And, with at least ``min_rows`` of them, of which columns too many texts are of no level.
-    """
-    left = Partition(*(t.take(encoding.known(t)) for t in (rows.train, rows.validation)))
-    table = rows.rows
-    columns = dict(zip(table.categorical_names, table.categorical.T, strict=True))
-    others = [name for name, levels in encoding.levels if mostly_other(columns[name], levels)]
-    told = describe(left, partition, num_partitions, sys.maxsize)
-    return replace(told, mostly_other=others if len(table) >= min_rows else None)
-
-
-def draft(
-    found: Found,
-    rows: tuple[int, int],
-    partition: int,
-    num_partitions: int,
-    min_rows: int,
-    names_levels: bool,
-) -> Description:
-    """Describe what a node's own file has to offer.
-
-    Parameters
-    ----------
-    found : Found
-        What it has.
-    rows : (int, int)
-        Its rows for training and for ``eval/``.
-    partition, num_partitions, min_rows : int
-        As for :func:`describe`.
-    names_levels : bool
-        Whether levels decide on columns; of more levels than are taken no further ones are named.
-    """
-    roles = found.roles
-    tells = names_levels and found.rows >= min_rows
-    return replace(
-        foreign(partition, num_partitions),
-        num_examples=rows[0],
-        num_validation=rows[1],
-        task=roles.task,
-        columns=roles.features,
-        numeric=[name for name in roles.features if name not in roles.categorical],
-        categorical=roles.categorical,
-        targets=roles.targets,
-        levels=[levels[: MAX_AUTO_LEVELS + 1] for levels in found.levels] if tells else None,
-        is_draft=True,
-    )
-
-
-def foreign(partition: int, num_partitions: int) -> Description:
-    """Describe a node whose code is not the server's: its name and its code."""
-    return Description(
-        partition=partition,
-        num_partitions=num_partitions,
-        num_examples=0,
-        num_validation=0,
-        task="",
-        columns=(),
-        numeric=(),
-        categorical=(),
-        targets=(),
-        code=wire.code_digest(),
-    )
-
-
-def _with_values(part: Moments, min_rows: int) -> Moments:
-    """Empty the columns with too few values: the mean of one value is that value."""
-    enough = part.count >= min_rows
-    return Moments(*(np.where(enough, of, 0.0) for of in (part.count, part.mean, part.m2)))
-
-
-def _parts(prefix: str, part: Moments) -> dict[str, list[float]]:
-    return {f"{prefix}{key}": getattr(part, key).tolist() for key in ("count", "mean", "m2")}
-
-
-def to_record(description: Description) -> RecordDict:
-    """Return the content of a node's answer."""
-    return RecordDict({wire.CONFIG: ConfigRecord({"description": json.dumps(vars(description))})})
-
-
-def from_message(message: Message) -> Description:
-    """Read a node's answer.
-
-    Raises
-    ------
-    ValueError
-        If it is none or contradicts itself, with the reason.
-    """
-    if message.has_error():
-        raise ValueError(f"it failed: {' '.join((message.error.reason or '').split())}")
-    try:
-        text = str(message.content.config_records[wire.CONFIG]["description"])
-        if len(text) > MAX_ANSWER:
-            raise ValueError(f"{len(text)} characters, at most {MAX_ANSWER}")
-        description = Description(**json.loads(text))
-    # An answer of anybody's making raises anything.
-    except Exception as error:
-        raise ValueError(f"its answer cannot be read: {error!r:.200}") from None
-    for name, (is_valid, expected) in _FORM.items():
-        if not is_valid(getattr(description, name)):
-            raise _wrong(description, name, expected)
-    _check_columns(description)
-    _check_names(description)
-    _check_moments(description, "", len(description.numeric))
-    _check_moments(description, "target_", len(description.targets))
-    return description
-
-
-def _wrong(description: Description, name: str, expected: str) -> ValueError:
-    return ValueError(f"{name}={str(getattr(description, name))[:80]}: expected {expected}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
-
-
-def _is_text(value: Any) -> bool:
-    # Half of a surrogate pair is a text to JSON, and cannot be written anywhere.
-    return isinstance(value, str) and len(value) <= MAX_TEXT and not _SURROGATES.search(value)
-
-
-_SURROGATES = re.compile("[\ud800-\udfff]")
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value)) and len({*value}) == len(value)
-
-
-def _are_levels(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list) and all(_are_texts(v) and len(v) <= MAX_NAMES for v in value)
-    )
-
-
-def _are_labels(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list)
-        and len(value) <= MAX_NAMES
-        and all(_is_text(v) or _is_whole(v) for v in value)
-        and len({*value}) == len(value)
-    )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and abs(value) <= sys.float_info.max
-    )
-
-
-_FORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(
-        ("partition", "num_partitions", "num_examples", "num_validation"),
-        (_is_count, "an integer from 0"),
-    ),
-    **dict.fromkeys(("task", "code"), (_is_text, "a text")),
-    **dict.fromkeys(("columns", "numeric", "categorical", "targets"), (_are_texts, "texts")),
-    "labels": (
-        _are_labels,
-        f"up to {MAX_NAMES} different texts or integers of 64 bits",
-    ),
-    "label_counts": (
-        lambda value: value is None or (isinstance(value, list) and all(map(_is_count, value))),
-        "integers from 0",
-    ),
-    "levels": (_are_levels, f"lists of up to {MAX_NAMES} different texts"),
-    "is_draft": (lambda value: isinstance(value, bool), "true or false"),
-    "mostly_other": (lambda value: value is None or _are_texts(value), "texts"),
-}
-"""The fields of a node's answer: nothing that it says is believed to have the right type."""
-
-
-def _check_columns(d: Description) -> None:
-    """Raise ValueError unless each column is either numeric or categorical."""
-    if sorted(d.columns) != sorted([*d.numeric, *d.categorical]):
-        raise _wrong(d, "columns", "the numeric and the categorical ones")
-
-
-def _check_names(d: Description) -> None:
-    """Raise ValueError unless classes and levels are those of as many rows as there are."""
-    rows = d.num_examples + d.num_validation
-    if (d.labels is None) != (d.label_counts is None):
-        raise _wrong(d, "label_counts", "one for each of labels, or null for both")
-    if d.labels is not None and d.label_counts is not None:
-        if d.task == "regression":
-            raise _wrong(d, "labels", "null, as task=regression")
-        if len(d.labels) != len(d.label_counts):
-            raise _wrong(d, "label_counts", f"{len(d.labels)} integers")
-        if 0 in d.label_counts or sum(d.label_counts) > rows:
-            raise _wrong(d, "label_counts", f"integers from 1 with a sum of at most {rows} rows")
-    if d.levels is not None:
-        if len(d.levels) != len(d.categorical):
-            raise _wrong(d, "levels", f"{len(d.categorical)} lists, one a categorical column")
-        if any(len(levels) > rows for levels in d.levels):
-            raise _wrong(d, "levels", f"at most {rows} of a column, as many as rows")
-
-
-def _check_moments(d: Description, prefix: str, width: int) -> None:
-    """Raise ValueError unless moments are all absent, or those of some rows of this node."""
-    parts = {key: getattr(d, f"{prefix}{key}") for key in ("count", "mean", "m2")}
-    if all(part is None for part in parts.values()):
-        return
-    for key, part in parts.items():
-        if not (isinstance(part, list) and len(part) == width and all(map(_is_number, part))):
-            raise _wrong(d, f"{prefix}{key}", f"{width} finite numbers")
-    rows = d.num_examples + d.num_validation
-    for count, mean, m2 in zip(*parts.values(), strict=True):
-        if not (0 <= count <= rows and count == int(count)):
-            raise _wrong(d, f"{prefix}count", f"integers from 0 to {rows} rows")
-        if abs(mean) > (MAX_MEAN if count else 0):
-            raise _wrong(d, f"{prefix}mean", f"numbers up to {MAX_MEAN:g}, 0 of no values")
-        if not 0 <= m2 <= (count * MAX_MEAN**2 if count > 1 else 0):
-            allowed = f"numbers from 0 to {MAX_MEAN**2:g} a row, 0 of fewer than 2 values"
-            raise _wrong(d, f"{prefix}m2", allowed)
-
-
-# ---------------------------------------------------------------------------- the server's side
 def shake_hands(
     grid: Grid, node_ids: Iterable[int], config: Config, timeout: float
 ) -> tuple[Roster, Encoding]:
@@ -435,18 +87,18 @@ def shake_hands(
         If fewer than ``min_replies`` nodes agree, or they told too little.
     """
     asked, out = sorted(node_ids), dict[str, str]()
-    answers = _ask(grid, asked, wire.run_record(to_json(config)), timeout, out)
-    answers = _same_code(answers, out)
+    answers = _ask(grid, asked, protocol.run_record(to_json(config)), timeout, out)
+    answers = with_same_code(answers, out)
     auto = _is_auto(config)
     if undecided(config.dataset):
-        answers = _majority(answers, "is_draft", out)
+        answers = with_majority(answers, "is_draft", out)
         if answers and answers[0][1].is_draft:
-            config, drafts = _with_columns(answers, config, out)
-            record = wire.run_record(to_json(config))
-            answers = _same_code(_ask(grid, [n for n, _ in drafts], record, timeout, out), out)
-    agreed = _agree([(node, d) for node, d in answers if not _still_draft(d, out)], out)
+            config, drafts = with_columns(answers, config, out)
+            record = protocol.run_record(to_json(config))
+            answers = with_same_code(_ask(grid, [n for n, _ in drafts], record, timeout, out), out)
+    agreed = who_agree([(node, d) for node, d in answers if not _still_draft(d, out)], out)
     for prefix in ("", "target_"):
-        agreed = _in_line(agreed, prefix, out)
+        agreed = in_line(agreed, prefix, out)
     _require(agreed, len(asked), config, out)
     encoding = _encoding([d for _, d in agreed], config)
     named = public_names(config)[1]
@@ -455,7 +107,7 @@ def shake_hands(
     own = [column for column, _ in encoding.levels if column in own]
     doubtful = {node: d for node, d in agreed if own or _may_lose_rows(d, encoding, config)}
     if doubtful:
-        record = wire.run_record(to_json(config), encoding)
+        record = protocol.run_record(to_json(config), encoding)
         second = dict(_ask(grid, doubtful, record, timeout, out))
         agreed = _with_rows(agreed, doubtful, second, out)
         _require(agreed, len(asked), config, out)
@@ -473,7 +125,7 @@ def _is_auto(config: Config) -> bool:
 
 def _still_draft(d: Description, out: dict[str, str]) -> bool:
     if d.is_draft:
-        _sit_out(out, _who(d), "is_draft=true: expected an answer to the columns of the run")
+        sit_out(out, called(d), "is_draft=true: expected an answer to the columns of the run")
     return d.is_draft
 
 
@@ -527,36 +179,28 @@ def _node(node_id: int, d: Description, first: Description) -> Node:
     return Node(node_id, d.partition, *rows, left_out, left_out_validation)
 
 
-Answers = list[tuple[int, Description]]
-
-
 def _ask(
     grid: Grid, node_ids: Iterable[int], record: ConfigRecord, timeout: float, out: dict[str, str]
 ) -> Answers:
     """Return the answers that can be read, by node; the others sit out."""
-    content = RecordDict({wire.CONFIG: record})
-    messages = [Message(content, node, wire.DESCRIBE) for node in node_ids]
+    content = RecordDict({protocol.CONFIG: record})
+    messages = [Message(content, node, protocol.DESCRIBE) for node in node_ids]
     sent = [m.metadata for m in messages]
     silent = {m.dst_node_id for m in sent}
     answers: Answers = []
     for message in grid.send_and_receive(messages, timeout=timeout):
         node = sender(message, sent)
         if node not in silent:
-            _sit_out(out, f"node {node}", "it was not asked, or answers twice")
+            sit_out(out, f"node {node}", "it was not asked, or answers twice")
             continue
         silent.remove(node)
         try:
             answers.append((node, from_message(message)))
         except ValueError as error:
-            _sit_out(out, f"node {node}", str(error))
+            sit_out(out, f"node {node}", str(error))
     for node in sorted(silent):
-        _sit_out(out, f"node {node}", f"no answer within {timeout:g} s")
+        sit_out(out, f"node {node}", f"no answer within {timeout:g} s")
     return answers
-
-
-def _sit_out(out: dict[str, str], who: str, why: str) -> None:
-    out[who] = why
-    log.warning("%s sits out: %s", who, why)
 
 
 def _require(agreed: Answers, asked: int, config: Config, out: Mapping[str, str]) -> None:
@@ -607,10 +251,10 @@ def _with_rows(
             if not fits
         ]
         if wrong:
-            _sit_out(out, _who(d), wrong[0])
+            sit_out(out, called(d), wrong[0])
         elif not left.num_examples:
             classes = "none of its training rows is of a class of the run: see dataset.classes"
-            _sit_out(out, _who(d), f"num-examples=0 of {d.num_examples}: {classes}")
+            sit_out(out, called(d), f"num-examples=0 of {d.num_examples}: {classes}")
         else:
             rows = left.num_examples, left.num_validation
             kept.append((node, replace(d, num_examples=rows[0], num_validation=rows[1])))
@@ -627,202 +271,11 @@ def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: 
         total = sum(counts.values())
         shares = (n / total if total else 1 / len(counts) for n in counts.values())
         return Roster(nodes, tuple(shares))
-    told = [_moments(vars(d), "target_") for d in descriptions if d.target_mean is not None]
+    told = [moments_of(vars(d), "target_") for d in descriptions if d.target_mean is not None]
     if not told:
         return Roster(nodes)
     merged = merge_moments(told)
     return Roster(nodes, (), tuple(merged.mean.tolist()), tuple(merged.variance.tolist()))
-
-
-# ---------------------------------------------------------------------------- columns
-def _with_columns(answers: Answers, config: Config, out: dict[str, str]) -> tuple[Config, Answers]:
-    """Choose the columns that nodes with files of their own have in common, by name.
-
-    A node that has fewer than half of the columns that most have sits out, under
-    ``dataset.missing=mean`` one that has none of them. Of what the others have, a column stays that
-    all have, under ``mean`` that half of them have or that ``dataset.features`` names.
-
-    Returns
-    -------
-    (Config, Answers)
-        With the columns in ``dataset.features`` and ``dataset.categorical``, and the nodes left.
-    """
-    dataset = config.dataset
-    assert isinstance(dataset, TabularConfig)
-    answers = _majority(_majority(answers, "task", out), "targets", out)
-    mean = dataset.missing == "mean"
-    answers = _with_most(answers, 0.0 if mean else 0.5, out)
-    kinds: dict[str, dict[str, list[int]]] = {}
-    for _, d in answers:
-        for name in d.columns:
-            kind = "texts" if name in d.categorical else "numbers"
-            kinds.setdefault(name, {}).setdefault(kind, []).append(d.partition)
-    texts, left = [], {}
-    least = 1 if dataset.features is not None else (len(answers) + 1) // 2
-    least = least if mean else len(answers)
-    for name, have in kinds.items():
-        found, as_texts = sum(map(len, have.values())), len(have.get("texts", ()))
-        if found < least:
-            left[name] = f"at {found} of {len(answers)} nodes"
-        elif len(have) > 1 and 2 * as_texts <= found:
-            left[name] = f"numbers at partition {have['numbers'][0]}, texts at {have['texts'][0]}"
-        elif as_texts:
-            texts.append(name)
-    features = tuple(name for name in kinds if name not in left)
-    reasons = some([f"{name} ({why})" for name, why in left.items()])
-    if not features and answers:
-        told = reasons or "no node has one"
-        raise FederationError(f"handshake: no column is left to predict from; left out: {told}")
-    if left:
-        log.warning(
-            "the nodes' columns differ, left out: %s%s; dataset.features names those to take, "
-            "dataset.missing=mean keeps nodes that lack some",
-            reasons,
-            _near(kinds),
-        )
-    levels = {c: v for c, v in (dataset.levels or {}).items() if c in texts}
-    agreed = replace(
-        dataset,
-        features=features,
-        categorical=tuple(texts),
-        levels=Levels(levels) if levels else None,
-    )
-    return replace(config, dataset=agreed), answers
-
-
-def _with_most(answers: Answers, share: float, out: dict[str, str]) -> Answers:
-    """Keep the nodes that have a share of the columns that most nodes have, and one at least."""
-    counts = Counter(name for _, d in answers for name in d.columns)
-    common = [name for name, count in counts.items() if 2 * count > len(answers)]
-    common = common or [*answers[0][1].columns] if answers else []
-    kept: Answers = []
-    for node, d in answers:
-        if len({*d.columns} & {*common}) >= max(1, share * len(common)):
-            kept.append((node, d))
-        else:
-            _sit_out(out, _who(d), _difference("columns", d.columns, common))
-    return kept
-
-
-def _difference(field: str, own: Sequence[str], common: Sequence[str]) -> str:
-    """Say by which names a node differs from most."""
-    lacks = [name for name in common if name not in own]
-    more = [name for name in own if name not in common]
-    parts = [
-        *([f"lacks {some(lacks)}"] if lacks else []),
-        *([f"has {some(more)}"] if more else []),
-    ]
-    says = f"{field}: it {' and '.join(parts) or 'has another order'}{_near([*lacks, *more])}"
-    both = [name for name in common if name in own]
-    cure = f"; dataset.features={bracket(both)} is what it shares with most" if both else ""
-    return says + (cure if field == "columns" and len(both) <= 20 else "")
-
-
-def _near(names: Iterable[str]) -> str:
-    """Say which names differ in case, blanks or leading zeros alone."""
-    groups = [" and ".join(map(repr, group[:5])) for group in alike(names)]
-    return f"; {some(groups)} are different names" if groups else ""
-
-
-# ---------------------------------------------------------------------------- agreement
-_MUST_AGREE = ("task", "columns", "numeric", "categorical", "targets")
-
-
-def _same_code(answers: Answers, out: dict[str, str]) -> Answers:
-    """Keep the nodes that run this code and have rows, in order of partition."""
-    kept, mine = [], wire.code_digest()
-    for node, d in sorted(answers, key=lambda a: (a[1].partition, a[0])):
-        if d.code != mine:
-            other = f"it runs other code of fl_app than the server ({mine[:12]})"
-            _sit_out(out, _who(d), f"code={d.code[:12]}: {other}")
-        elif d.num_examples < 1:
-            _sit_out(out, _who(d), f"num-examples={d.num_examples}: it has no training rows")
-        else:
-            kept.append((node, d))
-    return kept
-
-
-def _agree(answers: Answers, out: dict[str, str]) -> Answers:
-    """Keep the nodes that agree with the most common columns, one of each partition."""
-    for name in _MUST_AGREE:
-        answers = _majority(answers, name, out)
-    kept: dict[int, tuple[int, Description]] = {}
-    for node, d in answers:
-        if d.partition in kept:
-            taken = f"partition-id={d.partition}: another node has this partition"
-            _sit_out(out, f"node {node}", taken)
-        else:
-            kept[d.partition] = (node, d)
-    return list(kept.values())
-
-
-def _majority(answers: Answers, field: str, out: dict[str, str]) -> Answers:
-    """Keep the nodes with the most common value of a field."""
-    values = [json.dumps(getattr(d, field)) for _, d in answers]
-    if not values:
-        return answers
-    # Counter keeps first-seen order among equals: the lowest partition decides a tie.
-    common = Counter(values).most_common(1)[0][0]
-    kept: Answers = []
-    for (node, d), value in zip(answers, values, strict=True):
-        own, most = getattr(d, field), json.loads(common)
-        if value == common:
-            kept.append((node, d))
-        elif isinstance(most, list):
-            _sit_out(out, _who(d), _difference(field, own, most))
-        else:
-            _sit_out(out, _who(d), f"{field}={value[:80]}: most nodes have {common[:80]}")
-    return kept
-
-
-def _in_line(answers: Answers, prefix: str, out: dict[str, str]) -> Answers:
-    """Keep the nodes whose moments do not move the federation's out of all proportion.
-
-    One after the other, the one that moves a column's mean or deviation most sits out, if that is
-    more than :data:`MAX_MOVE` deviations of all others' rows. Of two nodes nobody knows which is
-    wrong: then both are named.
-    """
-    while True:
-        told = [(node, d) for node, d in answers if getattr(d, f"{prefix}mean") is not None]
-        moves = _moves([_moments(vars(d), prefix) for _, d in told])
-        if not moves.size or moves.max() <= MAX_MOVE:
-            return answers
-        place, column = np.unravel_index(int(moves.argmax()), moves.shape)
-        node, d = told[int(place)]
-        name = (d.targets if prefix else d.numeric)[int(column)]
-        what = f"moments of {name}: they move the federation's by {moves.max():.3g} deviations"
-        if len(told) == 2:
-            log.warning("%s and %s: %s of the other's", *(_who(d) for _, d in told), what)
-            return answers
-        _sit_out(out, _who(d), f"{what} of all others' rows, expected at most {MAX_MOVE:g}")
-        answers = [(other, d) for other, d in answers if other != node]
-
-
-def _moves(parts: list[Moments]) -> NDArray[np.float64]:
-    """Return by how much each of K parts moves the merged mean and deviation of d columns, (K, d).
-
-    In deviations of all others' rows; 0 where these have none.
-    """
-    if len(parts) < 2:
-        return np.zeros((0, 0))
-    before, after = (list(accumulate(way, _merged)) for way in (parts[:-1], parts[:0:-1]))
-    between = [_merged(*pair) for pair in zip(before[:-1], after[-2::-1], strict=True)]
-    whole, moves = _merged(before[-1], parts[-1]), []
-    for others in (after[-1], *between, before[-1]):
-        deviation = np.sqrt(others.variance)
-        spread = deviation > 10 * np.finfo(np.float64).eps * np.abs(others.mean)
-        farther = np.maximum(np.abs(whole.mean - others.mean), np.sqrt(whole.variance))
-        with np.errstate(over="ignore"):
-            moves.append(np.where(spread, farther / np.where(spread, deviation, 1.0), 0.0))
-    return np.array(moves)
-
-
-def _merged(one: Moments, other: Moments) -> Moments:
-    return merge_moments([one, other])
-
-
-def _who(d: Description) -> str:
-    return f"partition {d.partition}"
 
 
 def _encoding(descriptions: list[Description], config: Config) -> Encoding:
@@ -834,7 +287,7 @@ def _encoding(descriptions: list[Description], config: Config) -> Encoding:
             f"handshake: no node has min_rows={config.min_rows} rows, so there are no moments to "
             "standardize with; set dataset.standardize=false or a smaller min_rows"
         )
-    features = merge_moments([_moments(vars(d)) for d in told]) if told else None
+    features = merge_moments([moments_of(vars(d)) for d in told]) if told else None
     mean, scale = scaler(features if spread else None, len(first.numeric))
     fill = (0.0,) * len(first.numeric) if features is None else tuple(features.mean.tolist())
     target_mean, target_scale = _target_scaler(first, told, spread)
@@ -908,10 +361,5 @@ def _target_scaler(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if first.task == "classification":
         return (), ()
-    merged = merge_moments([_moments(vars(d), "target_") for d in told]) if spread else None
+    merged = merge_moments([moments_of(vars(d), "target_") for d in told]) if spread else None
     return scaler(merged, len(first.targets))
-
-
-def _moments(d: Mapping[str, Any], prefix: str = "") -> Moments:
-    keys = (f"{prefix}count", f"{prefix}mean", f"{prefix}m2")
-    return Moments(*(np.array(d[key], dtype=np.float64) for key in keys))

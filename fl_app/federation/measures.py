@@ -19,9 +19,12 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from fl_app import wire
+from fl_app.config.options import Task
+from fl_app.config.schema import Config
 from fl_app.data.encoding import Encoding
-from fl_app.held import items_of, records_of
+from fl_app.federation import protocol
+from fl_app.grid.arrays import items_of
+from fl_app.grid.messages import records_of
 from fl_app.models.metrics import (
     BINS,
     FEWEST_ROWS,
@@ -33,7 +36,6 @@ from fl_app.models.metrics import (
     score_places,
     squares,
 )
-from fl_app.schema import Config, Task
 
 __all__ = ["Exchange", "Measures"]
 
@@ -133,10 +135,10 @@ class Measures:
         for name, (low, high) in self._limits.items():
             if not low <= metrics.get(name, low) <= high:
                 return f"metric {name}={metrics[name]!r}: expected {low:g} to {high:g}"
-        fewest, rows = self.fewest(exchange), metrics[wire.NUM_EXAMPLES]
+        fewest, rows = self.fewest(exchange), metrics[protocol.NUM_EXAMPLES]
         wanted = fewest is not None and rows >= fewest
         names = {_SUMS} if self.task == "regression" else {_CLASSES, _SCORES}
-        if told.keys() - {wire.LEFT_OUT} != (names if wanted else set()):
+        if told.keys() - {protocol.LEFT_OUT} != (names if wanted else set()):
             expected = ", ".join(sorted(names)) if wanted else "none"
             return f"measures {sorted(told)}: expected {expected} with {rows} rows"
         if not wanted:
@@ -149,8 +151,8 @@ class Measures:
 
         Empty where no reply has measures.
         """
-        parts = [(wire.measures(m), _rows(m)) for m in replies]
-        parts = [(told, rows) for told, rows in parts if told.keys() - {wire.LEFT_OUT}]
+        parts = [(protocol.measures(m), _rows(m)) for m in replies]
+        parts = [(told, rows) for told, rows in parts if told.keys() - {protocol.LEFT_OUT}]
         if not parts:
             return {}
         if self.task == "regression":
@@ -164,7 +166,7 @@ class Measures:
     def _limits(self) -> dict[str, tuple[float, float]]:
         of = limits(self.task, self.num_outputs)
         loss = of["mse" if self.task == "regression" else "log_loss"]
-        return of | {wire.TRAIN_LOSS: loss}
+        return of | {protocol.TRAIN_LOSS: loss}
 
     def _sums_fault(
         self, metrics: Mapping[str, Any], told: Mapping[str, Any], rows: float
@@ -252,4 +254,4 @@ def _counts(data: bytes) -> NDArray[np.int64]:
 
 
 def _rows(message: Message) -> int:
-    return int(items_of(records_of(message)[wire.METRICS])[wire.NUM_EXAMPLES])
+    return int(items_of(records_of(message)[protocol.METRICS])[protocol.NUM_EXAMPLES])

@@ -60,10 +60,12 @@ from flwr.serverapp import (
 from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
-from fl_app import wire
+from fl_app.config.options import DpAdaptiveConfig, DpFixedConfig
+from fl_app.config.schema import Config
 from fl_app.errors import ConfigError, FederationError
-from fl_app.held import hold, metric_record, read
-from fl_app.schema import Config, DpAdaptiveConfig, DpFixedConfig
+from fl_app.federation import protocol
+from fl_app.grid.arrays import hold, read
+from fl_app.grid.messages import metric_record
 
 __all__ = [
     "LEFT_OUT",
@@ -195,14 +197,14 @@ class Private(Strategy):
         The metrics are the strategy's own mean over the replies, by their rows and without noise.
         """
         replies = [message for message in replies if message.has_content()]
-        mean = self._noised_mean([wire.read_arrays(message) for message in replies])
+        mean = self._noised_mean([protocol.read_arrays(message) for message in replies])
         with np.errstate(over="ignore"):  # Federated refuses infinity
             moved = {
                 name: (values + mean[name]).astype(values.dtype)
                 for name, values in self._sent.items()
             }
         metrics = metric_record({self.strategy.weighted_by_key: 1})
-        content = RecordDict({wire.ARRAYS: hold(moved, copy=False), wire.METRICS: metrics})
+        content = RecordDict({protocol.ARRAYS: hold(moved, copy=False), protocol.METRICS: metrics})
         one = Message(content, 0, MessageType.TRAIN)
         arrays, _ = self.strategy.aggregate_train(server_round, [one])
         told = [message.content for message in replies]

@@ -18,10 +18,11 @@ from typing import Any, TypeGuard
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from fl_app import wire
 from fl_app.errors import FlAppError
+from fl_app.federation import protocol
 from fl_app.federation.roster import Node
-from fl_app.held import HeldArray, dtype_name, items_of, read, records_of, sender
+from fl_app.grid.arrays import LazyArray, dtype_name, items_of, read
+from fl_app.grid.messages import records_of, sender
 
 __all__ = ["ArraySpec", "ReplySpec", "accept", "overflowed", "spec_of"]
 
@@ -121,7 +122,7 @@ def overflowed(message: Message) -> bool:
         return False
     records = records_of(message)
     try:
-        metrics, arrays = items_of(records[wire.METRICS]), read(records[wire.ARRAYS])
+        metrics, arrays = items_of(records[protocol.METRICS]), read(records[protocol.ARRAYS])
         values = [np.asarray(v) for v in (*metrics.values(), *arrays.values())]
         numbers = [v for v in values if v.dtype.kind == "f"]
         return not all((np.abs(v) <= _MAX_NUMBER).all() for v in numbers)
@@ -144,7 +145,7 @@ def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None
     has_arrays = spec.arrays is not None or spec.check is not None
     problem = _layout_fault(records, has_arrays)
     if problem is None:
-        metrics, measures = items_of(records[wire.METRICS]), wire.measures(message)
+        metrics, measures = items_of(records[protocol.METRICS]), protocol.measures(message)
         problem = _metrics_fault(metrics, spec)
         if problem is None and rows is not None:
             problem = _rows_fault(metrics, measures, rows)
@@ -152,9 +153,9 @@ def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None
             problem = spec.told(metrics, measures)
     if problem or not has_arrays:
         return problem
-    arrays = items_of(records[wire.ARRAYS])
+    arrays = items_of(records[protocol.ARRAYS])
     for name, array in arrays.items():  # or whoever comes next would decode them again
-        arrays[name] = HeldArray.wrap(array)
+        arrays[name] = LazyArray.wrap(array)
     if spec.check is not None:
         return _check_fault(message, spec.check)
     return _arrays_fault(arrays, spec.arrays or {})
@@ -172,15 +173,15 @@ def _raised(reason: str) -> str:
 def _layout_fault(records: Mapping[str, Any], has_arrays: bool) -> str | None:
     if (
         has_arrays
-        and len(records) == 2 + (wire.MEASURES in records)
-        and type(records.get(wire.METRICS)) is MetricRecord
-        and type(records.get(wire.ARRAYS)) is ArrayRecord
+        and len(records) == 2 + (protocol.MEASURES in records)
+        and type(records.get(protocol.METRICS)) is MetricRecord
+        and type(records.get(protocol.ARRAYS)) is ArrayRecord
     ):
         return None
     # Flower's strategies look a record up by the name that it has in the first reply.
     for kind, record_type, expected in (
-        ("metric", MetricRecord, [wire.METRICS]),
-        ("array", ArrayRecord, [wire.ARRAYS] if has_arrays else []),
+        ("metric", MetricRecord, [protocol.METRICS]),
+        ("array", ArrayRecord, [protocol.ARRAYS] if has_arrays else []),
     ):
         names = [name for name, record in records.items() if isinstance(record, record_type)]
         if names != expected:
@@ -189,11 +190,11 @@ def _layout_fault(records: Mapping[str, Any], has_arrays: bool) -> str | None:
 
 
 def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:
-    weight = metrics.get(wire.NUM_EXAMPLES)
+    weight = metrics.get(protocol.NUM_EXAMPLES)
     if not _is_number(weight) or not 0 < weight <= _MAX_WEIGHT:
-        return f"{wire.NUM_EXAMPLES}={weight!r}: expected a positive number"
+        return f"{protocol.NUM_EXAMPLES}={weight!r}: expected a positive number"
     if spec.metrics is not None and metrics.keys() ^ spec.metrics != _WEIGHT:
-        names = metrics.keys() - {wire.NUM_EXAMPLES}
+        names = metrics.keys() - {protocol.NUM_EXAMPLES}
         return f"metrics {sorted(names)}: expected {sorted(spec.metrics)}"
     wrong = [name for name, value in metrics.items() if not _is_number(value)]
     if wrong:
@@ -201,17 +202,17 @@ def _metrics_fault(metrics: Mapping[str, Any], spec: ReplySpec) -> str | None:
     return None
 
 
-_WEIGHT = {wire.NUM_EXAMPLES}
+_WEIGHT = {protocol.NUM_EXAMPLES}
 
 
 def _rows_fault(
     metrics: Mapping[str, Any], measures: Mapping[str, Any], told: tuple[int, int]
 ) -> str | None:
     """Return what is wrong with a reply's weight, held against the handshake's rows."""
-    weight, left_out = metrics[wire.NUM_EXAMPLES], measures.get(wire.LEFT_OUT, 0)
+    weight, left_out = metrics[protocol.NUM_EXAMPLES], measures.get(protocol.LEFT_OUT, 0)
     if type(left_out) is int and (weight, left_out) == told:
         return None
-    said = f"{wire.NUM_EXAMPLES}={weight} and {wire.LEFT_OUT}={str(left_out)[:80]}"
+    said = f"{protocol.NUM_EXAMPLES}={weight} and {protocol.LEFT_OUT}={str(left_out)[:80]}"
     return f"{said}: expected {told[0]} and {told[1]} rows, as in the handshake"
 
 
@@ -234,7 +235,7 @@ def _check_fault(message: Message, check: Callable[[Message], None]) -> str | No
     return None
 
 
-def _arrays_fault(arrays: Mapping[str, HeldArray], spec: ArraySpec) -> str | None:
+def _arrays_fault(arrays: Mapping[str, LazyArray], spec: ArraySpec) -> str | None:
     if arrays.keys() != spec.keys():
         return f"arrays {sorted(arrays)}: expected {sorted(spec)}"
     for name, (shape, dtype) in spec.items():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fl_app.schema import Config
+from fl_app.config.schema import Config
 
 __all__ = ["Node", "Roster"]
 

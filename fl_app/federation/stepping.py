@@ -22,7 +22,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fl_app.schema import Config, FedStackingConfig, Task, task_of
+from fl_app.config.options import Task
+from fl_app.config.schema import Config, task_of
+from fl_app.config.strategy_options import FedStackingConfig
 
 __all__ = ["Losses", "Stepping", "first_step"]
 

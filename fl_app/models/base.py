@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.schema import ModelConfig
+from fl_app.config.options import ModelConfig
 
 __all__ = ["Arrays", "Gradient", "Model", "descend"]
 

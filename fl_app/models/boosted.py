@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.options import MIN_LEVEL_ROWS, Task
+from fl_app.config.strategy_options import FedXgbBaggingConfig
 from fl_app.errors import ConfigError, DataError
 from fl_app.models.base import Arrays
 from fl_app.models.estimators import num_scores, probabilities
 from fl_app.models.trees import TREES, Forest, Nodes, Received, check_trees, encode_trees, single
-from fl_app.schema import MIN_LEVEL_ROWS, FedXgbBaggingConfig, Task
 
 __all__ = ["START", "BoostedTrees", "require_xgboost"]
 

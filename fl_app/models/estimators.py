@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from fl_app.config.options import Task
+from fl_app.config.rules import require_base_model
 from fl_app.errors import ConfigError, DataError
 from fl_app.models.base import Arrays
 from fl_app.models.trees import (
@@ -41,7 +43,6 @@ from fl_app.models.trees import (
     float32,
     single,
 )
-from fl_app.schema import Task, require_base_model
 
 __all__ = [
     "DEFAULTS",
@@ -71,7 +72,7 @@ def _require(name: str, task: Task) -> None:
     Raises
     ------
     ConfigError
-        As :func:`fl_app.schema.require_base_model`; also for ``model``, which is none.
+        As :func:`fl_app.config.rules.require_base_model`; also for ``model``, which is none.
     """
     require_base_model(name, task)
     if name not in ESTIMATORS:

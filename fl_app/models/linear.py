@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.options import ModelConfig
 from fl_app.models.base import Arrays, descend
-from fl_app.schema import ModelConfig
 
 __all__ = ["Linear"]
 

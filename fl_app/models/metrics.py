@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.schema import Task
+from fl_app.config.options import Task
 
 __all__ = [
     "BINS",

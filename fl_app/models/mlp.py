@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.options import ModelConfig, Task
 from fl_app.models.base import Arrays, descend
 from fl_app.models.softmax import softmax
-from fl_app.schema import ModelConfig, Task
 
 __all__ = ["Mlp"]
 

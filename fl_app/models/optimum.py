@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.models.base import Arrays, Model
-from fl_app.stacking import row_folds
+from fl_app.stacking.folds import row_folds
 
 __all__ = ["FOLDS", "PENALTIES", "converge", "minimize"]
 

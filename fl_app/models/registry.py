@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from fl_app.config.options import MlpConfig, ModelConfig, Task
 from fl_app.models.base import Model
 from fl_app.models.linear import Linear
 from fl_app.models.mlp import Mlp
 from fl_app.models.softmax import Softmax
-from fl_app.schema import MlpConfig, ModelConfig, Task
 
 __all__ = ["build"]
 

@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.options import ModelConfig
+from fl_app.config.schema import GROUPS, Config
+from fl_app.config.serialization import to_dict
+from fl_app.config.strategy_options import FedXgbBaggingConfig, has_base_models
 from fl_app.data.encoding import Encoding
 from fl_app.data.frames import features_from_frame
 from fl_app.errors import DataError
@@ -21,16 +25,8 @@ from fl_app.models.base import Arrays, Model
 from fl_app.models.boosted import BoostedTrees
 from fl_app.models.metrics import row_losses, score_all
 from fl_app.models.registry import build
-from fl_app.models.stack import Kinds, StackModel
-from fl_app.schema import (
-    GROUPS,
-    Config,
-    FedXgbBaggingConfig,
-    ModelConfig,
-    has_base_models,
-    to_dict,
-)
 from fl_app.seeding import one_thread
+from fl_app.stacking.members import MemberModels, StackModel
 
 __all__ = ["Predictor", "predictor", "split_members"]
 
@@ -50,7 +46,7 @@ class Predictor:
         (``strategy=local``): scores are then the mean of the models' scores, and a prediction is
         the mean of their outputs.
     stacked : bool, default False
-        Whether they are a stack's (``strategy=fedstacking``, :mod:`fl_app.models.stack`).
+        Whether they are a stack's (``strategy=fedstacking``, :mod:`fl_app.stacking.members`).
     boosted : bool, default False
         Whether they are boosted trees (``strategy=fedxgbbagging``, :mod:`fl_app.models.boosted`).
     """
@@ -114,11 +110,11 @@ class Predictor:
         features, outputs = len(self.encoding.feature_names), len(self.encoding.output_names)
         return BoostedTrees(self.encoding.task, features, outputs)
 
-    def kinds(self) -> Kinds:
+    def kinds(self) -> MemberModels:
         """Return what the models of a stack are."""
         encoding = self.encoding
         features, outputs = len(encoding.feature_names), len(encoding.output_names)
-        return Kinds(self.build(), encoding.task, features, outputs)
+        return MemberModels(self.build(), encoding.task, features, outputs)
 
     def build(self) -> Model:
         """Build the clients' model for this encoding."""

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.options import ModelConfig
 from fl_app.models.base import Arrays, descend
 from fl_app.models.linear import affine, affine_gradient, zeros
-from fl_app.schema import ModelConfig
 
 __all__ = ["Softmax"]
 

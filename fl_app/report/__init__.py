@@ -14,7 +14,6 @@ Examples
 """
 
 from fl_app.report.budgets import Pair, Point
-from fl_app.report.checks import check_sound
 from fl_app.report.comparing import Comparison, Outcome, Row, Table, compare, expect
 from fl_app.report.convergence import Verdict, judge
 from fl_app.report.intervals import Interval
@@ -28,6 +27,7 @@ from fl_app.report.rendering import (
     to_text,
 )
 from fl_app.report.runs import RunSummary, select
+from fl_app.report.soundness import check_sound
 from fl_app.report.storing import store_report
 from fl_app.report.summary import (
     Summary,

@@ -29,10 +29,10 @@ from fl_app.report.budgets import (
 )
 from fl_app.report.convergence import Judged, judge_pairs, lack_of
 from fl_app.report.grounds import Ground, ground_of, with_ground
+from fl_app.report.groups import Key, split_keys
 from fl_app.report.intervals import Interval, mean_and_sd, mean_difference
 from fl_app.report.origins import DataSet, Maker, data_sets, makers
 from fl_app.report.pairing import Cell, Design, arrange
-from fl_app.report.places import Key, split_keys
 from fl_app.report.runs import (
     RunSummary,
     beside,

@@ -15,10 +15,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fl_app.config.schema import METRICS
 from fl_app.report.budgets import Pair
 from fl_app.report.pairing import Design
 from fl_app.report.runs import RunSummary, listed
-from fl_app.schema import METRICS
 
 __all__ = [
     "EVAL_LOSSES",

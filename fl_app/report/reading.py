@@ -33,10 +33,10 @@ from fl_app.report.convergence import EVAL_LOSSES
 from fl_app.report.grounds import shares_test_rows
 from fl_app.report.runs import BYTES, FINISHED, PATHS, RunSummary, beside, listed, one_line
 from fl_app.report.tuning import DEFAULT_BY
-from fl_app.tracking.keys import FINAL_LOSSES, REPORT_TAG, sanitise
-from fl_app.tracking.mlflow_store import load_mlflow, no_progress_bars, quiet
-from fl_app.tracking.spool import read_npz
-from fl_app.tracking.store import check_uri, default_uri, is_http, masked, sqlite_path
+from fl_app.tracking.files import read_npz
+from fl_app.tracking.metric_names import FINAL_LOSSES, REPORT_TAG, sanitise
+from fl_app.tracking.mlflow.backend import load_mlflow, no_progress_bars, quiet
+from fl_app.tracking.mlflow.uri import check_uri, default_uri, is_http, masked, sqlite_path
 
 __all__ = ["existing", "failures_named", "find_finished", "pages", "read_runs", "read_these"]
 

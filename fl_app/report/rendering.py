@@ -19,7 +19,7 @@ from fl_app.report.intervals import Interval
 from fl_app.report.origins import origin_lines
 from fl_app.report.pairing import Cell
 from fl_app.report.runs import beside, listed, natural, short
-from fl_app.tracking.keys import bytes_text
+from fl_app.tracking.metric_names import bytes_text
 
 __all__ = [
     "Block",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fl_app.errors import InputError, printable
 from fl_app.models.directions import higher_is_better
-from fl_app.tracking.keys import directions_of, sanitise
+from fl_app.tracking.metric_names import directions_of, sanitise
 
 __all__ = [
     "BYTES",
@@ -60,7 +60,7 @@ class RunSummary:
     run_id : str
         MLflow's id, or any other.
     params : mapping of str to str
-        Flattened dotted config, as :func:`fl_app.schema.flatten` gives it.
+        Flattened dotted config, as :func:`fl_app.config.serialization.flatten` gives it.
     tags : mapping of str to str
         Of which ``data.sha256`` decides whether runs are comparable.
     curves : mapping of str to (mapping of int to float)

@@ -14,7 +14,7 @@ from fl_app.report.grounds import Ground, shares_test_rows, with_ground
 from fl_app.report.intervals import FEWEST_PAIRS, Interval, over_rows
 from fl_app.report.pairing import Design
 from fl_app.report.runs import RunSummary
-from fl_app.tracking.keys import FINAL_LOSSES
+from fl_app.tracking.metric_names import FINAL_LOSSES
 
 __all__ = ["rather_over_rows"]
 

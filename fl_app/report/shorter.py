@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from fl_app.report.places import APART, Grouped, Identity, matches
+from fl_app.report.groups import APART, Grouped, Identity, matches
 from fl_app.report.runs import ROUNDS, RunSummary, idle, listed, natural
 
 __all__ = ["Shorter", "aside_note", "shorter_runs", "without_lone"]

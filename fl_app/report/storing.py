@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 
 from fl_app.errors import InputError
+from fl_app.home import home_dir
 from fl_app.report.comparing import Comparison, Outcome
 from fl_app.report.reading import existing, failures_named, pages
 from fl_app.report.runs import FINISHED
 from fl_app.report.writing import write_report
-from fl_app.tracking.keys import REPORT_TAG
-from fl_app.tracking.mlflow_store import MlflowStore, load_mlflow, no_progress_bars, quiet
-from fl_app.tracking.spool import home_dir
+from fl_app.tracking.metric_names import REPORT_TAG
+from fl_app.tracking.mlflow.backend import MlflowStore, load_mlflow, no_progress_bars, quiet
 
 __all__ = ["store_report"]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from fl_app.errors import InputError
 from fl_app.models.directions import higher_is_better
 from fl_app.report.comparing import compare, expect
+from fl_app.report.groups import APART, matches
 from fl_app.report.intervals import mean_and_sd
 from fl_app.report.origins import data_name
-from fl_app.report.places import APART, matches
 from fl_app.report.reading import read_runs
 from fl_app.report.rendering import (
     Block,
@@ -29,7 +29,7 @@ from fl_app.report.runs import (
     natural,
     tell_apart,
 )
-from fl_app.tracking.keys import equal
+from fl_app.tracking.metric_names import equal
 
 __all__ = ["Summary", "SummaryRow", "summary_blocks", "summary_table", "sweep_report"]
 

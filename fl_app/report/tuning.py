@@ -20,16 +20,7 @@ from typing import Any
 
 from fl_app.errors import DIVERGED, InputError
 from fl_app.report.grounds import source_of
-from fl_app.report.places import (
-    APART,
-    PROBLEM,
-    Grouped,
-    Identity,
-    Key,
-    Place,
-    Places,
-    matches,
-)
+from fl_app.report.groups import APART, PROBLEM, Grouped, Identity, Key, Place, Places, matches
 from fl_app.report.runs import (
     RunSummary,
     idle,
@@ -40,7 +31,7 @@ from fl_app.report.runs import (
     param_of,
     tell_apart,
 )
-from fl_app.tracking.keys import equal, sanitise
+from fl_app.tracking.metric_names import equal, sanitise
 
 __all__ = [
     "DEFAULT_BY",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from fl_app.launch import Launch
-from fl_app.runtimes.base import RunResult, result_written
+from fl_app.config.run_request import RunRequest
+from fl_app.runtimes.result import RunResult, result_written
 
 __all__ = ["RunResult", "run"]
 
 
-def run(launch: Launch) -> RunResult:
+def run(launch: RunRequest) -> RunResult:
     """Run an experiment in the runtime that its config names.
 
     Parameters
     ----------
-    launch : Launch
+    launch : RunRequest
         The config and where it came from; ``output_dir`` is set.
 
     Returns
@@ -31,7 +31,7 @@ def run(launch: Launch) -> RunResult:
         return _run(launch)
 
 
-def _run(launch: Launch) -> RunResult:
+def _run(launch: RunRequest) -> RunResult:
     # One runtime is imported, not all, and the simulation's with little more: it starts Flower
     # first, which takes seconds, and imports the rest meanwhile.
     if launch.config.runtime.name == "simulation":

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fl_app
-from fl_app.config import config_dir
+from fl_app.config.compose import config_dir
 from fl_app.errors import masked
 
 __all__ = ["app_dir"]

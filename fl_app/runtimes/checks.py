@@ -6,17 +6,18 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from fl_app.data.partition import largest_partition, partition_of
+from fl_app.config.options import MlflowConfig
+from fl_app.config.run_request import RunRequest
+from fl_app.config.strategy_options import FedStackingConfig, FedXgbBaggingConfig
+from fl_app.data.client_data import largest_partition, partition_of
 from fl_app.errors import ConfigError
-from fl_app.launch import Launch
-from fl_app.schema import FedStackingConfig, FedXgbBaggingConfig, MlflowConfig
-from fl_app.tracking.spool import home_dir
-from fl_app.tracking.store import check_uri, default_uri
+from fl_app.home import home_dir
+from fl_app.tracking.mlflow.uri import check_uri, default_uri
 
 __all__ = ["check_before", "with_whole_uri"]
 
 
-def check_before(launch: Launch) -> None:
+def check_before(launch: RunRequest) -> None:
     """Find what would fail for certain, before anything starts.
 
     Raises
@@ -47,7 +48,7 @@ def check_before(launch: Launch) -> None:
         check_uri(launch.config.tracking.uri or default_uri())
 
 
-def with_whole_uri(launch: Launch) -> Launch:
+def with_whole_uri(launch: RunRequest) -> RunRequest:
     """Return a launch whose tracking URI means the same from any working directory.
 
     Raises

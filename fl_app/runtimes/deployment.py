@@ -26,17 +26,18 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from fl_app.config.options import DeploymentConfig, MlflowConfig, TabularConfig
+from fl_app.config.passwords import whole
+from fl_app.config.run_request import NO_PASSWORD, RunRequest, handed_over
+from fl_app.config.schema import Config
 from fl_app.errors import ConfigError, InputError, RunError, masked, printable
-from fl_app.launch import NO_PASSWORD, Launch, handed_over
-from fl_app.runtimes.base import RunResult, end_of, write_result
 from fl_app.runtimes.bundle import app_dir
+from fl_app.runtimes.result import RunResult, end_of, write_result
 from fl_app.runtimes.submit import Outcome, read_connection, submit
 from fl_app.runtimes.superlink import signals_unwind
-from fl_app.schema import Config, DeploymentConfig, MlflowConfig, TabularConfig
 from fl_app.tracking import replay
 from fl_app.tracking.console import RESULT_MARK, own_text
-from fl_app.tracking.passwords import whole
-from fl_app.tracking.store import check_uri, default_uri, is_http, sqlite_path
+from fl_app.tracking.mlflow.uri import check_uri, default_uri, is_http, sqlite_path
 
 __all__ = ["run"]
 
@@ -47,12 +48,12 @@ _STOPPED_SECONDS = 10.0
 _ENDS = {"completed": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
-def run(launch: Launch) -> RunResult:
+def run(launch: RunRequest) -> RunResult:
     """Run an experiment at a SuperLink and follow it to its true end.
 
     Parameters
     ----------
-    launch : Launch
+    launch : RunRequest
         With ``output_dir`` set to an absolute path.
 
     Raises
@@ -87,7 +88,7 @@ def run(launch: Launch) -> RunResult:
         raise
 
 
-def _follow(launch: Launch, link: _Link, superlink: str, log: _Log, output_dir: str) -> Outcome:
+def _follow(launch: RunRequest, link: _Link, superlink: str, log: _Log, output_dir: str) -> Outcome:
     """Submit the run and wait for its end; where that fails, write down why."""
     handed = handed_over(launch) if _stays_here(launch, link) else nullcontext(launch.to_json())
     try:
@@ -192,7 +193,7 @@ def _of_both_ends(overrides: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(o for o in overrides if not o.lstrip("+").startswith(_OF_THIS_END))
 
 
-def _stays_here(launch: Launch, link: _Link) -> bool:
+def _stays_here(launch: RunRequest, link: _Link) -> bool:
     """Tell whether the tracking URI is for this machine's ServerApp only.
 
     A server's address without a password may travel: the SuperLink may be behind a tunnel.

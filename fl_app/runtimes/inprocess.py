@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fl_app.client_app import app as client_app
+from fl_app.config.options import InProcessConfig
+from fl_app.config.run_request import RunRequest
 from fl_app.grid import run_in_process
-from fl_app.launch import Launch
-from fl_app.runtimes.base import RunResult, read_result
-from fl_app.schema import InProcessConfig
+from fl_app.runtimes.result import RunResult, read_result
 from fl_app.server_app import app as server_app
 
 __all__ = ["run"]
 
 
-def run(launch: Launch) -> RunResult:
+def run(launch: RunRequest) -> RunResult:
     """Run an experiment in this process and the workers that its config asks for.
 
     Parameters
     ----------
-    launch : Launch
+    launch : RunRequest
         With ``output_dir`` set.
 
     Raises

@@ -17,23 +17,23 @@ from contextlib import ExitStack, contextmanager
 
 from filelock import FileLock, Timeout
 
+from fl_app.config.options import SimulationConfig
+from fl_app.config.run_request import RunRequest, handed_over
 from fl_app.errors import InputError, RunError, printable
-from fl_app.launch import Launch, handed_over
-from fl_app.runtimes.base import RunResult, RunStoppedError, check_ray, read_result
 from fl_app.runtimes.bundle import app_dir
+from fl_app.runtimes.result import RunResult, RunStoppedError, check_ray, read_result
 from fl_app.runtimes.submit import Outcome, submit
 from fl_app.runtimes.superlink import PrivateSuperLink, signals_unwind
-from fl_app.schema import SimulationConfig
 
 __all__ = ["run"]
 
 
-def run(launch: Launch) -> RunResult:
+def run(launch: RunRequest) -> RunResult:
     """Run an experiment through ``flwr run`` and follow it to its true end.
 
     Parameters
     ----------
-    launch : Launch
+    launch : RunRequest
         With ``output_dir`` set to an absolute path.
 
     Raises
@@ -103,7 +103,7 @@ def run(launch: Launch) -> RunResult:
 @contextmanager
 def _turn(address: str) -> Iterator[None]:
     """Hold a cluster, as soon as no other run of this user is on it."""
-    from fl_app.tracking.spool import home_dir
+    from fl_app.home import home_dir
 
     lock = FileLock(home_dir() / f"ray-{zlib.crc32(address.encode()):08x}.lock")
     try:

@@ -4,11 +4,16 @@
 round of any Flower strategy. Importing this package does not import MLflow.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fl_app.lazy import exporter
 
 if TYPE_CHECKING:
-    from fl_app.tracking.base import (
+    from fl_app.tracking.events import Events
+    from fl_app.tracking.mlflow.tracker import MlflowTracker, replay
+    from fl_app.tracking.mlflow.uploader import Replay
+    from fl_app.tracking.mlflow.uri import check_uri
+    from fl_app.tracking.records import (
         Asked,
         ClientRecord,
         LoggedModel,
@@ -18,10 +23,6 @@ if TYPE_CHECKING:
         RunStart,
         Tracker,
     )
-    from fl_app.tracking.events import Events
-    from fl_app.tracking.mlflow import MlflowTracker, replay
-    from fl_app.tracking.sender import Replay
-    from fl_app.tracking.store import check_uri
     from fl_app.tracking.tracked import TrackedStrategy
     from fl_app.tracking.trackers import Trackers
 
@@ -43,20 +44,23 @@ __all__ = [
     "replay",
 ]
 
-# Whoever needs the paths of this package alone, as a launcher does, need not import Flower too.
 _HOMES = {
-    "Events": "events",
-    "MlflowTracker": "mlflow",
-    "replay": "mlflow",
-    "Replay": "sender",
-    "check_uri": "store",
-    "TrackedStrategy": "tracked",
-    "Trackers": "trackers",
+    "records": [
+        "Asked",
+        "ClientRecord",
+        "LoggedModel",
+        "NullTracker",
+        "RoundRecord",
+        "RunEnd",
+        "RunStart",
+        "Tracker",
+    ],
+    "events": ["Events"],
+    "mlflow.tracker": ["MlflowTracker", "replay"],
+    "mlflow.uploader": ["Replay"],
+    "mlflow.uri": ["check_uri"],
+    "tracked": ["TrackedStrategy"],
+    "trackers": ["Trackers"],
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name at its first use."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'base')}"), name)
+__getattr__ = exporter(__name__, _HOMES)

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fl_app.errors import plain_where_needed, printable, sayable
-from fl_app.tracking.base import RoundRecord, RunEnd, RunStart
-from fl_app.tracking.keys import bytes_text
+from fl_app.tracking.metric_names import bytes_text
+from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 
 __all__ = ["LINE_PREFIX", "RESULT_MARK", "ConsoleTracker", "own_text"]
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fl_app.held import HeldArray, is_kind, items_of, records_of
-from fl_app.tracking.base import Arrays, ClientRecord
-from fl_app.tracking.keys import MAX_SHOWN_VALUES
+from fl_app.grid.arrays import LazyArray, items_of
+from fl_app.grid.messages import is_kind, records_of
+from fl_app.tracking.metric_names import MAX_SHOWN_VALUES
+from fl_app.tracking.records import Arrays, ClientRecord
 
 __all__ = ["PARTITION", "Reply", "content_bytes", "scalars", "sent_bytes", "too_long"]
 
@@ -83,11 +84,11 @@ class Reply:
         """Note the norm over arrays, one decoded at a time, and the arrays where they are few."""
         squares, size, shown = 0.0, 0, {}
         if keep:
-            models = {name: HeldArray.wrap(array) for name, array in models.items()}
+            models = {name: LazyArray.wrap(array) for name, array in models.items()}
             self.arrays = {name: held.view() for name, held in models.items()}  # type: ignore[attr-defined]
         try:
             for name, array in models.items():
-                held = HeldArray.wrap(array)
+                held = LazyArray.wrap(array)
                 values = held.view()
                 if values.dtype.kind not in "fiub":
                     return
@@ -141,7 +142,7 @@ def _records_bytes(records: Iterable[Any]) -> int:
     for record in records:
         for value in items_of(record).values():
             kind = type(value)
-            total += 8 if kind is float else value.nbytes if kind is HeldArray else _size(value)
+            total += 8 if kind is float else value.nbytes if kind is LazyArray else _size(value)
     return total
 
 
@@ -150,7 +151,7 @@ def _size(value: Any) -> int:
     if kind is int or kind is float:
         return 8
     if isinstance(value, Array):
-        return HeldArray.wrap(value).nbytes
+        return LazyArray.wrap(value).nbytes
     if kind is list:
         return sum(8 if type(v) is float else _size(v) for v in value)
     return 1 if kind is bool else len(value.encode() if kind is str else value)

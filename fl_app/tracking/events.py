@@ -13,12 +13,12 @@ collected and written at most 0.5 s later, without ``fsync``. Each is a JSON obj
 ``handshake`` ``asked`` nodes describe their data
 ``roster``    ``nodes``: partition, training rows, validation rows of each; ``count`` under privacy
 ``model``     ``spec`` of :class:`fl_app.models.serving.Predictor`
-``asked``     and ``reply``, ``replied``: see :class:`fl_app.tracking.base.Tracker`
+``asked``     and ``reply``, ``replied``: see :class:`fl_app.tracking.records.Tracker`
 ``ending``    the rounds are over: models, figures, what MLflow does not have yet
 ``end``       the last line: ``status``, ``error``
 ============= ====================================================================================
 
-Beside it stand the run's other files (:mod:`fl_app.tracking.spool`) and, where pictures of models
+Beside it stand the run's other files (:mod:`fl_app.tracking.outbox`) and, where pictures of models
 can be drawn, ``models/round_0003.npz``: ``global/<array>`` after that round and
 ``client/007/<array>``, what an accepted client sent in training. Folders stay for 7 days, and no
 more than 500 of them.
@@ -39,18 +39,11 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from fl_app.errors import one_line
-from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.home import Process, home_dir, new_name, run_folder
+from fl_app.tracking.files import json_line, npz_bytes, write
 from fl_app.tracking.late import LateFile
 from fl_app.tracking.recorder import now_ms
-from fl_app.tracking.spool import (
-    Process,
-    home_dir,
-    json_line,
-    new_name,
-    npz_bytes,
-    run_folder,
-    write,
-)
+from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart
 
 __all__ = ["MAX_MODEL_CLIENTS", "Events", "prune"]
 
@@ -73,7 +66,7 @@ class Events:
     runtime : str
         What runs it: ``inprocess``, ``simulation`` or ``deployment``.
     home : path, optional
-        As in :func:`~fl_app.tracking.spool.home_dir`. Old runs under it are removed.
+        As in :func:`~fl_app.home.home_dir`. Old runs under it are removed.
 
     Attributes
     ----------

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fl_app.colours import ROLES
 from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import NO_SCORES
-from fl_app.tracking.base import RoundRecord
+from fl_app.tracking.records import RoundRecord
 
 __all__ = ["MAX_BARS", "draw_clients", "draw_curves", "draw_data"]
 

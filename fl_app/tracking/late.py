@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.errors import one_line
-from fl_app.tracking.base import Arrays, RunEnd
-from fl_app.tracking.spool import Journal, append, json_line
+from fl_app.tracking.files import append, json_line
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.records import Arrays, RunEnd
 
 __all__ = ["LateFile", "LateJournal"]
 

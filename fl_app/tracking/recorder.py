@@ -16,19 +16,18 @@ from pathlib import Path
 from fl_app.errors import FlAppError
 from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import NO_SCORES
-from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart
-from fl_app.tracking.keys import (
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.late import LateJournal
+from fl_app.tracking.metric_names import (
     DIRECTIONS_TAG,
     MAX_SHOWN_CLIENTS,
-    KeyBook,
-    aggregation_text,
+    MetricNames,
     array_metrics,
-    client_rows,
     round_metrics,
     update_norm,
 )
-from fl_app.tracking.late import LateJournal
-from fl_app.tracking.spool import Journal
+from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.tracking.round_texts import aggregation_text, client_rows
 
 __all__ = ["JournalTracker", "Recorder", "now_ms"]
 
@@ -45,13 +44,13 @@ class Recorder:
     journal : Journal
         Where the lines go.
     keep : (int, int), default (1, 0)
-        Which rounds' weights go with them, as :func:`~fl_app.schema.kept_weights` returns it: all.
+        Which rounds' weights go with them (:func:`~fl_app.config.rules.kept_weights`): all.
     """
 
     def __init__(self, journal: Journal, keep: tuple[int, int] = (1, 0)) -> None:
         self._journal = journal
         self._every, self._num_last = keep
-        self._names, self._infinite = KeyBook(), set[str]()
+        self._names, self._infinite = MetricNames(), set[str]()
         self._clients: set[int] = set()
         self._previous: Arrays = {}
         self._told: set[str] = set()

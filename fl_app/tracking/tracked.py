@@ -22,8 +22,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl_app.errors import ConfigError, FlAppError
-from fl_app.tracking.base import Tracker
 from fl_app.tracking.chain import chain, may_be_observed, replaced_hooks
+from fl_app.tracking.records import Tracker
 from fl_app.tracking.watch import Watch
 
 __all__ = ["TrackedStrategy"]
@@ -58,7 +58,7 @@ class TrackedStrategy(Strategy):
         the order in which rounds ask them, which is said, and no number is called a partition.
         Where some are known, the other nodes are -1, -2 and so on.
     value_names : mapping of str to sequence of str, optional
-        Names of the arrays' values, as in :class:`~fl_app.tracking.base.RoundRecord`. Read when
+        Names of the arrays' values, as in :class:`~fl_app.tracking.records.RoundRecord`. Read when
         needed.
     private : bool, default False
         Whether clients are protected (differential privacy): then no client is recorded, neither

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from fl_app.errors import one_line
-from fl_app.tracking.base import Arrays, RoundRecord, RunEnd, RunStart, Tracker
+from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart, Tracker
 
 __all__ = ["Guard", "Trackers"]
 

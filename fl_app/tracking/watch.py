@@ -15,12 +15,21 @@ from flwr.app import ArrayRecord, Message, Metadata, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fl_app.errors import one_line, printable
-from fl_app.held import read, sender
-from fl_app.tracking.base import Asked, ClientRecord, RoundRecord, RunEnd, RunStart, Status, Tracker
+from fl_app.grid.arrays import read
+from fl_app.grid.messages import sender
 from fl_app.tracking.chain import HOOKS, callers, chain, found, is_private, parameters
 from fl_app.tracking.contents import PARTITION, Reply, scalars, sent_bytes, too_long
-from fl_app.tracking.keys import MAX_SHOWN_VALUES
+from fl_app.tracking.metric_names import MAX_SHOWN_VALUES
 from fl_app.tracking.numbers import Numbers
+from fl_app.tracking.records import (
+    Asked,
+    ClientRecord,
+    RoundRecord,
+    RunEnd,
+    RunStart,
+    Status,
+    Tracker,
+)
 from fl_app.tracking.trackers import Guard
 
 __all__ = ["Watch"]

@@ -97,7 +97,7 @@ class Server:
         env = {name: value for name, value in os.environ.items() if name not in screen}
         env |= {"FL_APP_HOME": str(self.home), "FLWR_HOME": str(self.root / "flwr")}
         env |= {"HOME": str(self.user), "STREAMLIT_SERVER_ADDRESS": "0.0.0.0", **self.env}
-        words = [sys.executable, "-m", "fl_app.commands", "dashboard", "--port", str(self.port)]
+        words = [sys.executable, "-m", "fl_app.cli.kit", "dashboard", "--port", str(self.port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 words, env=env, cwd=self.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -66,7 +66,7 @@ def test_a_reader_may_leave(name: str, tmp_path: Path) -> None:
 def test_start_up_imports_little(words: list[str], tmp_path: Path) -> None:
     """To show help or a config, none of the heavy packages is imported."""
     code = (
-        "import sys; from fl_app.__main__ import main\n"
+        "import sys; from fl_app.cli.run import main\n"
         "try: main()\n"
         "finally: print({'mlflow', 'sklearn', 'ray', 'flwr', 'numpy'} & {*sys.modules}, "
         "'hydra' in sys.modules, file=sys.stderr)"
@@ -78,9 +78,10 @@ def test_start_up_imports_little(words: list[str], tmp_path: Path) -> None:
 def test_the_checks_import_neither_flower_nor_scikit_learn(tmp_path: Path) -> None:
     """A simulation is checked while Flower's processes start, which need the processors."""
     code = (
-        "import sys; from fl_app.launch import Launch; from fl_app.runtimes.checks import *\n"
-        "from fl_app.schema import from_dict\n"
-        "check_before(Launch(with_whole_uri(Launch(from_dict({}))).config))\n"
+        "import sys; from fl_app.config.run_request import RunRequest\n"
+        "from fl_app.runtimes.checks import *\n"
+        "from fl_app.config.serialization import from_dict\n"
+        "check_before(RunRequest(with_whole_uri(RunRequest(from_dict({}))).config))\n"
         "print({'mlflow', 'sklearn', 'ray', 'flwr', 'pandas'} & {*sys.modules})"
     )
     done = command("python", "-c", code, cwd=tmp_path, FL_APP_HOME=str(tmp_path / "home"))

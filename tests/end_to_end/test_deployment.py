@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_app.config import compose_config
-from fl_app.launch import Launch
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
 from fl_app.runtimes import RunResult, run
 from fl_app.runtimes.superlink import PrivateSuperLink
 from fl_app.seeding import generator
@@ -67,7 +67,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def in_process(*overrides: str, output: Path) -> RunResult:
     """Run the same config in this process, without a record."""
     words = [*overrides, "num_clients=2", "tracking=none", f"output_dir={output}"]
-    return run(Launch(compose_config(words)))
+    return run(RunRequest(compose_config(words)))
 
 
 @pytest.mark.parametrize(

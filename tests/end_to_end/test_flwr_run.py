@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from fl_app.tracking.spool import Process, read_lines
+from fl_app.home import Process
+from fl_app.tracking.files import read_lines
 
 from .support import BIN, ROOT, command, end_processes, free_port, processes_with
 

@@ -14,10 +14,10 @@ from flwr.app import Message
 from mlflow import MlflowClient
 
 from fl_app.aggregation import arrays_digest
-from fl_app.config import compose_config
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
 from fl_app.errors import FederationError
 from fl_app.federation.federated import Federated
-from fl_app.launch import Launch
 from fl_app.report import read_these
 from fl_app.runtimes import RunResult, run
 
@@ -74,7 +74,7 @@ def recorded(home: Path, *overrides: str) -> Recorded:
     uri = f"sqlite:///{home}/mlflow.db"
     output = home / "out"
     config = compose_config([*overrides, f"tracking.uri={uri}", f"output_dir={output}"])
-    result = run(Launch(config, overrides))
+    result = run(RunRequest(config, overrides))
     folder = home / "downloads"
     folder.mkdir(exist_ok=True)
     return Recorded(result, MlflowClient(uri), folder)
@@ -246,7 +246,7 @@ def test_logged_model_predicts_what_the_run_reported(digits: Recorded) -> None:
     """The stored model, fed raw integer rows of the test set, has ``server/accuracy``."""
     import pandas as pd
 
-    from fl_app.data.partition import test_table
+    from fl_app.data.client_data import test_table
 
     config = compose_config(["num_clients=4", "num_server_rounds=3", "partitioner=dirichlet"])
     test = test_table(config)
@@ -266,7 +266,7 @@ def test_regression_model_predicts_in_the_targets_unit(diabetes: Recorded) -> No
     """The stored model's mean squared error on raw test rows is ``server/mse``."""
     import pandas as pd
 
-    from fl_app.data.partition import test_table
+    from fl_app.data.client_data import test_table
 
     test = test_table(compose_config(["dataset=diabetes", "num_clients=3"]))
     numbers = diabetes.model("final").predict(
@@ -337,7 +337,7 @@ def test_own_tables_model_predicts_its_raw_rows(own_table: tuple[Recorded, Path]
     """The logged model takes the CSV's rows as pandas reads them and returns its text labels."""
     import pandas as pd
 
-    from fl_app.data.partition import test_table
+    from fl_app.data.client_data import test_table
 
     run_, path = own_table
     frame = pd.read_csv(path)

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from fl_app.client_app import app as client_app
-from fl_app.config import compose_config
-from fl_app.data.partition import test_table as held_out
+from fl_app.config.compose import compose_config
+from fl_app.config.run_request import RunRequest
+from fl_app.config.schema import Config
+from fl_app.data.client_data import test_table as held_out
 from fl_app.data.table import Table
 from fl_app.errors import FederationError
 from fl_app.grid import InProcessGrid
-from fl_app.launch import Launch
 from fl_app.models.metrics import NO_SCORES
-from fl_app.schema import Config
 from fl_app.server_app import app as server_app
 
 from .support import server_context
@@ -33,7 +33,7 @@ def digest(tmp_path: Path, shuffle: int | None, *overrides: str) -> str:
         ["tracking=none", "num_server_rounds=3", f"output_dir={output}", *overrides]
     )
     grid = InProcessGrid(client_app, num_supernodes=config.num_clients, shuffle_replies=shuffle)
-    server_app(grid, server_context({"config-json": Launch(config).to_json()}))
+    server_app(grid, server_context({"config-json": RunRequest(config).to_json()}))
     found: str = json.loads((output / "result.json").read_text())["weights_sha256"]
     return found
 
@@ -58,7 +58,7 @@ def test_part_of_the_clients_is_drawn_by_the_seed(strategy: str, tmp_path: Path)
 
 def test_test_rows_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other labels on all the server's test rows its metrics change, and no weight does."""
-    from fl_app import server_app as module
+    from fl_app import experiment as module
 
     overrides = ["strategy=fedstacking", "dataset=wine", "num_clients=4", "num_server_rounds=4"]
     first = digest(tmp_path, None, *overrides)

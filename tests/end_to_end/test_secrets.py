@@ -14,11 +14,11 @@ from urllib.request import urlopen
 
 import pytest
 
-from fl_app import commands
+from fl_app.cli import kit
 from fl_app.report.reading import _summary
 from fl_app.runtimes.bundle import app_dir
 from fl_app.tracking import replay
-from fl_app.tracking.store import run_url
+from fl_app.tracking.mlflow.uri import run_url
 
 from .support import ROOT, command, free_port
 
@@ -129,7 +129,7 @@ def test_a_report_of_a_server_that_is_down(tmp_path: Path, nobody: str) -> None:
 def test_the_run_config_of_flwr_run_holds_no_password(tmp_path: Path) -> None:
     """Flower hands it to every node and keeps it: refused before any work, without its value."""
     code = (
-        "from fl_app.launch import read_launch\nimport sys\n"
+        "from fl_app.config.run_request import read_launch\nimport sys\n"
         "for key in ('tracking-uri', 'overrides'):\n"
         "    try: read_launch({key: 'tracking.uri=' * (key == 'overrides') + sys.argv[1]}, 2)\n"
         "    except Exception as error: print(error)\n"
@@ -159,11 +159,11 @@ def test_no_process_of_ours_has_the_store_in_its_arguments(
 ) -> None:
     """Every user of a machine sees them: ``fl-kit ui`` tells MLflow by its own variable."""
     called: list[list[str]] = []
-    monkeypatch.setattr(commands.os, "execv", lambda program, words: called.append(words))
+    monkeypatch.setattr(kit.os, "execv", lambda program, words: called.append(words))
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "")
     store = f"sqlite:///{tmp_path}/{SECRET}.db"
-    commands.ui(free_port(), store)
+    kit.ui(free_port(), store)
     assert len(called) == 1
     assert not any(SECRET in word for word in called[0])
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == store
@@ -236,7 +236,7 @@ def test_what_waited_is_sent_by_whoever_knows_the_password(
     home = tmp_path / "fl_app_home"
     code = (
         "import os\nfrom fl_app.tracking import MlflowTracker\n"
-        "from fl_app.tracking.base import RunStart, RoundRecord\nimport sys\n"
+        "from fl_app.tracking.records import RunStart, RoundRecord\nimport sys\n"
         "tracker = MlflowTracker(sys.argv[1], 'waits')\n"
         "tracker._store.connect = tracker._store.create_run = None\n"
         "tracker.start(RunStart('waits'))\ntracker.record(RoundRecord(0, {}))\nos._exit(9)\n"

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fl_app.config import compose_config
-from fl_app.data.partition import test_table as held_out
-from fl_app.fedstacking import FAMILY_NUMBERS
+from fl_app.config.compose import compose_config
+from fl_app.data.client_data import test_table as held_out
+from fl_app.stacking.strategy import FAMILY_NUMBERS
 
 from .support import command
 from .test_record import Recorded, recorded

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from fl_app import __main__ as command
-from fl_app import commands
-from fl_app.config import Sweep, check_sweep, compose_config, config_dir
+from fl_app.cli import kit
+from fl_app.cli import run as command
+from fl_app.config.compose import Sweep, check_sweep, compose_config, config_dir
+from fl_app.config.run_request import read_launch
 from fl_app.errors import ConfigError
-from fl_app.launch import read_launch
 from fl_app.report import find_finished, read_runs
-from fl_app.tracking.store import default_uri
+from fl_app.tracking.mlflow.uri import default_uri
 
 from .support import command as fl_command
 from .support import free_port
@@ -259,7 +259,7 @@ def test_methods_are_compared_tuned(
     (again,) = [line for line in out.splitlines() if line.startswith("the same again: fl-kit ")]
     assert "--tune model.learning_rate --by eval/accuracy" in again
     monkeypatch.setattr(sys, "argv", shlex.split(again.partition(": ")[2]))
-    commands.main()
+    kit.main()
     table = out.partition("at equal rounds")[2].partition("at equal bytes")[0]
     assert table in capsys.readouterr().out
 

@@ -1,0 +1,250 @@
+"""``fl-kit``: the commands around a run.
+
+Exit status as for ``fl-app``: 0 done, 1 failed, 2 bad input (one line), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from typing import Annotated, cast
+
+import click
+import typer
+
+import fl_app
+from fl_app.cli.broken_pipe import reader_may_leave
+from fl_app.config.options import Task
+from fl_app.errors import FlAppError, InputError, printable
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="fl-kit",
+    help="""\b
+    The commands around a federated run; fl-app makes the run itself.
+    They compare what it recorded, and show it live or in MLflow;
+    they say beforehand whether a file of yours could be used.
+
+    \b
+      fl-kit check patients.csv --target outcome
+      fl-kit report --baseline strategy=fedavg --metric server/accuracy
+      fl-kit dashboard
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"fl-kit {fl_app.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port of the page on 127.0.0.1.")] = 5000,
+    uri: Annotated[str, typer.Option(help="Tracking URI; default: where runs are logged.")] = "",
+) -> None:
+    """Open the MLflow UI on the store that runs are logged to; Ctrl-C ends it."""
+    _check_free(port)
+    from fl_app.tracking.mlflow.uri import check_uri, default_uri, is_http
+
+    store = check_uri(uri or default_uri())
+    if is_http(store):
+        raise InputError("tracking URI", store, "a database: a server is its own UI, open it there")
+    # By default MLflow would start 15 processes with 2.5 GB for this.
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    # Every user of the machine sees a process's arguments, and a URI may hold a password.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store
+    words = [sys.executable, "-m", "mlflow", "server"]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
+    os.execv(words[0], words)
+
+
+@app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(help="Port of the page on 127.0.0.1.")] = 8501,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page where there is a screen.")
+    ] = True,
+) -> None:
+    """Open the live page: choose, start and watch runs; Ctrl-C ends the page, not the runs."""
+    _check_free(port)
+    from fl_app.dashboard.start import serve
+
+    serve(port, browser)
+
+
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(help="CSV or Parquet file.")],
+    target: Annotated[list[str] | None, typer.Option(help="Column to predict.")] = None,
+    task: Annotated[str, typer.Option(help="regression or classification; default: guess.")] = "",
+    features: Annotated[list[str] | None, typer.Option(help="Columns to predict from.")] = None,
+    categorical: Annotated[list[str] | None, typer.Option(help="Columns taken as texts.")] = None,
+    key: Annotated[str, typer.Option(help="Column that names each row's client.")] = "",
+) -> None:
+    """Say what a node would say of its file: exit status 0 if a run could use it, 2 if not."""
+    if task not in ("", "regression", "classification"):
+        raise InputError("--task", task, "regression or classification")
+    from fl_app.data.file_report import report
+
+    kind = cast(Task, task) if task else None
+    found = report(file, target or None, kind, features or None, categorical or None, key or None)
+    print(found.render())
+    if not found.usable:
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    app_dir: Annotated[str, typer.Argument(help="Folder of a Flower app.")],
+    num_supernodes: Annotated[
+        int, typer.Option("-n", "--num-supernodes", help="Number of clients.")
+    ] = 10,
+    config: Annotated[
+        list[str] | None,
+        typer.Option("-c", "--run-config", help="As for flwr run: 'key=1 name=\"x\"' or a file."),
+    ] = None,
+    num_workers: Annotated[int, typer.Option(help="Processes that the clients run in.")] = 1,
+    track: Annotated[
+        bool, typer.Option("--track", help="Record the app's strategy in MLflow, round by round.")
+    ] = False,
+) -> None:
+    """Run any Flower app in this process, as flwr run would in its simulation."""
+    from fl_app.runtimes.folders import run_folder
+
+    print(printable(run_folder(app_dir, num_supernodes, config or (), num_workers, track)))
+
+
+@app.command()
+def report(
+    mlflow_experiment: Annotated[str, typer.Option(help="MLflow experiment; default: all.")] = "",
+    sweep: Annotated[str, typer.Option(help="Only runs of this sweep (tag sweep.id).")] = "",
+    metric: Annotated[str, typer.Option(help="What is compared.")] = "server/accuracy",
+    baseline: Annotated[
+        str,
+        typer.Option(
+            help="KEY=VALUE[,KEY=VALUE]: the compared params, the values to compare with."
+        ),
+    ] = "strategy=fedavg",
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(help="Param whose best value counts, chosen by seed: model.learning_rate."),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="Metric that chooses; default: eval/accuracy or eval/mse.")
+    ] = "",
+    expect: Annotated[
+        list[str] | None, typer.Option(help="'a>b', 'a>b+0.01' or 'a>b-0.01', to be checked.")
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Exit status 1 if an expectation does not hold, or on too little."
+        ),
+    ] = False,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Param that may differ between paired runs; * allowed.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only runs with these params: KEY=VALUE[,VALUE].")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Differences up to this are ties.")] = 0.0,
+    out: Annotated[str, typer.Option(help="Folder for report.md, .csv and .json.")] = "",
+    store: Annotated[
+        bool, typer.Option("--store", help="Store these in MLflow too, with the sweep of --sweep.")
+    ] = False,
+    uri: Annotated[str, typer.Option(help="Tracking URI; default: where runs are logged.")] = "",
+) -> None:
+    """Compare runs in pairs that agree on everything but the baseline's params and what is tuned.
+
+    Tables: each at its end, where rounds differ; at equal rounds; at equal bytes.
+    """
+    from fl_app import report as reporting
+
+    name, sweep_id = mlflow_experiment or None, sweep or None
+    if store and not sweep:
+        raise InputError("--store", True, "only with --sweep, whose comparison it is")
+    if strict and not expect:
+        raise InputError("--strict", True, "at least one --expect, which it is about")
+    runs = reporting.read_runs(
+        uri or None, experiment=name, sweep=sweep_id, metric=metric, by=by if tune else None
+    )
+    runs = reporting.select(runs, where or ())
+    comparison = reporting.compare(
+        runs,
+        baseline=baseline,
+        metric=metric,
+        ignore=ignore or (),
+        tolerance=tolerance,
+        tune=tune or (),
+        by=by,
+    )
+    if strict:
+        counted = comparison.design.runs.values()
+        reporting.check_sound(run for seeds in counted for run in seeds.values())
+    outcomes = [reporting.expect(comparison, text) for text in expect or ()]
+    reporting.show(reporting.comparison_blocks(comparison, outcomes))
+    command = shlex.join(["fl-kit", *sys.argv[1:]])
+    if out:
+        for path in reporting.write_report(out, comparison, outcomes, command):
+            print(printable(path))
+    if store:
+        run_id = reporting.store_report(uri or None, sweep, comparison, outcomes, command)
+        print(f"stored in MLflow as the run comparison, {run_id}")
+    if strict and not all(outcome.holds_strictly for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@reader_may_leave()
+def main() -> None:
+    """Run the command line."""
+    try:
+        status = app(standalone_mode=False)
+        if isinstance(status, int) and status:
+            sys.exit(status)
+    except FlAppError as error:
+        _fail(str(error), error.exit_status)
+    except click.exceptions.NoArgsIsHelpError:
+        sys.exit(2)  # the help is printed
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", 130)
+
+
+def _check_free(port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise InputError("--port", port, "an integer from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError("--port", port, f"a free port ({error.strerror})") from None
+
+
+def _fail(text: str, status: int) -> None:
+    print(f"fl-kit: {printable(text)}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""``fl-app``: one run, or a multirun, from a Hydra command line.
+
+Exit status: 0 done, 1 the run failed, 2 bad input (one line, no traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+# Hydra would print its own errors and exit with 1; ours are one line and 2.
+os.environ["HYDRA_FULL_ERROR"] = "1"
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+import fl_app
+from fl_app.cli.broken_pipe import reader_may_leave
+from fl_app.cli.sweep import (
+    Job,
+    finished_before,
+    has_failed,
+    id_of,
+    job_log,
+    note,
+    read_jobs,
+    same_as,
+    summarise,
+    swept,
+    tell_swept,
+    with_config,
+)
+from fl_app.config.compose import (
+    HydraErrors,
+    check_sweep,
+    config_dir,
+    explain,
+    heeded,
+    searched,
+    typed,
+    unescaped,
+)
+from fl_app.config.options import TabularConfig
+from fl_app.config.passwords import keep_secrets
+from fl_app.config.run_request import unheeded, without_secrets
+from fl_app.config.schema import Config, objective_of
+from fl_app.errors import FlAppError, masked, one_line, printable
+
+if TYPE_CHECKING:
+    from fl_app.runtimes import RunResult
+
+__all__ = ["main"]
+
+
+_failures: list[FlAppError] = []
+_begun: list[bool] = []
+
+
+@hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
+def job(composed: DictConfig) -> float | None:
+    """Run one job and return its objective, for sweepers that optimise.
+
+    A job that fails on purpose returns None: raised through Hydra, it would print a line of
+    Hydra's own before ours. In a sweep it also says its line at once, and the others go on.
+    """
+    _begun.append(True)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _job_of_sweep(composed)
+    try:
+        config = _config(composed)
+        if found := finished_before(config):
+            print(printable(f"{found.title}: skipped, finished as run {found.run_id}"))
+            return found.metrics.get(objective_of(config))
+        return _run(config).metrics.get(objective_of(config))
+    except FlAppError as error:
+        _failures.append(error)
+        return None
+
+
+def _job_of_sweep(composed: DictConfig) -> float | None:
+    """Run one job of a sweep, and note how it ended for whoever started the sweep."""
+    state = HydraConfig.get()
+    task = _typed_words(state)
+    own = swept([o.removeprefix("++") for o in task])
+    told = Job(int(state.job.num), own, "FAILED", sweep_id=_sweep_id(state))
+    try:
+        config = _config(composed)
+        lacking = heeded(task, config)[1]
+        own = [o for o in own if o.partition("=")[0] not in lacking]
+        told = with_config(replace(told, overrides=own), config)
+        if (first := same_as(told.number)) is not None:
+            why = unheeded(config, told.overrides)
+            why = f"no {', '.join(lacking)} in strategy={config.strategy.name}" if lacking else why
+            text = f"job {told.number}: the same run as job {first}{f' ({why})' if why else ''}"
+            print(printable(text))
+            note(replace(told, status="SKIPPED", same_as=first))
+            return None
+        if found := finished_before(config):
+            text = f"{' '.join(told.overrides)}: skipped, finished as run {found.run_id}"
+            print(printable(text))
+            note(replace(told, status="SKIPPED", metrics=found.metrics, run_id=found.run_id))
+            return found.metrics.get(objective_of(config))
+        result = _run(config)
+    except FlAppError as error:
+        note(replace(told, error=str(error)))
+        print(printable(f"fl-app: {' '.join(told.overrides)}: {error}"), file=sys.stderr)
+        return None
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        note(replace(told, status=status, error=one_line(error)))
+        raise
+    metrics = {name: value for name, value in result.metrics.items() if value is not None}
+    run_id = result.run_id or ""
+    note(replace(told, status=result.status, metrics=metrics, run_id=run_id))
+    return result.metrics.get(objective_of(config))
+
+
+def _typed_words(state: HydraConf) -> list[str]:
+    """Return the overrides as they were typed, what is in ``${}`` too."""
+    words = cast(list[str], OmegaConf.to_container(state.overrides.task, resolve=False))
+    return [*map(unescaped, words)] if state.mode == RunMode.MULTIRUN else words
+
+
+def _sweep_id(state: HydraConf) -> str:
+    chosen = any(o.startswith("hydra.sweep.dir=") for o in state.overrides.hydra)
+    return id_of(state.sweep.dir, chosen)
+
+
+def _config(composed: DictConfig) -> Config:
+    """Return a job's config, with its own folder and with paths that any process can read."""
+    state = HydraConfig.get()
+    _mask_files(state)
+    forced = state.mode == RunMode.MULTIRUN
+    own = [o for o in _typed_words(state) if not (forced and o.startswith("++"))]
+    config = without_secrets(typed(composed, own))
+    folder = config.output_dir or state.runtime.output_dir
+    config = replace(config, output_dir=str(Path(folder).expanduser().absolute()))
+    if isinstance(config.dataset, TabularConfig) and config.dataset.path is not None:
+        # Relative to where the command was typed, whatever process will read it.
+        path = str(Path(config.dataset.path).expanduser().absolute())
+        config = replace(config, dataset=replace(config.dataset, path=path))
+    return config
+
+
+def _mask_files(state: HydraConf) -> None:
+    """Mask passwords that stood in a YAML file, in the copies that Hydra has written."""
+    folder = Path(state.runtime.output_dir)
+    for file in [
+        *folder.glob(f"{state.output_subdir}/*.yaml"),
+        Path(state.sweep.dir, "multirun.yaml"),
+    ]:
+        if file.is_file() and (shown := masked(text := file.read_text("utf-8"))) != text:
+            file.write_text(shown, "utf-8")
+
+
+def _run(config: Config) -> RunResult:
+    state = HydraConfig.get()
+    sweep = _sweep_id(state) if state.mode == RunMode.MULTIRUN else ""
+    # Hydra's own work (--help, --cfg, bad overrides) must not wait for Flower and MLflow.
+    from fl_app.config.run_request import RunRequest, git_commit
+    from fl_app.runtimes import run
+
+    task = _typed_words(state)
+    kept = heeded(task, config)[0] if sweep else task
+    own = tuple(swept(kept)) if sweep else ()
+    return run(RunRequest(config, tuple(kept), sweep, git_commit(), own))
+
+
+@reader_may_leave()
+def main() -> None:
+    """Run the command line."""
+    if "--version" in sys.argv[1:]:  # Hydra would tell its own
+        print(f"fl-app {fl_app.__version__}")
+        return
+    # Hydra writes and prints what was typed.
+    sys.argv[1:] = [_without_secrets(_at_home(word)) for word in sys.argv[1:]]
+    with job_log() as path:
+        try:
+            _check_first()
+            _hydra(path)
+        finally:
+            jobs = read_jobs(path)
+            if jobs:
+                print(summarise(jobs))
+    if has_failed(jobs):
+        sys.exit(1)
+
+
+def _without_secrets(word: str) -> str:
+    if re.search(r"""(?:://|uri=["']?(?!["']))[^@]*[\s"'<>][^@]*@""", word):
+        _fail("a URI holds no blanks and quotation marks (%20, %22 stand for them)", 2)
+    return keep_secrets(word)
+
+
+def _at_home(word: str) -> str:
+    """Put the home where ``~`` begins a path: shells do not, behind ``KEY=``."""
+    return re.sub(r"((?:^|[=,\[])(?:sqlite:///)?)~(?=/)", rf"\1{Path.home()}", word)
+
+
+def _check_first() -> None:
+    """Check all jobs of a sweep before the first one starts, and give Hydra what it can read."""
+    words = sys.argv[1:]
+    args, rest = get_args_parser().parse_known_args(words)
+    if unknown := [word for word in rest if word.startswith("-")]:
+        _fail(f"unrecognized arguments: {' '.join(unknown)}", 2)
+    overrides = [*args.overrides, *rest]
+    if args.multirun:  # it wins, and Hydra would warn
+        words = [word for word in words if not word.startswith("hydra.mode=")]
+        overrides = [o for o in overrides if not o.startswith("hydra.mode=")]
+    flags = list(words)
+    for word in overrides:
+        flags.remove(word)
+    # Hydra's parser wants all overrides together.
+    sys.argv[1:] = [*flags, *overrides]
+    # Whoever asks for help or names another config gets Hydra's own answer.
+    asks = (args.help, args.hydra_help, args.cfg, args.info, args.shell_completion)
+    others = (args.config_path, args.config_name, args.experimental_rerun)
+    may = ("experiment=", "sweep=", "hydra.mode=")
+    if any(asks) or any(others) or not (args.multirun or any(o.startswith(may) for o in overrides)):
+        return
+    try:
+        sweep = check_sweep(searched(overrides, args.config_dir), args.multirun)
+    except FlAppError as error:
+        _fail(str(error), error.exit_status)
+    if sweep.keys:
+        sys.argv[1:] = [*flags, *sweep.overrides]
+    tell_swept(sweep)
+
+
+def _hydra(log: Path) -> None:
+    """Let Hydra run one job or a sweep; leave with one line and a status for what goes wrong."""
+    try:
+        job()
+        for failure in _failures:
+            raise failure
+    except HydraErrors as error:
+        _fail(str(explain(error, [a for a in sys.argv[1:] if "=" in a])), 2)
+    except FlAppError as error:
+        _fail(str(error), error.exit_status)
+    except ValueError as error:
+        # Hydra has no class of its own for `dataset=null`; ours would be one of the above.
+        if (jobs := read_jobs(log)) and all(job.failed or not job.metrics for job in jobs):
+            _fail("no trial ended with a value to choose by", 1)
+        if _begun or jobs:
+            raise
+        _fail(str(explain(error, [a for a in sys.argv[1:] if "=" in a])), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(text: str, status: int) -> None:
+    print(f"fl-app: {printable(text)}", file=sys.stderr)
+    sys.exit(status)

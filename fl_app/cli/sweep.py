@@ -1,0 +1,385 @@
+"""What a sweep's jobs tell the process that started them, and the table that it closes with.
+
+A job may run in another process (Hydra's joblib launcher), so each appends one line to a file that
+an environment variable names. The parent reads the lines when Hydra has returned.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from fl_app.config.options import MlflowConfig
+from fl_app.config.run_request import param_of
+from fl_app.config.schema import Config, data_name
+from fl_app.config.serialization import digest, effective
+from fl_app.errors import DIVERGED, FlAppError, printable
+
+if TYPE_CHECKING:
+    from fl_app.config.compose import Sweep
+    from fl_app.report import Comparison, RunSummary
+
+__all__ = [
+    "Job",
+    "finished_before",
+    "has_failed",
+    "id_of",
+    "job_log",
+    "note",
+    "read_jobs",
+    "same_as",
+    "summarise",
+    "swept",
+    "tell_swept",
+    "with_config",
+]
+
+_LOG, _KEYS, _SAME = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS", "FL_APP_SWEEP_SAME"
+_BEGUN = "FL_APP_SWEEP_BEGUN"
+_DATED = re.compile(r"\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d-\d{6}")
+COMPARED, _FEDAVG = "strategy.name", "fedavg"
+_BASELINE = f"strategy={_FEDAVG}"
+_METHOD = (COMPARED, "model.name", "num_server_rounds")
+"""Params of which a method may have its own."""
+_RATE = "model.learning_rate"
+_NO_RIVALS = (_FEDAVG, "local", "pooled")
+"""Strategies of which no sentence is said: they are what others are compared with."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Parameters
+    ----------
+    number : int
+        Its number in the sweep.
+    overrides : sequence of str
+        What was swept over for it.
+    status : str
+        ``FINISHED``, ``FAILED``, ``KILLED`` or ``SKIPPED``.
+    error : str
+        Why it failed, in one line.
+    params : mapping of str to str
+        Its flattened config without what changes no number of it; empty where there was none.
+    metrics : mapping of str to float
+        Its last metrics.
+    run_id : str
+        MLflow run id, "" without one.
+    sweep_id : str
+        Name of the sweep's folder.
+    uri : str
+        Tracking URI of its config, "" for the default.
+    experiment : str
+        MLflow experiment of its config, "" without one.
+    tracked : bool
+        Whether it was recorded in MLflow.
+    same_as : int or None
+        Number of the earlier job whose run would have been the same; None where it has its own.
+    """
+
+    number: int
+    overrides: Sequence[str]
+    status: str
+    error: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    run_id: str = ""
+    sweep_id: str = ""
+    uri: str = ""
+    experiment: str = ""
+    tracked: bool = False
+    same_as: int | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it did not do what it was started for."""
+        return self.status in ("FAILED", "KILLED")
+
+
+@contextmanager
+def job_log() -> Iterator[Path]:
+    """Give jobs of this process and of those that it starts a file to append to."""
+    descriptor, name = tempfile.mkstemp(prefix="fl_app-sweep-", suffix=".jsonl")
+    os.close(descriptor)
+    os.environ[_LOG] = name
+    os.environ[_BEGUN] = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
+    path = Path(name)
+    try:
+        yield path
+    finally:
+        for name in (_LOG, _BEGUN, _KEYS, _SAME):
+            os.environ.pop(name, None)
+        path.unlink(missing_ok=True)
+
+
+def id_of(folder: str, chosen: bool) -> str:
+    """Return the id of a sweep: the day and the time that its folder is named by.
+
+    Parameters
+    ----------
+    folder : str
+        The sweep's folder.
+    chosen : bool
+        Whether somebody chose it: then another sweep may have it too, and the id is the day and
+        the time at which this one began.
+    """
+    dated = "-".join(Path(folder).absolute().parts[-2:])
+    own = _DATED.fullmatch(dated) and not chosen
+    return dated if own else os.environ.get(_BEGUN, dated)
+
+
+def tell_swept(sweep: Sweep) -> None:
+    """Tell the jobs, in whatever process, what the sweep is over and which are the same run."""
+    os.environ[_KEYS] = " ".join(key.lstrip("+") for key in sweep.keys)
+    os.environ[_SAME] = json.dumps(dict(sweep.same))
+
+
+def swept(overrides: Sequence[str]) -> list[str]:
+    """Return those of a job's overrides that differ from job to job.
+
+    All of them where nobody has told (a sweeper of somebody else's).
+    """
+    keys = os.environ.get(_KEYS, "").split()
+    return [o for o in overrides if o.partition("=")[0] in keys] or list(overrides)
+
+
+def same_as(number: int) -> int | None:
+    """Return the number of the first job that is the same run as a job; None where it has its own.
+
+    Known before the first job starts: jobs may run at the same time.
+    """
+    found: int | None = json.loads(os.environ.get(_SAME, "{}")).get(str(number))
+    return found
+
+
+def note(job: Job) -> None:
+    """Append a job to the log, where there is one."""
+    path = os.environ.get(_LOG)
+    if path and Path(path).exists():
+        # One write of one line: processes that append at a time do not mix theirs.
+        with open(path, "ab", buffering=0) as file:
+            file.write((json.dumps(asdict(job)) + "\n").encode())
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """Return the jobs of a log by their number; one that was not run has its first one's run id."""
+    jobs = {
+        job.number: job for job in (Job(**json.loads(x)) for x in path.read_text().splitlines())
+    }
+    for job in jobs.values():
+        if (first := jobs.get(-1 if job.same_as is None else job.same_as)) is not None:
+            jobs[job.number] = replace(job, run_id=first.run_id, metrics=first.metrics)
+    return [jobs[number] for number in sorted(jobs)]
+
+
+def with_config(job: Job, config: Config) -> Job:
+    """Return a job that says what its config is."""
+    tracking = config.tracking
+    told = replace(job, params=effective(config))
+    if not isinstance(tracking, MlflowConfig):
+        return told
+    experiment = tracking.experiment_name or data_name(config)
+    return replace(told, tracked=True, uri=tracking.uri or "", experiment=experiment)
+
+
+def finished_before(config: Config) -> RunSummary | None:
+    """Return the FINISHED run of the same config and the same data, where ``skip_finished`` asks.
+
+    A deployment's server does not know the data, so nothing is ever left out there.
+    """
+    if not config.skip_finished or config.runtime.name == "deployment":
+        return None
+    from fl_app.data.client_data import whole_table
+    from fl_app.report import find_finished
+
+    tracking = config.tracking
+    uri = tracking.uri if isinstance(tracking, MlflowConfig) else None
+    tags = {"config.sha256": digest(config), "data.sha256": whole_table(config).sha256}
+    return find_finished(uri, tags)
+
+
+def has_failed(jobs: Sequence[Job]) -> bool:
+    """Return whether a sweep did less than it was started for.
+
+    Where rates are tried for a comparison, one whose training diverges has been tried, as long as
+    another one of the same method, seed and data is left to choose.
+    """
+    question = _question([job for job in jobs if not job.failed and job.params])
+    tuned = () if question is None else question.tune
+
+    def place(job: Job) -> frozenset[tuple[str, str]]:
+        return frozenset((k, v) for k, v in job.params.items() if k not in tuned)
+
+    left = {place(j) for j in jobs if tuned and not j.failed and j.same_as is None}
+    return any(j.failed and not (DIVERGED in j.error and place(j) in left) for j in jobs)
+
+
+def summarise(jobs: Sequence[Job]) -> str:
+    """Return the text that closes a sweep.
+
+    A mean over seeds for each configuration, the best one, and a line for each job that failed.
+    Where strategies or methods were swept beside FedAvg and the runs are in MLflow, also the
+    comparison of ``fl-kit report``, which is stored there too, and a sentence for each of them. A
+    job that was not run, being the same as another, is in none of it.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        All jobs that began.
+    """
+    from fl_app.report import RunSummary, summary_blocks, summary_table, to_text
+
+    jobs = [job for job in jobs if job.same_as is None]
+    runs = [
+        RunSummary(
+            run_id=job.run_id or f"job {job.number}",
+            params=job.params,
+            metrics=job.metrics,
+            status="FINISHED" if job.status == "SKIPPED" else job.status,
+            error=job.error,
+            name=" ".join([f"job {job.number}:", *job.overrides]),
+        )
+        for job in jobs
+    ]
+    keys = {param_of(override) for job in jobs for override in job.overrides}
+    keys |= {*_METHOD} if "method" in keys else set()
+    parts = [to_text(summary_blocks(summary_table(runs, keys))), _comparison(jobs), _where(jobs)]
+    return "\n\n".join(part.strip("\n") for part in parts if part)
+
+
+def _where(jobs: Sequence[Job]) -> str:
+    """Say where the runs are."""
+    recorded = (job for job in jobs if job.tracked and job.run_id and job.status != "SKIPPED")
+    tracked = next(recorded, None)
+    if tracked is None:
+        return ""
+    uri = f" --uri {shlex.quote(tracked.uri)}" if tracked.uri else ""
+    where = f"tags.`sweep.id` = '{tracked.sweep_id}'"
+    return printable(f"the runs in MLflow: fl-kit ui{uri}, filter {where}")
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a sweep is compared by: the options of ``fl-kit report``."""
+
+    baseline: str
+    metric: str
+    tune: tuple[str, ...]
+    by: str
+
+    def command(self, sweep_id: str, uri: str) -> str:
+        """Return the command that compares the same again."""
+        words = ["fl-kit", "report", "--sweep", sweep_id]
+        words += ["--baseline", self.baseline] if self.baseline != _BASELINE else []
+        words += ["--metric", self.metric] if not self.metric.endswith("/accuracy") else []
+        words += [word for key in self.tune for word in ("--tune", key)]
+        words += ["--by", self.by] if self.tune else []
+        return shlex.join(words + (["--uri", uri] if uri else []))
+
+
+def _comparison(jobs: Sequence[Job]) -> str:
+    """Compare the strategies, or methods, of a sweep with FedAvg; "" where it was no such sweep."""
+    done = [job for job in jobs if not job.failed and job.params]
+    question = _question(done)
+    if question is None:
+        return ""
+    from fl_app.report import (
+        compare,
+        comparison_blocks,
+        read_runs,
+        read_these,
+        store_report,
+        to_text,
+    )
+
+    first, by = done[0], question.by if question.tune else None
+    # By id: a job that was skipped is a run of an earlier sweep.
+    old = [job.run_id for job in done if job.status == "SKIPPED"]
+    new = [job for job in jobs if job.status == "FINISHED" or DIVERGED in job.error]
+    try:
+        runs = read_these(first.uri or None, old, question.metric, by) if old else ()
+        if new:  # with those whose training diverged, which have been tried
+            runs += read_runs(
+                first.uri or None, sweep=first.sweep_id, metric=question.metric, by=by
+            )
+        compared = compare(
+            tuple({run.run_id: run for run in runs}.values()),
+            baseline=question.baseline,
+            metric=question.metric,
+            tune=question.tune,
+            by=by or "",
+        )
+    except FlAppError as error:
+        return f"no comparison: {error}"
+    lines = [to_text(comparison_blocks(compared, [])), *_sentences(compared)]
+    again = "" if old else question.command(first.sweep_id, first.uri)
+    if again:
+        lines.append(printable(f"the same again: {again}"))
+    try:
+        store_report(
+            first.uri or None, first.sweep_id, compared, (), again, experiment=first.experiment
+        )
+        lines.append("stored in MLflow as the run comparison, with the same sweep.id")
+    except FlAppError as error:
+        lines.append(f"the comparison is not stored in MLflow: {error}")
+    return "\n".join(lines)
+
+
+def _sentences(compared: Comparison) -> list[str]:
+    """Say of each rival of FedAvg whether it is better; one line where cells do not allow it."""
+    from fl_app.report import verdict
+
+    values = compared.design.values
+    rivals = [one for one in compared.levels if values[one][COMPARED] not in _NO_RIVALS]
+    try:
+        return [printable(verdict(compared, level)) for level in rivals]
+    except FlAppError as error:
+        return [printable(f"no sentence: {error}")]
+
+
+def _question(done: Sequence[Job]) -> _Question | None:
+    """Return how finished jobs are compared; None where they are no FedAvg and others, in MLflow.
+
+    Where methods were swept, all that is a method's own belongs to a level. The rate is tuned
+    where it was swept. Of several kinds of FedAvg the one that is best on the clients' validation
+    rows is the baseline: the strongest rival, chosen without test rows.
+    """
+    if len({job.params.get(COMPARED) for job in done}) < 2 or not done[0].tracked:
+        return None
+    from fl_app.models.directions import higher_is_better
+    from fl_app.tracking.metric_names import equal
+
+    swept = {param_of(override) for job in done for override in job.overrides}
+    keys = _METHOD if "method" in swept else (COMPARED,)
+    several = [key for key in keys if len({job.params.get(key) for job in done}) > 1]
+    tune = tuple({_RATE} & swept)
+    kind = "accuracy" if any(n.endswith("/accuracy") for n in done[0].metrics) else "mse"
+    told = done[0].params.get("objective", "null")
+    by = f"eval/{kind}" if told == "null" else told
+    sign = 1 if higher_is_better(by) else -1
+    best: dict[tuple[str, ...], dict[frozenset[tuple[str, str]], float]] = {}
+    for job in done:
+        if job.params.get(COMPARED) == _FEDAVG:
+            rest = {k: v for k, v in job.params.items() if k not in (*several, *tune)}
+            own = best.setdefault(tuple(job.params.get(k, "") for k in several), {})
+            value, place = sign * job.metrics.get(by, math.nan), frozenset(rest.items())
+            own[place] = max(own.get(place, -math.inf), value)
+    if not best:
+        return None
+    means = {one: fmean(own.values()) for one, own in best.items()}
+    level = min(one for one, mean in means.items() if equal(mean, max(means.values())))
+    pairs = zip(several, level, strict=True)
+    baseline = ",".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs)
+    return _Question(baseline, f"server/{kind}", tune, by)

@@ -1,0 +1,120 @@
+"""Experiments as typed configs: options, rules between them, how Hydra composes them."""
+
+from typing import TYPE_CHECKING
+
+from fl_app.lazy import exporter
+
+if TYPE_CHECKING:
+    from fl_app.config.checking import SIGNS, having, sign, who_has
+    from fl_app.config.compose import (
+        Sweep,
+        check_sweep,
+        compose_config,
+        config_dir,
+        explain,
+        heeded,
+        searched,
+        typed,
+        unescaped,
+    )
+    from fl_app.config.options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, FaultsConfig, Levels, Task
+    from fl_app.config.rules import check, check_names, kept_weights
+    from fl_app.config.schema import (
+        GROUPS,
+        SECTIONS,
+        Config,
+        data_name,
+        min_level_rows_of,
+        objective_of,
+        task_of,
+    )
+    from fl_app.config.serialization import (
+        digest,
+        effective,
+        flatten,
+        from_dict,
+        from_json,
+        to_dict,
+        to_json,
+        without_effect,
+    )
+    from fl_app.config.strategy_options import has_base_models
+
+__all__ = [
+    "GROUPS",
+    "MAX_AUTO_LEVELS",
+    "MIN_LEVEL_ROWS",
+    "SECTIONS",
+    "SIGNS",
+    "Config",
+    "FaultsConfig",
+    "Levels",
+    "Sweep",
+    "Task",
+    "check",
+    "check_names",
+    "check_sweep",
+    "compose_config",
+    "config_dir",
+    "data_name",
+    "digest",
+    "effective",
+    "explain",
+    "flatten",
+    "from_dict",
+    "from_json",
+    "has_base_models",
+    "having",
+    "heeded",
+    "kept_weights",
+    "min_level_rows_of",
+    "objective_of",
+    "searched",
+    "sign",
+    "task_of",
+    "to_dict",
+    "to_json",
+    "typed",
+    "unescaped",
+    "who_has",
+    "without_effect",
+]
+
+_HOMES = {
+    "compose": [
+        "Sweep",
+        "check_sweep",
+        "compose_config",
+        "config_dir",
+        "explain",
+        "heeded",
+        "searched",
+        "typed",
+        "unescaped",
+    ],
+    "checking": ["SIGNS", "having", "sign", "who_has"],
+    "options": ["FaultsConfig", "Levels", "MAX_AUTO_LEVELS", "MIN_LEVEL_ROWS", "Task"],
+    "rules": ["check", "check_names", "kept_weights"],
+    "schema": [
+        "Config",
+        "GROUPS",
+        "SECTIONS",
+        "data_name",
+        "min_level_rows_of",
+        "objective_of",
+        "task_of",
+    ],
+    "serialization": [
+        "digest",
+        "effective",
+        "flatten",
+        "from_dict",
+        "from_json",
+        "to_dict",
+        "to_json",
+        "without_effect",
+    ],
+    "strategy_options": ["has_base_models"],
+}
+
+__getattr__ = exporter(__name__, _HOMES)

@@ -1,0 +1,246 @@
+"""The typed form of an experiment, and what can be told by its options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fl_app.config.options import (
+    MIN_LEVEL_ROWS,
+    DatasetConfig,
+    DeploymentConfig,
+    DirichletConfig,
+    DpAdaptiveConfig,
+    DpFixedConfig,
+    FaultsConfig,
+    HeartDiseaseConfig,
+    InProcessConfig,
+    MlflowConfig,
+    MlpConfig,
+    ModelConfig,
+    NaturalConfig,
+    PartitionerConfig,
+    PrivacyConfig,
+    QuantityConfig,
+    RingsConfig,
+    RuntimeConfig,
+    ShardsConfig,
+    SimulationConfig,
+    SyntheticClassificationConfig,
+    SyntheticConfig,
+    TabularConfig,
+    Task,
+    TrackingConfig,
+    TwoLinesConfig,
+    opt,
+)
+from fl_app.config.strategy_options import (
+    FedAdagradConfig,
+    FedAdamConfig,
+    FedAvgMConfig,
+    FedProxConfig,
+    FedStackingConfig,
+    FedTrimmedAvgConfig,
+    FedXgbBaggingConfig,
+    FedYogiConfig,
+    KrumConfig,
+    MultiKrumConfig,
+    NAverageConfig,
+    PooledConfig,
+    QFedAvgConfig,
+    StrategyConfig,
+)
+from fl_app.errors import printable
+
+__all__ = [
+    "GROUPS",
+    "SECTIONS",
+    "Config",
+    "data_name",
+    "min_level_rows_of",
+    "objective_of",
+    "task_of",
+]
+
+GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
+    "dataset": {
+        "digits": DatasetConfig,
+        "two_lines": TwoLinesConfig,
+        "diabetes": DatasetConfig,
+        "iris": DatasetConfig,
+        "wine": DatasetConfig,
+        "breast_cancer": DatasetConfig,
+        "heart_disease": HeartDiseaseConfig,
+        "penguins": DatasetConfig,
+        "synthetic_regression": SyntheticConfig,
+        "synthetic_classification": SyntheticClassificationConfig,
+        "rings": RingsConfig,
+        "tabular": TabularConfig,
+    },
+    "partitioner": {
+        "iid": PartitionerConfig,
+        "dirichlet": DirichletConfig,
+        "shards": ShardsConfig,
+        "quantity": QuantityConfig,
+        "natural": NaturalConfig,
+    },
+    "model": {"auto": ModelConfig, "linear": ModelConfig, "softmax": ModelConfig, "mlp": MlpConfig},
+    "strategy": {
+        "fedavg": StrategyConfig,
+        "fedprox": FedProxConfig,
+        "fedavgm": FedAvgMConfig,
+        "fedadam": FedAdamConfig,
+        "fedyogi": FedYogiConfig,
+        "fedadagrad": FedAdagradConfig,
+        "fedmedian": StrategyConfig,
+        "fedtrimmedavg": FedTrimmedAvgConfig,
+        "krum": KrumConfig,
+        "multikrum": MultiKrumConfig,
+        "bulyan": KrumConfig,
+        "qfedavg": QFedAvgConfig,
+        "fedxgbbagging": FedXgbBaggingConfig,
+        "fedstacking": FedStackingConfig,
+        "n_average": NAverageConfig,
+        "local": StrategyConfig,
+        "pooled": PooledConfig,
+    },
+    "privacy": {"none": PrivacyConfig, "dp_fixed": DpFixedConfig, "dp_adaptive": DpAdaptiveConfig},
+    "runtime": {
+        "inprocess": InProcessConfig,
+        "simulation": SimulationConfig,
+        "deployment": DeploymentConfig,
+    },
+    "tracking": {"mlflow": MlflowConfig, "none": TrackingConfig},
+}
+"""Every group's options and the class that types each."""
+SECTIONS: Mapping[str, type[Any]] = {"faults": FaultsConfig}
+"""Keys below a common name that is no group: there is nothing to choose between."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: int = opt(0, "Seed of every draw.", ge=0)
+    num_clients: int = opt(
+        10, "Clients; under `flwr run` and in a deployment the federation's nodes decide.", ge=1
+    )
+    num_server_rounds: int = opt(10, "Rounds of the run.", ge=1)
+    fraction_train: float = opt(1.0, "Share of the clients that train in a round.", gt=0, le=1)
+    fraction_evaluate: float = opt(
+        1.0, "Share of the clients that evaluate in a round; 0 for none.", ge=0, le=1
+    )
+    min_replies: int = opt(1, "Usable replies below which a round fails.", ge=1)
+    min_rows: int = opt(
+        5,
+        "Rows for training and for `eval/` together below which a client tells their number only, "
+        "no moments, no classes and no levels.",
+        ge=1,
+    )
+    objective: str | None = opt(
+        None, "Metric that picks the best round; null: `eval/accuracy` or `eval/mse`."
+    )
+    skip_finished: bool = opt(
+        False, "Whether a run is left out if one of the same config and data is FINISHED in MLflow."
+    )
+    output_dir: str | None = opt(
+        None, "Folder of `result.json`; null takes Hydra's own folder of the run."
+    )
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    partitioner: PartitionerConfig = field(default_factory=PartitionerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    runtime: RuntimeConfig = field(default_factory=InProcessConfig)
+    tracking: TrackingConfig = field(default_factory=MlflowConfig)
+
+
+_TASKS: Mapping[str, Task] = {
+    "digits": "classification",
+    "two_lines": "regression",
+    "diabetes": "regression",
+    "iris": "classification",
+    "wine": "classification",
+    "breast_cancer": "classification",
+    "heart_disease": "classification",
+    "penguins": "classification",
+    "synthetic_regression": "regression",
+    "synthetic_classification": "classification",
+    "rings": "classification",
+}
+
+
+def task_of(dataset: DatasetConfig) -> Task:
+    """Return the task of a data set: "regression" or "classification"."""
+    if isinstance(dataset, TabularConfig):
+        return dataset.task  # type: ignore[return-value]
+    return _TASKS[dataset.name]
+
+
+def data_name(config: Config) -> str:
+    """Return what the rows are called: the data set's name, for ``tabular`` the file's.
+
+    In a deployment each node has a file, whose name is the node's alone: there it is ``tabular``.
+    """
+    dataset = config.dataset
+    if not isinstance(dataset, TabularConfig) or config.runtime.name == "deployment":
+        return dataset.name
+    return printable(Path(dataset.path or "").name) or dataset.name
+
+
+def min_level_rows_of(dataset: DatasetConfig) -> int:
+    """Return the rows that a class or a level needs before a node names or counts it."""
+    return dataset.min_level_rows if isinstance(dataset, TabularConfig) else MIN_LEVEL_ROWS
+
+
+METRICS: Mapping[Task, tuple[str, ...]] = {
+    "regression": ("mse", "mae", "r2"),
+    "classification": ("log_loss", "accuracy", "brier"),
+}
+"""Metrics of every reply, by task, in the order of the closing table."""
+RATIOS: Mapping[Task, tuple[str, ...]] = {
+    "regression": (),
+    "classification": ("balanced_accuracy", "roc_auc"),
+}
+"""Further metrics of ``eval/`` and ``server/``, which are made of counts and in no reply."""
+
+
+def objective_of(config: Config) -> str:
+    """Return the metric that picks the best round and that sweepers optimise."""
+    classes = task_of(config.dataset) == "classification"
+    return config.objective or ("eval/accuracy" if classes else "eval/mse")
+
+
+def cohort_size(config: Config) -> int:
+    """Return how many clients train in a round, if all are there."""
+    if config.strategy.name == "pooled":
+        return 1
+    return max(int(config.num_clients * config.fraction_train), config.min_replies)
+
+
+def fewest_replies(strategy: StrategyConfig) -> tuple[int, str]:
+    """Return the fewest replies for which a strategy keeps its guarantee, and that bound in words.
+
+    References
+    ----------
+    Krum: n >= 2f + 3 (Blanchard et al. 2017, https://arxiv.org/abs/1703.02757). Bulyan:
+    n >= 4f + 3 (El Mhamdi et al. 2018, https://arxiv.org/abs/1802.07927). Median and trimmed mean
+    withstand one faulty reply of three (Yin et al. 2018, https://arxiv.org/abs/1803.01498).
+    """
+    if strategy.name == "fedmedian":
+        return 3, "3, to withstand one faulty reply"
+    if isinstance(strategy, FedTrimmedAvgConfig) and strategy.beta > 0:
+        fewest = math.ceil(1 / strategy.beta)
+        return fewest, f"1/beta = {fewest}, to cut one reply off at each end"
+    if isinstance(strategy, KrumConfig):
+        f = strategy.num_malicious_nodes
+        fewest = 4 * f + 3 if strategy.name == "bulyan" else 2 * f + 3
+        rule = "4f + 3" if strategy.name == "bulyan" else "2f + 3"
+        if isinstance(strategy, MultiKrumConfig) and strategy.num_nodes_to_select + f + 2 > fewest:
+            return strategy.num_nodes_to_select + f + 2, f"m + f + 2 with f={f}"
+        return fewest, f"{rule} with f={f}"
+    return 1, "1"

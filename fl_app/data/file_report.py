@@ -1,0 +1,591 @@
+"""What a node would say of its file, and the command of a run that uses it.
+
+The functions that load a table judge it here too; all problems are collected instead of the first
+one being raised. A report shows cells: it is for the node's own terminal, which no cell commands.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fl_app.config.checking import sign
+from fl_app.config.options import MIN_LEVEL_ROWS, DatasetConfig, Task
+from fl_app.config.schema import Config
+from fl_app.data.columns import (
+    MISSING_WORDS,
+    Spelling,
+    is_date,
+    is_missing,
+    is_text,
+    no_numbers,
+    plain,
+    told_spellings,
+)
+from fl_app.data.encoding import counted, in_company
+from fl_app.data.files import read_frame, separator_of, spelt
+from fl_app.data.tabular import (
+    MAX_CLASSES,
+    MISSING,
+    Categorical,
+    Columns,
+    Reading,
+    Roles,
+    bracket,
+    choose,
+    identifies_rows,
+    kept_rows,
+    listed,
+    may_be_names,
+    notes,
+    one_class,
+    parse,
+    quoted,
+    spelling_options,
+    target_of,
+    told_left_out,
+    told_missing,
+)
+from fl_app.errors import DataError, InputError, printable
+
+__all__ = ["CheckReport", "ColumnReport", "report"]
+
+_LONGEST_LINE = 100_000
+_FEW = 20
+"""Different whole numbers up to which a target whose task nobody told is taken for classes."""
+_FEW_WORDS = 5
+"""Different texts in a column of numbers up to which they are taken for missing cells."""
+_RARE = 0.1
+"""Share of the rows that may be lost, and that a class has where the others outnumber it."""
+_SHARE = (1 - DatasetConfig.test_fraction) * (1 - DatasetConfig.val_fraction)
+"""Share of the rows that are trained on."""
+_RISK = 0.01
+"""Chance that no client has rows enough to tell a name, above which the command names it."""
+_MOST_CLIENTS = Config.num_clients
+_CLIENT_ROWS = 10
+"""Training rows that the proposed number of clients leaves to each."""
+
+
+@dataclass(frozen=True)
+class ColumnReport:
+    """One column.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    kind : str
+        What its cells are, in words.
+    role : str
+        ``feature``, ``categorical``, ``target``, ``key`` or nothing.
+    missing : int
+        Its missing cells.
+    values : str
+        Range of its numbers, or its levels.
+    """
+
+    name: str
+    kind: str
+    role: str
+    missing: int
+    values: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What there is to say of a file.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    rows : int
+        Its rows; 0 where it cannot be read.
+    columns : tuple of ColumnReport
+        Its columns.
+    roles : Roles or None
+        The roles of the columns; None where they contradict the file.
+    classes, sites : tuple of (label, int)
+        Rows of each class in order, and of each value of the key; empty where there are none.
+    policies : tuple of (str, int, str)
+        For each value of ``dataset.missing`` the rows that a run would use, and, where that is 0,
+        why it cannot.
+    options : tuple of str
+        Overrides ``dataset.…`` that a run needs beside path, target and task.
+    clients : tuple of str
+        Overrides of the partitioner and the number of clients.
+    runs : bool
+        Whether a run on this file alone can be proposed.
+    problems : tuple of str
+        What keeps every run from using the file, each in one sentence.
+    notes : tuple of str
+        What a run can live with.
+    """
+
+    path: str
+    rows: int = 0
+    columns: tuple[ColumnReport, ...] = ()
+    roles: Roles | None = None
+    classes: tuple[tuple[int | str, int], ...] = ()
+    sites: tuple[tuple[int | str, int], ...] = ()
+    policies: tuple[tuple[str, int, str], ...] = ()
+    options: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
+    runs: bool = False
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether a run could use the file under some value of ``dataset.missing``."""
+        return not self.problems and any(rows for _, rows, _ in self.policies)
+
+    @property
+    def command(self) -> str:
+        """A command that runs on the file; "" where there is none."""
+        if not self.runs or self.roles is None:
+            return ""
+        targets = self.roles.targets
+        target = quoted(targets[0]) if len(targets) == 1 else bracket(targets)
+        overrides = [
+            "dataset=tabular",
+            f"dataset.path={quoted(str(Path(self.path).absolute()))}",
+            f"dataset.target={target}",
+            f"dataset.task={self.roles.task}",
+        ]
+        return shlex.join(["fl-app", *overrides, *self.options, *self.clients])
+
+    def render(self) -> str:
+        """Return the report as lines of text."""
+        lines = [f"{self.path}: {self.rows} rows, {len(self.columns)} columns"]
+        lines += self._table()
+        if self.roles is not None and self.roles.targets:
+            lines.append(f"target: {listed(self.roles.targets)} ({self.roles.task})")
+        for what, counts in (("classes", self.classes), ("sites", self.sites)):
+            if counts:
+                told = [f"{label}: {count}" for label, count in counts]
+                lines.append(f"{len(told)} {what}, rows of each: {listed(told)}")
+        for policy, rows, why in self.policies:
+            says = f"{rows} of {self.rows} rows" if rows else f"cannot be used, {why}"
+            lines.append(f"dataset.missing={policy}: {says}")
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        lines.append(f"usable: {'yes' if self.usable else 'no'}")
+        lines += [f"try: {self.command}"] if self.command else []
+        # The command may be long: it may name columns.
+        return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
+
+    def _table(self) -> list[str]:
+        """Return the columns in a table whose cells stand below each other."""
+        head = ("column", "type", "role", "missing", "values")
+        cells = [head, *((c.name, c.kind, c.role, str(c.missing), c.values) for c in self.columns)]
+        if len(cells) == 1:
+            return []
+        shown = [[printable(cell) for cell in row] for row in cells]
+        widths = [max(len(row[j]) for row in shown) for j in range(len(head) - 1)]
+        return ["  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in shown]
+
+
+def report(
+    path: str | Path,
+    target: str | Sequence[str] | None = None,
+    task: Task | None = None,
+    features: Sequence[str] | None = None,
+    categorical: Sequence[str] | None = None,
+    key: str | None = None,
+) -> CheckReport:
+    """Check a file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    target, task, features, categorical, key : optional
+        As for :func:`fl_app.data.tabular.load_tabular`. Without a target, every column is judged
+        as a feature. Without a task, a target of texts or of at most 20 different whole numbers is
+        taken for classes. Without ``categorical``, a run's own choice is made.
+
+    Returns
+    -------
+    CheckReport
+    """
+    try:
+        raw = read_frame(path, spelling=None)
+        spellings = told_spellings([raw[name] for name in raw.columns], separator_of(raw))
+        spelling = spellings[0] if spellings else {}
+        signs = sign(spelling.get("decimal", "dot")), sign(spelling.get("thousands", ""))
+        frame = read_frame(path, spelling=Spelling(MISSING_WORDS, *signs))
+    except InputError as error:
+        return CheckReport(str(path), problems=(str(error),))
+    told: Targets = () if target is None else target
+    if task is None:
+        task = _guess_task(frame, (told,) if isinstance(told, str) else told)
+    try:
+        levels: Categorical = "auto" if categorical is None else categorical
+        roles, left = choose(frame, told, task, features, levels, key, Reading())
+        words, wordy = _words(frame, roles, features is None)
+        labels = _labels(frame, roles)
+        if words or wordy or labels:
+            spelt_so = Spelling((*MISSING_WORDS, *words), *signs)
+            frame = read_frame(path, spelling=spelt_so, values=dict.fromkeys(roles.targets, labels))
+            reading = Reading(exclude=tuple(wordy))
+            roles, left = choose(frame, told, task, features, levels, key, reading)
+    except InputError as error:
+        return CheckReport(str(path), len(frame), _describe(frame, None), problems=(str(error),))
+    problems: list[str] = []
+    columns = parse(frame, roles, lambda error: problems.append(str(error)))
+    policies = () if problems else tuple(_policy(columns, missing) for missing in MISSING)
+    if not any(rows for _, rows, _ in policies):
+        problems += dict.fromkeys(why for _, _, why in policies)
+    found = CheckReport(
+        str(path),
+        len(frame),
+        _describe(frame, roles),
+        roles,
+        _counts(columns.targets) if roles.task == "classification" else (),
+        _counts(columns.key),
+        policies,
+        problems=tuple(problems),
+    )
+    said = [
+        *(
+            [f"numbers are spelt so: {' or '.join(map(spelling_options, spellings))}"]
+            * bool(spelling)
+        ),
+        *_told_words(words, wordy),
+        *told_left_out(left),
+        *told_missing(frame, roles),
+        *_striking(frame, columns, found),
+        *notes(columns),
+        *_untold(columns, len(frame)),
+    ]
+    classes = len(found.classes)
+    if classes > MAX_CLASSES:
+        said.append(f"{classes} classes: is {roles.targets[0]} a number or free text?")
+    if not (
+        found.usable and roles.targets and len(found.classes) in (0, *range(2, MAX_CLASSES + 1))
+    ):
+        return replace(found, notes=tuple(said))
+    policy, empty = _best(found, columns)
+    rows = _kept(columns, policy, empty)
+    if empty:
+        said.append(
+            f"left out below, as with them dataset.missing={policy} loses more than a tenth of the "
+            f"rows, and without them {rows.sum()} of {len(rows)} stay: {listed(empty, 5)}"
+        )
+    number, clients = _clients(columns, rows)
+    names = _names(columns, rows, number, list(left), labels)
+    options = spelling_options(spelling).split()
+    if features is not None:
+        options.append(f"dataset.features={bracket(features)}")
+    if exclude := [*wordy, *empty, *names.exclude]:
+        options.append(f"dataset.exclude={bracket(exclude)}")
+    if categorical:
+        options.append(f"dataset.categorical={bracket(categorical)}")
+    if words:
+        options.append(f"dataset.missing_values={bracket([*words])}")
+    if policy != MISSING[0]:
+        options.append(f"dataset.missing={policy}")
+    return replace(
+        found,
+        options=(*options, *names.options),
+        clients=clients,
+        runs=bool(rows.sum() * _SHARE >= Config.min_rows),
+        notes=(*said, *names.notes),
+    )
+
+
+Targets = str | Sequence[str]
+
+
+# ---------------------------------------------------------------------------- cells
+def _words(frame: Any, roles: Roles, free: bool) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Return texts among numbers that may be missing cells, and columns with too many of them.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        The file.
+    roles : Roles
+        Of its columns.
+    free : bool
+        Whether columns can be left out, as nobody named them.
+
+    Returns
+    -------
+    (dict of str to list of str, dict of str to int)
+        By text the columns that have it; by column the different texts.
+    """
+    texts = {*roles.categorical, roles.key, *(roles.targets if roles.task != "regression" else ())}
+    taken = {
+        str(cell).strip() for name in texts if name is not None for cell in frame[name].dropna()
+    }
+    words: dict[str, list[str]] = {}
+    many: dict[str, int] = {}
+    for name in (*roles.features, *roles.targets):
+        if name in texts or frame[name].dtype.kind in "biufmM":
+            continue
+        found = no_numbers(frame[name])
+        if len(found) > _FEW_WORDS or taken & {*found} or is_text(frame[name]):
+            if free and name in roles.features:
+                many[name] = len(found)
+        else:
+            for word in found:
+                words.setdefault(word, []).append(name)
+    return words, many
+
+
+def _told_spelling(spellings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Say how numbers are spelt: so below, or else so."""
+    ways = map(spelling_options, spellings)
+    return [f"numbers are spelt otherwise: {' or '.join(ways)}"] if spellings else []
+
+
+def _labels(frame: Any, roles: Roles) -> list[str]:
+    """Return the words of a tenth of the rows or more that may be classes, and no missing cells."""
+    if roles.task == "regression" or not roles.targets:
+        return []
+    counts = spelt(frame).get(roles.targets[0], Counter())
+    return [word for word in may_be_names(counts) if counts[word] >= _RARE * len(frame)]
+
+
+def _told_words(words: dict[str, list[str]], many: dict[str, int]) -> list[str]:
+    found = []
+    if words:
+        told = [f"{word!r} ({listed(names, 2)})" for word, names in words.items()]
+        found.append(f"texts among numbers, below read as missing cells: {listed(told, 5)}")
+    if many:
+        told = [f"{name} ({count} different)" for name, count in many.items()]
+        found.append(f"left out below, as texts stand among their numbers: {listed(told, 5)}")
+    return found
+
+
+def _striking(frame: Any, columns: Columns, found: CheckReport) -> list[str]:
+    """Say what is no mistake and still deserves a look."""
+    roles, said = columns.roles, []
+    bare = [
+        f"{name} ({np.mean(is_missing(values)):.0%} missing)"
+        for name, values in columns.features.items()
+        if np.mean(is_missing(values)) > 0.5
+    ]
+    if bare:
+        said.append(f"mostly empty: {listed(bare, 5)}; dataset.exclude leaves columns out")
+    counting = [name for name in roles.features if identifies_rows(frame[name])]
+    if counting and len(frame) > _FEW:
+        said.append(
+            f"another whole number in each row: {listed(counting, 5)}; if these are identifiers, "
+            "dataset.exclude leaves them out"
+        )
+    counts: dict[int | str, int] = dict(found.classes)
+    n = sum(counts.values())
+    rare = {label: count for label, count in counts.items() if count < _RARE * n / len(counts) * 2}
+    if rare and len(counts) > 1:
+        most = max(counts, key=lambda label: counts[label])
+        told = [f"{label} ({count / n:.1%})" for label, count in rare.items()]
+        said.append(
+            f"rare classes of {roles.targets[0]}: {listed(told, 5)}; to say {most} of every row is "
+            f"right in {counts[most] / n:.1%}: look at balanced_accuracy and roc_auc too"
+        )
+    return said
+
+
+def _untold(columns: Columns, rows: int) -> list[str]:
+    """Say what a node with this file of its own keeps to itself, and what comes of that."""
+    roles, found = columns.roles, []
+    if rows < Config.min_rows:
+        found.append(f"{rows} rows: below min_rows={Config.min_rows} only their number is told")
+    few = f"fewer than dataset.min_level_rows={MIN_LEVEL_ROWS} rows have them, so a node tells none"
+    for name, values in columns.targets.items():
+        if roles.task == "regression":
+            break
+        labels = [label for label in values.tolist() if label is not None]
+        if rare := counted(labels, in_company(labels, MIN_LEVEL_ROWS)):
+            lost = "these rows are left out unless another node or dataset.classes names the class"
+            found.append(f"{name}={rare}: {few}; {lost}")
+        if len(set(labels)) == 1:
+            label = values[~is_missing(values)]
+            found.append(f"{one_class(name, label)}, in the other nodes' files at least")
+    for name in roles.categorical:
+        levels = columns.features[name].tolist() if name in columns.features else []
+        if rare := counted(levels, in_company(levels, MIN_LEVEL_ROWS)):
+            other = "these count as OTHER unless another node or dataset.levels names the level"
+            found.append(f"{name}={rare}: {few}; {other}")
+    return found
+
+
+def _guess_task(frame: Any, targets: Sequence[str]) -> Task:
+    if len(targets) != 1 or targets[0] not in frame.columns:  # several are one task only
+        return "regression"
+    column = frame[targets[0]]
+    values = {value for value in plain(column).tolist() if value is not None}
+    if any(isinstance(value, str) for value in values) and is_text(column):
+        return "classification"
+    whole = all(isinstance(value, int) for value in values)
+    return "classification" if whole and len(values) <= _FEW else "regression"
+
+
+# ---------------------------------------------------------------------------- rows
+def _policy(columns: Columns, missing: str) -> tuple[str, int, str]:
+    try:
+        kept = kept_rows(columns, missing)
+        if columns.roles.targets:
+            target_of(columns, kept)
+    except DataError as error:
+        return missing, 0, str(error)
+    return missing, int(kept.sum()), ""
+
+
+def _best(found: CheckReport, columns: Columns) -> tuple[str, list[str]]:
+    """Return the policy that keeps most rows, and the columns it costs to keep nine tenths."""
+    policy, rows, _ = max(found.policies, key=lambda p: p[1])
+    gaps = {name: is_missing(values) for name, values in columns.features.items()}
+    must = [is_missing(values) for values in (*columns.targets.values(), *columns.key.values())]
+    whole = found.rows - int(np.any(must, axis=0).sum())
+    empty: list[str] = []
+    if policy == "drop":
+        while rows < (1 - _RARE) * whole and len(gaps) > 1:
+            worst = max(gaps, key=lambda name: int(gaps[name].sum()))
+            del gaps[worst]
+            empty.append(worst)
+            rows = int((~np.any([*must, *gaps.values()], axis=0)).sum())
+    return policy, empty
+
+
+def _kept(columns: Columns, policy: str, without: Sequence[str]) -> Any:
+    features = {n: values for n, values in columns.features.items() if n not in without}
+    return kept_rows(replace(columns, features=features), policy)
+
+
+def _clients(columns: Columns, rows: Any) -> tuple[int, tuple[str, ...]]:
+    """Return a number of clients that have rows enough, and the overrides that make them."""
+    if columns.roles.key is not None:
+        number = len(_counts(columns.key, rows))
+        natural = ("partitioner=natural", f"partitioner.key={quoted(columns.roles.key)}")
+        return number, (*natural, f"num_clients={number}")
+    number = int(rows.sum() * (1 - DatasetConfig.test_fraction)) // _CLIENT_ROWS
+    number = min(max(number, 1), _MOST_CLIENTS)
+    return number, () if number == _MOST_CLIENTS else (f"num_clients={number}",)
+
+
+def _counts(values: dict[str, Any], rows: Any = None) -> tuple[tuple[int | str, int], ...]:
+    """Count the rows of each value of one column."""
+    for cells in values.values():
+        cells = cells if rows is None else cells[rows]
+        counts = Counter(cells[~is_missing(cells)].tolist())
+        return tuple(sorted(counts.items(), key=lambda c: (isinstance(c[0], str), c[0])))
+    return ()
+
+
+def _names(
+    columns: Columns, rows: Any, number: int, left: Sequence[str], words: Sequence[str]
+) -> _Names:
+    """Return what names the classes and levels of which no client may have rows enough to tell."""
+    sites = next(iter(columns.key.values()), np.zeros(len(rows)))
+    alike = 1 if columns.key else number
+
+    def rare(cells: Any) -> dict[Any, int]:
+        """Return the rows of the names that may well be told by no client."""
+        pairs = zip(cells[rows].tolist(), sites[rows].tolist(), strict=True)
+        hidden: dict[Any, float] = {}
+        for (cell, _), count in Counter(pairs).items():
+            mean = count * _SHARE / alike
+            few = sum(math.exp(-mean) * mean**k / math.factorial(k) for k in range(MIN_LEVEL_ROWS))
+            hidden[cell] = hidden.get(cell, 1.0) * few**alike
+        counts = Counter(cells[rows].tolist())
+        return {c: counts[c] for c, p in hidden.items() if c is not None and p > _RISK}
+
+    hidden = [
+        name
+        for name in columns.roles.categorical
+        if sum(rare(columns.features[name]).values()) > _RARE / 2 * rows.sum()
+    ]
+    why = f"fewer than dataset.min_level_rows={MIN_LEVEL_ROWS} rows at each client"
+    if hidden and not words:
+        said = (
+            f"{listed(hidden, 5)}: too many rows may be of levels with {why}, so "
+            "dataset.min_level_rows=1 below: all rows are in one file; where clients have files "
+            "of their own, dataset.levels names levels that are no secret"
+        )
+        return _Names(("dataset.min_level_rows=1",), tuple(left), (said,))
+    if columns.roles.task == "regression":
+        return _Names()
+    cells = next(iter(columns.targets.values()))
+    short = {*rare(cells), *words}
+    if not short:
+        return _Names()
+    labels = [label for label, _ in _counts(columns.targets, rows)]
+    told = ",".join(str(v) if isinstance(v, int) else quoted(str(v)) for v in labels)
+    some = listed([str(label) for label in labels if label in short], 5)
+    if words:
+        why = "is read as missing unless dataset.classes names it, as it does below"
+    else:
+        why = f"may have {why}, so dataset.classes below names all classes"
+    said = f"class {some}: {why}"
+    return _Names((f"dataset.classes=[{told}]",), (), (said,))
+
+
+class _Names(NamedTuple):
+    options: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------- columns
+def _describe(frame: Any, roles: Roles | None) -> tuple[ColumnReport, ...]:
+    return tuple(
+        ColumnReport(
+            name,
+            _kind(frame[name]),
+            "" if roles is None else _role(name, roles),
+            len(frame) - len(_filled(frame[name])),
+            _values(frame[name]),
+        )
+        for name in frame.columns
+    )
+
+
+def _role(name: str, roles: Roles) -> str:
+    if name in roles.targets:
+        return "target"
+    if name in roles.categorical:
+        return "categorical"
+    if name in roles.features:
+        return "feature"
+    return "key" if name == roles.key else ""
+
+
+def _filled(column: Any) -> Any:
+    """Return the cells that are not missing."""
+    return column[column.notna() & (column != "")]
+
+
+def _kind(column: Any) -> str:
+    filled = _filled(column)
+    if not len(filled):
+        return "empty"
+    if is_date(column):
+        return "date or time"
+    if all(isinstance(value, bool | np.bool_) for value in filled):
+        return "true or false"
+    if is_text(column):
+        return "text"
+    if column.dtype.kind not in "biuf":
+        return "numbers and text"
+    return "whole number" if (filled == filled.round()).all() else "number"
+
+
+def _values(column: Any) -> str:
+    filled = _filled(column)
+    if not len(filled):
+        return ""
+    if column.dtype.kind in "iuf":
+        return f"{filled.min():g} to {filled.max():g}"
+    levels = sorted({str(value) for value in filled})
+    return f"{len(levels)} different: {listed(levels, 5)}"

@@ -1,0 +1,1 @@
+"""Data sets that come along: of scikit-learn, drawn by the seed, and vendored files."""

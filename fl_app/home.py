@@ -1,0 +1,105 @@
+"""Where runs leave what they know: ``FL_APP_HOME``, its folders, and who still writes there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Process", "home_dir", "new_name", "run_folder"]
+
+
+def home_dir(home: str | Path | None = None) -> Path:
+    """Return the directory in which fl_app keeps things.
+
+    Parameters
+    ----------
+    home : path, optional
+        By default the environment variable ``FL_APP_HOME``, else ``~/.fl_app``.
+
+    Returns
+    -------
+    Path
+        Absolute. It need not exist.
+    """
+    given = home or os.environ.get("FL_APP_HOME") or "~/.fl_app"
+    return Path(given).expanduser().absolute()
+
+
+def new_name(start_ms: int) -> str:
+    """Return a name for a run on this machine: names are in the order of their starts.
+
+    Parameters
+    ----------
+    start_ms : int
+        Unix time in milliseconds.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(start_ms / 1000))
+    return f"{stamp}-{start_ms % 1000:03x}{secrets.token_hex(3)[:5]}"
+
+
+def run_folder(home: Path, name: str) -> Path:
+    """Make the folder in which a run's record stays; only its owner reads it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
+    folder = home / "runs" / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told apart from a later one that got the same number.
+
+    Parameters
+    ----------
+    host : str
+        Name of the machine.
+    pid : int
+        Number of the process.
+    started : str
+        What the system says of its start; empty where it says nothing.
+    """
+
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def current(cls) -> Process:
+        """Return this process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """Return a process of this machine; of one that is gone the start is empty."""
+        return cls(socket.gethostname(), pid, _start_of(pid))
+
+    def is_gone(self) -> bool:
+        """Return whether the process is known to have ended; False where that cannot be known.
+
+        One that has ended and that its parent did not ask for yet (a zombie) is gone.
+        """
+        if self.host != socket.gethostname() or not self.started:
+            return False
+        return _start_of(self.pid) != self.started
+
+
+def _start_of(pid: int) -> str:
+    """Return boot, pid namespace and start tick of a process; empty if it has none."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The name of the program stands in parentheses and may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in ("Z", "X"):
+            return ""
+        return f"{boot[:8]}-{os.readlink('/proc/self/ns/pid')[5:-1]}-{fields[19]}"
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,303 @@
+"""Records runs in MLflow: first on the local disk, then in the store, at a time that costs least.
+
+:class:`MlflowTracker` writes every event to a :class:`~fl_app.tracking.outbox.Outbox` and returns;
+a :class:`~fl_app.tracking.mlflow.uploader.Uploader` carries it to a
+:class:`~fl_app.tracking.mlflow.backend.MlflowStore`. MLflow itself is imported when the first run
+starts, never with this module.
+
+References
+----------
+MLflow, tracking: https://mlflow.org/docs/latest/ml/tracking/
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fl_app.config.passwords import whole
+from fl_app.config.rules import check_names, kept_weights
+from fl_app.errors import ConfigError, FlAppError
+from fl_app.home import home_dir
+from fl_app.tracking.events import prune
+from fl_app.tracking.mlflow.backend import MlflowStore, load_mlflow, quiet
+from fl_app.tracking.mlflow.upload import Pace, Run
+from fl_app.tracking.mlflow.uploader import Replay, Uploader, replay_outboxes
+from fl_app.tracking.mlflow.uri import (
+    check_uri,
+    default_uri,
+    masked,
+    run_url,
+    sqlite_path,
+    ui_command,
+)
+from fl_app.tracking.outbox import Outbox
+from fl_app.tracking.recorder import Recorder, now_ms
+from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
+
+__all__ = ["MlflowTracker", "replay"]
+
+_LOG = logging.getLogger("fl_app")
+_CONNECT_SECONDS = 5.0
+_FINISH_SECONDS = {False: 12.0, True: 120.0}  # a local file may be busy, but it is there
+
+
+class MlflowTracker:
+    """A tracker that records a run in MLflow and loses no round, whatever MLflow does.
+
+    Every event is on the disk when its call returns; a thread sends it to MLflow about once a
+    second and sends the rest at :meth:`finish`. A server that is down costs a warning. What it
+    missed, also from a process that was killed, is sent when the next tracker with this home
+    starts, or by :func:`replay`. Runs of killed processes are closed as ``KILLED``. A password in
+    the URI is not written down, so whoever sends the rest of such a run must know it: the next
+    tracker with the same URI, or a process with it in ``MLFLOW_TRACKING_URI``.
+
+    Parameters
+    ----------
+    uri : str, optional
+        Tracking URI; by default ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the home.
+    experiment_name : str, default "fl_app"
+        MLflow's experiment; made where it does not exist.
+    run_name : str, optional
+        Wins over the name that the run start gives.
+    params, tags : mapping of str to str, optional
+        Added to those of the run start, over which they win: ``params=context.run_config`` in a
+        ServerApp, whose run config no strategy knows. Other values are recorded as text.
+    register_as : str, optional
+        Register the best model (the final one where there is no best) under this name, with the
+        alias ``champion``.
+    home : path, optional
+        Where the spool is, and the default store; by default ``FL_APP_HOME``, else ``~/.fl_app``.
+    name : str, optional
+        Name of the next run on this machine, as :func:`~fl_app.home.new_name` gives it;
+        by default a new one for each run.
+    keep_weights : str, default "all"
+        Whose weights are kept as artifacts: those of ``all`` rounds, of ``none``, of the last K
+        (``last:K``, sent at the end), or of each Kth and the last one (``every:K``). With a model
+        of 100 MB the record of each round is as large.
+
+    Raises
+    ------
+    ConfigError
+        For a URI that can never work, a name that MLflow refuses, or another `keep_weights`.
+
+    Notes
+    -----
+    Infinite values are recorded as NaN, and the tag ``infinite_metrics`` names their keys: MLflow
+    would store 1.8e308, which ruins a chart's axis.
+
+    Where they are not set, this sets ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` to 1 and
+    ``MLFLOW_HTTP_REQUEST_TIMEOUT`` to 5 (a server that hangs would block a call for 20 minutes),
+    and ``MLFLOW_DISABLE_TELEMETRY`` and ``MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT`` to true.
+
+    Examples
+    --------
+    ::
+
+        TrackedStrategy(FedAvg(), MlflowTracker(experiment_name="x")).start(grid=grid, ...)
+    """
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        experiment_name: str = "fl_app",
+        run_name: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        register_as: str | None = None,
+        home: str | Path | None = None,
+        name: str = "",
+        keep_weights: str = "all",
+    ) -> None:
+        self._name, self._keep = name, kept_weights(keep_weights)
+        self.home = _usable(home_dir(home))
+        from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
+        field = "MLFLOW_TRACKING_URI" if from_env else "tracking.uri"
+        self.uri = check_uri(uri or default_uri(self.home), field)
+        check_names(experiment_name, register_as)
+        self.experiment_name, self.run_name = experiment_name, run_name
+        self.register_as = register_as
+        self.params = {key: str(value) for key, value in (params or {}).items()}
+        self.tags = {key: str(value) for key, value in (tags or {}).items()}
+        self._store = MlflowStore(self.uri, self.home)
+        self._spool: Outbox | None = None
+        self._sender: Uploader | None = None
+        self._recorder: Recorder | None = None
+
+    # ------------------------------------------------------------ what a caller may ask
+
+    @property
+    def started(self) -> bool:
+        """Whether a run goes on."""
+        return self._spool is not None
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until MLflow has it."""
+        run = self._tracked_run
+        return None if run is None else run.run_id
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run's page in the UI; None until MLflow has the run."""
+        run = self._tracked_run
+        return None if run is None else run_url(self.uri, run.experiment_id, run.run_id)
+
+    @property
+    def ui_command(self) -> str:
+        """The command that opens the UI; empty where the server is the UI."""
+        return ui_command(self.uri)
+
+    @property
+    def _tracked_run(self) -> Run | None:
+        return None if self._sender is None else self._sender.tracked_run
+
+    # ------------------------------------------------------------ the tracker's four events
+
+    def start(self, run: RunStart) -> None:
+        """Begin the run's spool and its sender; wait up to 5 s for MLflow to have the run.
+
+        Raises
+        ------
+        FlAppError
+            If a run goes on.
+
+        Notes
+        -----
+        Where `run` says that it continues, the run that was finished last goes on, with the
+        parameters and tags that it has.
+        """
+        if self._spool is not None:
+            raise FlAppError("this tracker was started before and is not finished")
+        given = replace(
+            run,
+            name=self.run_name or run.name,
+            params={**run.params, **self.params},
+            tags={**run.tags, **self.tags},
+        )
+        target = {
+            "uri": masked(self.uri),
+            "experiment": self.experiment_name,
+            "register_as": self.register_as,
+        }
+        spool = self._reopened() if run.continues else None
+        fresh = spool is None
+        if spool is None:
+            name, self._name = self._name, ""
+            spool = Outbox.create(self.home, target, given, now_ms(), name)
+            self._recorder = Recorder(spool, self._keep)
+        self._spool = spool
+        self._sender = Uploader(spool, self._store, self._tidy, quiet, fresh)
+        with quiet():
+            # Here and not in the sender: while two threads import, either can find half a module.
+            load_mlflow()
+        self._sender.start()
+        self._sender.tried.wait(_CONNECT_SECONDS)
+
+    def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Keep tags and texts that were learnt after the start."""
+        self._running().add_note(tags, texts)
+
+    def record(self, record: RoundRecord) -> None:
+        """Keep a round; it is on the disk when this returns."""
+        self._running()
+        assert self._recorder is not None
+        self._recorder.record(record)
+
+    def finish(self, end: RunEnd) -> None:
+        """Keep the end, and wait until MLflow has all or has not answered for about 10 s."""
+        spool, sender = self._running(), self._sender
+        end_ms = now_ms()
+        try:
+            spool.add_end(end, end_ms)
+        finally:
+            self._spool = None
+            if sender is not None and sender.is_alive():
+                sender.finish({"status": end.status, "error": end.error, "end_ms": end_ms})
+                patience = _FINISH_SECONDS[sqlite_path(self.uri) is not None]
+                while sender.is_alive() and sender.silence < patience:
+                    sender.join(0.2)
+                if sender.is_alive():
+                    _LOG.warning(
+                        "MLflow does not answer: the rest of this run is in %s", spool.path
+                    )
+            else:
+                spool.release()
+
+    # ------------------------------------------------------------ parts
+
+    def _reopened(self) -> Outbox | None:
+        """Go on with the run before, if it can be."""
+        if self._sender is None or self._recorder is None:
+            return None
+        spool = (
+            None if self._sender.is_alive() else Outbox.reopen(self.home, self._sender.spool.name)
+        )
+        if spool is None:
+            _LOG.warning("the record of the run before is not there any more: this is a new run")
+        else:
+            self._recorder.move(spool)
+        return spool
+
+    def _running(self) -> Outbox:
+        if self._spool is None:
+            raise FlAppError("this tracker was not started")
+        return self._spool
+
+    def _tidy(self, pace: Pace) -> None:
+        """Send what others left behind, and close runs whose process is gone."""
+        report = replay_outboxes(
+            self.home, lambda uri: MlflowStore(whole(uri, self.uri), self.home), pace
+        )
+        for name, reason in report.waiting.items():
+            _LOG.info("spool %s still waits: %s", name, reason)
+        self._store.reap({path.name for path in Outbox.paths(self.home)})
+        with suppress(FileNotFoundError):  # nothing was sent yet
+            prune(self.home / "runs")
+
+
+def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:
+    """Send every spool whose run is over to the store that it was meant for.
+
+    Safe to call at any time and any number of times: spools of live processes are left alone, and
+    what a store has already it does not get twice.
+
+    Parameters
+    ----------
+    home : path, optional
+        By default ``FL_APP_HOME``, else ``~/.fl_app``.
+    uri : str, optional
+        Send all of them to this store instead, for example because their server is gone for good,
+        or has a password, which spools do not hold.
+
+    Returns
+    -------
+    Replay
+        Names of the spools that were sent, that are live, and that still wait, with the reason.
+
+    Raises
+    ------
+    ConfigError
+        If `uri` can never work.
+    """
+    folder = home_dir(home)
+    instead = None if uri is None else check_uri(uri, "uri")
+    with quiet():
+        return replay_outboxes(folder, lambda meant: MlflowStore(instead or whole(meant), folder))
+
+
+def _usable(home: Path) -> Path:
+    """Make the home and try it."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ConfigError("FL_APP_HOME", home, f"{error}; must be a writable directory") from None
+    return home

@@ -1,0 +1,448 @@
+"""Carries one spool to a tracking server, from where it stopped.
+
+Live sending and replay are the same act: read the spool from where the marker ``sent.json`` says,
+send, move the marker. Everything that is sent carries the spool's own timestamps and names, so
+that sending a piece twice leaves what sending it once does. Nothing here knows MLflow: see
+:class:`Store` for what is asked of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from fl_app.errors import FlAppError, one_line
+from fl_app.tracking.files import share
+from fl_app.tracking.metric_names import MetricNames, artifact_path
+from fl_app.tracking.outbox import Outbox
+from fl_app.tracking.round_texts import client_table
+
+__all__ = [
+    "MAX_REASON",
+    "Metric",
+    "Pace",
+    "Run",
+    "RunDeletedError",
+    "StoppedError",
+    "Store",
+    "Upload",
+]
+
+_LOG = logging.getLogger("fl_app")
+_TABLE = "clients/evaluate.json"
+_MAX_PARAM, _MAX_TAG = 6000, 8000
+_BATCH = 1000
+_MODEL_TRIES = 5
+MAX_REASON = 300
+"""Characters of what a tracking server or its client says that are shown."""
+
+
+class Run(NamedTuple):
+    """A run in a tracking server."""
+
+    run_id: str
+    experiment_id: str
+
+
+class Metric(NamedTuple):
+    """One value of one curve."""
+
+    key: str
+    value: float
+    timestamp_ms: int
+    step: int
+
+
+class Store(Protocol):
+    """What a sender asks of a tracking server. Every method may raise when it is not there."""
+
+    def connect(self) -> None:
+        """Make sure that the server answers."""
+        ...
+
+    def find_run(self, target: Mapping[str, Any], spool: str) -> Run | None:
+        """Return the run that was made for a spool."""
+        ...
+
+    def create_run(self, target: Mapping[str, Any], spool: str, start: Mapping[str, Any]) -> Run:
+        """Make the run of a spool."""
+        ...
+
+    def run_state(self, run: Run) -> Literal["active", "deleted", "missing"]:
+        """Return what became of a run."""
+        ...
+
+    def log(
+        self,
+        run: Run,
+        metrics: Sequence[Metric] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add metrics, params and tags."""
+        ...
+
+    def log_dataset(self, run: Run, dataset: Mapping[str, str]) -> None:
+        """Add what the run learns from to its inputs."""
+        ...
+
+    def log_files(self, run: Run, folder: Path) -> None:
+        """Add the files of a folder as artifacts."""
+        ...
+
+    def log_table(self, run: Run, path: str) -> None:
+        """Tell the UI that an artifact is a table."""
+        ...
+
+    def log_model(
+        self, run: Run, name: str, files: Path, metrics: Sequence[Metric], step: int
+    ) -> str:
+        """Add the model in `files` (``arrays.npz``, ``spec.json``) and return its id."""
+        ...
+
+    def register(self, run: Run, model_id: str, name: str) -> None:
+        """Register a model."""
+        ...
+
+    def end_run(self, run: Run, status: str, end_ms: int) -> None:
+        """Close a run."""
+        ...
+
+    def reopen_run(self, run: Run) -> None:
+        """Say that a run that was closed goes on."""
+        ...
+
+
+class RunDeletedError(FlAppError):
+    """The run was deleted in the tracking server: nobody waits for the rest of it."""
+
+
+class StoppedError(FlAppError):
+    """Sending was asked to stop between two calls."""
+
+
+class Pace:
+    """Keeps a sender from slowing the training, and can stop it between two calls.
+
+    The interpreter runs one thread at a time, so while the sender computes the training waits. A
+    rest after each call holds the sender to a share of the time, in so far as the process has
+    anything else to do: a server that waits for its nodes is not kept from sending.
+
+    Parameters
+    ----------
+    hurry : Event, optional
+        No rests once it is set; by default there are none.
+    stop : callable, optional
+        Asked at each rest.
+    share : float, default 0.05
+        Share of the time that the sender may compute beside a busy process.
+    """
+
+    def __init__(
+        self,
+        hurry: threading.Event | None = None,
+        stop: Callable[[], bool] | None = None,
+        share: float = 0.05,
+    ) -> None:
+        self._hurry, self._stop = hurry, stop
+        self._factor = 1 / share - 1
+        self._clocks: tuple[float, float, float] | None = None  # of the sender's own thread
+        self.last = time.monotonic()
+
+    def rest(self) -> None:
+        """Rest in proportion to what was computed since the last rest.
+
+        Raises
+        ------
+        StoppedError
+            If `stop` says so.
+        """
+        self.last = time.monotonic()
+        if self._hurry is not None:
+            self._hurry.wait(self._due())
+        if self._stop is not None and self._stop():
+            raise StoppedError("stopped")
+
+    def _due(self) -> float:
+        """Return the seconds to rest; a period of rests and calls ends here."""
+        now = time.thread_time(), time.process_time(), time.monotonic()
+        before, self._clocks = self._clocks or now, now
+        own, process, elapsed = (b - a for a, b in zip(before, now, strict=True))
+        busy = min(1.0, (process - own) / elapsed) if elapsed > 0 else 0.0
+        return own * self._factor * busy
+
+
+class Upload:
+    """Carries one spool to a store, from where it stopped.
+
+    Parameters
+    ----------
+    spool : Outbox
+        Held by the caller.
+    store : Store
+        Where to.
+    pace : Pace
+        Asked after each call.
+    fresh : bool, default False
+        Whether the spool was just made, so that no run can exist for it yet.
+    """
+
+    def __init__(self, spool: Outbox, store: Store, pace: Pace, fresh: bool = False) -> None:
+        self.spool, self._store, self._pace = spool, store, pace
+        self._start, self._sent = spool.start, spool.sent
+        self._may_exist = not fresh
+        self._tag_names = MetricNames()
+        self._rows, self._rows_due = 0, 1
+
+    @property
+    def run(self) -> Run | None:
+        """The run in the store, None while it is unknown."""
+        sent = self._sent
+        return Run(sent["run_id"], sent["experiment_id"]) if "run_id" in sent else None
+
+    def send(self) -> None:
+        """Send what is new.
+
+        Raises
+        ------
+        RunDeletedError
+            If somebody deleted the run.
+        Exception
+            Whatever the store raises; what was sent before is marked.
+        """
+        try:
+            self._send()
+        except StoppedError:
+            raise
+        except Exception:
+            if self._state() != "missing":
+                raise
+            self._sent = {}  # the store was made anew: once more, into a new run
+            self._send()
+
+    def close(self, end: Mapping[str, Any]) -> None:
+        """Send what is new, then the table, the end and the models.
+
+        A model that cannot be logged although the store answers is tried again, then left out.
+
+        Parameters
+        ----------
+        end : mapping
+            As :attr:`Outbox.end` holds it.
+
+        Raises
+        ------
+        RunDeletedError, Exception
+            As :meth:`send`.
+        """
+        self.send()
+        run = self._opened()
+        self._send_table(run)
+        tags = {**end.get("tags", {}), **({"error": end["error"]} if end.get("error") else {})}
+        self._send_texts_and_tags(run, end.get("texts", {}), tags)
+        if self.spool.files.is_dir():
+            self._store.log_files(run, self.spool.files)
+        self._store.end_run(run, end["status"], end["end_ms"])
+        try:
+            self._send_models(run, end.get("models", []))
+        except StoppedError:
+            raise
+        except Exception as error:
+            self._store.connect()  # if it is not there, that is the reason, and time will tell
+            failures = self._sent.get("model_failures", 0) + 1
+            self._mark(model_failures=failures)
+            if failures < _MODEL_TRIES:
+                raise
+            _LOG.warning(
+                "the models of run %s were not logged: %s", run.run_id, one_line(error, MAX_REASON)
+            )
+
+    # ------------------------------------------------------------ parts
+
+    def _send(self) -> None:
+        run = self._opened()
+        self._send_notes(run)
+        for lines, offset in _batches(self.spool.rounds(self._sent.get("rounds", 0))):
+            self._send_rounds(run, lines, offset)
+
+    def _opened(self) -> Run:
+        run = self.run or self._found_or_made()
+        if not self._sent.get("opened"):
+            given = self._start["run"]
+            params, texts = _shortened(MetricNames()(given["params"]), _MAX_PARAM, "params")
+            self._store.log(run, params=params)
+            self._pace.rest()
+            if given.get("dataset"):
+                self._store.log_dataset(run, given["dataset"])
+            self._send_texts_and_tags(run, {**texts, **given["texts"]}, given["tags"])
+            self._mark(opened=True)
+        if self._sent.get("ended"):
+            self._store.reopen_run(run)
+            self._mark(ended=False)
+        return run
+
+    def _found_or_made(self) -> Run:
+        target, name = self._start["target"], self.spool.name
+        run = self._store.find_run(target, name) if self._may_exist else None
+        # A server that does not answer in time may still have made the run.
+        self._may_exist = True
+        run = run or self._store.create_run(target, name, self._start)
+        self._mark(run_id=run.run_id, experiment_id=run.experiment_id)
+        self._pace.rest()
+        return run
+
+    def _send_notes(self, run: Run) -> None:
+        for note, offset in self.spool.notes(self._sent.get("notes", 0)):
+            self._send_texts_and_tags(run, note["texts"], note["tags"])
+            self._mark(notes=offset)
+
+    def _send_texts_and_tags(
+        self, run: Run, texts: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        short, long_texts = _shortened(self._tag_names(tags), _MAX_TAG, "tags")
+        if short:
+            self._store.log(run, tags=short)
+            self._pace.rest()
+        with self._outbox() as outbox:
+            for path, text in {**long_texts, **texts}.items():
+                _put_text(outbox, path, text)
+            if texts or long_texts:
+                self._store.log_files(run, outbox)
+                self._pace.rest()
+        for path in (path for path, text in texts.items() if _is_table(text)):
+            self._store.log_table(run, path)
+
+    def _send_rounds(self, run: Run, lines: Sequence[Mapping[str, Any]], offset: int) -> None:
+        self._store.log(run, metrics=[m for line in lines for m in _metrics(line)])
+        self._pace.rest()
+        weights = [self.spool.weights(line["server_round"]) for line in lines]
+        weights = [path for path in weights if path.exists()]
+        with self._outbox() as outbox:
+            for path in weights:
+                _put_file(outbox / "weights", path)
+            for line in lines:
+                for path_, text in line["texts"].items():
+                    _put_text(outbox, path_, text)
+            self._store.log_files(run, outbox)
+        for path_ in {p: None for line in lines for p, t in line["texts"].items() if _is_table(t)}:
+            self._store.log_table(run, path_)
+        self._mark(rounds=offset)
+        for path in weights:
+            path.unlink()
+        self._pace.rest()
+        self._rows += sum(len(line["clients"]) for line in lines)
+        if self._rows >= self._rows_due:
+            # The table is one file: sending it when it has doubled costs no more than its length.
+            self._send_table(run)
+            self._rows_due = 2 * self._rows
+
+    def _send_table(self, run: Run) -> None:
+        rows = [row for line, _ in self.spool.rounds() for row in line["clients"]]
+        if not rows:
+            return
+        with self._outbox() as outbox:
+            _put_text(outbox, _TABLE, client_table(rows))
+            self._store.log_files(run, outbox)
+        self._store.log_table(run, _TABLE)
+        self._pace.rest()
+
+    def _send_models(self, run: Run, models: Sequence[Mapping[str, Any]]) -> None:
+        known: dict[str, str] = self._sent.get("models", {})
+        for model in models:
+            name, step = model["name"], model["server_round"]
+            if name in known:
+                continue
+            lines = (line for line, _ in self.spool.rounds() if line["server_round"] == step)
+            metrics = [m for line in lines for m in _metrics(line) if _is_summary(m.key)]
+            with self._outbox() as outbox:
+                for kind, file in (("npz", "arrays.npz"), ("json", "spec.json")):
+                    shutil.copyfile(self.spool.path / "models" / f"{name}.{kind}", outbox / file)
+                known = {**known, name: self._store.log_model(run, name, outbox, metrics, step)}
+            self._mark(models=known)
+            self._pace.rest()
+        registered_name = self._start["target"].get("register_as")
+        chosen = known.get("best") or known.get("final")
+        if registered_name and chosen and not self._sent.get("registered"):
+            self._store.register(run, chosen, registered_name)
+            self._mark(registered=True)
+
+    def _state(self) -> str:
+        """Return what became of the run after sending to it failed."""
+        state = "active"
+        if self.run is not None:
+            with contextlib.suppress(Exception):
+                state = self._store.run_state(self.run)
+        if state == "deleted":
+            raise RunDeletedError("the run was deleted in the tracking server")
+        return state
+
+    @contextlib.contextmanager
+    def _outbox(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="outbox-", dir=self.spool.path) as folder:
+            yield Path(folder)
+
+    def _mark(self, **sent: Any) -> None:
+        self._sent = {**self._sent, **sent}
+        self.spool.mark_sent(self._sent)
+
+
+def _metrics(line: Mapping[str, Any]) -> list[Metric]:
+    stamp, step = line["timestamp_ms"], line["server_round"]
+    return [Metric(key, value, stamp, step) for key, value in line["metrics"].items()]
+
+
+def _is_summary(key: str) -> bool:
+    return key.startswith(("train/", "eval/", "server/", "fairness/"))
+
+
+def _batches(
+    lines: Iterator[tuple[dict[str, Any], int]],
+) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """Group lines so that a group fills one call, with the offset after the group."""
+    group: list[dict[str, Any]] = []
+    size = after = 0
+    for line, offset in lines:
+        if group and size + len(line["metrics"]) > _BATCH:
+            yield group, after
+            group, size = [], 0
+        group.append(line)
+        size, after = size + len(line["metrics"]), offset
+    if group:
+        yield group, after
+
+
+def _shortened(
+    values: Mapping[str, str], limit: int, folder: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Move values that the server would cut into text artifacts, and say so in their place."""
+    short, texts = {}, {}
+    for key, value in values.items():
+        short[key] = str(value)
+        if len(short[key]) > limit:
+            path = f"{folder}/{key.replace('/', '_')}.txt"
+            texts[path] = short[key]
+            short[key] = f"{short[key][:200]}... ({len(texts[path])} characters, see {path})"
+    return short, texts
+
+
+def _put_text(outbox: Path, path: str, text: str) -> None:
+    file = outbox / artifact_path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _put_file(folder: Path, file: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    share(file, folder / file.name)
+
+
+def _is_table(text: str) -> bool:
+    """Return whether a text artifact is a table as MLflow writes them."""
+    return text.startswith('{"columns": ')

@@ -1,0 +1,245 @@
+"""Sends spools: a live one in the background, and those that others left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fl_app.errors import FlAppError, one_line
+from fl_app.tracking.mlflow.upload import (
+    MAX_REASON,
+    Pace,
+    Run,
+    RunDeletedError,
+    StoppedError,
+    Store,
+    Upload,
+)
+from fl_app.tracking.outbox import Outbox
+from fl_app.tracking.records import RunEnd
+
+__all__ = ["Replay", "Uploader", "replay_outboxes"]
+
+_LOG = logging.getLogger("fl_app")
+_FLUSH_SECONDS, _MAX_BACKOFF_SECONDS = 1.0, 30.0
+_LAST_TRY_SECONDS = 8.0
+_UNSAID = "the process ended without closing the run"
+_NEVER = threading.Event()
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What :func:`replay_outboxes` did.
+
+    Parameters
+    ----------
+    sent : sequence of str
+        Spools that were sent to the end and removed.
+    live : sequence of str
+        Spools of runs that still write, or that somebody else replays.
+    deleted : sequence of str
+        Spools that were removed because their run was deleted in the tracking server.
+    waiting : mapping of str to str
+        Spools that stay, with the reason.
+    """
+
+    sent: Sequence[str] = ()
+    live: Sequence[str] = ()
+    deleted: Sequence[str] = ()
+    waiting: Mapping[str, str] = field(default_factory=dict)
+
+
+def replay_outboxes(
+    home: Path, connect: Callable[[str], Store], pace: Pace | None = None
+) -> Replay:
+    """Send every spool under a home that nobody holds.
+
+    Parameters
+    ----------
+    home : Path
+        As :func:`~fl_app.home.home_dir` returns it.
+    connect : callable
+        Makes the store of a tracking URI.
+    pace : Pace, optional
+        By default there are no rests.
+
+    Returns
+    -------
+    Replay
+    """
+    pace = pace or Pace()
+    sent, live, deleted = [], [], []
+    waiting: dict[str, str] = {}
+    silent: dict[str, str] = {}
+    for path in Outbox.paths(home):
+        spool = Outbox.claim(path)
+        if spool is None:
+            if path.exists():
+                live.append(path.name)
+            continue
+        try:
+            _replay(spool, connect, pace, silent)
+        except RunDeletedError:
+            deleted.append(spool.name)
+        except StoppedError as error:
+            spool.release()
+            waiting[spool.name] = str(error)
+            break
+        except Exception as error:
+            spool.release()
+            waiting[spool.name] = one_line(error, MAX_REASON)
+            continue
+        else:
+            sent.append(spool.name)
+        spool.remove()
+    return Replay(sent, live, deleted, waiting)
+
+
+def _replay(
+    spool: Outbox,
+    connect: Callable[[str], Store],
+    pace: Pace,
+    silent: dict[str, str],
+) -> None:
+    """Send one spool; a server that does not answer is asked once, whatever waits for it."""
+    uri = spool.start["target"]["uri"]
+    if reason := silent.get(uri):
+        raise FlAppError(reason)
+    store = connect(uri)
+    try:
+        store.connect()
+    except Exception as error:
+        silent[uri] = one_line(error, MAX_REASON)
+        raise
+    if not spool.end:  # its process was killed before it could say one
+        spool.add_end(RunEnd("KILLED", error=_UNSAID), spool.last_sign_ms())
+    Upload(spool, store, pace).close(spool.end)
+
+
+class Uploader(threading.Thread):
+    """Sends one live spool in the background, and what others left behind.
+
+    It flushes about once a second while the run goes on, rests as :class:`Pace` says, and sends all
+    that is left at the end.
+
+    Parameters
+    ----------
+    spool : Outbox
+        Held; given up when the thread ends.
+    store : Store
+        Where to.
+    tidy : callable
+        Called with a pace once the store answers, to replay other spools.
+    quiet : context manager factory
+        Entered for the life of the thread.
+    fresh : bool, default True
+        Whether the spool was just made, so that no run can exist for it yet.
+    """
+
+    def __init__(
+        self,
+        spool: Outbox,
+        store: Store,
+        tidy: Callable[[Pace], None],
+        quiet: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        fresh: bool = True,
+    ) -> None:
+        super().__init__(name=f"fl_app-sender-{spool.name}", daemon=True)
+        self.spool, self._store, self._tidy, self._quiet = spool, store, tidy, quiet
+        self._uri = spool.start["target"]["uri"]
+        self.tried = threading.Event()
+        self.complete = False
+        self._finishing = threading.Event()
+        self._pace = Pace(hurry=self._finishing)
+        self._carrier = Upload(spool, store, self._pace, fresh)
+        self._end: Mapping[str, Any] = {}
+        self._answers = self._tidied = False
+        self._complaints: set[str] = set()
+
+    @property
+    def tracked_run(self) -> Run | None:
+        """The run in the store, None while it is unknown."""
+        return self._carrier.run
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the store last answered."""
+        return time.monotonic() - self._pace.last
+
+    def finish(self, end: Mapping[str, Any]) -> None:
+        """Ask for the end; it is `end` where the spool holds none."""
+        self._end = end
+        self._finishing.set()
+
+    def run(self) -> None:
+        """Send until the end; the spool is removed if it was sent whole."""
+        with self._quiet():
+            try:
+                self._send_while_running()
+                self._send_the_rest()
+            finally:
+                if not self.complete:
+                    self.spool.release()
+
+    def _send_while_running(self) -> None:
+        backoff = _FLUSH_SECONDS
+        while not self._finishing.is_set():
+            self._answers = self._attempt(self._carrier.send)
+            self.tried.set()
+            if self._answers and not self._tidied:
+                self._attempt(self._tidy_once, self._finishing.is_set)
+            backoff = _FLUSH_SECONDS if self._answers else min(2 * backoff, _MAX_BACKOFF_SECONDS)
+            self._finishing.wait(backoff)
+        self.tried.set()
+
+    def _send_the_rest(self) -> None:
+        self._pace.rest()
+        # A server that has been away all along gets one try, one that was there some more.
+        deadline = time.monotonic() + (_LAST_TRY_SECONDS if self._answers else 0)
+        while not (done := self._attempt(self._close)) and time.monotonic() < deadline:
+            _NEVER.wait(_FLUSH_SECONDS)
+        if not done:
+            _LOG.warning(
+                "MLflow does not have all of this run yet: it waits in %s and is sent at the next "
+                "start%s",
+                self.spool.path,
+                " with this tracking URI, whose password is not kept" if "***" in self._uri else "",
+            )
+            return
+        self.complete = True
+        self.spool.remove()
+        if not self._tidied:
+            deadline = time.monotonic() + _LAST_TRY_SECONDS
+            self._attempt(self._tidy_once, lambda: time.monotonic() > deadline)
+
+    def _close(self) -> None:
+        self._carrier.close(self.spool.end or self._end)
+
+    def _tidy_once(self, stop: Callable[[], bool]) -> None:
+        try:
+            self._tidy(Pace(hurry=self._finishing, stop=stop))
+        finally:
+            self._tidied = not stop()
+
+    def _attempt(self, call: Callable[..., None], *args: Any) -> bool:
+        try:
+            call(*args)
+        except RunDeletedError:
+            return True  # the rest is of no use to anybody
+        except Exception as error:
+            if type(error).__name__ not in self._complaints:
+                self._complaints.add(type(error).__name__)
+                _LOG.warning(
+                    "MLflow at %s cannot be used now; rounds wait in %s and are sent later (%s)",
+                    self._uri,
+                    self.spool.path,
+                    one_line(error, MAX_REASON),
+                )
+            return False
+        return True

@@ -1,0 +1,464 @@
+"""Whatever fails on the way, a store ends up with exactly what the spool held."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_app.tracking import LoggedModel, RunEnd, RunStart
+from fl_app.tracking.mlflow.upload import (
+    Metric,
+    Pace,
+    Run,
+    RunDeletedError,
+    StoppedError,
+    Store,
+    Upload,
+)
+from fl_app.tracking.mlflow.uploader import Uploader, replay_outboxes
+from fl_app.tracking.outbox import Outbox
+
+NUM_ROUNDS = 5
+
+
+class MemoryStore:
+    """A tracking server in memory, with MLflow's ways: what it has, it does not get twice."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.registered: dict[str, str] = {}
+        self.down = False
+        self.faults: list[Literal["fine", "before", "after"]] = []
+        self.calls = 0
+
+    def connect(self) -> None:
+        self._call()
+
+    def find_run(self, target: Mapping[str, Any], spool: str) -> Run | None:
+        self._call()
+        found = [Run(i, "1") for i, run in self.runs.items() if run["spool"] == spool]
+        return found[0] if found else None
+
+    def create_run(self, target: Mapping[str, Any], spool: str, start: Mapping[str, Any]) -> Run:
+        with self._fault():
+            run_id = f"run-{len(self.runs)}"
+            self.runs[run_id] = {
+                "spool": spool,
+                "start_ms": start["start_ms"],
+                "metrics": set(),
+                "params": {},
+                "tags": {},
+                "files": {},
+                "models": {},
+                "end": None,
+                "deleted": False,
+            }
+            return Run(run_id, "1")
+
+    def run_state(self, run: Run) -> Literal["active", "deleted", "missing"]:
+        self._call()
+        if run.run_id not in self.runs:
+            return "missing"
+        return "deleted" if self.runs[run.run_id]["deleted"] else "active"
+
+    def log(
+        self,
+        run: Run,
+        metrics: Sequence[Metric] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        with self._fault():
+            own = self._active(run)
+            own["metrics"] |= set(metrics)
+            own["params"] |= params or {}
+            own["tags"] |= tags or {}
+
+    def log_files(self, run: Run, folder: Path) -> None:
+        with self._fault():
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    name = path.relative_to(folder).as_posix()
+                    self._active(run)["files"][name] = path.read_bytes()
+
+    def log_table(self, run: Run, path: str) -> None:
+        with self._fault():
+            self._active(run)["tags"]["table"] = path
+
+    def log_model(
+        self, run: Run, name: str, files: Path, metrics: Sequence[Metric], step: int
+    ) -> str:
+        with self._fault():
+            content = {p.name: p.read_bytes() for p in files.iterdir()}
+            self._active(run)["models"][name] = (step, content, frozenset(metrics))
+            return f"model-{name}"
+
+    def register(self, run: Run, model_id: str, name: str) -> None:
+        with self._fault():
+            self.registered[name] = model_id
+
+    def end_run(self, run: Run, status: str, end_ms: int) -> None:
+        with self._fault():
+            self._active(run)["end"] = (status, end_ms)
+
+    def _active(self, run: Run) -> dict[str, Any]:
+        own = self.runs[run.run_id]
+        if own["deleted"]:
+            raise ValueError("the run must be active")
+        return own
+
+    def _call(self) -> None:
+        with self._fault():
+            pass
+
+    def _fault(self) -> Fault:
+        self.calls += 1
+        fault = self.faults.pop() if self.faults else "fine"
+        return Fault("before" if self.down else fault)
+
+
+class Fault:
+    """Fails before the body, or after it: a server can do its work and its answer get lost."""
+
+    def __init__(self, kind: Literal["fine", "before", "after"]) -> None:
+        self.kind = kind
+
+    def __enter__(self) -> None:
+        if self.kind == "before":
+            raise ConnectionError("no server")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.kind == "after" and kind is None:
+            raise ConnectionError("no answer")
+
+
+def recorded(home: Path) -> Outbox:
+    """Make a spool that holds one of everything."""
+    run = RunStart("name", {"a": "1", "long": "x" * 7000}, {"t": "1"}, {"config.yaml": "a: 1"})
+    spool = Outbox.create(home, {"uri": "memory", "register_as": "champion"}, run, 1_000)
+    spool.add_note({"data": "2"}, {"roster.json": "{}"})
+    for server_round in range(NUM_ROUNDS):
+        line = {
+            "server_round": server_round,
+            "timestamp_ms": 2_000 + server_round,
+            "metrics": {f"server/m{k}": k / 10 + server_round for k in range(300)},
+            "texts": {f"aggregation/{server_round}.json": "{}"},
+            "clients": [{"server_round": server_round, "partition": 0, "mse": 1.0}],
+        }
+        spool.add_round(line, {"w": np.full(2, server_round)})
+    return spool
+
+
+def finished(home: Path) -> Outbox:
+    """Make a spool whose run is over."""
+    spool = recorded(home)
+    models = [LoggedModel(name, 2, {"w": np.ones(2)}, {"n": name}) for name in ("final", "best")]
+    spool.add_end(RunEnd("FINISHED", {"sha": "3"}, models, {"end.txt": "."}), 9_000)
+    return spool
+
+
+def without(run: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return a run without some of its parts."""
+    return {key: value for key, value in run.items() if key not in keys}
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
+    """Send a spool with nothing failing."""
+    store = MemoryStore()
+    spool = finished(tmp_path_factory.mktemp("sent"))
+    Upload(spool, store, Pace(), fresh=True).close(spool.end)
+    spool.release()
+    return store
+
+
+def test_a_store_gets_all_that_the_spool_holds(sent: MemoryStore) -> None:
+    """Every part of a spool arrives once, at its own time."""
+    (run,) = sent.runs.values()
+    assert run["start_ms"] == 1_000
+    assert run["end"] == ("FINISHED", 9_000)
+    assert run["metrics"] == {
+        Metric(f"server/m{k}", k / 10 + r, 2_000 + r, r)
+        for k in range(300)
+        for r in range(NUM_ROUNDS)
+    }
+    assert run["params"]["a"] == "1"
+    assert run["tags"] == {"t": "1", "data": "2", "sha": "3", "table": "clients/evaluate.json"}
+    assert {
+        "config.yaml",
+        "roster.json",
+        "end.txt",
+        "clients/evaluate.json",
+        *(f"weights/round_{r:04d}.npz" for r in range(NUM_ROUNDS)),
+        *(f"aggregation/{r}.json" for r in range(NUM_ROUNDS)),
+    } <= set(run["files"])
+    assert len(json.loads(run["files"]["clients/evaluate.json"])["data"]) == NUM_ROUNDS
+    assert set(run["models"]) == {"final", "best"}
+    step, files, metrics = run["models"]["final"]
+    assert (step, set(files)) == (2, {"arrays.npz", "spec.json"})
+    assert metrics == {m for m in run["metrics"] if m.step == 2}
+    assert sent.registered == {"champion": "model-best"}
+
+
+def test_long_values_are_moved_to_artifacts(sent: MemoryStore) -> None:
+    """A param that MLflow would cut says where its whole text is."""
+    (run,) = sent.runs.values()
+    assert len(run["params"]["long"]) < 6000
+    assert "params/long.txt" in run["params"]["long"]
+    assert run["files"]["params/long.txt"] == b"x" * 7000
+
+
+@settings(max_examples=20)
+@given(
+    faults=st.lists(st.sampled_from(["fine", "before", "after"]), max_size=30),
+    restarts=st.lists(st.booleans(), max_size=30),
+)
+def test_no_fault_changes_what_arrives(
+    faults: list[Any],
+    restarts: list[bool],
+    sent: MemoryStore,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Calls that fail before or after their work, and new processes, end in the same content."""
+    store = MemoryStore()
+    store.faults = faults
+    spool = finished(tmp_path_factory.mktemp("faulty"))
+    carrier = Upload(spool, store, Pace(), fresh=True)
+    for _ in range(len(faults) + 1):
+        try:
+            carrier.close(spool.end)
+        except ConnectionError:
+            if restarts and restarts.pop():
+                carrier = Upload(spool, store, Pace())
+        else:
+            break
+    spool.release()
+    (wanted,), (got,) = sent.runs.values(), store.runs.values()
+    assert without(got, "spool") == without(wanted, "spool")
+    assert store.registered == sent.registered
+
+
+def test_a_spool_can_be_sent_again(sent: MemoryStore, tmp_path: Path) -> None:
+    """Sending a copy of a spool a second time, without its marker, changes nothing."""
+    store = MemoryStore()
+    spool = finished(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(spool.path, copy)
+    Upload(spool, store, Pace(), fresh=True).close(spool.end)
+    spool.remove()
+    before = json.dumps(store.runs, default=repr, sort_keys=True)
+    shutil.copytree(copy, spool.path)
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [spool.name]
+    assert len(store.runs) == 1
+    assert json.loads(json.dumps(store.runs, default=repr, sort_keys=True)) == json.loads(before)
+    assert Outbox.paths(tmp_path) == []
+
+
+def test_a_run_without_an_end_was_killed(tmp_path: Path) -> None:
+    """A spool whose process said nothing is closed as KILLED, with all its rounds."""
+    spool = recorded(tmp_path)
+    last = spool.last_sign_ms()
+    spool.release()
+    store = MemoryStore()
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [spool.name]
+    (run,) = store.runs.values()
+    assert run["end"] == ("KILLED", last)
+    assert {m.step for m in run["metrics"]} == set(range(NUM_ROUNDS))
+    kept = json.loads((tmp_path / "runs" / spool.name / "end.json").read_text())
+    assert (kept["status"], kept["end_ms"]) == ("KILLED", last), "a page says so too"
+
+
+def test_a_store_that_was_made_anew_gets_a_new_run(tmp_path: Path) -> None:
+    """A run that the store has forgotten is made again, with all rounds."""
+    store = MemoryStore()
+    spool = recorded(tmp_path)
+    carrier = Upload(spool, store, Pace(), fresh=True)
+    carrier.send()
+    store.runs.clear()
+    spool.add_end(RunEnd("FINISHED"), 9_000)
+    spool.add_note({"late": "1"}, {})
+    carrier.close(spool.end)
+    (run,) = store.runs.values()
+    assert run["end"] == ("FINISHED", 9_000)
+    assert {m.step for m in run["metrics"]} == set(range(NUM_ROUNDS))
+    spool.release()
+
+
+def test_nobody_waits_for_a_deleted_run(tmp_path: Path) -> None:
+    """A run that a user deleted is not brought back: its spool goes."""
+    store = MemoryStore()
+    spool = recorded(tmp_path)
+    Upload(spool, store, Pace(), fresh=True).send()
+    store.runs["run-0"]["deleted"] = True
+    spool.add_note({"late": "1"}, {})
+    with pytest.raises(RunDeletedError):
+        Upload(spool, store, Pace()).send()
+    spool.release()
+    assert replay_outboxes(tmp_path, lambda uri: store).deleted == [spool.name]
+    assert Outbox.paths(tmp_path) == []
+
+
+def test_a_model_that_cannot_be_logged_does_not_hold_the_run_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run is closed, the failure is told, and the spool does not wait for ever."""
+
+    class NoModels(MemoryStore):
+        def log_model(self, *_: Any) -> str:
+            raise ValueError("bad model")
+
+    store = NoModels()
+    finished(tmp_path).release()
+    with caplog.at_level(logging.WARNING, "fl_app"):
+        while not (report := replay_outboxes(tmp_path, lambda uri: store)).sent:
+            (run,) = store.runs.values()
+            assert run["end"] == ("FINISHED", 9_000)
+            (reason,) = report.waiting.values()
+            assert "bad model" in reason
+    assert "bad model" in caplog.text
+    assert Outbox.paths(tmp_path) == []
+
+
+def test_replay_tells_what_it_did(tmp_path: Path) -> None:
+    """Live spools are skipped, a silent server is asked once, what it should get stays."""
+    live = recorded(tmp_path)
+    waiting = [finished(tmp_path) for _ in range(2)]
+    for spool in waiting:
+        spool.release()
+    store = MemoryStore()
+    store.down = True
+    report = replay_outboxes(tmp_path, lambda uri: store)
+    assert report.live == [live.name]
+    assert set(report.waiting) == {spool.name for spool in waiting}
+    assert "no server" in report.waiting[waiting[0].name]
+    assert store.calls == 1
+    store.down = False
+    assert set(replay_outboxes(tmp_path, lambda uri: store).sent) == set(report.waiting)
+    live.release()
+
+
+def test_one_bad_spool_does_not_stop_the_others(tmp_path: Path) -> None:
+    """A spool that cannot be read waits, and the one after it is sent."""
+    bad, good = finished(tmp_path), finished(tmp_path)
+    for spool in (bad, good):
+        spool.release()
+    (bad.path / "run.json").write_text("{")
+    report = replay_outboxes(tmp_path, lambda uri: MemoryStore())
+    assert (report.sent, list(report.waiting)) == ([good.name], [bad.name])
+
+
+class Waits:
+    """An event that is never set and keeps how long it was waited for."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def wait(self, seconds: float) -> bool:
+        self.seconds.append(seconds)
+        return False
+
+
+@pytest.mark.parametrize("others", [0.0, 0.5, 1.0])
+def test_a_sender_rests_in_proportion(others: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a share of 1/5 a rest takes four times what was computed, less where nobody else works."""
+    clock = {"thread_time": 0.0, "process_time": 0.0, "monotonic": 0.0}
+    for name in clock:
+        monkeypatch.setattr(f"time.{name}", lambda name=name: clock[name])
+    waits: Any = Waits()
+    pace = Pace(waits, share=1 / 5)
+    pace.rest()
+    for computed, elapsed in ((3.0, 10.0), (0.5, 4.0)):
+        clock["thread_time"] += computed
+        clock["process_time"] += computed + others * elapsed
+        clock["monotonic"] += elapsed
+        pace.rest()
+    assert waits.seconds == pytest.approx([0, 4 * 3.0 * others, 4 * 0.5 * others])
+
+
+def test_a_sender_can_be_stopped_between_calls(tmp_path: Path) -> None:
+    """What was sent before is marked, the rest waits."""
+    stops = iter([False, False, False, True])
+    spool = finished(tmp_path)
+    spool.release()
+    store = MemoryStore()
+    pace = Pace(stop=lambda: next(stops))
+    report = replay_outboxes(tmp_path, lambda uri: store, pace)
+    assert report.waiting == {spool.name: "stopped"}
+    assert store.runs
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [spool.name]
+    assert len(store.runs) == 1
+    with pytest.raises(StoppedError):
+        Pace(stop=lambda: True).rest()
+
+
+def no_tidying(pace: Pace) -> None:
+    """Replay nothing."""
+
+
+def sender(spool: Outbox, store: Store) -> Uploader:
+    """Start a sender."""
+    thread = Uploader(spool, store, no_tidying)
+    thread.start()
+    assert thread.tried.wait(30)
+    return thread
+
+
+def test_a_sender_empties_its_spool(tmp_path: Path) -> None:
+    """At the end the store has all and the disk has nothing."""
+    store, spool = MemoryStore(), recorded(tmp_path)
+    thread = sender(spool, store)
+    assert thread.tracked_run == Run("run-0", "1")
+    spool.add_end(RunEnd("FINISHED"), 9_000)
+    thread.finish({})
+    thread.join(30)
+    assert thread.complete
+    assert store.runs["run-0"]["end"] == ("FINISHED", 9_000)
+    assert Outbox.paths(tmp_path) == []
+
+
+def test_a_server_that_comes_back_gets_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An outage costs one line in the log; what it missed is sent when it is over."""
+    monkeypatch.setattr("fl_app.tracking.mlflow.uploader._FLUSH_SECONDS", 0.01)
+    store, spool = MemoryStore(), recorded(tmp_path)
+    store.down = True
+    back = threading.Event()
+    monkeypatch.setattr(store, "end_run", lambda *_: back.set())
+    with caplog.at_level(logging.WARNING, "fl_app"):
+        thread = sender(spool, store)
+        store.down = False
+        thread.finish({"status": "FINISHED", "end_ms": 1})
+        thread.join(30)
+    assert back.is_set()
+    assert thread.complete
+    assert caplog.text.count("cannot be used now") == 1
+
+
+def test_a_server_that_stays_away_costs_nothing_but_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end does not wait for a server that was never there; its spool does."""
+    store, spool = MemoryStore(), recorded(tmp_path)
+    store.down = True
+    with caplog.at_level(logging.WARNING, "fl_app"):
+        thread = sender(spool, store)
+        thread.finish({"status": "FAILED", "end_ms": 1})
+        thread.join(30)
+    assert not thread.is_alive()
+    assert not thread.complete
+    assert [r.levelno for r in caplog.records] == [logging.WARNING] * 2
+    assert [p.name for p in Outbox.paths(tmp_path)] == [spool.name]
+    again = Outbox.claim(spool.path)
+    assert again is not None
+    again.release()
