@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from fl_app.federation.averaging import average_evaluate, average_train, messages_to
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
-
-from .messages import NODE_IDS, content_of, reply_of
+from tests.messages import NODE_IDS, content_of, reply_of
 
 ALL: dict[str, Any] = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=False)

@@ -35,9 +35,8 @@ from fl_app.models.trees import TREES, Nodes, encode_trees
 from fl_app.runtimes.checks import check_before
 from fl_app.seeding import generator
 from fl_app.tracking.recorder import update_norm
-
-from .messages import content_of, reply_of, roster_of
-from .stacks import bits, run
+from tests.messages import content_of, reply_of, roster_of
+from tests.stacks import bits, run
 
 needs_xgboost = pytest.mark.skipif(find_spec("xgboost") is None, reason="the extra xgboost")
 K, T, D = 3, 4, 4

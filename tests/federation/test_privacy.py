@@ -31,8 +31,7 @@ from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.view import GridView
 from fl_app.strategies import build_strategy
-
-from .messages import content_of, reply_of
+from tests.messages import content_of, reply_of
 
 ALLOWED = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 OPTIMIZERS = ALLOWED[2:]

@@ -14,7 +14,7 @@ import pytest
 from flwr.serverapp.strategy import Strategy
 from sklearn.datasets import make_regression
 
-from .kit import fl_kit
+from tests.kit import fl_kit
 
 _PROJECT = """
 [project]

@@ -34,10 +34,9 @@ from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.grid.arrays import LazyArray, hold
 from fl_app.grid.inprocess import _Node
 from fl_app.grid.workers import Job, WorkerError, WorkerPool, _Exchange
-
-from . import worker_apps
-from .end_to_end.support import BIN, ROOT, processes_with
-from .worker_apps import W
+from tests import worker_apps
+from tests.end_to_end.support import BIN, ROOT, processes_with
+from tests.worker_apps import W
 
 NODES = 4
 RUN_CONFIG = {"lr": 0.1}

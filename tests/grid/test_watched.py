@@ -11,8 +11,7 @@ from flwr.app import Message, RecordDict
 from flwr.superlink.grid import InMemoryGrid
 
 from fl_app.grid.watched import WatchedGrid
-
-from .messages import reply_of, sent_to
+from tests.messages import reply_of, sent_to
 
 NODES = 3
 

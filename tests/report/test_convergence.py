@@ -17,8 +17,7 @@ from fl_app.report import RunSummary, Verdict, compare, comparison_blocks, expec
 from fl_app.report.origins import data_sets, makers, origin_lines
 from fl_app.report.runs import BYTES
 from fl_app.report.writing import as_csv, as_dict
-
-from .recorded import real_runs
+from tests.recorded import real_runs
 
 LOSS, ACCURACY = "eval/log_loss", "server/accuracy"
 LOSSES = st.lists(st.floats(0, 100), min_size=10, max_size=60)
