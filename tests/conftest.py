@@ -56,9 +56,9 @@ def _quick_collections() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _tables_are_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let MLflow make its tables in one file, which takes seconds; other stores begin as copies."""
-    from fl_app.tracking import mlflow_store
+    from fl_app.tracking.mlflow import backend
 
-    first, make = tmp_path_factory.mktemp("store") / "mlflow.db", mlflow_store._make_tables
+    first, make = tmp_path_factory.mktemp("store") / "mlflow.db", backend._make_tables
 
     def copy(path: Path) -> None:
         if path.exists():  # of another program, or empty
@@ -69,7 +69,7 @@ def _tables_are_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         shutil.copyfile(first, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlflow_store, "_make_tables", copy)
+        patch.setattr(backend, "_make_tables", copy)
         yield
 
 

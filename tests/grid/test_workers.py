@@ -35,9 +35,8 @@ from fl_app.grid.arrays import LazyArray, hold
 from fl_app.grid.inprocess import _Node
 from fl_app.grid.workers import Job, WorkerError, WorkerPool, _Exchange
 from tests import worker_apps
+from tests.end_to_end.support import BIN, ROOT, processes_with
 from tests.worker_apps import W
-
-from .end_to_end.support import BIN, ROOT, processes_with
 
 NODES = 4
 RUN_CONFIG = {"lr": 0.1}

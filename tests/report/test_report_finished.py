@@ -33,7 +33,7 @@ from fl_app.report import (
 )
 from fl_app.report.writing import as_csv
 from fl_app.runtimes.inprocess import run as run_in_process
-from tests.test_report import run
+from tests.report.test_report import run
 
 ROUNDS = "num_server_rounds"
 

@@ -36,7 +36,7 @@ from fl_app.report.tuning import diverged
 from fl_app.report.writing import as_csv, as_dict
 from fl_app.tracking.mlflow.backend import MlflowStore
 from tests.kit import fl_kit
-from tests.test_report import FLAT
+from tests.report.test_report import FLAT
 
 RATE = "model.learning_rate"
 BOTH = "strategy=fedavg,model=mlp"

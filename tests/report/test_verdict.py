@@ -9,7 +9,7 @@ import pytest
 
 from fl_app.errors import InputError
 from fl_app.report import Comparison, RunSummary, compare, verdict
-from tests.test_report import NOTHING_TO_TUNE, run
+from tests.report.test_report import NOTHING_TO_TUNE, run
 
 ROUNDS = 20
 CONVERGED = {r: max(0.1, 1 - r / 5) for r in range(1, ROUNDS + 1)}
