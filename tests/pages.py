@@ -30,7 +30,7 @@ ELSEWHERE: Mapping[str, str] = {
     ".venv/bin/": "what the line before would have made",
     "pip install": "installs from the network; `make test-slow` does",
     "make keel": "installs from the network",
-    "fl-kit run path/to/app": "tests/test_folders.py runs app folders of all kinds so",
+    "fl-kit run path/to/app": "tests/runtimes/test_folders.py runs app folders of all kinds so",
     "fl-app -m experiment=stacking_vs_averaging dataset=tabular": "what make keel would have made",
     "fl-kit report --sweep … --baseline strategy=fedavg,model=mlp,num": "as the line before",
     "fl-app runtime=deployment runtime.superlink=lab$": "where docs/deployment.md has a SuperLink",

@@ -17,12 +17,12 @@ import pytest
 from fl_app.dashboard import choices, launches, live
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import RunView
+from tests.dashboard.test_app import BAD as BAD_VALUES
+from tests.dashboard.test_app import LESSON
+from tests.dashboard.test_uploads import BAD as BAD_FILES
+from tests.dashboard.test_uploads import GOOD
 from tests.end_to_end.browser import NARROW, Server, Tab, browsing, serving
 from tests.recorded import LIVING, Record, real_runs, round_line
-from tests.test_dashboard_app import BAD as BAD_VALUES
-from tests.test_dashboard_app import LESSON
-from tests.test_dashboard_uploads import BAD as BAD_FILES
-from tests.test_dashboard_uploads import GOOD
 
 pytestmark = pytest.mark.slow
 

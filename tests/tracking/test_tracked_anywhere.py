@@ -589,7 +589,7 @@ def test_replies_tell_their_partitions() -> None:
 @pytest.mark.parametrize("engine", ["process", "ray"])
 def test_told_partitions_are_the_same_in_every_engine(engine: str) -> None:
     """Whatever ids the nodes have: here each client says its partition as a metric, too."""
-    script = Path(__file__).with_name("telling_app.py")
+    script = Path(__file__).parents[1] / "telling_app.py"
     done = subprocess.run(
         [sys.executable, str(script), engine], check=True, capture_output=True, text=True
     )

@@ -900,7 +900,7 @@ print(model.predict(pd.DataFrame({"a": [1, 3], "b": [2.0, None]})).tolist())
 def test_a_model_loads_where_fl_app_is_not(logged: MlflowTracker, uri: str, tmp_path: Path) -> None:
     """The model carries the code that predicts, and needs no pickle, no Flower and no Hydra."""
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    source = str(Path(__file__).parents[1])
+    source = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", LOAD, uri, f"runs:/{logged.run_id}/final", source],
         env=environment,
