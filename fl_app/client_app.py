@@ -144,7 +144,7 @@ def train(message: Message, context: Context) -> Message:
     mu, center = protocol.setting(message, "proximal-mu", 0.0), protocol.center(message)
     with one_thread(), _no_warnings():
         start = protocol.read_arrays(message)
-        if config.strategy.name == "pooled":
+        if config.strategy.is_pooled:
             arrays = _converged(message, start, federation, rows)
         else:
             step = protocol.learning_rate(message)

@@ -32,7 +32,6 @@ from fl_app.config.schema import (
     METRICS,
     Config,
     data_name,
-    fewest_replies,
     objective_of,
     task_of,
 )
@@ -172,16 +171,16 @@ class Run:
             test = test.take(encoding.known(test))
         self._tell_roster(roster, self._row_tags(roster, test))
         agreed = encoding.to_dict()
-        if config.privacy.name == "none":  # which else counts clients only
+        if not config.privacy.is_private:  # which else counts clients only
             agreed |= {"told_by": roster.names}
         self.trackers.annotate({}, {"config/encoding.json": json.dumps(agreed, indent=1)})
-        self.predictor = Predictor.of(config, encoding, many=config.strategy.name == "local")
+        self.predictor = Predictor.of(config, encoding, many=config.strategy.is_alone)
         self.trackers.event("model", {"spec": self.predictor.to_spec()})
         federated = federated_of(config, roster, self.predictor)
         self.ending, inner = federated.ending, federated.strategy
         self.private = inner if isinstance(inner, Private) else None
         features, outputs = encoding.feature_names, encoding.output_names
-        private = config.privacy.name != "none"
+        private = config.privacy.is_private
         if self.events is not None:
             few = len(features) <= _MAX_PICTURED and len(roster) <= MAX_MODEL_CLIENTS
             self.events.keeps_models = few and not private
@@ -232,7 +231,7 @@ class Run:
 
     def _tell_roster(self, roster: Roster, tags: Mapping[str, str]) -> None:
         """Say who takes part with how many rows; under differential privacy only how many do."""
-        if self.config.privacy.name != "none":
+        if self.config.privacy.is_private:
             self.trackers.annotate(tags, {})
             self.trackers.event("roster", {"count": len(roster)})
             return
@@ -330,7 +329,7 @@ class Run:
         last, predictor, rows = self.best.last, self.predictor, self.test_rows
         if status != "FINISHED" or last is None or predictor is None or rows is None:
             return {}
-        if self.config.privacy.name != "none" or len(rows[1]) > _MAX_LOSS_ROWS:
+        if self.config.privacy.is_private or len(rows[1]) > _MAX_LOSS_ROWS:
             return {}
         losses = predictor.row_losses(last.arrays, *rows)
         return {FINAL_LOSSES: bytes(npz_bytes(losses))}
@@ -357,7 +356,7 @@ class Run:
             "figures/learning_curves.png": figures.draw_curves(self.best.rounds),
             f"figures/clients_{metric}.png": figures.draw_clients(last, metric),
         }
-        known = self.runtime != "deployment" and self.config.strategy.name != "pooled"
+        known = self.runtime != "deployment" and not self.config.strategy.is_pooled
         if known and self.private is None:
             parts = range(min(self.config.num_clients, figures.MAX_BARS))
             targets = {k: partition_of(self.config, k).train.target for k in parts}
@@ -439,7 +438,7 @@ def federated_of(config: Config, roster: Roster, predictor: Predictor) -> Federa
     features = len(predictor.encoding.feature_names)
     stepping = Stepping.of(config, features, ending.limit, ending.constant)
     step = None if stepping is None else stepping.step
-    fewest = max(config.min_replies, fewest_replies(config.strategy)[0])
+    fewest = max(config.min_replies, config.strategy.fewest_replies[0])
     metrics = frozenset(METRICS[task_of(config.dataset)])
     return Federated(
         with_privacy(strategy_of(config, roster, predictor, step), config, len(roster)),
@@ -477,7 +476,7 @@ def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
     """
     alpha = getattr(config.partitioner, "alpha", None)
     deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
-    private = "" if config.privacy.name == "none" else f" {config.privacy.name}"
+    private = "" if not config.privacy.is_private else f" {config.privacy.name}"
     faults = config.faults
     faulty = f" {faults.clients} {faults.kind}" if faults.clients else ""
     pairs = [override.lstrip("+").partition("=") for override in swept]

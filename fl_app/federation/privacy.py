@@ -94,7 +94,7 @@ def require_accountant(config: Config) -> None:
     ConfigError
         If it is not installed.
     """
-    if config.privacy.name != "none" and find_spec("dp_accounting") is None:
+    if config.privacy.is_private and find_spec("dp_accounting") is None:
         allowed = "none, or install the accountant: pip install 'fl-app[privacy]'"
         raise ConfigError("privacy", config.privacy.name, allowed)
 
