@@ -143,8 +143,8 @@ def strategy_of(
         Where the nodes' rows do not suffice for what FedStacking is asked to do, or the package
         is missing that a strategy needs.
     """
-    rate = config.model.learning_rate
-    rate = learning_rate if rate == "auto" else rate
+    own = config.model.learning_rate
+    rate = learning_rate if own == "auto" else own
     strategy: Strategy = builder_of(config.strategy)(
         config.strategy, roster, rate, config, predictor
     )
