@@ -150,7 +150,7 @@ def train(message: Message, context: Context) -> Message:
             step = protocol.learning_rate(message)
             arrays = model.fit(start, rows.x, rows.y, rng, mu, step)
         metrics, measures = federation.score("train", arrays, rows.x, rows.truth, center)
-        if config.strategy.name == "qfedavg":
+        if config.strategy.weighs_loss:
             loss = METRICS[federation.encoding.task][0]
             before, _ = federation.score("train", start, rows.x, rows.truth)
             metrics[protocol.TRAIN_LOSS] = before[loss]

@@ -24,9 +24,10 @@ from fl_app.config.options import (
     DeploymentConfig,
     MlflowConfig,
     NaturalConfig,
+    NoTrackingConfig,
     TabularConfig,
-    TrackingConfig,
 )
+from fl_app.config.registry import builder_of
 from fl_app.config.run_request import RunRequest, unheeded, versions
 from fl_app.config.schema import (
     METRICS,
@@ -108,13 +109,15 @@ class Run:
         self.objective = objective_of(config)
         self.best = BestRound(self.objective)
         events = self.events
-        self.mlflow = _mlflow_tracker(config, "" if events is None else events.name)
+        name = "" if events is None else events.name
+        tracker: Tracker | None = builder_of(config.tracking)(config, name)
+        self.mlflow = tracker if isinstance(tracker, MlflowTracker) else None
         members: list[Tracker] = [self.console, self.best, *self.observers]
         if events is not None:
             members.append(events)  # knows the end before MLflow, which Ctrl-C may interrupt
-        if self.mlflow is not None:
-            members.append(self.mlflow)
-        elif events is not None and events.folder is not None:
+        if tracker is not None:
+            members.append(tracker)
+        if self.mlflow is None and events is not None and events.folder is not None:
             members.append(JournalTracker(events.folder))
         self.trackers = Trackers(*members)
         self.predictor: Predictor | None = None
@@ -157,7 +160,7 @@ class Run:
         if test is not None:
             self.trackers.annotate({"data.sha256": whole_table(config).sha256}, {})
         # The store's address may hold a password, and folders here mean nothing to a client.
-        nowhere = TrackingConfig(name="none")
+        nowhere = NoTrackingConfig()
         shipped = replace(config, tracking=nowhere, output_dir=None, skip_finished=False)
         self.trackers.event("handshake", {"asked": len(node_ids)})
         # A simulation starts its processes now, and a node reads its rows.
@@ -449,18 +452,6 @@ def federated_of(config: Config, roster: Roster, predictor: Predictor) -> Federa
         measures=Measures.of(config, predictor.encoding),
         ending=ending,
         stepping=stepping,
-    )
-
-
-def _mlflow_tracker(config: Config, name: str) -> MlflowTracker | None:
-    if not isinstance(config.tracking, MlflowConfig):
-        return None
-    return MlflowTracker(
-        uri=config.tracking.uri,
-        experiment_name=config.tracking.experiment_name or data_name(config),
-        register_as=config.tracking.register_as,
-        name=name,
-        keep_weights=config.tracking.keep_weights,
     )
 
 

@@ -378,7 +378,9 @@ class MlpConfig(ModelConfig):
 # ---------------------------------------------------------------------------- the other groups
 @dataclass(frozen=True)
 class PrivacyConfig:
-    """No differential privacy.
+    """No differential privacy; built into a strategy around the run's own.
+
+    What builds it is given the run's ``Config``, the strategy and the number of nodes.
 
     Attributes
     ----------
@@ -490,7 +492,10 @@ class DeploymentConfig(RuntimeConfig):
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """A record of the run; built into a ``Tracker``."""
+    """A record of the run; built into a ``Tracker``, or None.
+
+    What builds it is given the run's ``Config`` and the run's name on this machine.
+    """
 
     group: ClassVar[str] = "tracking"
 

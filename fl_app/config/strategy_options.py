@@ -8,9 +8,9 @@ from math import ceil
 from typing import ClassVar, TypeGuard
 
 from fl_app.config.options import Task
-from fl_app.config.registry import opt, register
+from fl_app.config.registry import GROUPS, opt, register
 
-__all__ = ["has_base_models"]
+__all__ = ["has_base_models", "is_pooled"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,15 @@ class StrategyConfig:
         Whether every client keeps a model of its own.
     is_pooled : bool
         Whether all rows are in one place.
+    weighs_loss : bool
+        Whether clients tell the loss of what they are sent, before they train.
     """
 
     group: ClassVar[str] = "strategy"
     takes_noise: ClassVar[bool] = False
     is_alone: ClassVar[bool] = False
     is_pooled: ClassVar[bool] = False
+    weighs_loss: ClassVar[bool] = False
 
     name: str = opt("", "Name of the strategy.")
 
@@ -215,6 +218,8 @@ class BulyanConfig(KrumConfig):
 class QFedAvgConfig(StrategyConfig):
     """q-FedAvg: clients with a larger loss weigh more."""
 
+    weighs_loss: ClassVar[bool] = True
+
     name: str = "qfedavg"
     q: float = opt(0.1, "Fairness; 0 weighs all clients alike.", ge=0)
 
@@ -390,3 +395,8 @@ class PooledConfig(BaseModelsConfig):
 def has_base_models(strategy: StrategyConfig) -> TypeGuard[BaseModelsConfig]:
     """Return whether clients fit base models under a strategy of a checked config."""
     return isinstance(strategy, BaseModelsConfig) and strategy.base_models is not None
+
+
+def is_pooled(name: str | None) -> bool:
+    """Return whether a strategy, as a record names it, has all rows in one place."""
+    return bool(getattr(GROUPS["strategy"].get(str(name)), "is_pooled", False))
