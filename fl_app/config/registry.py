@@ -8,7 +8,7 @@ that knows how: the built-in options are known before any library of theirs is i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field, is_dataclass
+from dataclasses import field
 from typing import Any, TypeVar
 
 __all__ = ["GROUPS", "builder_of", "opt", "register"]
@@ -51,8 +51,8 @@ def register(option: type[T], *, build: Callable[..., Any] | None = None) -> typ
         If another option has its name.
     """
     group, name = str(getattr(option, "group", "")), str(getattr(option, "name", ""))
-    frozen = is_dataclass(option) and option.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    if not (frozen and group in _OPTIONS and name):
+    own = vars(option).get("__dataclass_params__")
+    if not (own is not None and own.frozen and group in _OPTIONS and name):
         raise TypeError(f"{option!r} is no frozen dataclass that extends a group's and has a name")
     known = _OPTIONS[group].setdefault(name, option)
     if known is not option:

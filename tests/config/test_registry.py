@@ -29,7 +29,12 @@ from fl_app.config import GROUPS, compose_config
 count = 0
 for group, options in GROUPS.items():
     for option, kind in options.items():
-        own = {"tabular": ["dataset.target=y", "dataset.path=x"], "two_lines": ["num_clients=2"]}
+        own = {
+            "tabular": ["dataset.target=y", "dataset.path=x"],
+            "two_lines": ["num_clients=2"],
+            "natural": ["dataset=penguins", "num_clients=3"],
+            "linear": ["dataset=diabetes"],
+        }
         composed = compose_config([f"{group}={option}", *own.get(option, ())])
         assert option == "auto" or type(getattr(composed, group)) is kind, option
         count += 1
