@@ -144,13 +144,13 @@ def train(message: Message, context: Context) -> Message:
     mu, center = protocol.setting(message, "proximal-mu", 0.0), protocol.center(message)
     with one_thread(), _no_warnings():
         start = protocol.read_arrays(message)
-        if config.strategy.name == "pooled":
+        if config.strategy.is_pooled:
             arrays = _converged(message, start, federation, rows)
         else:
             step = protocol.learning_rate(message)
             arrays = model.fit(start, rows.x, rows.y, rng, mu, step)
         metrics, measures = federation.score("train", arrays, rows.x, rows.truth, center)
-        if config.strategy.name == "qfedavg":
+        if config.strategy.weighs_loss:
             loss = METRICS[federation.encoding.task][0]
             before, _ = federation.score("train", start, rows.x, rows.truth)
             metrics[protocol.TRAIN_LOSS] = before[loss]

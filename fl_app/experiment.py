@@ -24,15 +24,15 @@ from fl_app.config.options import (
     DeploymentConfig,
     MlflowConfig,
     NaturalConfig,
+    NoTrackingConfig,
     TabularConfig,
-    TrackingConfig,
 )
+from fl_app.config.registry import builder_of
 from fl_app.config.run_request import RunRequest, unheeded, versions
 from fl_app.config.schema import (
     METRICS,
     Config,
     data_name,
-    fewest_replies,
     objective_of,
     task_of,
 )
@@ -109,13 +109,15 @@ class Run:
         self.objective = objective_of(config)
         self.best = BestRound(self.objective)
         events = self.events
-        self.mlflow = _mlflow_tracker(config, "" if events is None else events.name)
+        name = "" if events is None else events.name
+        tracker: Tracker | None = builder_of(config.tracking)(config, name)
+        self.mlflow = tracker if isinstance(tracker, MlflowTracker) else None
         members: list[Tracker] = [self.console, self.best, *self.observers]
         if events is not None:
             members.append(events)  # knows the end before MLflow, which Ctrl-C may interrupt
-        if self.mlflow is not None:
-            members.append(self.mlflow)
-        elif events is not None and events.folder is not None:
+        if tracker is not None:
+            members.append(tracker)
+        if self.mlflow is None and events is not None and events.folder is not None:
             members.append(JournalTracker(events.folder))
         self.trackers = Trackers(*members)
         self.predictor: Predictor | None = None
@@ -158,7 +160,7 @@ class Run:
         if test is not None:
             self.trackers.annotate({"data.sha256": whole_table(config).sha256}, {})
         # The store's address may hold a password, and folders here mean nothing to a client.
-        nowhere = TrackingConfig(name="none")
+        nowhere = NoTrackingConfig()
         shipped = replace(config, tracking=nowhere, output_dir=None, skip_finished=False)
         self.trackers.event("handshake", {"asked": len(node_ids)})
         # A simulation starts its processes now, and a node reads its rows.
@@ -172,16 +174,16 @@ class Run:
             test = test.take(encoding.known(test))
         self._tell_roster(roster, self._row_tags(roster, test))
         agreed = encoding.to_dict()
-        if config.privacy.name == "none":  # which else counts clients only
+        if not config.privacy.is_private:  # which else counts clients only
             agreed |= {"told_by": roster.names}
         self.trackers.annotate({}, {"config/encoding.json": json.dumps(agreed, indent=1)})
-        self.predictor = Predictor.of(config, encoding, many=config.strategy.name == "local")
+        self.predictor = Predictor.of(config, encoding, many=config.strategy.is_alone)
         self.trackers.event("model", {"spec": self.predictor.to_spec()})
         federated = federated_of(config, roster, self.predictor)
         self.ending, inner = federated.ending, federated.strategy
         self.private = inner if isinstance(inner, Private) else None
         features, outputs = encoding.feature_names, encoding.output_names
-        private = config.privacy.name != "none"
+        private = config.privacy.is_private
         if self.events is not None:
             few = len(features) <= _MAX_PICTURED and len(roster) <= MAX_MODEL_CLIENTS
             self.events.keeps_models = few and not private
@@ -232,7 +234,7 @@ class Run:
 
     def _tell_roster(self, roster: Roster, tags: Mapping[str, str]) -> None:
         """Say who takes part with how many rows; under differential privacy only how many do."""
-        if self.config.privacy.name != "none":
+        if self.config.privacy.is_private:
             self.trackers.annotate(tags, {})
             self.trackers.event("roster", {"count": len(roster)})
             return
@@ -330,7 +332,7 @@ class Run:
         last, predictor, rows = self.best.last, self.predictor, self.test_rows
         if status != "FINISHED" or last is None or predictor is None or rows is None:
             return {}
-        if self.config.privacy.name != "none" or len(rows[1]) > _MAX_LOSS_ROWS:
+        if self.config.privacy.is_private or len(rows[1]) > _MAX_LOSS_ROWS:
             return {}
         losses = predictor.row_losses(last.arrays, *rows)
         return {FINAL_LOSSES: bytes(npz_bytes(losses))}
@@ -357,7 +359,7 @@ class Run:
             "figures/learning_curves.png": figures.draw_curves(self.best.rounds),
             f"figures/clients_{metric}.png": figures.draw_clients(last, metric),
         }
-        known = self.runtime != "deployment" and self.config.strategy.name != "pooled"
+        known = self.runtime != "deployment" and not self.config.strategy.is_pooled
         if known and self.private is None:
             parts = range(min(self.config.num_clients, figures.MAX_BARS))
             targets = {k: partition_of(self.config, k).train.target for k in parts}
@@ -439,7 +441,7 @@ def federated_of(config: Config, roster: Roster, predictor: Predictor) -> Federa
     features = len(predictor.encoding.feature_names)
     stepping = Stepping.of(config, features, ending.limit, ending.constant)
     step = None if stepping is None else stepping.step
-    fewest = max(config.min_replies, fewest_replies(config.strategy)[0])
+    fewest = max(config.min_replies, config.strategy.fewest_replies[0])
     metrics = frozenset(METRICS[task_of(config.dataset)])
     return Federated(
         with_privacy(strategy_of(config, roster, predictor, step), config, len(roster)),
@@ -450,18 +452,6 @@ def federated_of(config: Config, roster: Roster, predictor: Predictor) -> Federa
         measures=Measures.of(config, predictor.encoding),
         ending=ending,
         stepping=stepping,
-    )
-
-
-def _mlflow_tracker(config: Config, name: str) -> MlflowTracker | None:
-    if not isinstance(config.tracking, MlflowConfig):
-        return None
-    return MlflowTracker(
-        uri=config.tracking.uri,
-        experiment_name=config.tracking.experiment_name or data_name(config),
-        register_as=config.tracking.register_as,
-        name=name,
-        keep_weights=config.tracking.keep_weights,
     )
 
 
@@ -477,7 +467,7 @@ def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
     """
     alpha = getattr(config.partitioner, "alpha", None)
     deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
-    private = "" if config.privacy.name == "none" else f" {config.privacy.name}"
+    private = "" if not config.privacy.is_private else f" {config.privacy.name}"
     faults = config.faults
     faulty = f" {faults.clients} {faults.kind}" if faults.clients else ""
     pairs = [override.lstrip("+").partition("=") for override in swept]

@@ -17,7 +17,7 @@ QFedAvg: Li et al. 2020, https://arxiv.org/abs/1905.10497.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -48,11 +48,27 @@ from flwr.serverapp.strategy import (
 )
 from numpy.typing import NDArray
 
+from fl_app.config.registry import builder_of, register
 from fl_app.config.schema import Config
 from fl_app.config.strategy_options import (
     BaseModelsConfig,
+    BulyanConfig,
+    FedAdagradConfig,
+    FedAdamConfig,
+    FedAvgConfig,
+    FedAvgMConfig,
+    FedMedianConfig,
+    FedProxConfig,
     FedStackingConfig,
+    FedTrimmedAvgConfig,
     FedXgbBaggingConfig,
+    FedYogiConfig,
+    KrumConfig,
+    LocalConfig,
+    MultiKrumConfig,
+    NAverageConfig,
+    PooledConfig,
+    QFedAvgConfig,
     StrategyConfig,
     has_base_models,
 )
@@ -87,28 +103,10 @@ CLIENT_FOLDS_FROM = 50
 _ALL: dict[str, Any] = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 
 
-_FLOWER: Mapping[str, Callable[..., Strategy]] = {
-    "fedavg": FedAvg,
-    "fedprox": FedProx,
-    "fedavgm": FedAvgM,
-    "fedadam": FedAdam,
-    "fedyogi": FedYogi,
-    "fedadagrad": FedAdagrad,
-    "fedmedian": FedMedian,
-    "fedtrimmedavg": FedTrimmedAvg,
-    "krum": Krum,
-    "multikrum": MultiKrum,
-    "bulyan": Bulyan,
-    "qfedavg": QFedAvg,
-    "pooled": FedAvg,
-}
-"""Flower's classes; a config's parameters have the names of their arguments."""
-
-
 def build_strategy(
     config: StrategyConfig, roster: Roster, learning_rate: float | None = None
 ) -> Strategy:
-    """Build the strategy that a checked config names.
+    """Build one of Flower's strategies, or the clients' own models, from its config alone.
 
     Parameters
     ----------
@@ -119,14 +117,8 @@ def build_strategy(
     learning_rate : float, optional
         The clients' step size, from which q-FedAvg estimates a Lipschitz constant.
     """
-    if config.name == "local":
-        return Local(roster, **_ALL)
-    own = {f.name: getattr(config, f.name) for f in fields(config)}
-    for ours in ("name", "base_models"):
-        own.pop(ours, None)
-    if config.name == "qfedavg":
-        own |= {"client_learning_rate": learning_rate, "train_loss_key": TRAIN_LOSS}
-    return _FLOWER[config.name](**own, **_ALL)
+    strategy: Strategy = builder_of(config)(config, roster, learning_rate, None, None)
+    return strategy
 
 
 def strategy_of(
@@ -151,26 +143,53 @@ def strategy_of(
         Where the nodes' rows do not suffice for what FedStacking is asked to do, or the package
         is missing that a strategy needs.
     """
-    own = config.strategy
-    if isinstance(own, FedXgbBaggingConfig):
-        if config.runtime.name != "deployment":  # there its nodes need the package
-            require_xgboost()
-        return FedXgbBagging(predictor.ensemble, **_ALL)
+    own = config.model.learning_rate
+    rate = learning_rate if own == "auto" else own
+    strategy: Strategy = builder_of(config.strategy)(
+        config.strategy, roster, rate, config, predictor
+    )
+    return strategy
+
+
+def _flower(kind: Callable[..., Strategy], **more: Any) -> Callable[..., Strategy]:
+    """Return what builds a class of Flower's: its arguments have the names of the options."""
+
+    def build(own: StrategyConfig, *_: Any) -> Strategy:
+        options = {f.name: getattr(own, f.name) for f in fields(own)}
+        del options["name"]
+        return kind(**options, **more, **_ALL)
+
+    return build
+
+
+def _qfedavg(own: StrategyConfig, roster: Roster, rate: float | None, *_: Any) -> Strategy:
+    return _flower(QFedAvg, client_learning_rate=rate, train_loss_key=TRAIN_LOSS)(own)
+
+
+def _boosted(
+    own: StrategyConfig, roster: Roster, rate: float | None, config: Config, predictor: Predictor
+) -> Strategy:
+    if config.runtime.name != "deployment":  # there its nodes need the package
+        require_xgboost()
+    return FedXgbBagging(predictor.ensemble, **_ALL)
+
+
+def _pooled(own: PooledConfig, roster: Roster, rate: float | None, *run: Any) -> Strategy:
     if not has_base_models(own):
-        rate = config.model.learning_rate
-        return build_strategy(own, roster, learning_rate if rate == "auto" else rate)
-    kinds = predictor.kinds()
-    if own.name == "pooled":
-        _check_trees(own, kinds.num_outputs)
-    shape: dict[str, Any] = {
-        "num_outputs": kinds.num_outputs,
-        "bounds": _bounds(config, roster, predictor),
-        "partitions": roster.partitions,
-        "check_member": kinds.check,
-    }
-    if not isinstance(own, FedStackingConfig):
-        return NAverage(combine=getattr(own, "combine", "rows"), **shape, **_ALL)
-    check_rows(own, max(node.num_examples for node in roster), kinds.num_features)
+        return FedAvg(**_ALL)
+    _check_trees(own, run[1].kinds().num_outputs)
+    return NAverage(combine="rows", **_shape(roster, *run), **_ALL)
+
+
+def _average(own: NAverageConfig, roster: Roster, rate: float | None, *run: Any) -> Strategy:
+    return NAverage(combine=own.combine, **_shape(roster, *run), **_ALL)
+
+
+def _stacking(
+    own: FedStackingConfig, roster: Roster, rate: float | None, config: Config, predictor: Predictor
+) -> Strategy:
+    shape = _shape(roster, config, predictor)
+    check_rows(own, max(node.num_examples for node in roster), predictor.kinds().num_features)
     return FedStacking(
         num_rounds=config.num_server_rounds,
         global_member=own.global_member,
@@ -183,6 +202,17 @@ def strategy_of(
         **shape,
         **_ALL,
     )
+
+
+def _shape(roster: Roster, config: Config, predictor: Predictor) -> dict[str, Any]:
+    """Return what strategies of base models are told of them."""
+    kinds = predictor.kinds()
+    return {
+        "num_outputs": kinds.num_outputs,
+        "bounds": _bounds(config, roster, predictor),
+        "partitions": roster.partitions,
+        "check_member": kinds.check,
+    }
 
 
 def _check_trees(own: BaseModelsConfig, num_outputs: int) -> None:
@@ -243,7 +273,7 @@ def _bounds(
     scale = np.array(encoding.target_scale)
     mean = (np.array(roster.target_mean) - np.array(encoding.target_mean)) / scale
     variance = np.array(roster.target_variance) / np.square(scale)
-    return bounds(mean, variance, *([1e6] if config.strategy.name == "pooled" else []))
+    return bounds(mean, variance, *([1e6] if config.strategy.is_pooled else []))
 
 
 def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[str, NDArray[Any]]:
@@ -366,3 +396,22 @@ class Local(FedAvg):
             client, _, inner = key.partition("/")
             own[client][inner] = array
         return {node_id: own[name] for node_id, name in self._names.items()}
+
+
+register(FedAvgConfig, build=_flower(FedAvg))
+register(FedProxConfig, build=_flower(FedProx))
+register(FedAvgMConfig, build=_flower(FedAvgM))
+register(FedAdamConfig, build=_flower(FedAdam))
+register(FedYogiConfig, build=_flower(FedYogi))
+register(FedAdagradConfig, build=_flower(FedAdagrad))
+register(FedMedianConfig, build=_flower(FedMedian))
+register(FedTrimmedAvgConfig, build=_flower(FedTrimmedAvg))
+register(KrumConfig, build=_flower(Krum))
+register(MultiKrumConfig, build=_flower(MultiKrum))
+register(BulyanConfig, build=_flower(Bulyan))
+register(QFedAvgConfig, build=_qfedavg)
+register(FedXgbBaggingConfig, build=_boosted)
+register(FedStackingConfig, build=_stacking)
+register(NAverageConfig, build=_average)
+register(LocalConfig, build=lambda own, roster, *_: Local(roster, **_ALL))
+register(PooledConfig, build=_pooled)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fl_app.config.registry import opt, register
 
 __all__ = ["MAX_AUTO_LEVELS", "MIN_LEVEL_ROWS", "FaultsConfig", "Levels", "Task"]
 
 Task = Literal["regression", "classification"]
-T = TypeVar("T")
 MIN_LEVEL_ROWS = 5
 """Rows of a node that a level or a class needs before the node names or counts it."""
 MAX_AUTO_LEVELS = 20
@@ -22,17 +23,30 @@ class Levels(dict[str, tuple[str, ...]]):
         return hash(frozenset(self.items()))
 
 
-def opt(default: T, text: str, **limits: object) -> T:
-    """Declare an option: its default, one sentence on it, and limits (``ge gt le lt choices``)."""
-    return field(default=default, metadata={"help": text, **limits})
-
-
 # ---------------------------------------------------------------------------- dataset
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A data set and its splits."""
+    """A data set and its splits; built from itself and the seed into a ``Table``.
 
-    name: str = opt("digits", "Name of the data set.")
+    Attributes
+    ----------
+    task : {"regression", "classification"}
+        Its task.
+    has_clients : bool
+        Whether its rows have natural clients.
+    clients : (int, str) or None
+        The number of clients that it always has, and why.
+    is_drawn : bool
+        Whether its rows are drawn by the seed.
+    """
+
+    group: ClassVar[str] = "dataset"
+    task: ClassVar[str]
+    has_clients: ClassVar[bool] = False
+    clients: ClassVar[tuple[int, str] | None] = None
+    is_drawn: ClassVar[bool] = False
+
+    name: str = opt("", "Name of the data set.")
     test_fraction: float = opt(
         0.2, "Share of all rows that the server keeps as its test set.", ge=0, lt=1
     )
@@ -46,20 +60,81 @@ class DatasetConfig:
     )
 
 
+@register
+@dataclass(frozen=True)
+class DigitsConfig(DatasetConfig):
+    """1797 handwritten digits of 8 x 8 pixels."""
+
+    task: ClassVar[str] = "classification"
+
+    name: str = "digits"
+
+
+@register
 @dataclass(frozen=True)
 class TwoLinesConfig(DatasetConfig):
     """y = 2x + 1 on client 0 and y = x + 1 on client 1: every row is for training."""
 
+    task: ClassVar[str] = "regression"
+    has_clients: ClassVar[bool] = True
+    clients: ClassVar[tuple[int, str] | None] = (2, "one a line")
+
+    name: str = "two_lines"
     test_fraction: float = opt(0.0, "As for every data set.", ge=0, lt=1)
     val_fraction: float = opt(0.0, "As for every data set.", ge=0, lt=1)
     standardize: bool = opt(False, "As for every data set.")
     rows: tuple[int, ...] = opt((2, 2), "Rows of each of the two clients.", ge=1, length=2)
 
 
+@register
+@dataclass(frozen=True)
+class DiabetesConfig(DatasetConfig):
+    """442 patients and their disease's progression."""
+
+    task: ClassVar[str] = "regression"
+
+    name: str = "diabetes"
+
+
+@register
+@dataclass(frozen=True)
+class IrisConfig(DatasetConfig):
+    """150 irises of three species."""
+
+    task: ClassVar[str] = "classification"
+
+    name: str = "iris"
+
+
+@register
+@dataclass(frozen=True)
+class WineConfig(DatasetConfig):
+    """178 wines of three cultivars."""
+
+    task: ClassVar[str] = "classification"
+
+    name: str = "wine"
+
+
+@register
+@dataclass(frozen=True)
+class BreastCancerConfig(DatasetConfig):
+    """569 tumours, malignant or benign."""
+
+    task: ClassVar[str] = "classification"
+
+    name: str = "breast_cancer"
+
+
+@register
 @dataclass(frozen=True)
 class HeartDiseaseConfig(DatasetConfig):
     """UCI's four hospitals, the rows of FLamby's Fed-Heart-Disease."""
 
+    task: ClassVar[str] = "classification"
+    has_clients: ClassVar[bool] = True
+
+    name: str = "heart_disease"
     split: str = opt(
         "seeded",
         "Test rows: drawn by the seed, or FLamby's fixed ones whatever `test_fraction` says.",
@@ -67,37 +142,73 @@ class HeartDiseaseConfig(DatasetConfig):
     )
 
 
+@register
+@dataclass(frozen=True)
+class PenguinsConfig(DatasetConfig):
+    """Penguins of three species on three islands."""
+
+    task: ClassVar[str] = "classification"
+    has_clients: ClassVar[bool] = True
+
+    name: str = "penguins"
+
+
 @dataclass(frozen=True)
 class SyntheticConfig(DatasetConfig):
     """Rows drawn by the seed."""
+
+    is_drawn: ClassVar[bool] = True
 
     num_examples: int = opt(1000, "Rows.", ge=2)
     num_features: int = opt(10, "Columns.", ge=1)
 
 
+@register
+@dataclass(frozen=True)
+class SyntheticRegressionConfig(SyntheticConfig):
+    """A noisy line drawn by the seed."""
+
+    task: ClassVar[str] = "regression"
+
+    name: str = "synthetic_regression"
+
+
+@register
 @dataclass(frozen=True)
 class SyntheticClassificationConfig(SyntheticConfig):
     """Gaussian classes drawn by the seed."""
 
+    task: ClassVar[str] = "classification"
+
+    name: str = "synthetic_classification"
     num_classes: int = opt(3, "Classes.", ge=2)
 
 
+@register
 @dataclass(frozen=True)
 class RingsConfig(DatasetConfig):
     """Noisy rings around one point, drawn by the seed: two columns, for pictures."""
 
+    task: ClassVar[str] = "classification"
+    is_drawn: ClassVar[bool] = True
+
+    name: str = "rings"
     num_examples: int = opt(400, "Rows.", ge=2)
     num_classes: int = opt(2, "Rings of radius 1, 2, ...; each is a class.", ge=2)
     noise: float = opt(0.25, "Standard deviation of a row's distance from its ring.", ge=0)
 
 
+@register
 @dataclass(frozen=True)
 class TabularConfig(DatasetConfig):
     """One CSV or Parquet file of the user's own."""
 
+    has_clients: ClassVar[bool] = True
+
+    name: str = "tabular"
     path: str | None = opt(None, "The file.")
     target: str | tuple[str, ...] | None = opt(None, "Column to predict; several for regression.")
-    task: str = opt(
+    task: str = opt(  # type: ignore[misc]
         "classification", "What the target is.", choices=("regression", "classification")
     )
     features: tuple[str, ...] | None = opt(
@@ -141,43 +252,76 @@ class TabularConfig(DatasetConfig):
 # ---------------------------------------------------------------------------- partitioner
 @dataclass(frozen=True)
 class PartitionerConfig:
-    """How training rows are dealt to clients."""
+    """How training rows are dealt to clients; built into each row's client.
 
-    name: str = opt("iid", "Name of the partitioner.")
+    What builds it is given the training rows as a ``Table``, the config, the number of clients and
+    a ``numpy.random.Generator``.
+    """
+
+    group: ClassVar[str] = "partitioner"
+
+    name: str = opt("", "Name of the partitioner.")
 
 
+@register
+@dataclass(frozen=True)
+class IidConfig(PartitionerConfig):
+    """Rows in random order, an equal share to each client."""
+
+    name: str = "iid"
+
+
+@register
 @dataclass(frozen=True)
 class DirichletConfig(PartitionerConfig):
     """Class shares of each client drawn from a Dirichlet distribution."""
 
+    name: str = "dirichlet"
     alpha: float = opt(0.5, "Concentration: the smaller, the more skewed.", gt=0)
 
 
+@register
 @dataclass(frozen=True)
 class ShardsConfig(PartitionerConfig):
     """Shards of the rows sorted by class."""
 
+    name: str = "shards"
     classes_per_client: int = opt(2, "Shards of each client, and so at most its classes.", ge=1)
 
 
+@register
 @dataclass(frozen=True)
 class QuantityConfig(PartitionerConfig):
     """Sizes of clients drawn from a Dirichlet distribution."""
 
+    name: str = "quantity"
     alpha: float = opt(0.5, "Concentration: the smaller, the more unequal.", gt=0)
 
 
+@register
 @dataclass(frozen=True)
 class NaturalConfig(PartitionerConfig):
     """The data's own clients."""
 
+    name: str = "natural"
     key: str | None = opt(None, "For `dataset=tabular`: the column that names each row's client.")
 
 
 # ---------------------------------------------------------------------------- model
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model and its local training."""
+    """A model and its local training; built into a ``Model``.
+
+    What builds it is given the config, the numbers of features and outputs, and the task.
+
+    Attributes
+    ----------
+    tasks : tuple of str
+        The tasks that it does.
+    """
+
+    group: ClassVar[str] = "model"
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "classification")
 
     name: str = opt("auto", "Name of the model; `auto` is `linear` or `softmax` by the task.")
     local_epochs: int = opt(1, "Passes over a client's rows in one round.", ge=1)
@@ -198,9 +342,35 @@ class ModelConfig:
     dtype: str = opt("float64", "Type of the arrays.", choices=("float32", "float64"))
 
 
+register(ModelConfig)
+
+
+@register
+@dataclass(frozen=True)
+class LinearConfig(ModelConfig):
+    """Least squares."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("regression",)
+
+    name: str = "linear"
+
+
+@register
+@dataclass(frozen=True)
+class SoftmaxConfig(ModelConfig):
+    """Logistic regression of all classes."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+
+    name: str = "softmax"
+
+
+@register
 @dataclass(frozen=True)
 class MlpConfig(ModelConfig):
     """A perceptron."""
+
+    name: str = "mlp"
 
     hidden_units: int = opt(32, "Units of the hidden layer.", ge=1)
 
@@ -208,15 +378,33 @@ class MlpConfig(ModelConfig):
 # ---------------------------------------------------------------------------- the other groups
 @dataclass(frozen=True)
 class PrivacyConfig:
-    """No differential privacy."""
+    """No differential privacy; built into a strategy around the run's own.
+
+    What builds it is given the run's ``Config``, the strategy and the number of nodes.
+
+    Attributes
+    ----------
+    is_private : bool
+        Whether noise is added, so that what single clients send is in no record.
+    """
+
+    group: ClassVar[str] = "privacy"
+    is_private: ClassVar[bool] = False
 
     name: str = opt("none", "Name of the privacy wrapper.")
 
 
+register(PrivacyConfig)
+
+
+@register
 @dataclass(frozen=True)
 class DpFixedConfig(PrivacyConfig):
     """Client-level differential privacy on the server: clip at a fixed norm, add noise."""
 
+    is_private: ClassVar[bool] = True
+
+    name: str = "dp_fixed"
     noise_multiplier: float = opt(
         1.0, "Deviation of the noise on the summed updates, over the clipping norm (z).", gt=0
     )
@@ -224,10 +412,14 @@ class DpFixedConfig(PrivacyConfig):
     delta: float = opt(1e-5, "The delta at which epsilon is logged.", gt=0, lt=1)
 
 
+@register
 @dataclass(frozen=True)
 class DpAdaptiveConfig(PrivacyConfig):
     """Client-level differential privacy on the server: the clipping norm follows a quantile."""
 
+    is_private: ClassVar[bool] = True
+
+    name: str = "dp_adaptive"
     noise_multiplier: float = opt(
         1.0, "Noise of a round, as of `dp_fixed`: on the updates and on the count together.", gt=0
     )
@@ -256,13 +448,17 @@ class FaultsConfig:
 class RuntimeConfig:
     """Where clients run."""
 
-    name: str = opt("inprocess", "Name of the runtime.")
+    group: ClassVar[str] = "runtime"
+
+    name: str = opt("", "Name of the runtime.")
 
 
+@register
 @dataclass(frozen=True)
 class InProcessConfig(RuntimeConfig):
     """All clients in this process, or in a pool of processes of this machine."""
 
+    name: str = "inprocess"
     num_workers: int = opt(
         1,
         "Processes that call the clients, at most one a client; 1: this process calls them itself. "
@@ -271,20 +467,24 @@ class InProcessConfig(RuntimeConfig):
     )
 
 
+@register
 @dataclass(frozen=True)
 class SimulationConfig(RuntimeConfig):
     """Flower's simulation engine on a SuperLink of the run's own."""
 
+    name: str = "simulation"
     num_cpus: int = opt(1, "CPUs that the engine sets aside for each client.", ge=1)
     ray_address: str | None = opt(
         None, "HOST:PORT of an existing Ray cluster's head; null: the run starts its own Ray."
     )
 
 
+@register
 @dataclass(frozen=True)
 class DeploymentConfig(RuntimeConfig):
     """SuperNodes at a SuperLink: each client a process of its own, on a machine of its own."""
 
+    name: str = "deployment"
     superlink: str | None = opt(None, "Name of the connection in Flower's `config.toml`.")
     wait_for_nodes: int = opt(2, "SuperNodes that must be online before the handshake.", ge=1)
     round_timeout: float = opt(3600.0, "Seconds that an exchange waits for replies.", gt=0)
@@ -292,15 +492,22 @@ class DeploymentConfig(RuntimeConfig):
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """No MLflow: `result.json`, and the rounds in FL_APP_HOME for 7 days."""
+    """A record of the run; built into a ``Tracker``, or None.
 
-    name: str = opt("mlflow", "Name of the tracker.")
+    What builds it is given the run's ``Config`` and the run's name on this machine.
+    """
+
+    group: ClassVar[str] = "tracking"
+
+    name: str = opt("", "Name of the tracker.")
 
 
+@register
 @dataclass(frozen=True)
 class MlflowConfig(TrackingConfig):
     """The record in MLflow."""
 
+    name: str = "mlflow"
     uri: str | None = opt(
         None, "Tracking URI; null: MLFLOW_TRACKING_URI, else the store in FL_APP_HOME."
     )
@@ -314,3 +521,11 @@ class MlflowConfig(TrackingConfig):
         "all", "Rounds whose weights are kept: `all`, `none`, `last:K`, or `every:K` and the last."
     )
     figures: bool = opt(True, "Draw learning curves, data and clients as PNG artifacts.")
+
+
+@register
+@dataclass(frozen=True)
+class NoTrackingConfig(TrackingConfig):
+    """No MLflow: `result.json`, and the rounds in FL_APP_HOME for 7 days."""
+
+    name: str = "none"

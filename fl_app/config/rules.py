@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from fl_app.config.checking import sign
 from fl_app.config.options import (
@@ -14,15 +14,8 @@ from fl_app.config.options import (
     TabularConfig,
     Task,
 )
-from fl_app.config.schema import (
-    GROUPS,
-    METRICS,
-    RATIOS,
-    Config,
-    cohort_size,
-    fewest_replies,
-    task_of,
-)
+from fl_app.config.registry import GROUPS
+from fl_app.config.schema import METRICS, RATIOS, Config, cohort_size, task_of
 from fl_app.config.strategy_options import (
     BASE_MODELS,
     REFUSED,
@@ -135,11 +128,13 @@ def ray_head(address: str) -> tuple[str, int]:
 
 
 def _resolve_model(model: ModelConfig, dataset: DatasetConfig, task: Task) -> ModelConfig:
-    by_task = {"linear": "regression", "softmax": "classification"}
+    models = GROUPS["model"]
     if model.name == "auto":
-        model = replace(model, name="linear" if task == "regression" else "softmax")
-    if by_task.get(model.name, task) != task:
-        fitting = [n for n in GROUPS["model"] if by_task.get(n, task) == task]
+        own = {f.name: getattr(model, f.name) for f in fields(model)}
+        name = "linear" if task == "regression" else "softmax"
+        model = models[name](**own | {"name": name})
+    if task not in model.tasks:
+        fitting = [name for name, kind in models.items() if task in kind.tasks]
         allowed = f"dataset={dataset.name} is a {task} task; allowed are {', '.join(fitting)}"
         raise ConfigError("model", model.name, allowed)
     return model
@@ -153,19 +148,21 @@ def _check_objective(config: Config, task: Task) -> None:
 
 
 def _check_clients(config: Config) -> None:
-    if config.dataset.name == "two_lines" and config.num_clients != 2:
+    dataset = config.dataset
+    if dataset.clients is not None and config.num_clients != dataset.clients[0]:
+        number, why = dataset.clients
         raise ConfigError(
             "num_clients",
             config.num_clients,
-            "dataset=two_lines has exactly 2 clients, one a line: num_clients=2",
+            f"dataset={dataset.name} has exactly {number} clients, {why}: num_clients={number}",
         )
-    natural = {"two_lines", "heart_disease", "penguins", "tabular"}
-    if config.partitioner.name == "natural" and config.dataset.name not in natural:
+    if config.partitioner.name == "natural" and not dataset.has_clients:
+        having = sorted(name for name, kind in GROUPS["dataset"].items() if kind.has_clients)
         raise ConfigError(
             "partitioner",
             "natural",
-            f"dataset={config.dataset.name} has no natural clients; "
-            f"data sets that have: {', '.join(sorted(natural))}",
+            f"dataset={dataset.name} has no natural clients; "
+            f"data sets that have: {', '.join(having)}",
         )
 
 
@@ -230,7 +227,7 @@ def _check_names(dataset: TabularConfig) -> None:
 
 
 def _check_cohort(config: Config) -> None:
-    size, (fewest, rule) = cohort_size(config), fewest_replies(config.strategy)
+    size, (fewest, rule) = cohort_size(config), config.strategy.fewest_replies
     if size < fewest:
         raise ConfigError(
             "num_clients",
@@ -240,24 +237,11 @@ def _check_cohort(config: Config) -> None:
         )
 
 
-_PRIVATE = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
-
-
 def _check_privacy(config: Config) -> None:
-    name = config.privacy.name
-    if name == "none":
-        return
-    if config.strategy.name not in _PRIVATE:
-        allowed = f"none with strategy={config.strategy.name}; noise is for {', '.join(_PRIVATE)}"
-        raise ConfigError("privacy", name, allowed)
-
-
-_UNMOVED = (
-    "strategy=n_average",
-    "strategy=fedxgbbagging",
-    "strategy.global_member=ls",
-    "strategy.global_member=none",
-)
+    if config.privacy.is_private and not config.strategy.takes_noise:
+        taking = [name for name, kind in GROUPS["strategy"].items() if kind.takes_noise]
+        allowed = f"none with strategy={config.strategy.name}; noise is for {', '.join(taking)}"
+        raise ConfigError("privacy", config.privacy.name, allowed)
 
 
 def _check_faults(config: Config) -> None:
@@ -267,30 +251,27 @@ def _check_faults(config: Config) -> None:
     if config.runtime.name == "deployment":
         allowed = "0 with runtime=deployment: faults are for simulated clients"
         raise ConfigError("faults.clients", count, allowed)
-    if strategy.name in ("local", "pooled"):
+    if strategy.is_reference:
         allowed = f"0 with strategy={strategy.name}: it has no clients that train together"
         raise ConfigError("faults.clients", count, allowed)
     if count > config.num_clients:
         raise ConfigError("faults.clients", count, f"at most num_clients={config.num_clients}")
-    own = f"strategy={strategy.name}"
-    if isinstance(strategy, FedStackingConfig):
-        own = f"strategy.global_member={strategy.global_member}"
-    if config.faults.kind == "flip" and own in _UNMOVED:
-        allowed = f"crash or nan with {own}: no client moves a model that it was sent"
+    if config.faults.kind == "flip" and strategy.unmoved:
+        allowed = f"crash or nan with {strategy.unmoved}: no client moves a model that it was sent"
         raise ConfigError("faults.kind", "flip", allowed)
 
 
 def _check_baselines(config: Config) -> None:
-    name = config.strategy.name
-    if name == "pooled" and config.runtime.name != "inprocess":
+    own, name = config.strategy, config.strategy.name
+    if own.is_pooled and config.runtime.name != "inprocess":
         raise ConfigError(
             "strategy",
-            "pooled",
+            name,
             f"all rows in one place exist with runtime=inprocess only, not {config.runtime.name}",
         )
-    if name == "pooled" and config.min_replies != 1:
-        raise ConfigError("min_replies", config.min_replies, "strategy=pooled has one client: 1")
-    if name in ("local", "pooled") and config.fraction_train != 1:
+    if own.is_pooled and config.min_replies != 1:
+        raise ConfigError("min_replies", config.min_replies, f"strategy={name} has one client: 1")
+    if own.is_reference and config.fraction_train != 1:
         raise ConfigError(
             "fraction_train", config.fraction_train, f"strategy={name} trains every client: 1"
         )

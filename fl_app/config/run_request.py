@@ -220,7 +220,7 @@ def read_launch(run_config: Mapping[str, Any], num_clients: int) -> RunRequest:
         if others:
             raise ConfigError(others[0], given[others[0]], "nothing beside config-json")
         launch = RunRequest.from_json(str(given["config-json"]))
-        if launch.config.strategy.name == "pooled":
+        if launch.config.strategy.is_pooled:
             return launch
         config = check(replace(launch.config, num_clients=num_clients))
         return replace(launch, config=config)

@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fl_app.config.options import (
     MIN_LEVEL_ROWS,
     DatasetConfig,
-    DeploymentConfig,
-    DirichletConfig,
-    DpAdaptiveConfig,
-    DpFixedConfig,
+    DigitsConfig,
     FaultsConfig,
-    HeartDiseaseConfig,
+    IidConfig,
     InProcessConfig,
     MlflowConfig,
-    MlpConfig,
     ModelConfig,
-    NaturalConfig,
     PartitionerConfig,
     PrivacyConfig,
-    QuantityConfig,
-    RingsConfig,
     RuntimeConfig,
-    ShardsConfig,
-    SimulationConfig,
-    SyntheticClassificationConfig,
-    SyntheticConfig,
     TabularConfig,
     Task,
     TrackingConfig,
-    TwoLinesConfig,
-    opt,
 )
-from fl_app.config.strategy_options import (
-    FedAdagradConfig,
-    FedAdamConfig,
-    FedAvgMConfig,
-    FedProxConfig,
-    FedStackingConfig,
-    FedTrimmedAvgConfig,
-    FedXgbBaggingConfig,
-    FedYogiConfig,
-    KrumConfig,
-    MultiKrumConfig,
-    NAverageConfig,
-    PooledConfig,
-    QFedAvgConfig,
-    StrategyConfig,
-)
+from fl_app.config.registry import GROUPS, opt
+from fl_app.config.strategy_options import FedAvgConfig, StrategyConfig
 from fl_app.errors import printable
 
 __all__ = [
@@ -65,57 +37,6 @@ __all__ = [
     "task_of",
 ]
 
-GROUPS: Mapping[str, Mapping[str, type[Any]]] = {
-    "dataset": {
-        "digits": DatasetConfig,
-        "two_lines": TwoLinesConfig,
-        "diabetes": DatasetConfig,
-        "iris": DatasetConfig,
-        "wine": DatasetConfig,
-        "breast_cancer": DatasetConfig,
-        "heart_disease": HeartDiseaseConfig,
-        "penguins": DatasetConfig,
-        "synthetic_regression": SyntheticConfig,
-        "synthetic_classification": SyntheticClassificationConfig,
-        "rings": RingsConfig,
-        "tabular": TabularConfig,
-    },
-    "partitioner": {
-        "iid": PartitionerConfig,
-        "dirichlet": DirichletConfig,
-        "shards": ShardsConfig,
-        "quantity": QuantityConfig,
-        "natural": NaturalConfig,
-    },
-    "model": {"auto": ModelConfig, "linear": ModelConfig, "softmax": ModelConfig, "mlp": MlpConfig},
-    "strategy": {
-        "fedavg": StrategyConfig,
-        "fedprox": FedProxConfig,
-        "fedavgm": FedAvgMConfig,
-        "fedadam": FedAdamConfig,
-        "fedyogi": FedYogiConfig,
-        "fedadagrad": FedAdagradConfig,
-        "fedmedian": StrategyConfig,
-        "fedtrimmedavg": FedTrimmedAvgConfig,
-        "krum": KrumConfig,
-        "multikrum": MultiKrumConfig,
-        "bulyan": KrumConfig,
-        "qfedavg": QFedAvgConfig,
-        "fedxgbbagging": FedXgbBaggingConfig,
-        "fedstacking": FedStackingConfig,
-        "n_average": NAverageConfig,
-        "local": StrategyConfig,
-        "pooled": PooledConfig,
-    },
-    "privacy": {"none": PrivacyConfig, "dp_fixed": DpFixedConfig, "dp_adaptive": DpAdaptiveConfig},
-    "runtime": {
-        "inprocess": InProcessConfig,
-        "simulation": SimulationConfig,
-        "deployment": DeploymentConfig,
-    },
-    "tracking": {"mlflow": MlflowConfig, "none": TrackingConfig},
-}
-"""Every group's options and the class that types each."""
 SECTIONS: Mapping[str, type[Any]] = {"faults": FaultsConfig}
 """Keys below a common name that is no group: there is nothing to choose between."""
 
@@ -149,36 +70,19 @@ class Config:
     output_dir: str | None = opt(
         None, "Folder of `result.json`; null takes Hydra's own folder of the run."
     )
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    partitioner: PartitionerConfig = field(default_factory=PartitionerConfig)
+    dataset: DatasetConfig = field(default_factory=DigitsConfig)
+    partitioner: PartitionerConfig = field(default_factory=IidConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    strategy: StrategyConfig = field(default_factory=FedAvgConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     runtime: RuntimeConfig = field(default_factory=InProcessConfig)
     tracking: TrackingConfig = field(default_factory=MlflowConfig)
 
 
-_TASKS: Mapping[str, Task] = {
-    "digits": "classification",
-    "two_lines": "regression",
-    "diabetes": "regression",
-    "iris": "classification",
-    "wine": "classification",
-    "breast_cancer": "classification",
-    "heart_disease": "classification",
-    "penguins": "classification",
-    "synthetic_regression": "regression",
-    "synthetic_classification": "classification",
-    "rings": "classification",
-}
-
-
 def task_of(dataset: DatasetConfig) -> Task:
     """Return the task of a data set: "regression" or "classification"."""
-    if isinstance(dataset, TabularConfig):
-        return dataset.task  # type: ignore[return-value]
-    return _TASKS[dataset.name]
+    return cast(Task, dataset.task)
 
 
 def data_name(config: Config) -> str:
@@ -217,30 +121,6 @@ def objective_of(config: Config) -> str:
 
 def cohort_size(config: Config) -> int:
     """Return how many clients train in a round, if all are there."""
-    if config.strategy.name == "pooled":
+    if config.strategy.is_pooled:
         return 1
     return max(int(config.num_clients * config.fraction_train), config.min_replies)
-
-
-def fewest_replies(strategy: StrategyConfig) -> tuple[int, str]:
-    """Return the fewest replies for which a strategy keeps its guarantee, and that bound in words.
-
-    References
-    ----------
-    Krum: n >= 2f + 3 (Blanchard et al. 2017, https://arxiv.org/abs/1703.02757). Bulyan:
-    n >= 4f + 3 (El Mhamdi et al. 2018, https://arxiv.org/abs/1802.07927). Median and trimmed mean
-    withstand one faulty reply of three (Yin et al. 2018, https://arxiv.org/abs/1803.01498).
-    """
-    if strategy.name == "fedmedian":
-        return 3, "3, to withstand one faulty reply"
-    if isinstance(strategy, FedTrimmedAvgConfig) and strategy.beta > 0:
-        fewest = math.ceil(1 / strategy.beta)
-        return fewest, f"1/beta = {fewest}, to cut one reply off at each end"
-    if isinstance(strategy, KrumConfig):
-        f = strategy.num_malicious_nodes
-        fewest = 4 * f + 3 if strategy.name == "bulyan" else 2 * f + 3
-        rule = "4f + 3" if strategy.name == "bulyan" else "2f + 3"
-        if isinstance(strategy, MultiKrumConfig) and strategy.num_nodes_to_select + f + 2 > fewest:
-            return strategy.num_nodes_to_select + f + 2, f"m + f + 2 with f={f}"
-        return fewest, f"{rule} with f={f}"
-    return 1, "1"

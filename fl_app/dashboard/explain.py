@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.strategy_options import is_pooled
 from fl_app.dashboard.view import Exchange, Round, RunView, number_of
 
 __all__ = ["Explanation", "Table", "explain", "value_names"]
@@ -208,7 +209,7 @@ def _formula(round_: Round, told: Mapping[str, Any], left: str = "") -> str:
 
 
 def _about(view: RunView, round_: Round, rule: str, replies: Sequence[_Reply]) -> tuple[str, ...]:
-    if view.strategy == "pooled":
+    if is_pooled(view.strategy):
         return ("All rows lie in one place here: there is one reply, and nothing to average.",)
     if rule == "Local":
         alone = "Nothing is combined: each client keeps the model that it trained, and what the "

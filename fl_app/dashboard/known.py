@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app import stacking
+from fl_app.config.strategy_options import is_pooled
 from fl_app.data.table import Table
 from fl_app.models.base import Arrays
 from fl_app.models.serving import Predictor
@@ -229,7 +230,7 @@ def _server(predictor: Predictor, whole: Arrays, strategy: str, server_round: in
         words = "start", "The model that all start from"
     elif "votes" in whole:
         words = "majority vote", "The majority vote of the base models"
-    elif "weights" in whole and strategy != "pooled":
+    elif "weights" in whole and not is_pooled(strategy):
         words = "average", "The average of what the base models say"
     else:
         words = _WORDS.get(strategy, ("server's model", "The server's model"))

@@ -31,6 +31,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from fl_app.config.strategy_options import is_pooled
 from fl_app.dashboard.view import (
     ACTIVE,
     NOBODY,
@@ -499,7 +500,7 @@ class Tail:
         if watch and rounds and watch.server_round <= rounds[-1].server_round:
             watch = None
         count = self._count or len(self._roster) or _number(params.get("num_clients", ""))
-        if params.get("strategy.name") == "pooled":
+        if is_pooled(params.get("strategy.name")):
             count = 1
         signs = [whole(self._event.get("time_ms")), start.start_ms, whole(self._end.get("end_ms"))]
         signs += [watch.sign_ms] if watch else []

@@ -69,7 +69,7 @@ def rows_of(config: Config) -> dict[int, Table]:
     ConfigError
         If the data cannot be dealt.
     """
-    clients = 1 if config.strategy.name == "pooled" else config.num_clients
+    clients = 1 if config.strategy.is_pooled else config.num_clients
     return {k: partition_of(config, k).train for k in range(clients)}
 
 

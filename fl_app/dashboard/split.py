@@ -165,7 +165,7 @@ def config_of_text(text: str, sha256: str = "") -> Config | None:
 
 
 def _split(config: Config) -> Split:
-    pooled = config.strategy.name == "pooled"
+    pooled = config.strategy.is_pooled
     if pooled:  # whose one client would have all rows
         config = replace(config, strategy=StrategyConfig())
     parts = [partition_of(config, k) for k in range(config.num_clients)]

@@ -10,7 +10,6 @@ two_lines: y = 2x + 1 and y = x + 1 at x = -1 and x = +1 in turn, computed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,13 +17,21 @@ import numpy as np
 
 from fl_app.config.checking import sign
 from fl_app.config.options import (
+    BreastCancerConfig,
     DatasetConfig,
+    DiabetesConfig,
+    DigitsConfig,
+    HeartDiseaseConfig,
+    IrisConfig,
+    PenguinsConfig,
     RingsConfig,
     SyntheticClassificationConfig,
-    SyntheticConfig,
+    SyntheticRegressionConfig,
     TabularConfig,
     TwoLinesConfig,
+    WineConfig,
 )
+from fl_app.config.registry import builder_of, register
 from fl_app.config.schema import task_of
 from fl_app.data.columns import MISSING_WORDS, VERBATIM, Spelling
 from fl_app.data.sets import synthetic, toy, vendored
@@ -154,7 +161,8 @@ def _file(
 
 @lru_cache(maxsize=8)
 def _known(dataset: DatasetConfig, seed: int) -> Table:
-    return _LOADERS[dataset.name](dataset, seed)
+    table: Table = builder_of(dataset)(dataset, seed)
+    return table
 
 
 def _diabetes(dataset: DatasetConfig, seed: int) -> Table:
@@ -166,8 +174,7 @@ def _diabetes(dataset: DatasetConfig, seed: int) -> Table:
     )
 
 
-def _two_lines(dataset: DatasetConfig, seed: int) -> Table:
-    assert isinstance(dataset, TwoLinesConfig)
+def _two_lines(dataset: TwoLinesConfig, seed: int) -> Table:
     slopes = (2.0, 1.0)
     x = [np.resize([-1.0, 1.0], n) for n in dataset.rows]
     y = [slope * part + 1.0 for slope, part in zip(slopes, x, strict=True)]
@@ -177,32 +184,28 @@ def _two_lines(dataset: DatasetConfig, seed: int) -> Table:
     )
 
 
-def _synthetic_regression(dataset: DatasetConfig, seed: int) -> Table:
-    assert isinstance(dataset, SyntheticConfig)
-    return synthetic.synthetic_regression(dataset.num_examples, dataset.num_features, seed)
-
-
-def _synthetic_classification(dataset: DatasetConfig, seed: int) -> Table:
-    assert isinstance(dataset, SyntheticClassificationConfig)
+def _synthetic_classification(dataset: SyntheticClassificationConfig, seed: int) -> Table:
     n, d, c = dataset.num_examples, dataset.num_features, dataset.num_classes
     return synthetic.synthetic_classification(n, d, c, seed)
 
 
-def _rings(dataset: DatasetConfig, seed: int) -> Table:
-    assert isinstance(dataset, RingsConfig)
+def _rings(dataset: RingsConfig, seed: int) -> Table:
     return synthetic.rings(dataset.num_examples, dataset.num_classes, dataset.noise, seed)
 
 
-_LOADERS: Mapping[str, Callable[[DatasetConfig, int], Table]] = {
-    "digits": lambda dataset, seed: toy.digits(),
-    "diabetes": _diabetes,
-    "two_lines": _two_lines,
-    "iris": lambda dataset, seed: toy.iris(),
-    "wine": lambda dataset, seed: toy.wine(),
-    "breast_cancer": lambda dataset, seed: toy.breast_cancer(),
-    "heart_disease": lambda dataset, seed: vendored.heart_disease(),
-    "penguins": lambda dataset, seed: vendored.penguins(),
-    "synthetic_regression": _synthetic_regression,
-    "synthetic_classification": _synthetic_classification,
-    "rings": _rings,
-}
+register(DigitsConfig, build=lambda dataset, seed: toy.digits())
+register(TwoLinesConfig, build=_two_lines)
+register(DiabetesConfig, build=_diabetes)
+register(IrisConfig, build=lambda dataset, seed: toy.iris())
+register(WineConfig, build=lambda dataset, seed: toy.wine())
+register(BreastCancerConfig, build=lambda dataset, seed: toy.breast_cancer())
+register(HeartDiseaseConfig, build=lambda dataset, seed: vendored.heart_disease())
+register(PenguinsConfig, build=lambda dataset, seed: vendored.penguins())
+register(
+    SyntheticRegressionConfig,
+    build=lambda own, seed: synthetic.synthetic_regression(
+        own.num_examples, own.num_features, seed
+    ),
+)
+register(SyntheticClassificationConfig, build=_synthetic_classification)
+register(RingsConfig, build=_rings)

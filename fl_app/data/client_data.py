@@ -18,8 +18,6 @@ from fl_app.config.options import (
     HeartDiseaseConfig,
     NaturalConfig,
     PartitionerConfig,
-    RingsConfig,
-    SyntheticConfig,
     TabularConfig,
 )
 from fl_app.config.schema import Config, task_of
@@ -112,7 +110,7 @@ def partition_of(config: Config, partition: int) -> Partition:
     if not 0 <= partition < len(parts):
         allowed = f"0 to {len(parts) - 1}, as num_clients={len(parts)}"
         raise ConfigError("partition-id", partition, allowed)
-    wanted = range(len(parts)) if config.strategy.name == "pooled" else [partition]
+    wanted = range(len(parts)) if config.strategy.is_pooled else [partition]
     train, held = [], []
     for k in wanted:
         fit, keep = split_validation(len(parts[k]), config.dataset.val_fraction, k)
@@ -206,7 +204,7 @@ def seed_draws(config: Config) -> str:
         none: every seed has the same rows everywhere.
     """
     dataset = config.dataset
-    if isinstance(dataset, SyntheticConfig | RingsConfig):
+    if dataset.is_drawn:
         return "table"
     fixed = isinstance(dataset, HeartDiseaseConfig) and dataset.split == "flamby"
     if dataset.test_fraction and not fixed:

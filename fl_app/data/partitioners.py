@@ -8,12 +8,18 @@ Visual Classification" (Dirichlet shares), https://arxiv.org/abs/1909.06335.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.config.options import DirichletConfig, PartitionerConfig, QuantityConfig, ShardsConfig
+from fl_app.config.options import (
+    DirichletConfig,
+    IidConfig,
+    NaturalConfig,
+    PartitionerConfig,
+    QuantityConfig,
+    ShardsConfig,
+)
+from fl_app.config.registry import builder_of, register
 from fl_app.data.stratification import strata
 from fl_app.data.table import Table
 from fl_app.data.uneven_partitioners import quantity, shards
@@ -55,9 +61,7 @@ def deal(table: Table, partitioner: PartitionerConfig, num_clients: int, seed: i
             num_clients,
             f"at most one client a training row, of which are {len(table)}",
         )
-    owner = _DEALERS[partitioner.name](
-        table, partitioner, num_clients, generator(seed, "partition")
-    )
+    owner = builder_of(partitioner)(table, partitioner, num_clients, generator(seed, "partition"))
     owner = _fill_empty(owner, num_clients)
     order = np.argsort(owner, kind="stable")
     return np.split(order, np.cumsum(np.bincount(owner, minlength=num_clients))[:-1])
@@ -70,9 +74,8 @@ def _iid(table: Table, _: PartitionerConfig, k: int, rng: np.random.Generator) -
 
 
 def _dirichlet(
-    table: Table, partitioner: PartitionerConfig, k: int, rng: np.random.Generator
+    table: Table, partitioner: DirichletConfig, k: int, rng: np.random.Generator
 ) -> Rows:
-    assert isinstance(partitioner, DirichletConfig)
     owner = np.empty(len(table), dtype=np.int64)
     group = strata(table)
     for g in range(int(group.max()) + 1):
@@ -99,26 +102,11 @@ def _natural(table: Table, _: PartitionerConfig, k: int, rng: np.random.Generato
     return table.owners
 
 
-def _shards(table: Table, partitioner: PartitionerConfig, k: int, rng: np.random.Generator) -> Rows:
-    assert isinstance(partitioner, ShardsConfig)
-    return shards(table, partitioner, k, rng)
-
-
-def _quantity(
-    table: Table, partitioner: PartitionerConfig, k: int, rng: np.random.Generator
-) -> Rows:
-    assert isinstance(partitioner, QuantityConfig)
-    return quantity(table, partitioner, k, rng)
-
-
-_Dealer = Callable[[Table, PartitionerConfig, int, np.random.Generator], Rows]
-_DEALERS: Mapping[str, _Dealer] = {
-    "iid": _iid,
-    "dirichlet": _dirichlet,
-    "shards": _shards,
-    "quantity": _quantity,
-    "natural": _natural,
-}
+register(IidConfig, build=_iid)
+register(DirichletConfig, build=_dirichlet)
+register(ShardsConfig, build=shards)
+register(QuantityConfig, build=quantity)
+register(NaturalConfig, build=_natural)
 
 
 def _fill_empty(owner: Rows, k: int) -> Rows:

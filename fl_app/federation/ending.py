@@ -104,7 +104,7 @@ class Ending:
             METRICS[task_of(config.dataset)][0],
             constant_loss(roster, num_classes),
             _remedy(config),
-            lenient=attacked or config.strategy.name == "local" or config.privacy.name != "none",
+            lenient=attacked or config.strategy.is_alone or config.privacy.is_private,
             whose="the global member's " if isinstance(config.strategy, FedStackingConfig) else "",
             optimizes=any(hasattr(config.strategy, name) for name in _SERVER_RATES),
         )

@@ -39,7 +39,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import (
@@ -60,7 +60,9 @@ from flwr.serverapp import (
 from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
+from fl_app.config import options
 from fl_app.config.options import DpAdaptiveConfig, DpFixedConfig
+from fl_app.config.registry import builder_of, register
 from fl_app.config.schema import Config
 from fl_app.errors import ConfigError, FederationError
 from fl_app.federation import protocol
@@ -94,7 +96,7 @@ def require_accountant(config: Config) -> None:
     ConfigError
         If it is not installed.
     """
-    if config.privacy.name != "none" and find_spec("dp_accounting") is None:
+    if config.privacy.is_private and find_spec("dp_accounting") is None:
         allowed = "none, or install the accountant: pip install 'fl-app[privacy]'"
         raise ConfigError("privacy", config.privacy.name, allowed)
 
@@ -111,11 +113,13 @@ def with_privacy(strategy: Strategy, config: Config, num_nodes: int) -> Strategy
     num_nodes : int
         Nodes of the run.
     """
-    privacy = config.privacy
-    if not isinstance(privacy, DpFixedConfig | DpAdaptiveConfig):
-        return strategy
+    wrapped: Strategy = builder_of(config.privacy)(config, strategy, num_nodes)
+    return wrapped
+
+
+def _private(config: Config, strategy: FedAvg, num_nodes: int) -> Private:
     require_accountant(config)
-    assert isinstance(strategy, FedAvg)
+    privacy = cast(DpFixedConfig | DpAdaptiveConfig, config.privacy)
     return Private(strategy, privacy, num_nodes)
 
 
@@ -372,3 +376,8 @@ def system_normal(shape: tuple[int, ...]) -> NDArray[np.float64]:
     radius, angle = np.sqrt(-2 * np.log(uniform[0])), 2 * np.pi * uniform[1]
     values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
     return np.asarray(values[:size].reshape(shape))
+
+
+register(options.PrivacyConfig, build=lambda config, strategy, num_nodes: strategy)
+register(DpFixedConfig, build=_private)
+register(DpAdaptiveConfig, build=_private)

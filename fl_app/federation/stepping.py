@@ -121,7 +121,7 @@ class Stepping:
         return cls(
             first_step(task_of(config.dataset), num_features),
             # Under `local` clients share no model; under privacy a step would tell of their losses.
-            adapts=config.strategy.name != "local" and config.privacy.name == "none",
+            adapts=not config.strategy.is_alone and not config.privacy.is_private,
             limit=limit,
             constant=constant or 0.0,
             num_rounds=config.num_server_rounds - _others(config),

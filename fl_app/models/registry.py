@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from fl_app.config.options import MlpConfig, ModelConfig, Task
+from fl_app.config.options import LinearConfig, MlpConfig, ModelConfig, SoftmaxConfig, Task
+from fl_app.config.registry import builder_of, register
 from fl_app.models.base import Model
 from fl_app.models.linear import Linear
 from fl_app.models.mlp import Mlp
@@ -27,16 +26,10 @@ def build(config: ModelConfig, num_features: int, num_outputs: int, task: Task) 
     task : {"regression", "classification"}
         The task, for models that do both.
     """
-    return _MODELS[config.name](config, num_features, num_outputs, task)
+    model: Model = builder_of(config)(config, num_features, num_outputs, task)
+    return model
 
 
-def _mlp(config: ModelConfig, num_features: int, num_outputs: int, task: Task) -> Model:
-    assert isinstance(config, MlpConfig)
-    return Mlp(config, num_features, num_outputs, task, config.hidden_units)
-
-
-_MODELS: Mapping[str, Callable[[ModelConfig, int, int, Task], Model]] = {
-    "linear": lambda config, d, t, task: Linear(config, d, t),
-    "softmax": lambda config, d, c, task: Softmax(config, d, c),
-    "mlp": _mlp,
-}
+register(LinearConfig, build=lambda config, d, t, task: Linear(config, d, t))
+register(SoftmaxConfig, build=lambda config, d, c, task: Softmax(config, d, c))
+register(MlpConfig, build=lambda own, d, k, task: Mlp(own, d, k, task, own.hidden_units))

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fl_app.config.schema import METRICS
+from fl_app.config.strategy_options import is_pooled
 from fl_app.report.budgets import Pair
 from fl_app.report.pairing import Design
 from fl_app.report.runs import RunSummary, listed
@@ -121,7 +122,7 @@ def _lacks_curve(run: RunSummary) -> str:
     if strategy == "fedstacking":
         member = run.params.get("strategy.global_member", "fedavg")
         return "" if member == "fedavg" else f"global_member={member} is not averaged"
-    if strategy == "pooled":
+    if is_pooled(strategy):
         return "its model is fitted at once"
     return ""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.schema import GROUPS
 from fl_app.errors import InputError, printable
 from fl_app.models.directions import higher_is_better
 from fl_app.tracking.metric_names import directions_of, sanitise
@@ -30,7 +31,9 @@ BYTES = ("cost/bytes_up", "cost/bytes_down")
 """Metrics whose sum is what a run has sent so far."""
 
 ROUNDS = "num_server_rounds"
-REFERENCES = ("local", "pooled")
+REFERENCES = tuple(
+    name for name, kind in GROUPS["strategy"].items() if kind.is_alone or kind.is_pooled
+)
 """Strategies that federate nothing: what their clients and the server exchange is no bytes."""
 PATHS = ("dataset.path",)
 """Params that are a path on this machine."""

@@ -26,7 +26,7 @@ def check_before(launch: RunRequest) -> None:
         If the data cannot be dealt to the clients, or where output goes cannot be used.
     """
     # What imports Flower is imported where it is needed: a launcher can do without.
-    if launch.config.privacy.name != "none":
+    if launch.config.privacy.is_private:
         from fl_app.federation.privacy import require_accountant
 
         require_accountant(launch.config)

@@ -31,7 +31,7 @@ def run(launch: RunRequest) -> RunResult:
     """
     config = launch.config
     runtime = config.runtime
-    nodes = 1 if config.strategy.name == "pooled" else config.num_clients
+    nodes = 1 if config.strategy.is_pooled else config.num_clients
     with _quiet():
         run_in_process(
             server_app,

@@ -132,7 +132,7 @@ class StackClient:
     ) -> dict[str, NDArray[Any]]:
         """Fit a base model on some of the rows."""
         x, y = self.rows.x, self.rows.y
-        alone = self.config.strategy.name == "pooled"  # no row has to be kept from anybody
+        alone = self.config.strategy.is_pooled  # no row has to be kept from anybody
         if kind == "gaussian_nb" and not alone:
             # Its arrays are means over the rows of a class: the floor of every other sum. Mean and
             # variance of two rows are those two.

@@ -13,6 +13,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.config.options import NoTrackingConfig
+from fl_app.config.registry import register
+
 __all__ = [
     "Asked",
     "ClientRecord",
@@ -280,3 +283,6 @@ def flat_norm(arrays: Arrays) -> float:
     """Return the Euclidean norm over all values of all arrays."""
     squares = (float(np.sum(np.square(a, dtype=np.float64))) for a in arrays.values())
     return float(np.sqrt(sum(squares)))
+
+
+register(NoTrackingConfig, build=lambda config, name: None)

@@ -15,7 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from fl_app.config.compose import compose_config, config_dir
-from fl_app.config.options import DatasetConfig, ModelConfig, TabularConfig
+from fl_app.config.options import DatasetConfig, LinearConfig, ModelConfig, TabularConfig
 from fl_app.config.schema import GROUPS, Config
 from fl_app.config.serialization import digest, from_dict, from_json, to_json
 from fl_app.config.strategy_options import FedAdamConfig, StrategyConfig
@@ -71,7 +71,7 @@ def test_the_lesson_is_as_its_documentation_says() -> None:
     config = compose_config(["experiment=two_lines"])
     assert (config.dataset.name, config.partitioner.name) == ("two_lines", "natural")
     assert (config.num_clients, config.num_server_rounds) == (2, 5)
-    assert config.model == ModelConfig("linear", local_epochs=5, batch_size=0, learning_rate=0.1)
+    assert config.model == LinearConfig(local_epochs=5, batch_size=0, learning_rate=0.1)
 
 
 # ---------------------------------------------------------------------------- Hydra's state

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fl_app.aggregation import merge_moments, moments
-from fl_app.config.options import DatasetConfig, DirichletConfig, PartitionerConfig, TwoLinesConfig
-from fl_app.config.schema import Config, task_of
+from fl_app.config.options import DirichletConfig, PartitionerConfig, TwoLinesConfig
+from fl_app.config.schema import GROUPS, Config, task_of
 from fl_app.config.serialization import from_dict
 from fl_app.data.catalogue import load
 from fl_app.data.client_data import (
@@ -56,8 +56,9 @@ def test_a_toy_set_is_scikit_learns(name: str) -> None:
     from sklearn import datasets
 
     bunch = datasets.load_digits() if name == "digits" else datasets.load_diabetes(scaled=False)
-    table = load(DatasetConfig(name=name), 0)
-    assert table.task == task_of(DatasetConfig(name=name))
+    dataset = GROUPS["dataset"][name]()
+    table = load(dataset, 0)
+    assert table.task == task_of(dataset)
     assert table.columns == table.numeric_names == tuple(bunch.feature_names)
     assert np.array_equal(table.numeric, bunch.data)
     assert np.array_equal(table.target.ravel(), bunch.target)

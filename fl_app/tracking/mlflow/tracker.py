@@ -19,10 +19,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from fl_app.config.options import MlflowConfig
 from fl_app.config.passwords import whole
+from fl_app.config.registry import register
 from fl_app.config.rules import check_names, kept_weights
+from fl_app.config.schema import Config, data_name
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.home import home_dir
 from fl_app.tracking.events import prune
@@ -301,3 +304,17 @@ def _usable(home: Path) -> Path:
     except OSError as error:
         raise ConfigError("FL_APP_HOME", home, f"{error}; must be a writable directory") from None
     return home
+
+
+def _of(config: Config, name: str) -> MlflowTracker:
+    own = cast(MlflowConfig, config.tracking)
+    return MlflowTracker(
+        uri=own.uri,
+        experiment_name=own.experiment_name or data_name(config),
+        register_as=own.register_as,
+        name=name,
+        keep_weights=own.keep_weights,
+    )
+
+
+register(MlflowConfig, build=_of)
