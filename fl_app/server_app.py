@@ -20,14 +20,14 @@ from fl_app.config.schema import (
     GROUPS,
 )
 from fl_app.errors import FederationError
-from fl_app.experiment import Run, log
+from fl_app.experiment import Run, federated_of, log
 from fl_app.grid import InProcessGrid
 from fl_app.grid.stock import InMemoryGrid
 from fl_app.seeding import one_thread
 from fl_app.tracking import Events
 from fl_app.tracking.console import LINE_PREFIX, ConsoleTracker
 
-__all__ = ["app"]
+__all__ = ["app", "federated_of"]
 
 _NODES_TIMEOUT, _NODES_STABLE, _POLL = 20.0, 0.2, 0.02
 _ONLINE_TIMEOUT, _REMOTE_POLL = 60.0, 0.5

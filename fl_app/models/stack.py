@@ -1,5 +1,33 @@
-"""The stack of a FedStacking run by its older name: :mod:`fl_app.stacking.members`."""
+"""The members of a stack by their older place and names: :mod:`fl_app.stacking.members`."""
 
-from fl_app.stacking.members import Member, Stack, unpack, unpack_members
+from fl_app.stacking.members import (
+    LS,
+    MODEL,
+    PRIOR,
+    Member,
+    Stack,
+    StackModel,
+    pack,
+    pack_members,
+    pack_range,
+    unpack,
+    unpack_members,
+    unpack_range,
+)
+from fl_app.stacking.members import MemberModels as Kinds
 
-__all__ = ["Member", "Stack", "unpack", "unpack_members"]
+__all__ = [
+    "LS",
+    "MODEL",
+    "PRIOR",
+    "Kinds",
+    "Member",
+    "Stack",
+    "StackModel",
+    "pack",
+    "pack_members",
+    "pack_range",
+    "unpack",
+    "unpack_members",
+    "unpack_range",
+]
