@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fl_app.config.registry import opt, register
 
@@ -40,8 +40,9 @@ class DatasetConfig:
         Whether its rows are drawn by the seed.
     """
 
+    if TYPE_CHECKING:  # a table of one's own has a field of this name, in its own place
+        task: ClassVar[str]
     group: ClassVar[str] = "dataset"
-    task: ClassVar[str]
     has_clients: ClassVar[bool] = False
     clients: ClassVar[tuple[int, str] | None] = None
     is_drawn: ClassVar[bool] = False
