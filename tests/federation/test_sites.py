@@ -16,11 +16,12 @@ from flwr.clientapp import ClientApp
 from fl_app.cli.sweep import Job, with_config
 from fl_app.client_app import app as client_app
 from fl_app.config.compose import compose_config
+from fl_app.config.registry import builder_of
 from fl_app.config.run_request import RunRequest
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict
 from fl_app.data.client_data import own_partition, partition_of, whole_table
-from fl_app.experiment import _mlflow_tracker, _run_name
+from fl_app.experiment import _run_name
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.grid.view import GridView
@@ -236,6 +237,6 @@ def test_a_table_of_ones_own_is_in_the_names(words: list[str], experiment: str, 
         ]
     )
     assert _run_name(config).endswith(end)
-    tracker = _mlflow_tracker(config, "")
+    tracker = builder_of(config.tracking)(config, "")
     assert tracker is not None
     assert tracker.experiment_name == with_config(Job(0, (), ""), config).experiment == experiment
