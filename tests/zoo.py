@@ -246,8 +246,7 @@ ZOO: Mapping[str, Animal] = {
     ),
     "and a target that is not everywhere": Animal(
         lambda: some_missing(numbers(400), {"x3": 0.81, "x2": 0.04, "y": 0.03}),
-        named=("x3",),
-        says=("mostly empty: x3 (8", "without them 384 of 400 stay: x3"),
+        says=("mostly empty: x3 (8", "dataset.missing=mean: 391 of 400 rows"),
     ),
     "a column without a value": Animal(
         lambda: numbers().assign(x9=np.nan), named=("x9",), says=("x9 (no value)",)
@@ -288,5 +287,14 @@ ZOO: Mapping[str, Animal] = {
     "several numbers to predict": Animal(
         lambda: prices().assign(z=lambda f: 3 * f.x1 + f.x2), ("y", "z")
     ),
-    "a constant column": Animal(lambda: numbers().assign(k=7)),
+    "a constant column": Animal(lambda: numbers().assign(k=7), says=("one value in every row: k",)),
+    "few numbers and words": Animal(
+        lambda: spelt(numbers(), "x1", lambda v: "Over 1" if v > 1 else "0-1" if v > 0 else "0"),
+        says=("below taken as levels: x1", "dataset.categorical=[x1]"),
+    ),
+    "numbers with a unit": Animal(
+        lambda: spelt(numbers(), ["x2", "x3"], lambda v: f"{v + 9:.2f} kg"),
+        named=("x2", "x3"),
+        says=("numbers with a unit are texts: x2",),
+    ),
 }

@@ -32,6 +32,7 @@ __all__ = [
     "canonical",
     "cell_text",
     "is_date",
+    "is_measured",
     "is_missing",
     "is_text",
     "no_numbers",
@@ -412,6 +413,26 @@ def is_date(column: Any) -> bool:
         isinstance(v, when) or (isinstance(v, str) and _DATE.fullmatch(v.strip()) is not None)
         for v in values
     )
+
+
+def is_measured(column: Any) -> bool:
+    """Return whether a column of more than 20 different texts holds numbers with a unit.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> [is_measured(pd.Series(f"{k}{unit}" for k in range(30))) for unit in (" %", ",00 EUR", "")]
+    [True, True, False]
+    """
+    if column.dtype.kind in "biufmM":
+        return False
+    found = [_MEASURED.fullmatch(cell.strip()) for cell in column.dropna() if isinstance(cell, str)]
+    units = {match.groups() for match in found if match and any(match.groups())}
+    fitting = sum(match is not None and any(match.groups()) for match in found)
+    return 0 < len(units) <= 2 and fitting >= _MOSTLY * len(found) and column.nunique() > 20
+
+
+_MEASURED = re.compile(r"([€$£¥]|[A-Z]{3} )? ?[+-]?\d[\d.,' ]*?\s?([%‰€$£¥]|°?[A-Za-z]{1,4})?")
 
 
 def place(row: int) -> str:

@@ -7,9 +7,10 @@ one being raised. A report shows cells: it is for the node's own terminal, which
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fl_app.config.checking import sign
-from fl_app.config.options import MIN_LEVEL_ROWS, DatasetConfig, Task
+from fl_app.config.options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, DatasetConfig, Task
 from fl_app.config.schema import Config
 from fl_app.data.columns import (
     MISSING_WORDS,
     Spelling,
     is_date,
+    is_measured,
     is_missing,
     is_text,
     no_numbers,
@@ -68,6 +70,7 @@ _SHARE = (1 - DatasetConfig.test_fraction) * (1 - DatasetConfig.val_fraction)
 """Share of the rows that are trained on."""
 _RISK = 0.01
 """Chance that no client has rows enough to tell a name, above which the command names it."""
+_OPEN = "dataset.min_level_rows=1"
 _MOST_CLIENTS = Config.num_clients
 _CLIENT_ROWS = 10
 """Training rows that the proposed number of clients leaves to each."""
@@ -156,7 +159,7 @@ class CheckReport:
         target = quoted(targets[0]) if len(targets) == 1 else bracket(targets)
         overrides = [
             "dataset=tabular",
-            f"dataset.path={quoted(str(Path(self.path).absolute()))}",
+            f"dataset.path={quoted(os.path.abspath(self.path))}",
             f"dataset.target={target}",
             f"dataset.task={self.roles.task}",
         ]
@@ -227,19 +230,21 @@ def report(
     told: Targets = () if target is None else target
     if task is None:
         task = _guess_task(frame, (told,) if isinstance(told, str) else told)
+    auto: Categorical = "auto" if categorical is None else categorical
     try:
-        levels: Categorical = "auto" if categorical is None else categorical
-        roles, left = choose(frame, told, task, features, levels, key, Reading())
-        words, wordy = _words(frame, roles, features is None)
+        roles, left = choose(frame, told, task, features, auto, key, Reading())
+        odd = _among_numbers(frame, roles, features is None, categorical is None)
         labels = _labels(frame, roles)
-        if words or wordy or labels:
-            spelt_so = Spelling((*MISSING_WORDS, *words), *signs)
+        if any(odd) or labels:
+            spelt_so = Spelling((*MISSING_WORDS, *odd.words), *signs)
             frame = read_frame(path, spelling=spelt_so, values=dict.fromkeys(roles.targets, labels))
-            reading = Reading(exclude=tuple(wordy))
-            roles, left = choose(frame, told, task, features, levels, key, reading)
+            if odd.levels:
+                auto = categorical = [*roles.categorical, *odd.levels]
+            reading = Reading(exclude=(*odd.mixed, *odd.texts))
+            roles, left = choose(frame, told, task, features, auto, key, reading)
     except InputError as error:
         return CheckReport(str(path), len(frame), _describe(frame, None), problems=(str(error),))
-    problems: list[str] = []
+    problems = [_measured(frame[name]) for name in roles.targets if is_measured(frame[name])]
     columns = parse(frame, roles, lambda error: problems.append(str(error)))
     policies = () if problems else tuple(_policy(columns, missing) for missing in MISSING)
     if not any(rows for _, rows, _ in policies):
@@ -247,50 +252,41 @@ def report(
     found = CheckReport(
         str(path),
         len(frame),
-        _describe(frame, roles),
+        _describe(frame, roles, left),
         roles,
         _counts(columns.targets) if roles.task == "classification" else (),
         _counts(columns.key),
         policies,
         problems=tuple(problems),
     )
+    classes = len(found.classes)
+    runs = bool(found.usable and roles.targets and classes != 1 and classes <= MAX_CLASSES)
+    policy = max(policies, key=lambda policy: policy[1])[0] if policies else MISSING[0]
+    rows = kept_rows(columns, policy) if runs else np.zeros(0, dtype=bool)
+    number, clients = _clients(columns, rows)
+    names = _names(columns, rows, number, list(left), labels) if runs else _Names()
     said = [
-        *(
-            [f"numbers are spelt so: {' or '.join(map(spelling_options, spellings))}"]
-            * bool(spelling)
-        ),
-        *_told_words(words, wordy),
-        *told_left_out(left),
+        *_told_spelling(spellings),
+        *odd.told(),
+        *told_left_out(left, len(left)),
         *told_missing(frame, roles),
         *_striking(frame, columns, found),
         *notes(columns),
-        *_untold(columns, len(frame)),
+        *_untold(columns, len(frame), _OPEN in names.options),
     ]
-    classes = len(found.classes)
     if classes > MAX_CLASSES:
         said.append(f"{classes} classes: is {roles.targets[0]} a number or free text?")
-    if not (
-        found.usable and roles.targets and len(found.classes) in (0, *range(2, MAX_CLASSES + 1))
-    ):
+    if not runs:
         return replace(found, notes=tuple(said))
-    policy, empty = _best(found, columns)
-    rows = _kept(columns, policy, empty)
-    if empty:
-        said.append(
-            f"left out below, as with them dataset.missing={policy} loses more than a tenth of the "
-            f"rows, and without them {rows.sum()} of {len(rows)} stay: {listed(empty, 5)}"
-        )
-    number, clients = _clients(columns, rows)
-    names = _names(columns, rows, number, list(left), labels)
     options = spelling_options(spelling).split()
     if features is not None:
         options.append(f"dataset.features={bracket(features)}")
-    if exclude := [*wordy, *empty, *names.exclude]:
+    if exclude := [*odd.mixed, *odd.texts, *names.exclude]:
         options.append(f"dataset.exclude={bracket(exclude)}")
     if categorical:
         options.append(f"dataset.categorical={bracket(categorical)}")
-    if words:
-        options.append(f"dataset.missing_values={bracket([*words])}")
+    if odd.words:
+        options.append(f"dataset.missing_values={bracket([*odd.words])}")
     if policy != MISSING[0]:
         options.append(f"dataset.missing={policy}")
     return replace(
@@ -306,8 +302,41 @@ Targets = str | Sequence[str]
 
 
 # ---------------------------------------------------------------------------- cells
-def _words(frame: Any, roles: Roles, free: bool) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Return texts among numbers that may be missing cells, and columns with too many of them.
+class _Odd(NamedTuple):
+    """Columns in which texts stand among numbers, or beside those that somebody named.
+
+    Parameters
+    ----------
+    words : dict of str to list of str
+        Texts that may be missing cells, with their columns.
+    levels : list of str
+        Columns of few values, which are levels.
+    mixed : dict of str to int
+        Columns of too many texts to be either, with their number.
+    texts : list of str
+        Columns of texts that are none of the categorical ones that somebody named.
+    """
+
+    words: dict[str, list[str]]
+    levels: list[str]
+    mixed: dict[str, int]
+    texts: list[str]
+
+    def told(self) -> list[str]:
+        """Say what becomes of them."""
+        words = [f"{word!r} ({listed(names, 2)})" for word, names in self.words.items()]
+        mixed = [f"{name} ({count} different)" for name, count in self.mixed.items()]
+        told = {
+            "texts among numbers, below read as missing cells": words,
+            "texts among few numbers, below taken as levels": self.levels,
+            "left out below, as texts stand among their numbers": mixed,
+            "left out below, as texts that are not named as categorical": self.texts,
+        }
+        return [f"{what}: {listed(things, 5)}" for what, things in told.items() if things]
+
+
+def _among_numbers(frame: Any, roles: Roles, free: bool, auto: bool) -> _Odd:
+    """Look for texts among numbers.
 
     Parameters
     ----------
@@ -315,31 +344,35 @@ def _words(frame: Any, roles: Roles, free: bool) -> tuple[dict[str, list[str]], 
         The file.
     roles : Roles
         Of its columns.
-    free : bool
-        Whether columns can be left out, as nobody named them.
-
-    Returns
-    -------
-    (dict of str to list of str, dict of str to int)
-        By text the columns that have it; by column the different texts.
+    free, auto : bool
+        Whether nobody named the features, and whether nobody named the categorical ones.
     """
+    odd = _Odd({}, [], {}, [])
     texts = {*roles.categorical, roles.key, *(roles.targets if roles.task != "regression" else ())}
     taken = {
         str(cell).strip() for name in texts if name is not None for cell in frame[name].dropna()
     }
-    words: dict[str, list[str]] = {}
-    many: dict[str, int] = {}
     for name in (*roles.features, *roles.targets):
-        if name in texts or frame[name].dtype.kind in "biufmM":
+        column = frame[name]
+        if name in texts or column.dtype.kind in "biufmM":
             continue
-        found = no_numbers(frame[name])
-        if len(found) > _FEW_WORDS or taken & {*found} or is_text(frame[name]):
-            if free and name in roles.features:
-                many[name] = len(found)
-        else:
+        found, own = no_numbers(column), name in roles.features
+        few = column.nunique() <= MAX_AUTO_LEVELS
+        if own and auto and few and sum(found.values()) >= _RARE * column.count():
+            odd.levels.append(name)
+        elif own and free and is_text(column):
+            odd.texts.append(name)
+        elif own and free and (len(found) > _FEW_WORDS or taken & {*found}):
+            odd.mixed[name] = len(found)
+        elif len(found) <= _FEW_WORDS and not taken & {*found} and not is_text(column):
             for word in found:
-                words.setdefault(word, []).append(name)
-    return words, many
+                odd.words.setdefault(word, []).append(name)
+    return odd
+
+
+def _measured(column: Any) -> str:
+    cell = _filled(column).iloc[0]
+    return f"{column.name}={cell!r}: numbers alone, without a unit, which makes texts of them"
 
 
 def _told_spelling(spellings: Sequence[Mapping[str, str]]) -> list[str]:
@@ -354,17 +387,6 @@ def _labels(frame: Any, roles: Roles) -> list[str]:
         return []
     counts = spelt(frame).get(roles.targets[0], Counter())
     return [word for word in may_be_names(counts) if counts[word] >= _RARE * len(frame)]
-
-
-def _told_words(words: dict[str, list[str]], many: dict[str, int]) -> list[str]:
-    found = []
-    if words:
-        told = [f"{word!r} ({listed(names, 2)})" for word, names in words.items()]
-        found.append(f"texts among numbers, below read as missing cells: {listed(told, 5)}")
-    if many:
-        told = [f"{name} ({count} different)" for name, count in many.items()]
-        found.append(f"left out below, as texts stand among their numbers: {listed(told, 5)}")
-    return found
 
 
 def _striking(frame: Any, columns: Columns, found: CheckReport) -> list[str]:
@@ -383,6 +405,12 @@ def _striking(frame: Any, columns: Columns, found: CheckReport) -> list[str]:
             f"another whole number in each row: {listed(counting, 5)}; if these are identifiers, "
             "dataset.exclude leaves them out"
         )
+    units = [f"{n} ({_filled(frame[n]).iloc[0]!r})" for n in frame.columns if is_measured(frame[n])]
+    if units:
+        said.append(f"numbers with a unit are texts: {listed(units, 5)}; write the numbers alone")
+    same = [name for name, v in columns.features.items() if len({*v[~is_missing(v)].tolist()}) == 1]
+    if same:
+        said.append(f"one value in every row: {listed(same, 5)}")
     counts: dict[int | str, int] = dict(found.classes)
     n = sum(counts.values())
     rare = {label: count for label, count in counts.items() if count < _RARE * n / len(counts) * 2}
@@ -396,7 +424,7 @@ def _striking(frame: Any, columns: Columns, found: CheckReport) -> list[str]:
     return said
 
 
-def _untold(columns: Columns, rows: int) -> list[str]:
+def _untold(columns: Columns, rows: int, is_open: bool) -> list[str]:
     """Say what a node with this file of its own keeps to itself, and what comes of that."""
     roles, found = columns.roles, []
     if rows < Config.min_rows:
@@ -412,11 +440,17 @@ def _untold(columns: Columns, rows: int) -> list[str]:
         if len(set(labels)) == 1:
             label = values[~is_missing(values)]
             found.append(f"{one_class(name, label)}, in the other nodes' files at least")
-    for name in roles.categorical:
-        levels = columns.features[name].tolist() if name in columns.features else []
-        if rare := counted(levels, in_company(levels, MIN_LEVEL_ROWS)):
-            other = "these count as OTHER unless another node or dataset.levels names the level"
-            found.append(f"{name}={rare}: {few}; {other}")
+    rare_levels = []
+    for name in () if is_open else roles.categorical:
+        levels = [v for v in columns.features.get(name, np.empty(0)).tolist() if v is not None]
+        if few_rows := {*levels} - {*in_company(levels, MIN_LEVEL_ROWS)}:
+            rare_levels.append(f"{name} ({len(few_rows)})")
+    if rare_levels:
+        found.append(
+            f"levels of fewer than dataset.min_level_rows={MIN_LEVEL_ROWS} rows: "
+            f"{listed(rare_levels, 5)}: a node tells none, and they count as OTHER unless another "
+            "node or dataset.levels names them"
+        )
     return found
 
 
@@ -440,27 +474,6 @@ def _policy(columns: Columns, missing: str) -> tuple[str, int, str]:
     except DataError as error:
         return missing, 0, str(error)
     return missing, int(kept.sum()), ""
-
-
-def _best(found: CheckReport, columns: Columns) -> tuple[str, list[str]]:
-    """Return the policy that keeps most rows, and the columns it costs to keep nine tenths."""
-    policy, rows, _ = max(found.policies, key=lambda p: p[1])
-    gaps = {name: is_missing(values) for name, values in columns.features.items()}
-    must = [is_missing(values) for values in (*columns.targets.values(), *columns.key.values())]
-    whole = found.rows - int(np.any(must, axis=0).sum())
-    empty: list[str] = []
-    if policy == "drop":
-        while rows < (1 - _RARE) * whole and len(gaps) > 1:
-            worst = max(gaps, key=lambda name: int(gaps[name].sum()))
-            del gaps[worst]
-            empty.append(worst)
-            rows = int((~np.any([*must, *gaps.values()], axis=0)).sum())
-    return policy, empty
-
-
-def _kept(columns: Columns, policy: str, without: Sequence[str]) -> Any:
-    features = {n: values for n, values in columns.features.items() if n not in without}
-    return kept_rows(replace(columns, features=features), policy)
 
 
 def _clients(columns: Columns, rows: Any) -> tuple[int, tuple[str, ...]]:
@@ -513,7 +526,7 @@ def _names(
             "dataset.min_level_rows=1 below: all rows are in one file; where clients have files "
             "of their own, dataset.levels names levels that are no secret"
         )
-        return _Names(("dataset.min_level_rows=1",), tuple(left), (said,))
+        return _Names((_OPEN,), tuple(left), (said,))
     if columns.roles.task == "regression":
         return _Names()
     cells = next(iter(columns.targets.values()))
@@ -538,12 +551,14 @@ class _Names(NamedTuple):
 
 
 # ---------------------------------------------------------------------------- columns
-def _describe(frame: Any, roles: Roles | None) -> tuple[ColumnReport, ...]:
+def _describe(
+    frame: Any, roles: Roles | None, left: Container[str] = ()
+) -> tuple[ColumnReport, ...]:
     return tuple(
         ColumnReport(
             name,
             _kind(frame[name]),
-            "" if roles is None else _role(name, roles),
+            "left out" if name in left else "" if roles is None else _role(name, roles),
             len(frame) - len(_filled(frame[name])),
             _values(frame[name]),
         )

@@ -122,8 +122,8 @@ def load_tabular(
     missing : {"error", "drop", "mean"}
         What to do about missing cells. ``error``: raise. ``drop``: leave out each row that misses a
         feature, a target or its key, and log how many. ``mean``: keep missing features, as NaN
-        (the federation's mean stands in for it later) and as None (no level at all); a missing
-        target or key is an error, as nothing can stand in for it.
+        (the federation's mean stands in for it later) and as None (no level at all); a row that
+        misses a target or its key is left out, as nothing can stand in for it.
     key : str, optional
         Column whose sorted values are the natural clients 0..K-1; no feature unless ``features``
         names it.
@@ -162,7 +162,12 @@ def load_tabular(
     fewest = 1 if reading.own else 2
     if task == "classification" and len(set(table.target.tolist())) < fewest:
         raise one_class(table.target_names[0], table.target)
-    said = [*told_left_out(left), *told_missing(frame, roles), *dropped(kept), *notes(columns)]
+    said = [
+        *told_left_out(left),
+        *told_missing(frame, roles),
+        *dropped(kept, missing),
+        *notes(columns),
+    ]
     if lacking:
         said.append(f"it has no {listed(lacking, 5)}: missing cells, dataset.missing=mean")
     for note in said:
@@ -422,10 +427,10 @@ def _reasons(left: Mapping[str, str]) -> str:
     return some([f"{name} ({why})" for name, why in left.items()])
 
 
-def told_left_out(left: Mapping[str, str]) -> list[str]:
-    """Say which columns are left out, and why."""
-    how = "dataset.features names those to take"
-    return [f"left out as features: {_reasons(left)}; {how}"] if left else []
+def told_left_out(left: Mapping[str, str], most: int = 5) -> list[str]:
+    """Say which columns are left out, and why; the first ``most`` where there are more."""
+    told = some([f"{name} ({why})" for name, why in left.items()], most)
+    return [f"left out as features: {told}; dataset.features names those to take"] if left else []
 
 
 def _check_known(option: str, wanted: Sequence[str], names: Sequence[str]) -> None:
@@ -571,22 +576,22 @@ def kept_rows(
         If a cell is missing that must not be, or no row stays.
     """
     must = {**columns.targets, **columns.key}
-    every = {**columns.features, **must}
-    gaps = {name: is_missing(values) for name, values in every.items()}
-    if missing == "drop":
-        kept = ~np.any(list(gaps.values()), axis=0)
-        if not kept.any():
-            allowed = f"a row without missing cells; each of the {len(kept)} rows has one"
-            raise DataError("dataset.missing", "drop", allowed)
-        return np.asarray(kept)
-    for name, gap in gaps.items():
-        if gap.any() and (missing == "error" or name in must):
-            told = [word for word in (words or {}).get(name, ()) if word]
-            spelt_ = f" ({', '.join(map(repr, told[:5]))})" if told else ""
-            first = place(int(gap.argmax()))
-            value = f"missing{spelt_} in {gap.sum()} of {len(gap)} rows, first {first}"
-            raise DataError(name, value, _value_wanted(name, columns.roles, told))
-    return np.ones(len(next(iter(gaps.values()))), dtype=bool)
+    gaps = {name: is_missing(values) for name, values in {**columns.features, **must}.items()}
+    if missing == "error":
+        for name, gap in gaps.items():
+            if gap.any():
+                told = [word for word in (words or {}).get(name, ()) if word]
+                spelt_ = f" ({', '.join(map(repr, told[:5]))})" if told else ""
+                first = place(int(gap.argmax()))
+                value = f"missing{spelt_} in {gap.sum()} of {len(gap)} rows, first {first}"
+                raise DataError(name, value, _value_wanted(name, columns.roles, told))
+    lost = [gap for name, gap in gaps.items() if missing == "drop" or name in must]
+    kept = ~np.any(lost, axis=0) if lost else np.ones(len(next(iter(gaps.values()))), dtype=bool)
+    if not kept.any():
+        cells = "cells" if missing == "drop" else "target or key"
+        allowed = f"a row without missing {cells}; each of the {len(kept)} rows has one"
+        raise DataError("dataset.missing", missing, allowed)
+    return np.asarray(kept)
 
 
 def _value_wanted(name: str, roles: Roles, words: Sequence[str]) -> str:
@@ -597,7 +602,7 @@ def _value_wanted(name: str, roles: Roles, words: Sequence[str]) -> str:
         return f"{drop}, or dataset.missing=mean to count such a cell as no level"
     if name in roles.features:
         return f"{drop}, or dataset.missing=mean to fill in the federation's mean"
-    return f"{drop}, as nothing stands in for a target or a key"
+    return f"{drop}, as mean does too: nothing stands in for a target or a key"
 
 
 def may_be_names(words: Iterable[str]) -> list[str]:
@@ -708,10 +713,11 @@ def _owners(
 
 
 # ---------------------------------------------------------------------------- worth a word
-def dropped(kept: NDArray[np.bool_]) -> list[str]:
+def dropped(kept: NDArray[np.bool_], missing: str) -> list[str]:
     """Say how many rows are left out, if any."""
     gone = int((~kept).sum())
-    return [f"dataset.missing=drop leaves out {gone} of {len(kept)} rows"] if gone else []
+    why = " without a target or a key" if missing == "mean" else ""
+    return [f"dataset.missing={missing} leaves out {gone} of {len(kept)} rows{why}"] if gone else []
 
 
 def notes(columns: Columns) -> list[str]:

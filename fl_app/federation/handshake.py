@@ -89,7 +89,7 @@ def shake_hands(
     asked, out = sorted(node_ids), dict[str, str]()
     answers = _ask(grid, asked, protocol.run_record(to_json(config)), timeout, out)
     answers = with_same_code(answers, out)
-    auto = _is_auto(config)
+    auto, chosen = _is_auto(config), _chosen(config)
     if undecided(config.dataset):
         answers = with_majority(answers, "is_draft", out)
         if answers and answers[0][1].is_draft:
@@ -102,7 +102,7 @@ def shake_hands(
     _require(agreed, len(asked), config, out)
     encoding = _encoding([d for _, d in agreed], config)
     named = public_names(config)[1]
-    own = [column for column, _ in encoding.levels if auto and column not in named]
+    own = [column for column, _ in encoding.levels if auto and column not in {*named, *chosen}]
     encoding = _left_out(encoding, _unfit(encoding, own, config))
     own = [column for column, _ in encoding.levels if column in own]
     doubtful = {node: d for node, d in agreed if own or _may_lose_rows(d, encoding, config)}
@@ -121,6 +121,11 @@ def shake_hands(
 
 def _is_auto(config: Config) -> bool:
     return isinstance(config.dataset, TabularConfig) and config.dataset.categorical == "auto"
+
+
+def _chosen(config: Config) -> Sequence[str]:
+    """Return the features that the config names."""
+    return (isinstance(config.dataset, TabularConfig) and config.dataset.features) or ()
 
 
 def _still_draft(d: Description, out: dict[str, str]) -> bool:

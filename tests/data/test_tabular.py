@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -423,15 +424,15 @@ CELLS = [
     ),
     (
         "a,y\n1,0\n2,\n",
-        {**CLASSES, "missing": "mean"},
+        CLASSES,
         "y=missing in 1 of 2 rows, first in row 2: "
-        f"{DROP}, as nothing stands in for a target or a key",
+        f"{DROP}, as mean does too: nothing stands in for a target or a key",
     ),
     (
         "a,k,y\n1,p,0\n2,,1\n",
-        {**CLASSES, "key": "k", "missing": "mean"},
+        {**CLASSES, "key": "k"},
         "k=missing in 1 of 2 rows, first in row 2: "
-        f"{DROP}, as nothing stands in for a target or a key",
+        f"{DROP}, as mean does too: nothing stands in for a target or a key",
     ),
     (
         "a,b,y\n1,,0\n,2,1\n",
@@ -528,12 +529,12 @@ def test_a_report_says_what_a_node_would_say(write):
     checked = report(path, target="diagnosis", key="hospital")
     assert checked.render().splitlines() == [
         f"{path}: 20 rows, 5 columns",
-        "column      type           role     missing  values",
-        "age         whole number   feature  4        33 to 51",
-        "chest pain  text                    4        2 different: pain, dull, typical",
-        "smoker      true or false  feature  0        2 different: False, True",
-        "hospital    text           key      0        3 different: A, B, C",
-        "diagnosis   text           target   0        2 different: no, yes",
+        "column      type           role      missing  values",
+        "age         whole number   feature   4        33 to 51",
+        "chest pain  text           left out  4        2 different: pain, dull, typical",
+        "smoker      true or false  feature   0        2 different: False, True",
+        "hospital    text           key       0        3 different: A, B, C",
+        "diagnosis   text           target    0        2 different: no, yes",
         "target: diagnosis (classification)",
         "2 classes, rows of each: no: 12, yes: 8",
         "3 sites, rows of each: A: 8, B: 8, C: 4",
@@ -580,7 +581,7 @@ def test_a_report_and_a_run_agree(write, text, options, message):
 
     if "numbers; for" in message or "numbers, as" in message:  # a text, which it tells to leave out
         assert checked.usable
-        assert "among" in str(checked.notes)
+        assert re.search("among numbers|left out below", str(checked.notes))
         return
     assert checked.usable == any(loads(missing) for missing in ("error", "drop", "mean"))
     said = [*checked.problems, *(why for _, _, why in checked.policies)]
@@ -627,3 +628,14 @@ def test_task_and_policy_are_refused_as_options_of_the_config(write):
     for options in ({"missing": "zero"}, {"task": "ranking"}):
         with pytest.raises(ConfigError):
             load_tabular(write(NAMES), "price", **{"task": "regression", **options})
+
+
+def test_a_row_without_a_target_is_left_out_by_mean(write, caplog):
+    """Nothing stands in for a target; the other cells' means do for theirs."""
+    path = write("a,b,y\n1,,0\n2,3,\n3,4,1\n4,5,0\n")
+    table = load_tabular(path, **CLASSES, missing="mean")
+    assert table.target.tolist() == [0, 1, 0]
+    assert np.isnan(table.numeric[0, 1])
+    assert "dataset.missing=mean leaves out 1 of 4 rows without a target or a key" in caplog.text
+    message = refusal(write("a,y\n1,\n2,\n"), **CLASSES, missing="mean")
+    assert message == "y=missing in every row: a value in some row"
