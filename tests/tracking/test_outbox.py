@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from fl_app import home
 from fl_app.home import Process, home_dir, new_name
 from fl_app.tracking import LoggedModel, RunEnd, RunStart
-from fl_app.tracking import outbox as spool_module
 from fl_app.tracking.files import read_lines, read_npz, write_npz
 from fl_app.tracking.outbox import Outbox
 
@@ -296,7 +296,7 @@ def test_a_process_is_known_by_more_than_its_number() -> None:
 def test_a_zombie_is_gone() -> None:
     """A child that has ended is gone, although nobody asked for its status yet."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
-        started = spool_module._start_of(child.pid)
+        started = home._start_of(child.pid)
         if not started:
             pytest.skip("this system does not tell when a process began")
         process = Process(socket.gethostname(), child.pid, started)
