@@ -239,14 +239,16 @@ class Federated(Strategy):
         return self._with_ratios("evaluate", usable, metrics)
 
     def round_metrics(self, server_round: int) -> Mapping[str, float]:
-        """Return the wrapped strategy's own metrics of a round."""
-        own = getattr(self.strategy, "round_metrics", None)
-        return {**self._step_metrics(), **(own(server_round) if own else {})}
-
-    def round_texts(self, server_round: int) -> Mapping[str, str]:
-        """Return the wrapped strategy's own text artifacts of a round."""
-        own = getattr(self.strategy, "round_texts", None)
-        return own(server_round) if own else {}
+        """Return the round's step and the loss of the last round that counted."""
+        stepping = self.stepping
+        if stepping is None:
+            return {}
+        told = {
+            "model/learning_rate": stepping.used,
+            "model/last_loss": stepping.last_loss,
+            "model/went_back": float(stepping.went_back),
+        }
+        return {name: value for name, value in told.items() if math.isfinite(value)}
 
     def _is_judged(self, server_round: int) -> bool:
         """Return whether the round's metrics are those of the model that is trained."""
@@ -284,18 +286,6 @@ class Federated(Strategy):
         loss = math.inf if metrics is None else items_of(metrics).get(self.ending.loss, math.inf)
         self.ending.stay(float(loss))
         return self._start, self._with_ratios("train", usable, metrics)
-
-    def _step_metrics(self) -> dict[str, float]:
-        """Return the round's step and the loss of the last round that counted."""
-        stepping = self.stepping
-        if stepping is None:
-            return {}
-        told = {
-            "model/learning_rate": stepping.used,
-            "model/last_loss": stepping.last_loss,
-            "model/went_back": float(stepping.went_back),
-        }
-        return {name: value for name, value in told.items() if math.isfinite(value)}
 
     def _completed(self, spec: ReplySpec, exchange: Exchange) -> ReplySpec:
         """Add what every reply of an exchange must hold to what the strategy asks for."""

@@ -452,13 +452,17 @@ def test_a_spec_without_metrics_asks_for_the_tasks() -> None:
         _run(_Picky(**ALL), _two_faced([], extra=True), num_rounds=1)
 
 
-def test_a_strategys_own_metrics_and_texts_pass_through() -> None:
-    """They are the wrapped strategy's, and empty where it has none."""
-    with InProcessGrid(_app(), 2) as grid:
-        roster = _roster(grid)
-    picky, plain = (Federated(s(**ALL), roster, Participation(0)) for s in (_Picky, FedAvg))
-    assert (picky.round_metrics(3), picky.round_texts(3)) == ({"stack/x": 3.0}, {"x.txt": "3"})
-    assert (plain.round_metrics(3), plain.round_texts(3)) == ({}, {})
+def test_a_strategys_own_metrics_and_texts_are_recorded_through_it() -> None:
+    """The observer asks the wrapped strategy itself; one that has none has none."""
+    for strategy, own in (
+        (_Picky(**ALL), ({"stack/x": 1.0}, {"x.txt": "1"})),
+        (FedAvg(**ALL), ({}, {})),
+    ):
+        told = _Notes()
+        with InProcessGrid(_app(), 2) as grid:
+            federated = Federated(strategy, _roster(grid), Participation(0))
+            TrackedStrategy(federated, told).start(grid, hold(START), num_rounds=1)
+        assert (told.rounds[1].extra, told.rounds[1].texts) == own
 
 
 # ---------------------------------------------------------------------------- with the observer
