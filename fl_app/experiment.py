@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +50,7 @@ from fl_app.federation.stepping import Stepping
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.stock import HttpGrid, InMemoryGrid
 from fl_app.grid.watched import WatchedGrid
-from fl_app.home import home_dir
+from fl_app.home import home_dir, write
 from fl_app.models.serving import Predictor
 from fl_app.strategies import start_arrays, strategy_of
 from fl_app.tracking import Events, MlflowTracker, TrackedStrategy, Trackers
@@ -406,9 +405,8 @@ class Run:
         own = own or home_dir() / "runs" / str(self.flwr_run_id)
         folder = Path(self.config.output_dir or own)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "result.json.part"
-        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-        os.replace(partial, folder / "result.json")
+        text = json.dumps(result, indent=2, allow_nan=False)
+        write(folder / "result.json", f"{text}\n", sync=False)
         if self.runtime != "inprocess" and self.config.output_dir is None:
             # A launcher on another machine sees the log, not the folder.
             text = json.dumps(result, allow_nan=False)

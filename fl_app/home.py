@@ -6,10 +6,13 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-__all__ = ["Process", "home_dir", "new_name", "run_folder"]
+__all__ = ["Process", "home_dir", "new_name", "run_folder", "whole", "write"]
 
 
 def home_dir(home: str | Path | None = None) -> Path:
@@ -52,6 +55,31 @@ def run_folder(home: Path, name: str) -> Path:
     folder = home / "runs" / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def write(
+    path: Path, content: bytes | memoryview | str, sync: bool = True, mode: int = 0o666
+) -> None:
+    """Write a file that is whole or not there, text in UTF-8; `mode` as for ``os.open``.
+
+    The new name itself is not synced: what is written next and makes the file count (a line, an
+    end) is, which commits the name too where file systems keep a journal. Elsewhere a loss of
+    power may cost the file.
+    """
+    with whole(path, sync, mode) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole(path: Path, sync: bool = True, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """Open a file that gets its name when it is written."""
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        yield file
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    part.rename(path)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from fl_app.dashboard.start import TOKEN
 from fl_app.dashboard.view import parsed
 from fl_app.data.tabular import quoted
 from fl_app.errors import InputError, printable
-from fl_app.home import Process, home_dir
+from fl_app.home import Process, home_dir, write
 from fl_app.tracking.mlflow.uri import check_uri
 
 __all__ = ["MOST", "Launch", "State", "find", "get", "log_tail", "start", "stop", "tidy"]
@@ -476,9 +476,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is whole or not there, for its owner alone."""
-    part = path.with_name(f"{path.name.removesuffix('.part')}.part")
-    text = json.dumps(dict(content), ensure_ascii=False)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    if part != path:
-        part.rename(path)
+    write(path, json.dumps(dict(content), ensure_ascii=False), sync=False, mode=0o600)

@@ -19,6 +19,7 @@ from typing import Any
 
 from fl_app.config.run_request import versions
 from fl_app.errors import InputError
+from fl_app.home import write
 from fl_app.report.budgets import Pair, bytes_by_round
 from fl_app.report.comparing import Comparison, Outcome, Table
 from fl_app.report.convergence import judge
@@ -65,23 +66,18 @@ def write_report(
     }
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        return tuple(_write(Path(folder, name), text) for name, text in texts.items())
+        for name, text in texts.items():
+            write(Path(folder, name), text, sync=False)
     except OSError as error:
         why = f"a folder that can be written to ({error.strerror})"
         raise InputError("--out", folder, why) from None
+    return tuple(Path(folder, name) for name in texts)
 
 
 def _as_json(data: Mapping[str, Any]) -> str:
     """Write an object with a line for each of its keys: indented it would be twice as long."""
     lines = (f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in data.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8", newline="")
-    os.replace(partial, path)
-    return path
 
 
 def as_markdown(comparison: Comparison, outcomes: Sequence[Outcome] = (), command: str = "") -> str:

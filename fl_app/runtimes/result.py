@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from fl_app.config.rules import ray_head
 from fl_app.errors import ConfigError, InputError, RunError, one_line
+from fl_app.home import write
 
 __all__ = [
     "RunResult",
@@ -87,10 +87,8 @@ def write_result(output_dir: str, result: Mapping[str, Any]) -> None:
     result : mapping
         The fields of :class:`RunResult`, JSON-ready.
     """
-    path = Path(output_dir) / "result.json"
-    partial = path.with_name("result.json.part")
-    partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(result, indent=2, allow_nan=False)
+    write(Path(output_dir) / "result.json", f"{text}\n", sync=False)
 
 
 def end_of(error: BaseException) -> tuple[str, str]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.errors import FlAppError
+from fl_app.home import whole, write
 from fl_app.tracking.records import Arrays
 
 __all__ = [
@@ -84,12 +85,8 @@ def write_npz(path: Path, arrays: Arrays) -> None:
     ValueError
         For an array of Python objects.
     """
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with whole(path) as file:
         _write_npz(file, arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
 
 
 def npz_bytes(arrays: Arrays) -> memoryview:
@@ -168,22 +165,6 @@ def append(path: Path, lines: bytes, sync: bool = True) -> None:
 def json_line(content: Mapping[str, Any]) -> bytes:
     """Return an object as a line of JSON, NumPy's values as JSON's."""
     return _JSON.encode(dict(content)).encode() + b"\n"
-
-
-def write(path: Path, content: bytes | memoryview, sync: bool = True) -> None:
-    """Write a file that is whole or not there.
-
-    The new name itself is not synced: what is written next and makes the file count (a line, an
-    end) is, which commits the name too where file systems keep a journal. Elsewhere a loss of
-    power may cost the file.
-    """
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    part.rename(path)
 
 
 def share(file: Path, target: Path) -> None:
