@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fl_app.models.directions import higher_is_better
-from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart
+from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 
 __all__ = ["BestRound"]
 
@@ -61,8 +61,3 @@ class BestRound:
 
     def finish(self, end: RunEnd) -> None:
         """Do nothing."""
-
-    @property
-    def final_arrays(self) -> Arrays:
-        """The last round's arrays."""
-        return {} if self.last is None else self.last.arrays
