@@ -62,13 +62,14 @@ class Roster:
     target_variance: tuple[float, ...] = ()
     config: Config | None = None
     names: dict[str, Any] = field(default_factory=dict, compare=False)
-    by_id: dict[int, Node] = field(init=False, repr=False, compare=False)
+    partitions: dict[int, int] = field(init=False, repr=False, compare=False)
+    """Partition of each node id."""
 
     def __post_init__(self) -> None:
         partitions = [node.partition for node in self.nodes]
         if sorted(set(partitions)) != partitions:
             raise ValueError(f"partitions {partitions}: expected them sorted and unique")
-        object.__setattr__(self, "by_id", {node.node_id: node for node in self.nodes})
+        object.__setattr__(self, "partitions", {n.node_id: n.partition for n in self.nodes})
 
     def __len__(self) -> int:
         """Return the number of nodes."""
@@ -77,13 +78,3 @@ class Roster:
     def __iter__(self) -> Iterator[Node]:
         """Go through the nodes in order of partition."""
         return iter(self.nodes)
-
-    def partition(self, node_id: int) -> int | None:
-        """Return the partition of a node, or None for a node that is not in the run."""
-        node = self.by_id.get(node_id)
-        return None if node is None else node.partition
-
-    @property
-    def partitions(self) -> dict[int, int]:
-        """Partition of each node id."""
-        return {node.node_id: node.partition for node in self.nodes}

@@ -791,12 +791,11 @@ def test_an_answer_reads_back_exactly() -> None:
 
 
 # ---------------------------------------------------------------------------- roster
-def test_a_roster_is_sorted_and_finds_nodes_by_id() -> None:
+def test_a_roster_is_sorted_and_knows_partitions_by_id() -> None:
     """Partitions are unique and in order; ids lead to them."""
     nodes = (Node(70, 0, 1, 0), Node(3, 2, 1, 0))
     roster = Roster(nodes)
     assert (len(roster), list(roster)) == (2, list(nodes))
-    assert (roster.partition(3), roster.partition(4)) == (2, None)
     assert roster.partitions == {70: 0, 3: 2}
     for wrong in (nodes[::-1], (nodes[0], nodes[0])):
         with pytest.raises(ValueError, match="expected them sorted and unique"):
