@@ -34,7 +34,6 @@ from fl_app.report.summary import (
     SummaryRow,
     summary_blocks,
     summary_table,
-    sweep_report,
 )
 from fl_app.report.tuning import Choice, Tuning
 from fl_app.report.verdict import verdict
@@ -69,7 +68,6 @@ __all__ = [
     "store_report",
     "summary_blocks",
     "summary_table",
-    "sweep_report",
     "to_markdown",
     "to_text",
     "verdict",

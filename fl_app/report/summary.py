@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fl_app.errors import InputError
 from fl_app.models.directions import higher_is_better
-from fl_app.report.comparing import compare, expect
 from fl_app.report.groups import APART, matches
 from fl_app.report.intervals import mean_and_sd
 from fl_app.report.origins import data_name
-from fl_app.report.reading import read_runs
 from fl_app.report.rendering import (
     Block,
     TextTable,
-    comparison_blocks,
     decimals_for,
     plus_minus,
-    to_text,
 )
 from fl_app.report.runs import (
     REFERENCES,
@@ -31,7 +26,7 @@ from fl_app.report.runs import (
 )
 from fl_app.tracking.metric_names import equal
 
-__all__ = ["Summary", "SummaryRow", "summary_blocks", "summary_table", "sweep_report"]
+__all__ = ["Summary", "SummaryRow", "summary_blocks", "summary_table"]
 
 
 @dataclass(frozen=True)
@@ -220,55 +215,3 @@ def _value(metric: str, mean: float | None, sd: float | None, digits: int, named
     if mean is None:
         return "-"
     return f"{f'{metric} ' if named else ''}{plus_minus(mean, sd, digits)}"
-
-
-def sweep_report(
-    sweep_id: str,
-    uri: str | None = None,
-    *,
-    metric: str = "server/accuracy",
-    baseline: str | None = None,
-    ignore: Iterable[str] = (),
-    tune: Iterable[str] = (),
-    by: str = "",
-    expectations: Iterable[str] = (),
-    failures: Sequence[RunSummary] = (),
-) -> str:
-    """Return the text that closes a sweep: its summary and, if asked for, a comparison.
-
-    Parameters
-    ----------
-    sweep_id : str
-        The tag ``sweep.id`` of its runs.
-    uri : str, optional
-        Tracking URI; by default where runs are logged.
-    metric, baseline, ignore, tune, by
-        As in :func:`~fl_app.report.compare`; no baseline, no comparison.
-    expectations : iterable of str
-        As in :func:`~fl_app.report.expect`.
-    failures : sequence of RunSummary
-        Jobs that never became a run, with ``status`` and ``error``.
-
-    Returns
-    -------
-    str
-        Lines. Where the runs cannot be compared, one of them says why.
-
-    Raises
-    ------
-    InputError
-        If the store or the sweep is not there.
-    """
-    tune = tuple(tune)
-    runs = read_runs(uri, sweep=sweep_id, metric=metric, by=by if tune else None)
-    blocks = list(summary_blocks(summary_table([*runs, *failures])))
-    if baseline is not None:
-        try:
-            comparison = compare(
-                runs, baseline=baseline, metric=metric, ignore=ignore, tune=tune, by=by
-            )
-            outcomes = [expect(comparison, text) for text in expectations]
-            blocks += ["", *comparison_blocks(comparison, outcomes)]
-        except InputError as error:
-            blocks.append(f"no comparison: {error}")
-    return to_text(blocks)

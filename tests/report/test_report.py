@@ -41,7 +41,6 @@ from fl_app.report import (
     show,
     summary_blocks,
     summary_table,
-    sweep_report,
     to_markdown,
     to_text,
     write_report,
@@ -1540,20 +1539,23 @@ def test_a_sweeps_end(uri: str, experiment: str) -> None:
         tags = {**one.tags, "sweep.id": "mine"}
         log(uri, experiment, replace(one, tags=tags, curves=metrics))
     log(uri, experiment, replace(run("krum"), tags={"sweep.id": "another"}))
-    text = sweep_report("mine", uri, baseline="strategy=fedavg", expectations=["fedadam>fedavg"])
+    runs = read_runs(uri, sweep="mine", metric=ACCURACY)
+    failed = RunSummary("", {}, status="FAILED", error="never began", name="job 4")
+    text = to_text(summary_blocks(summary_table([*runs, failed])))
     mean, sd = np.mean([0.7, 0.8, 0.61]), np.std([0.7, 0.8, 0.61], ddof=1)
     end = f"{mean:.4f} ± {sd:.4f}"
     assert f"strategy=fedadam      3  {end}  {end}  best" in text
+    assert "FAILED: job 4: never began" in text
+    comparison = compare(runs, baseline="strategy=fedavg")
+    text = to_text(comparison_blocks(comparison, [expect(comparison, "fedadam>fedavg")]))
     assert "expected fedadam>fedavg: holds (difference +0.2033 [+" in text
     assert "krum" not in text
-    failed = RunSummary("", {}, status="FAILED", error="never began", name="job 4")
-    text = sweep_report("mine", uri, baseline="strategy=krum", failures=[failed])
-    assert "FAILED: job 4: never began" in text
-    assert "no comparison: --baseline=strategy=krum: one that was run: fedadam; fedavg" in text
+    with pytest.raises(InputError, match="--baseline=strategy=krum: one that was run: fedadam; "):
+        compare(runs, baseline="strategy=krum")
     with pytest.raises(InputError, match=r"--sweep=x: a sweep that has runs; newest: .*mine"):
-        sweep_report("x", uri)
+        read_runs(uri, sweep="x")
     with pytest.raises(InputError, match="--sweep=o'clock: the tag"):
-        sweep_report("o'clock", uri)
+        read_runs(uri, sweep="o'clock")
 
 
 # ---------------------------------------------------------------------------- kept in MLflow
@@ -1610,7 +1612,7 @@ def test_a_comparison_is_kept_with_its_sweep(
     found = find_finished(uri, {"sweep.id": "kept"})
     assert found is not None
     assert found.run_id in ids
-    assert "comparison" not in sweep_report("kept", uri)
+    assert {r.name for r in read_runs(uri, sweep="kept")}.isdisjoint({"comparison"})
 
 
 def test_a_store_that_takes_no_report_loses_nothing(
