@@ -19,11 +19,55 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Moments", "arrays_digest", "merge_moments", "moments", "weighted_mean"]
+from fl_app.errors import DataError
+
+__all__ = ["Moments", "arrays_digest", "checked", "merge_moments", "moments", "weighted_mean"]
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+def checked(
+    field: str,
+    array: NDArray[Any],
+    dtype: DTypeLike,
+    shape: tuple[int | None, ...],
+    most: float | None = None,
+) -> NDArray[Any]:
+    """Return an array that came over a wire, if it is what was expected.
+
+    Parameters
+    ----------
+    field : str
+        Its name in an error.
+    array : ndarray
+        As received.
+    dtype : dtype
+        What it must be of.
+    shape : tuple of int or None
+        What it must have; None for any length.
+    most : float, optional
+        Largest magnitude of a floating number; by default any finite one.
+
+    Raises
+    ------
+    DataError
+        Naming the array and what is allowed.
+    """
+    wanted = np.dtype(dtype)
+    fits = len(array.shape) == len(shape) and all(
+        want in (None, have) for have, want in zip(array.shape, shape, strict=True)
+    )
+    if array.dtype != wanted or not fits:
+        allowed = f"{wanted.name} of shape {shape}".replace("None", "any")
+        raise DataError(field, f"{array.dtype} {array.shape}", allowed)
+    if wanted.kind == "f":
+        good = np.isfinite(array) if most is None else np.abs(array) <= most
+        if not good.all():
+            bound = "" if most is None else f" of at most {most:g}"
+            raise DataError(field, array.ravel()[:8], f"finite values{bound}")
+    return array
 
 
 def weighted_mean(

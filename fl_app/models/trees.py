@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.aggregation import checked
 from fl_app.errors import DataError
 from fl_app.models.base import Arrays
 
@@ -66,17 +67,7 @@ class Received:
 
     def take(self, key: str, dtype: type[Any], shape: tuple[int | None, ...]) -> NDArray[Any]:
         """Return an array of finite, bounded values of this dtype and shape (None: any length)."""
-        array = self.arrays[key]
-        good = array.ndim == len(shape) and all(
-            want is None or have == want for have, want in zip(array.shape, shape, strict=True)
-        )
-        if array.dtype != np.dtype(dtype) or not good:
-            allowed = f"{np.dtype(dtype).name} of shape {shape}".replace("None", "any")
-            raise DataError(f"{self.name}.{key}", f"{array.dtype} {array.shape}", allowed)
-        if array.dtype.kind == "f":
-            bounded = bool((np.abs(array) <= MAX_VALUE).all())
-            self.demand(key, bounded, f"finite values of at most {MAX_VALUE:g}")
-        return array
+        return checked(f"{self.name}.{key}", self.arrays[key], dtype, shape, MAX_VALUE)
 
     def demand(self, key: str, condition: bool, allowed: str) -> None:
         """Raise a DataError that names the array unless the condition holds."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.aggregation import checked
 from fl_app.errors import DataError
 from fl_app.stacking.combining import combine
 from fl_app.stacking.families import Candidate
@@ -172,11 +173,9 @@ def check_scores(
     DataError
         Naming what is allowed.
     """
-    shape = (num_candidates, 3)
-    if table.shape != shape or table.dtype != np.float64:
-        raise DataError("scores", f"{table.dtype} {table.shape}", f"float64 of shape {shape}")
-    if not np.isfinite(table).all() or (table < 0).any():
-        raise DataError("scores", table.ravel()[:8], "finite numbers of at least 0")
+    checked("scores", table, np.float64, (num_candidates, 3))
+    if (table < 0).any():
+        raise DataError("scores", table.ravel()[:8], "numbers of at least 0")
     rows, right = table[:, 0], table[:, 1]
     if (rows != rows[0]).any() or rows[0] > num_examples or (right > rows).any():
         allowed = f"one count of at most {num_examples} rows, and no more rows right"

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app import stacking
+from fl_app.aggregation import checked
 from fl_app.config.options import Task
 from fl_app.errors import DataError
 from fl_app.models import estimators
@@ -225,18 +226,11 @@ class MemberModels:
                 num_outputs=self.num_outputs,
             )
         expected = self.model.start(np.random.default_rng(0))
-        same = member.arrays.keys() == expected.keys() and all(
-            (member.arrays[n].dtype, member.arrays[n].shape) == (a.dtype, a.shape)
-            for n, a in expected.items()
-        )
-        if not same:
-            given = {n: f"{a.dtype} {a.shape}" for n, a in member.arrays.items()}
-            wanted = {n: f"{a.dtype} {a.shape}" for n, a in expected.items()}
-            raise DataError(MODEL, given, f"arrays {wanted}")
-        for name, array in member.arrays.items():
-            if not (np.abs(array) <= estimators.MAX_VALUE).all():
-                bound = f"finite values of at most {estimators.MAX_VALUE:g}"
-                raise DataError(f"{MODEL}.{name}", array.ravel()[:8], bound)
+        if member.arrays.keys() != expected.keys():
+            raise DataError(MODEL, sorted(member.arrays), f"arrays named {', '.join(expected)}")
+        for name, like in expected.items():
+            array, most = member.arrays[name], estimators.MAX_VALUE
+            checked(f"{MODEL}.{name}", array, like.dtype, like.shape, most)
         return None
 
     def outputs(

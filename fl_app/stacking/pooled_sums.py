@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.aggregation import checked
 from fl_app.errors import DataError
 from fl_app.stacking.folds import SumFolds
 from fl_app.stacking.layout import Floats, Layout
@@ -132,18 +133,13 @@ def check_sums(
         Naming the array and what is allowed.
     """
     s = part.fold.size
-    shapes: Mapping[str, tuple[NDArray[Any], type[Any], tuple[int, ...]]] = {
-        "fold": (part.fold, np.int64, (s,)),
-        "gram": (part.gram, np.float32, (s, width * (width + 1) // 2)),
-        "cross": (part.cross, np.float32, (s, width, num_outputs)),
-        "squares": (part.squares, np.float32, (s, num_outputs)),
-    }
-    for name, (array, dtype, shape) in shapes.items():
-        if array.dtype != np.dtype(dtype) or array.shape != shape:
-            allowed = f"{np.dtype(dtype).name} of shape {shape}"
-            raise DataError(f"sums.{name}", f"{array.dtype} {array.shape}", allowed)
-        if not np.isfinite(array).all():
-            raise DataError(f"sums.{name}", "not finite", "finite numbers")
+    checked("sums.fold", part.fold, np.int64, (s,))
+    for name, shape in (
+        ("gram", (s, width * (width + 1) // 2)),
+        ("cross", (s, width, num_outputs)),
+        ("squares", (s, num_outputs)),
+    ):
+        checked(f"sums.{name}", getattr(part, name), np.float32, shape)
     # Within range first: a difference of any two integers may wrap.
     known = bool(((part.fold >= 0) & (part.fold < num_folds)).all())
     if not known or not (np.diff(part.fold) > 0).all():

@@ -332,7 +332,7 @@ def test_honest_sums_are_accepted(n: int, seed: int, floor: int, one: bool) -> N
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda p: replace(p, gram=p.gram * np.float32(np.nan)), "sums.gram=not finite"),
+        (lambda p: replace(p, gram=p.gram * np.float32(np.nan)), "sums.gram=.*: finite values"),
         (lambda p: replace(p, cross=p.cross + np.float32(1e30)), "sums.cross="),
         (lambda p: replace(p, gram=p.gram * np.float32(2)), "sums.gram=.*in all folds together"),
         (lambda p: replace(p, gram=-p.gram), "sums.gram="),
@@ -699,8 +699,8 @@ def test_candidates_have_names_of_their_own() -> None:
     [
         (lambda t: t[:, :-1], "float64 .*: float64 of shape"),
         (lambda t: t.astype(np.float32), "float32 .*: float64 of shape"),
-        (lambda t: t * np.nan, "finite numbers of at least 0"),
-        (lambda t: -t, "finite numbers of at least 0"),
+        (lambda t: t * np.nan, "finite values"),
+        (lambda t: -t, "numbers of at least 0"),
         (lambda t: t * 2, "one count of at most 60 rows"),
         (lambda t: t + np.eye(*t.shape), "one count of at most 60 rows"),
         (lambda t: t + 60 * (np.arange(t.shape[1]) == 1), "no more rows right"),

@@ -158,10 +158,13 @@ def test_every_honest_member_passes() -> None:
 @pytest.mark.parametrize(
     ("member", "text"),
     [
-        (Member(MODEL, {"coef": np.zeros((C, D))}), r"model={'coef': 'float64 \(3, 4\)'}: arrays"),
+        (
+            Member(MODEL, {"coef": np.zeros((C, D))}),
+            r"model=.*: arrays named coef, intercept",
+        ),
         (
             Member(MODEL, {"coef": np.zeros((C, D), "f4"), "intercept": np.zeros(C)}),
-            "'coef': 'float32",
+            r"model\.coef=float32",
         ),
         (Member(MODEL, {"coef": np.zeros((D, C)), "intercept": np.zeros(C)}), r"\(4, 3\)"),
         (
