@@ -169,6 +169,16 @@ class StackRequest:
     gate: bool = False
     learning_rate: float | None = None
 
+    def to_settings(self) -> dict[str, Any]:
+        """Return the settings as they travel, for :func:`stack_request` to read."""
+        names = ("phase", "num_folds", "client_folds", "min_rows", *_OF_PHASE.get(self.phase, ()))
+        settings = {f"stack-{name.replace('_', '-')}": getattr(self, name) for name in names}
+        return {"server-round": self.server_round, **settings}
+
+
+_OF_PHASE = {"collect": ("send_base",), "select": ("is_new", "provisional", "gate")}
+"""Settings that one phase alone has."""
+
 
 def stack_request(message: Message) -> StackRequest:
     """Read what FedStacking asks of a client (:class:`fl_app.stacking.strategy.FedStacking`).
