@@ -1,10 +1,10 @@
 """What a client does in each phase of FedStacking: fit, add up, count.
 
-The message contract stands in :class:`~fl_app.stacking.strategy.FedStacking`. Nothing here keeps
-state that could not be made again: folds are functions of the partition, fits of the run's seed
-too, and a node's memory of them (Flower's ``context.state``, which stays on the node) only saves
-time. Were folds drawn by the seed, each run of a sweep would tell sums over other rows, and enough
-of them solve for every row.
+The message contract stands in :class:`~fl_app.stacking.strategy.FedStacking`, the messages in
+:mod:`fl_app.stacking.messages`. Nothing here keeps state that could not be made again: folds are
+functions of the partition, fits of the run's seed too, and a node's memory of them (Flower's
+``context.state``, which stays on the node) only saves time. Were folds drawn by the seed, each run
+of a sweep would tell sums over other rows, and enough of them solve for every row.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from fl_app.models import estimators
 from fl_app.models.base import Arrays
 from fl_app.models.metrics import score
 from fl_app.seeding import generator
-from fl_app.stacking.members import (
-    LS,
-    MODEL,
-    Member,
-    MemberModels,
-    pack,
-    unpack,
-    unpack_members,
-    unpack_range,
+from fl_app.stacking.members import LS, MODEL, Member, MemberModels
+from fl_app.stacking.messages import (
+    BaseModel,
+    CollectMessage,
+    CollectReply,
+    Packed,
+    SelectMessage,
+    SelectReply,
+    StackMessage,
+    StackReply,
 )
 
 __all__ = ["StackClient"]
 
-Answer = tuple[dict[str, NDArray[Any]], NDArray[Any]]
+Said = tuple[Packed, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class StackClient:
     rows: Encoded
     memory: RecordDict
 
-    def answer(self, request: StackRequest, received: Arrays) -> Answer:
+    def answer(
+        self, request: StackRequest, received: Arrays
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
         """Do what a message asks.
 
         Parameters
@@ -91,34 +94,132 @@ class StackClient:
             Of the reply; what the global model of the phase says of the training rows, in the raw
             unit.
         """
-        phases: Mapping[str, Callable[[StackRequest, Arrays], Answer]] = {
-            "collect": self._collect,
-            "stack": self._stack,
-            "select": self._select,
+        phases: Mapping[str, tuple[type[Packed], Callable[[StackRequest, Any], Said]]] = {
+            "collect": (CollectMessage, self._collect),
+            "stack": (StackMessage, self._stack),
+            "select": (SelectMessage, self._select),
         }
-        arrays, outputs = phases[request.phase](request, received)
-        return arrays, self.encoding.in_units(outputs)
+        message, do = phases[request.phase]
+        reply, outputs = do(request, message.from_arrays(received))
+        return reply.to_arrays(), self.encoding.in_units(outputs)
 
     # ------------------------------------------------------------------------- collect
-    def _collect(self, request: StackRequest, received: Arrays) -> Answer:
+    def _collect(self, request: StackRequest, message: CollectMessage) -> Said:
         """Train the global member; add the base model if asked."""
-        arrays: dict[str, NDArray[Any]] = {}
-        outputs: NDArray[Any] | None = None
-        if start := unpack("global", received):
+        trained: Arrays = {}
+        base: BaseModel | None = None
+        if message.trained:
             rng = generator(self.config.seed, "train", request.server_round, self.partition)
-            rate = request.learning_rate
-            trained = self.kinds.model.fit(start, self.rows.x, self.rows.y, rng, learning_rate=rate)
-            arrays |= pack("global", trained)
-            outputs = self.kinds.outputs(Member(MODEL, trained), self.rows.x, self._no_layout)
+            trained = self.kinds.model.fit(
+                message.trained, self.rows.x, self.rows.y, rng, learning_rate=request.learning_rate
+            )
         if request.send_base and self._num_rows >= max(self.config.min_rows, request.min_rows):
-            arrays |= self._base(request).to_arrays("base")
-            arrays["counts"] = self._counts
-            if self._has_ls:
-                arrays |= pack("linear", self._linear(request, received)[0])
-        if outputs is None:
-            outputs = self._outputs(self._base(request))
-        return arrays, outputs
+            limits = message.low, message.high
+            linear = self._linear(request, *limits)[0] if self._has_ls else None
+            base = BaseModel(self._base(request), self._counts, linear)
+        model = Member(MODEL, trained) if trained else self._base(request)
+        none_of_ls = stacking.Layout(1, self._width, False)  # they do not look at it
+        return CollectReply(trained, base), self.kinds.outputs(model, self.rows.x, none_of_ls)
 
+    # ------------------------------------------------------------------------- stack
+    def _stack(self, request: StackRequest, message: StackMessage) -> Said:
+        """Add up products of the members' outputs and the truth."""
+        features, outputs = self._features(request, message)
+        truth = stacking.targets(message.layout(self._width), self.rows.y)
+        return StackReply(stacking.sums(features, truth, self._split(request))), outputs
+
+    def _features(
+        self, request: StackRequest, message: StackMessage
+    ) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """Return the meta-features of the training rows and the global model's outputs on them.
+
+        The outputs are the global member's, or without one the average of the members, whose
+        weights then come with them.
+        """
+        layout, blocks = message.layout(self._width), []
+        for partition, member in message.members.items():
+            self.kinds.check(member)
+            own = partition == self.partition and _same(member, self._base(request))
+            blocks.append(
+                self._own_block(request, layout)
+                if own
+                else self.kinds.outputs(member, self.rows.x, layout)
+            )
+        if layout.has_global:
+            blocks.append(self._global_block(request, message, layout))
+        features = stacking.features(layout, blocks)
+        if message.weights is not None:
+            return features, stacking.combine(layout, features, message.weights)
+        if not self._has_ls:
+            return features, blocks[-1]
+        alone = np.zeros((layout.num_blocks, layout.num_outputs))
+        alone[-1] = 1.0  # scores of least squares become probabilities as in a stack
+        return features, stacking.combine(layout, features, alone)
+
+    def _global_block(
+        self, request: StackRequest, message: StackMessage, layout: stacking.Layout
+    ) -> NDArray[Any]:
+        """Return the global member's outputs; of least squares, by a model without the row."""
+        x = self.rows.x
+        if message.global_member is not None and not self._has_ls:
+            return self.kinds.outputs(message.global_member, x, layout)
+        folds = self._linear(request, message.low, message.high)[1]
+        without = [self.kinds.outputs(member, x, layout) for member in message.folds]
+        return stacking.out_of_fold(without, folds)
+
+    # ------------------------------------------------------------------------- select
+    def _select(self, request: StackRequest, message: SelectMessage) -> Said:
+        """Count what each candidate gets right on rows that it is new to."""
+        layout, table = message.layout(self._width), message.candidates
+        features, _ = self._features(request, message)
+        truth = stacking.targets(layout, self.rows.y)
+        split = self._split(request)
+        if request.is_new:
+            zeros = np.zeros(self._num_rows, np.int64)
+            split = stacking.SumFolds(zeros, np.ones(self._num_rows, np.bool_))
+        counts = stacking.scores(layout, features, truth, split, table, request.min_rows)
+        outputs = stacking.by_fold(layout, features, split, table[request.provisional])
+        if not request.gate:
+            return SelectReply(counts), outputs
+        stacks = [stacking.by_fold(layout, features, split, weights) for weights in table]
+        return SelectReply(counts, self._gates(request, message, stacks)), outputs
+
+    def _gates(
+        self,
+        request: StackRequest,
+        message: SelectMessage,
+        stacks: list[NDArray[np.float64]],
+    ) -> NDArray[np.float64]:
+        """Try the personal gate for each candidate, and price it on the validation rows.
+
+        Returns an array of shape (A, 4): share of the own model, validation rows, and the sum over
+        them of rows right (regression: squared errors) without and with the gate.
+        """
+        layout = message.layout(self._width)
+        own = self._own_block(request, layout)
+        truth = stacking.targets(layout, self.rows.y)
+        x = self.rows.x_eval
+        everybody = [*message.members.values()]
+        if message.global_member is not None:
+            everybody.append(message.global_member)
+        features = stacking.features(layout, [self.kinds.outputs(m, x, layout) for m in everybody])
+        alone = self.kinds.outputs(self._base(request), x, layout)
+        rows = []
+        for stacked, final in zip(stacks, message.finals, strict=True):
+            share = stacking.gate(layout, own, stacked, truth)
+            together = stacking.combine(layout, features, final)
+            gated = share * alone + (1 - share) * together
+            rows.append([share, float(len(x)), self._worth(together), self._worth(gated)])
+        return np.array(rows)
+
+    def _worth(self, outputs: NDArray[Any]) -> float:
+        """Return validation rows right, or the sum of their mean squared errors in raw units."""
+        if self.encoding.task == "classification":
+            return float((outputs.argmax(axis=1) == self.rows.truth_eval).sum())
+        error = self.encoding.in_units(outputs) - self.rows.truth_eval
+        return float(np.square(error).mean(axis=1).sum())
+
+    # ------------------------------------------------------------------------- own rows
     def _base(self, request: StackRequest) -> Member:
         """Return the base model fitted on all training rows."""
         kind = self._kind
@@ -176,52 +277,6 @@ class StackClient:
                 arrays = moved
         return arrays
 
-    # ------------------------------------------------------------------------- stack
-    def _stack(self, request: StackRequest, received: Arrays) -> Answer:
-        """Add up products of the members' outputs and the truth."""
-        members = unpack_members(received)
-        layout = self._layout(received, members)
-        features, outputs = self._features(request, received, members, layout)
-        truth = stacking.targets(layout, self.rows.y)
-        part = stacking.sums(features, truth, self._split(request))
-        return pack("sums", part.to_arrays()), outputs
-
-    def _layout(self, received: Arrays, members: Mapping[int, Member]) -> stacking.Layout:
-        has_global = any(name.startswith(("fold_", "global/")) for name in received)
-        return stacking.Layout(len(members), self._width, has_global, *unpack_range(received))
-
-    def _features(
-        self,
-        request: StackRequest,
-        received: Arrays,
-        members: Mapping[int, Member],
-        layout: stacking.Layout,
-    ) -> tuple[NDArray[np.float64], NDArray[Any]]:
-        """Return the meta-features of the training rows and the global model's outputs on them.
-
-        The outputs are the global member's, or without one the average of the members, whose
-        weights then come with them.
-        """
-        blocks = []
-        for partition, member in members.items():
-            self.kinds.check(member)
-            own = partition == self.partition and _same(member, self._base(request))
-            blocks.append(
-                self._own_block(request, layout)
-                if own
-                else self.kinds.outputs(member, self.rows.x, layout)
-            )
-        if layout.has_global:
-            blocks.append(self._global_block(request, received, layout))
-        features = stacking.features(layout, blocks)
-        if not layout.has_global:
-            return features, stacking.combine(layout, features, received["weights"])
-        if not self._has_ls:
-            return features, blocks[-1]
-        alone = np.zeros((layout.num_blocks, layout.num_outputs))
-        alone[-1] = 1.0  # scores of least squares become probabilities as in a stack
-        return features, stacking.combine(layout, features, alone)
-
     def _own_block(self, request: StackRequest, layout: stacking.Layout) -> NDArray[np.float64]:
         """Return the own base model's outputs out-of-fold.
 
@@ -242,77 +297,61 @@ class StackClient:
 
         return self._remember("own", make)["outputs"]
 
-    def _global_block(
-        self, request: StackRequest, received: Arrays, layout: stacking.Layout
-    ) -> NDArray[Any]:
-        """Return the global member's outputs; of least squares, by a model without the row."""
-        if not self._has_ls:
-            return self.kinds.outputs(_global_of(received), self.rows.x, layout)
-        folds = self._linear(request, received)[1]
-        without = []
-        for fold in range(request.num_folds):
-            member = Member.from_arrays(f"fold_{fold}", received)
-            assert member is not None
-            without.append(self.kinds.outputs(member, self.rows.x, layout))
-        return stacking.out_of_fold(without, folds)
+    def _dealer(self, purpose: str) -> np.random.Generator:
+        """Return what deals the rows: the same in every run, whatever its seed."""
+        return generator(0, purpose, 0, self.partition)
 
-    # ------------------------------------------------------------------------- select
-    def _select(self, request: StackRequest, received: Arrays) -> Answer:
-        """Count what each candidate gets right on rows that it is new to."""
-        members = unpack_members(received)
-        layout = self._layout(received, members)
-        features, _ = self._features(request, received, members, layout)
-        truth = stacking.targets(layout, self.rows.y)
-        split = self._split(request)
-        if request.is_new:
-            zeros = np.zeros(self._num_rows, np.int64)
-            split = stacking.SumFolds(zeros, np.ones(self._num_rows, np.bool_))
-        table = _candidates(received)
-        counts = stacking.scores(layout, features, truth, split, table, request.min_rows)
-        outputs = stacking.by_fold(layout, features, split, table[request.provisional])
-        arrays: dict[str, NDArray[Any]] = {"scores": counts}
-        if request.gate:
-            stacks = [stacking.by_fold(layout, features, split, weights) for weights in table]
-            arrays["gates"] = self._gates(request, received, members, layout, stacks)
-        return arrays, outputs
+    def _row_folds(self, request: StackRequest) -> NDArray[np.int64]:
+        classes = self.encoding.task == "classification"
+        rng = self._dealer("folds")
+        return stacking.row_folds(self.rows.y, request.num_folds, rng, classes)
 
-    def _gates(
-        self,
-        request: StackRequest,
-        received: Arrays,
-        members: Mapping[int, Member],
-        layout: stacking.Layout,
-        stacks: list[NDArray[np.float64]],
-    ) -> NDArray[np.float64]:
-        """Try the personal gate for each candidate, and price it on the validation rows.
+    def _split(self, request: StackRequest) -> stacking.SumFolds:
+        return stacking.sum_folds(
+            self.rows.y,
+            request.num_folds,
+            request.min_rows,
+            self._dealer("stack"),
+            classes=self.encoding.task == "classification",
+            by_client=request.client_folds,
+        )
 
-        Returns an array of shape (A, 4): share of the own model, validation rows, and the sum over
-        them of rows right (regression: squared errors) without and with the gate.
+    def _linear(
+        self, request: StackRequest, low: tuple[float, ...], high: tuple[float, ...]
+    ) -> tuple[stacking.Sums | None, NDArray[np.int64]]:
+        """Return the sums for one-shot least squares, and the fold whose model is new to each row.
+
+        With fewer rows than the floor there are no sums, and every model is new to every row.
         """
-        own = self._own_block(request, layout)
-        truth = stacking.targets(layout, self.rows.y)
-        x = self.rows.x_eval
-        everybody = [*members.values()]
-        if layout.has_global:
-            everybody.append(_global_of(received))
-        features = stacking.features(layout, [self.kinds.outputs(m, x, layout) for m in everybody])
-        alone = self.kinds.outputs(self._base(request), x, layout)
-        rows = []
-        for number, stacked in enumerate(stacks):
-            share = stacking.gate(layout, own, stacked, truth)
-            together = stacking.combine(layout, features, received[f"final/{number:02d}"])
-            gated = share * alone + (1 - share) * together
-            rows.append([share, float(len(x)), self._worth(together), self._worth(gated)])
-        return np.array(rows)
+        layout = stacking.Layout(1, self._width, False, low, high)
+        own = self._strategy
+        assert isinstance(own, FedStackingConfig)
+        try:
+            part, split = stacking.linear_sums(
+                layout,
+                self.rows.x,
+                self.rows.y,
+                request.num_folds,
+                request.min_rows,
+                self._dealer("linear"),
+                own.ls_rows_per_feature,
+            )
+        except DataError:
+            return None, np.zeros(self._num_rows, np.int64)
+        return part, split.fold
 
-    def _worth(self, outputs: NDArray[Any]) -> float:
-        """Return validation rows right, or the sum of their mean squared errors in raw units."""
-        if self.encoding.task == "classification":
-            return float((outputs.argmax(axis=1) == self.rows.truth_eval).sum())
-        error = self.encoding.in_units(outputs) - self.rows.truth_eval
-        return float(np.square(error).mean(axis=1).sum())
+    def _remember(
+        self, name: str, make: Callable[[], dict[str, NDArray[Any]]]
+    ) -> dict[str, NDArray[Any]]:
+        """Return what the node remembers under a name, or make it and remember it."""
+        key = f"stack-{name}"
+        known = self.memory.get(key)
+        if isinstance(known, ArrayRecord):
+            return read(known)
+        made = make()
+        self.memory[key] = hold(made)
+        return made
 
-    # ------------------------------------------------------------------------- own rows
     @property
     def _strategy(self) -> BaseModelsConfig:
         assert isinstance(self.config.strategy, BaseModelsConfig)
@@ -335,11 +374,6 @@ class StackClient:
     def _width(self) -> int:
         return self.kinds.num_outputs
 
-    @property
-    def _no_layout(self) -> stacking.Layout:
-        """A layout for models of which none is ``ls``: they do not look at it."""
-        return stacking.Layout(1, self._width, False)
-
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
         """Training rows of each class, (C,), 0 for a few; of all, (1,), for regression."""
@@ -347,64 +381,6 @@ class StackClient:
             return np.array([self._num_rows])
         counts = np.bincount(self.rows.y, minlength=self._width)
         return np.where(counts < MIN_LEVEL_ROWS, 0, counts)
-
-    def _outputs(self, member: Member) -> NDArray[np.float64]:
-        return self.kinds.outputs(member, self.rows.x, self._no_layout)
-
-    def _dealer(self, purpose: str) -> np.random.Generator:
-        """Return what deals the rows: the same in every run, whatever its seed."""
-        return generator(0, purpose, 0, self.partition)
-
-    def _row_folds(self, request: StackRequest) -> NDArray[np.int64]:
-        classes = self.encoding.task == "classification"
-        rng = self._dealer("folds")
-        return stacking.row_folds(self.rows.y, request.num_folds, rng, classes)
-
-    def _split(self, request: StackRequest) -> stacking.SumFolds:
-        return stacking.sum_folds(
-            self.rows.y,
-            request.num_folds,
-            request.min_rows,
-            self._dealer("stack"),
-            classes=self.encoding.task == "classification",
-            by_client=request.client_folds,
-        )
-
-    def _linear(
-        self, request: StackRequest, received: Arrays
-    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-        """Return the sums for one-shot least squares, and the fold whose model is new to each row.
-
-        With fewer rows than the floor there are no sums, and every model is new to every row.
-        """
-        layout = stacking.Layout(1, self._width, False, *unpack_range(received))
-        own = self._strategy
-        assert isinstance(own, FedStackingConfig)
-        try:
-            part, split = stacking.linear_sums(
-                layout,
-                self.rows.x,
-                self.rows.y,
-                request.num_folds,
-                request.min_rows,
-                self._dealer("linear"),
-                own.ls_rows_per_feature,
-            )
-        except DataError:
-            return {}, np.zeros(self._num_rows, np.int64)
-        return part.to_arrays(), split.fold
-
-    def _remember(
-        self, name: str, make: Callable[[], dict[str, NDArray[Any]]]
-    ) -> dict[str, NDArray[Any]]:
-        """Return what the node remembers under a name, or make it and remember it."""
-        key = f"stack-{name}"
-        known = self.memory.get(key)
-        if isinstance(known, ArrayRecord):
-            return read(known)
-        made = make()
-        self.memory[key] = hold(made)
-        return made
 
 
 def _same(one: Member, other: Member) -> bool:
@@ -417,19 +393,3 @@ def _same(one: Member, other: Member) -> bool:
             for name, a in one.arrays.items()
         )
     )
-
-
-def _global_of(received: Arrays) -> Member:
-    """Return the global member of a message."""
-    member = Member.from_arrays("global", received)
-    assert member is not None
-    return member
-
-
-def _candidates(received: Arrays) -> list[dict[int, NDArray[Any]]]:
-    """Read each candidate's weights by fold."""
-    table: dict[str, dict[int, NDArray[Any]]] = {}
-    for name, array in unpack("candidate", received).items():
-        number, _, fold = name.partition("/")
-        table.setdefault(number, {})[int(fold)] = array
-    return [table[number] for number in sorted(table)]

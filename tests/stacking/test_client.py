@@ -20,7 +20,8 @@ from fl_app.models import estimators
 from fl_app.models.metrics import score
 from fl_app.seeding import generator, one_thread
 from fl_app.stacking.client import StackClient
-from fl_app.stacking.members import Member, Stack, unpack, unpack_members
+from fl_app.stacking.members import Member, Stack, unpack, unpack_members, unpack_range
+from fl_app.stacking.messages import SelectMessage, StackMessage
 from tests.stacks import Arrays, Clients, Ran, Reply, bits, config_of, run
 
 V = 4
@@ -140,17 +141,15 @@ def told_under_seeds(source: Ran, num_seeds: int) -> tuple[NDArray[Any], NDArray
     draws, sums = [], []
     for seed in range(num_seeds):
         own = replace(client, config=replace(client.config, seed=seed))
-        part, _ = own._linear(request_of(reply), reply.sent)
+        part, _ = own._linear(request_of(reply), *unpack_range(reply.sent))
         # Targets fall into no classes: whoever knows the seed would know the folds.
         layout = stacking.Layout(1, 1, False, (-1.0,), (1.0,))
         draw = generator(seed, "linear", 0, 0)
         x, y, least = client.rows.x, client.rows.y, source.config.strategy.ls_rows_per_feature
         _, split = stacking.linear_sums(layout, x, y, V, 2, draw, least)
-        for number, fold in enumerate(part["fold"].tolist()):
+        for number, fold in enumerate(part.fold.tolist()):
             draws.append(split.kept & (split.fold == fold))
-            sums.append(
-                np.append(whole_gram(part["gram"])[number, :-1, -1], part["cross"][number, -1])
-            )
+            sums.append(np.append(whole_gram(part.gram)[number, :-1, -1], part.cross[number, -1]))
     return np.array(draws), np.array(sums)
 
 
@@ -162,7 +161,7 @@ def test_no_seed_deals_other_rows(dataset: str) -> None:
     request, told = request_of(reply), set()
     for seed in range(SEEDS):
         own = replace(client, config=replace(client.config, seed=seed))
-        sums, linear = own._split(request), own._linear(request, reply.sent)[1]
+        sums, linear = own._split(request), own._linear(request, *unpack_range(reply.sent))[1]
         rows = own._row_folds(request)
         told.add(b"".join(a.tobytes() for a in (rows, sums.fold, sums.kept, linear)))
     assert len(told) == 1
@@ -196,11 +195,10 @@ def test_exact_sums_of_many_seeds_solve_for_no_row(monkeypatch: pytest.MonkeyPat
 def features_of(source: Ran, partition: int) -> tuple[NDArray[Any], stacking.Layout]:
     """Return the meta-features of a client's rows, (n, D), and what their columns are."""
     reply, client = reply_of(source, "stack", partition), client_of(source, partition)
-    members = unpack_members(reply.sent)
-    layout = client._layout(reply.sent, members)
+    message = StackMessage.from_arrays(reply.sent)
     with one_thread():
-        features, _ = client._features(request_of(reply), reply.sent, members, layout)
-    return features, layout
+        features, _ = client._features(request_of(reply), message)
+    return features, message.layout(source.predictor.kinds().num_outputs)
 
 
 def blocks_of(source: Ran, partition: int) -> tuple[NDArray[Any], list[Member], StackClient]:
@@ -250,11 +248,10 @@ def test_a_member_one_bit_off_is_not_its_own() -> None:
     value[0, 0] = np.nextafter(value[0, 0], np.float32(0.5))
     received = reply.sent | {name: value}
     client = client_of(source, own)
-    members = unpack_members(received)
-    layout = client._layout(received, members)
-    features, _ = client._features(request_of(reply), received, members, layout)
+    message = StackMessage.from_arrays(received)
+    features, _ = client._features(request_of(reply), message)
     block = np.square(features[:, own * 3 : own * 3 + 3])
-    plain = estimators.predict("random_forest", members[own].arrays, client.rows.x)
+    plain = estimators.predict("random_forest", message.members[own].arrays, client.rows.x)
     np.testing.assert_allclose(block, plain, atol=1e-12)
 
 
@@ -276,7 +273,7 @@ def test_least_squares_says_of_a_row_what_it_says_without_it(dataset: str) -> No
     source, own = ran(dataset, "logistic" if dataset == "iris" else "ridge", "ls"), 3
     reply, client = reply_of(source, "stack", own), client_of(source, own)
     features, layout = features_of(source, own)
-    _, folds = client._linear(request_of(reply), reply.sent)
+    _, folds = client._linear(request_of(reply), *unpack_range(reply.sent))
     assert len(np.unique(folds)) > 1
     for v in np.unique(folds):
         x, weights = client.rows.x[folds == v], reply.sent[f"fold_{v}/ls/weights"]
@@ -337,9 +334,9 @@ def test_new_rows_are_scored_by_the_final_weights() -> None:
     final = source.stack.weights
     assert any(a.shape == final.shape and np.array_equal(a, final) for a in weights.values())
     client = client_of(source, 2)
-    members = unpack_members(reply.sent)
-    layout = client._layout(reply.sent, members)
-    features, _ = client._features(request_of(reply), reply.sent, members, layout)
+    message = SelectMessage.from_arrays(reply.sent)
+    features, _ = client._features(request_of(reply), message)
+    layout = message.layout(3)
     for number in range(len(weights)):
         out = stacking.combine(layout, features, weights[f"candidate/{number:02d}/0"])
         right = (out.argmax(axis=1) == client.rows.y).sum()
