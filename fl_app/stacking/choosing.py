@@ -1,0 +1,284 @@
+"""The phases that solve a stack from the clients' sums and choose by the clients' counts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app import stacking
+from fl_app.errors import DataError, FederationError
+from fl_app.models.base import Arrays
+from fl_app.stacking.collecting import Collect
+from fl_app.stacking.members import LS, Member, Stack
+from fl_app.stacking.messages import (
+    Packed,
+    SelectMessage,
+    SelectReply,
+    StackMessage,
+    StackReply,
+)
+from fl_app.stacking.phases import Made, Plan, check_bounded, check_form, check_sums
+
+__all__ = ["FAMILY_NUMBERS", "Select", "SolveStack"]
+
+log = logging.getLogger("fl_app")
+
+FAMILY_NUMBERS: Mapping[str, int] = {
+    name: number for number, name in enumerate((*stacking.AVERAGES, *stacking.FAMILIES, "ridge"))
+}
+"""``stack/family`` of each family of weights."""
+
+
+@dataclass
+class SolveStack:
+    """Solve all families; the candidate of least cross-validated error is the model for now."""
+
+    plan: Plan
+    collected: Collect
+    members: Mapping[int, Member] = field(default_factory=dict)
+    stackers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    table: Sequence[stacking.Candidate] = ()
+    provisional: int = 0
+    name: ClassVar[str] = "stack"
+    reply: ClassVar[type[Packed]] = StackReply
+
+    @property
+    def layout(self) -> stacking.Layout:
+        """What the columns of the meta-features are."""
+        return self.plan.layout(len(self.members))
+
+    def begin(self, sent: Arrays, keys: Sequence[int], server_round: int) -> None:
+        """Choose the members, and say how many sums can be solved for their rows."""
+        self.fix_members(server_round)
+        self._warn_of_open_sums(keys)
+
+    def fix_members(self, server_round: int) -> None:
+        """Choose the members, once: they stay when sums are out."""
+        known = self.collected
+        if not known.bases:
+            raise FederationError(f"round {server_round}: no client has sent a base model")
+        if self.plan.global_member == LS and known.global_member is None:
+            raise FederationError(
+                f"round {server_round}: no client had enough rows for strategy.global_member="
+                f"{LS}; fedavg and none need fewer"
+            )
+        self.members = self.members or known.members()
+
+    def group(self, key: int) -> None:
+        """All are sent the same."""
+
+    def ask(self, group: None) -> tuple[Mapping[str, Any], StackMessage]:
+        """Send all models."""
+        return {}, StackMessage(**self.models(self.plan.global_member == "fedavg"))
+
+    def models(self, with_global: bool) -> dict[str, Any]:
+        """Return the parameters of :class:`StackMessage`."""
+        known, plan = self.collected, self.plan
+        return {
+            "members": self.members,
+            "folds": known.folds,
+            "weights": known.average(self.members) if plan.global_member == "none" else None,
+            "global_member": known.global_member if with_global else None,
+            "low": plan.low,
+            "high": plan.high,
+        }
+
+    def check(self, reply: StackReply, rows: int) -> None:
+        """Check the sums."""
+        check_sums(self.plan, reply.sums, self.layout.width, rows, bounded=True)
+
+    def take(self, replies: Mapping[int, StackReply], rows: Mapping[int, int]) -> Made:
+        """Solve all families from the sums."""
+        parts = {key: reply.sums for key, reply in replies.items()}
+        self.stackers = {key: tuple(part.fold.tolist()) for key, part in parts.items()}
+        pooled = stacking.pool(parts, self.plan.num_folds)
+        self.table = stacking.candidates(self.layout, pooled, *self.collected.told(self.members))
+        chosen = stacking.provisional(self.table)
+        self.provisional = self.table.index(chosen)
+        metrics = {"stack/members": float(len(self.members)), "stack/rows": pooled.num_examples}
+        more: dict[str, float] = {}
+        if self.plan.num_features is not None:
+            sizes = np.concatenate([part.gram[:, -1] for part in parts.values()])
+            more["stack/open_sums"] = float(sum(self._is_open(int(size)) for size in sizes))
+        return self.made(chosen, None, metrics, more)
+
+    def made(
+        self,
+        chosen: stacking.Candidate,
+        counts: NDArray[np.float64] | None,
+        metrics: Mapping[str, float],
+        more: Mapping[str, float],
+    ) -> Made:
+        """Make a candidate the model, and write down why."""
+        known, plan, losses = self.collected, self.plan, dict[str, float]()
+        for candidate in self.table:
+            if np.isfinite(candidate.loss):
+                name = f"stack/loss_{candidate.family}"
+                losses[name] = min(candidate.loss, losses.get(name, np.inf))
+        family = float(FAMILY_NUMBERS[chosen.family])
+        choice = {"stack/family": family, "stack/lambda": chosen.penalty}
+        share = stacking.influence(self.layout, chosen.weights).tolist()
+        stack = Stack(self.members, known.global_member, chosen.weights, plan.low, plan.high)
+        texts = {
+            "stack/candidates.json": _candidates_table(self.table, chosen, counts),
+            "stack/members.json": _members_table(
+                self.members, known.rows, known.global_member, share
+            ),
+        }
+        return Made(stack.to_arrays(), {**metrics, **losses, **more, **choice}, texts)
+
+    def _warn_of_open_sums(self, keys: Sequence[int]) -> None:
+        """Say before the sums are made how many of them can be solved for their rows."""
+        rows, plan = self.collected.rows, self.plan
+        known = [rows[key] for key in keys if key in rows]
+        floor, folds = plan.min_rows_per_sum, 1 if plan.client_folds else plan.num_folds
+        # Rows spread evenly over the folds, unless classes are too small for that.
+        sizes = [max(floor, rows // folds) for rows in known if rows >= floor]
+        found = sorted(size for size in sizes if self._is_open(size))
+        if found:
+            log.warning(
+                "strategy=fedstacking: whoever knows the members may solve the sums of %d of %d "
+                "clients heard so far for their rows: r = %d to %d rows of p = %d features in a "
+                "sum, which is up to 2 E equations, E = %d (docs/stacking.md, What it reveals)",
+                len(found),
+                len(sizes),
+                found[0],
+                found[-1],
+                plan.num_features,
+                stacking.equations(self.layout),
+            )
+
+    def _is_open(self, num_examples: int) -> bool:
+        """Return whether a sum over so many rows can be solved for them; False if unknown."""
+        features = self.plan.num_features
+        return features is not None and stacking.can_be_solved_for(
+            self.layout, num_examples, features
+        )
+
+
+@dataclass
+class Select:
+    """Choose by the clients' counts."""
+
+    plan: Plan
+    stack: SolveStack
+    name: ClassVar[str] = "select"
+    reply: ClassVar[type[Packed]] = SelectReply
+
+    def begin(self, sent: Arrays, keys: Sequence[int], server_round: int) -> None:
+        """Go on with the members of the sums."""
+        self.stack.fix_members(server_round)
+
+    def group(self, key: int) -> tuple[int, ...] | None:
+        """Return the folds whose weights are new to the client's rows; None: it is in no sum."""
+        folds = self.stack.stackers.get(key)
+        return folds if self.plan.client_folds or folds is None else (*range(self.plan.num_folds),)
+
+    def ask(self, group: tuple[int, ...] | None) -> tuple[Mapping[str, Any], SelectMessage]:
+        """Send all models, and the candidates' weights without these folds, or the final ones."""
+        gate, table = self.plan.personal_gate, self.stack.table
+        message = SelectMessage(
+            **self.stack.models(gate or self.plan.global_member == "fedavg"),
+            candidates=[
+                {0: c.weights} if group is None else {fold: c.fold_weights[fold] for fold in group}
+                for c in table
+            ],
+            finals=[c.weights for c in table] if gate else (),
+        )
+        provisional = self.stack.provisional
+        return {"is_new": group is None, "provisional": provisional, "gate": gate}, message
+
+    def check(self, reply: SelectReply, rows: int) -> None:
+        """Check the counts."""
+        count = len(self.stack.table)
+        check_form("scores", reply.scores, np.float64, (count, 3))
+        check_bounded("scores", reply.scores)
+        stacking.check_scores(self.stack.layout, reply.scores, count, rows)
+        gates = reply.gates
+        if (gates is not None) != self.plan.personal_gate:
+            allowed = "an array gates" if gates is None else "nothing but the select phase's"
+            raise DataError("arrays", ", ".join(reply.to_arrays()), allowed)
+        if gates is not None:
+            check_form("gates", gates, np.float64, (count, 4))
+            check_bounded("gates", gates)
+            good = (gates >= 0).all() and (gates[:, 0] <= 1).all()
+            if not good or (not self.plan.low and (gates[:, 2:] > gates[:, 1:2]).any()):
+                raise DataError("gates", gates.ravel()[:8], "shares, rows, and no more rows right")
+
+    def take(self, replies: Mapping[int, SelectReply], rows: Mapping[int, int]) -> Made:
+        """Take the candidate that is right most often."""
+        counts = stacking.pool_scores({key: reply.scores for key, reply in replies.items()})
+        chosen = stacking.choose(self.stack.layout, self.stack.table, counts)
+        number = self.stack.table.index(chosen)
+        gates = [reply.gates[number] for reply in replies.values() if reply.gates is not None]
+        more = self._gate_metrics(np.stack(gates)) if gates else {}
+        return self.stack.made(chosen, counts, {"stack/rows": float(counts[0, 0])}, more)
+
+    def _gate_metrics(self, gates: NDArray[Any]) -> dict[str, float]:
+        """Compare the stack without and with the gate on all validation rows, (K, 4)."""
+        rows = gates[:, 1].sum()
+        name = "mse" if self.plan.low else "accuracy"
+        metrics = {"stack/gate_open": float((gates[:, 0] > 0).mean())}
+        if rows:
+            metrics[f"stack/ungated_{name}"] = float(gates[:, 2].sum() / rows)
+            metrics[f"stack/gated_{name}"] = float(gates[:, 3].sum() / rows)
+        return metrics
+
+
+def _candidates_table(
+    table: Sequence[stacking.Candidate],
+    chosen: stacking.Candidate,
+    counts: NDArray[np.float64] | None,
+) -> str:
+    """Return all candidates, with the clients' counts (A, 3) if they came, as a table artifact."""
+    rows = []
+    for number, candidate in enumerate(table):
+        row: dict[str, Any] = {
+            "candidate": candidate.name,
+            "family": candidate.family,
+            "lambda": candidate.penalty,
+            "cv_loss": candidate.loss,
+        }
+        if counts is not None:
+            examples, right, loss = counts[number].tolist()
+            row |= {"rows": int(examples), "right": int(right), "loss": loss / examples}
+        rows.append(row | {"chosen": candidate is chosen})
+    return _table(rows)
+
+
+def _members_table(
+    members: Mapping[int, Member],
+    num_examples: Mapping[int, int],
+    global_member: Member | None,
+    share: Sequence[float],
+) -> str:
+    """Return the members and the global one by falling influence (B,) as a table artifact."""
+    rows: list[dict[str, Any]] = [
+        {
+            "member": f"{key:03d}",
+            "kind": member.kind,
+            "num_examples": num_examples[key],
+            "influence": share[position],
+        }
+        for position, (key, member) in enumerate(members.items())
+    ]
+    if global_member is not None:
+        rows.append({"member": "global", "kind": global_member.kind, "influence": share[-1]})
+    return _table(sorted(rows, key=lambda row: -row["influence"]))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as an MLflow table artifact; NaN becomes null."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    data = [[_cell(row.get(column)) for column in columns] for row in rows]
+    return json.dumps({"columns": columns, "data": data}, allow_nan=False)
+
+
+def _cell(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
