@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("config_page", ROOT / "docs" / "config_page.py")
+    spec = importlib.util.spec_from_file_location("config_page", ROOT / "tools" / "conf.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -26,7 +26,7 @@ def _generator() -> ModuleType:
 
 
 def test_config_page_is_generated() -> None:
-    """docs/config.md is what docs/config_page.py makes of the schema."""
+    """docs/config.md is what tools/conf.py makes of the schema."""
     assert (ROOT / "docs" / "config.md").read_text() == _generator().page()
 
 
