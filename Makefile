@@ -7,7 +7,7 @@ XGBOOST := .venv/.xgboost
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow test-fresh test-versions check format pins template ui page pictures bench bench-bits bench-peers bench-stacking keel clean
+.PHONY: setup run test test-slow test-fresh test-versions check format pins template conf ui page pictures bench bench-bits bench-peers bench-stacking keel clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -68,6 +68,9 @@ pins: setup  ## the newest versions that go together: constraints.txt, [tool.uv]
 
 template: setup  ## the pyproject.toml that Flower's bundles get, from this repository's
 	$(BIN)/python -m tools.template
+
+conf: setup  ## conf/ and docs/config.md, from the options
+	$(BIN)/python -m tools.conf
 
 ui: setup  ## the MLflow UI on the store of fl_app
 	$(BIN)/fl-kit ui

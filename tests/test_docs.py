@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from fl_app.config.checking import facts
+from fl_app.config.options import DatasetConfig
 from fl_app.config.schema import GROUPS
+from fl_app.config.serialization import from_dict
 from fl_app.dashboard.choices import EXAMPLES
+from fl_app.errors import ConfigError
 from tests.pages import ADDED, ELSEWHERE, PAGES, beginnings, blocks, commands, reader
+from tools.conf import written
 
 ROOT = Path(__file__).parents[1]
 
 
-def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("config_page", ROOT / "tools" / "conf.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_files_say_what_the_options_say() -> None:
+    """``conf/`` and docs/config.md are what ``make conf`` makes of the options."""
+    texts = written()
+    assert {path: (ROOT / path).read_text() for path in texts} == texts
 
 
-def test_config_page_is_generated() -> None:
-    """docs/config.md is what tools/conf.py makes of the schema."""
-    assert (ROOT / "docs" / "config.md").read_text() == _generator().page()
+def test_an_option_says_the_words_of_its_base() -> None:
+    """A key whose default alone a class changes keeps the limits and the help of its base."""
+    two, base = GROUPS["dataset"]["two_lines"], DatasetConfig
+    for key in ("test_fraction", "val_fraction", "standardize"):
+        assert facts(two, key) == facts(base, key)
+        assert getattr(two, key) != getattr(base, key)
+    with pytest.raises(ConfigError, match=r"dataset.test_fraction=1.0: expected .* >= 0 and < 1"):
+        from_dict({"dataset": {"name": "two_lines", "test_fraction": 1.0}})
 
 
 @pytest.mark.parametrize(("page", "group"), [("strategies", "strategy"), ("data", "dataset")])

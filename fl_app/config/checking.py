@@ -7,7 +7,7 @@ import math
 import operator
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +18,7 @@ __all__ = [
     "SIGNS",
     "allowed",
     "describe",
+    "facts",
     "having",
     "hints",
     "is_within",
@@ -89,10 +90,16 @@ def describe(hint: Any, meta: Mapping[str, Any]) -> str:
     return ", or ".join([text, *others])
 
 
-def allowed(kind: Any, key: str) -> str:
+def facts(kind: type[Any], key: str) -> Mapping[str, Any]:
+    """Return a key's help and limits, by the nearest class that says them."""
+    kinds = [own for own in kind.__mro__ if is_dataclass(own)]
+    said = (f.metadata for own in kinds for f in fields(own) if f.name == key and f.metadata)
+    return next(said, {})
+
+
+def allowed(kind: type[Any], key: str) -> str:
     """Say what a key of one of the dataclasses allows, as its error does."""
-    meta = next(f.metadata for f in fields(kind) if f.name == key)
-    return describe(hints(kind)[key], meta)
+    return describe(hints(kind)[key], facts(kind, key))
 
 
 def to_text(value: Any) -> str:

@@ -81,9 +81,9 @@ class TwoLinesConfig(DatasetConfig):
     clients: ClassVar[tuple[int, str] | None] = (2, "one a line")
 
     name: str = "two_lines"
-    test_fraction: float = opt(0.0, "As for every data set.", ge=0, lt=1)
-    val_fraction: float = opt(0.0, "As for every data set.", ge=0, lt=1)
-    standardize: bool = opt(False, "As for every data set.")
+    test_fraction: float = 0.0
+    val_fraction: float = 0.0
+    standardize: bool = False
     rows: tuple[int, ...] = opt((2, 2), "Rows of each of the two clients.", ge=1, length=2)
 
 
@@ -311,7 +311,7 @@ class NaturalConfig(PartitionerConfig):
 # ---------------------------------------------------------------------------- model
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model and its local training; built into a ``Model``.
+    """The linear or the softmax model, by the task; built into a ``Model``.
 
     What builds it is given the config, the numbers of features and outputs, and the task.
 

@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
 
-from fl_app.config.checking import describe, having, hints, is_within, to_text, who_has
+from fl_app.config.checking import describe, facts, having, hints, is_within, to_text, who_has
 from fl_app.config.options import Levels
 from fl_app.config.rules import check
 from fl_app.config.schema import GROUPS, SECTIONS, Config
@@ -107,7 +107,7 @@ def _unknown(dotted: str, value: object, known: set[str]) -> ConfigError:
 
 def _option(kind: Any, key: str, dotted: str, value: Any) -> Any:
     """Bring one value to its declared type and check its limits."""
-    meta = next(f.metadata for f in fields(kind) if f.name == key)
+    meta = facts(kind, key)
     hint = hints(kind)[key]
     ok, result = _convert(hint, value)
     if not ok:
