@@ -110,7 +110,8 @@ def test_the_top_file_says_what_the_schema_says() -> None:
         entry if isinstance(entry, str) else next(iter(entry)) for entry in written["defaults"]
     ]
     # Else an experiment's own values are silently lost.
-    assert order.index("_self_") < order.index("experiment")
+    site = order.index("optional local@_global_")
+    assert order.index("_self_") < site < min(map(order.index, ("experiment", "method", "sweep")))
     assert all(order.index(group) < order.index("_self_") for group in GROUPS)
 
 

@@ -27,6 +27,27 @@ option is set by `dataset.test_fraction=0.3`. Every value is checked before any 
 gives one line with the key, the value and what is allowed, and exit status 2. `experiment=`,
 `method=` and `sweep=` choose several keys at once ([sweeps.md](sweeps.md)).
 
+## A site's own settings
+
+`FL_APP_HOME/conf/local/default.yaml` holds what a machine or a site wants in all its runs:
+
+```yaml
+defaults:
+  - override /tracking: mlflow
+tracking:
+  uri: https://mlflow.example.org
+runtime:
+  superlink: hospital
+min_rows: 20
+```
+
+It comes after the defaults below and before `experiment=`, `method=`, `sweep=` and what is typed.
+`fl-app`, sweeps, `flwr run` (where its ServerApp runs) and the live page read it. An option is
+chosen below `defaults`; a key counts where the chosen option has it, so that `runtime.superlink`
+above is for `runtime=deployment` alone. A mistake in it is one line with file and key, and exit
+status 2; `fl-app '~local@_global_'` leaves it out once. Files of your own beside it, such as
+`FL_APP_HOME/conf/experiment/mine.yaml`, are found as `experiment=mine`. Nodes are never sent it.
+
 `make conf` writes this page and the comments in `conf/` from the options in `fl_app/config/`.
 """
 

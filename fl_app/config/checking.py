@@ -90,14 +90,14 @@ def describe(hint: Any, meta: Mapping[str, Any]) -> str:
     return ", or ".join([text, *others])
 
 
-def facts(kind: type[Any], key: str) -> Mapping[str, Any]:
+def facts(kind: Any, key: str) -> Mapping[str, Any]:
     """Return a key's help and limits, by the nearest class that says them."""
     kinds = [own for own in kind.__mro__ if is_dataclass(own)]
     said = (f.metadata for own in kinds for f in fields(own) if f.name == key and f.metadata)
     return next(said, {})
 
 
-def allowed(kind: type[Any], key: str) -> str:
+def allowed(kind: Any, key: str) -> str:
     """Say what a key of one of the dataclasses allows, as its error does."""
     return describe(hints(kind)[key], facts(kind, key))
 

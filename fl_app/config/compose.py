@@ -1,4 +1,6 @@
-"""Composes a config with Hydra and hands it over typed. Only this file and ``cli.run`` know Hydra.
+"""Composes a config with Hydra and hands it over typed.
+
+Only this file, ``config.site`` and ``cli.run`` know Hydra.
 
 References
 ----------
@@ -37,6 +39,7 @@ import fl_app
 from fl_app.config.checking import having, who_has
 from fl_app.config.schema import GROUPS, SECTIONS, Config, objective_of
 from fl_app.config.serialization import effective, from_dict
+from fl_app.config.site import named, settings, site_text
 from fl_app.config.strategy_options import BASE_MODELS
 from fl_app.errors import ConfigError
 
@@ -275,7 +278,7 @@ def _check_job(overrides: tuple[str, ...]) -> Config:
     """Compose a job's groups, which are few, and set its values on a copy, which is fast."""
     chosen = tuple(o for o in overrides if _is_choice(o) or o.startswith("hydra.searchpath="))
     values = [o for o in overrides if not _is_choice(o) and not o.startswith("hydra.")]
-    config = _chosen(chosen).copy()
+    config = _chosen(chosen, site_text()).copy()
     try:
         for override in _parse(values):
             key, value = override.key_or_group, override.value()
@@ -302,7 +305,7 @@ def _is_choice(override: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _chosen(choices: tuple[str, ...]) -> DictConfig:
+def _chosen(choices: tuple[str, ...], site: str) -> DictConfig:
     return compose("config", overrides=list(choices))
 
 
@@ -342,24 +345,34 @@ def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     try:
         data = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise _unresolved(composed, error) from None
+        raise named(_unresolved(composed, error), overrides) from None
     if not isinstance(data, Mapping):
         raise ConfigError("config", data, "a mapping")
     keys = {o.partition("=")[0].lstrip("+") for o in overrides}
     kept = {str(key): value for key, value in data.items() if key not in _BUNDLES}
-    for group in GROUPS if "method" in keys else GROUPS.keys() & keys:
+    for group in GROUPS:
         if isinstance(own := kept.get(group), Mapping):
-            kept[group] = _of_option(group, own, keys)
-    return from_dict(kept)
+            # What a site sets is for the options that have it, whoever chose this one.
+            chosen = {"method", group} & keys
+            kept[group] = _of_option(group, own, keys, None if chosen else settings())
+    try:
+        return from_dict(kept)
+    except ConfigError as error:
+        raise named(error, overrides) from None
 
 
-def _of_option(group: str, own: Mapping[Any, Any], keys: Collection[str]) -> dict[Any, Any]:
-    """Return a group's values without those that other options have, and nobody typed."""
+def _of_option(
+    group: str, own: Mapping[Any, Any], keys: Collection[str], loose: Collection[str] | None
+) -> dict[Any, Any]:
+    """Return a group's values without those, of `loose` if given, that only other options have."""
     name = own.get("name")
     return {
         key: value
         for key, value in own.items()
-        if f"{group}.{key}" in keys or not (found := having(group, str(key))) or name in found
+        if (dotted := f"{group}.{key}") in keys
+        or (loose is not None and dotted not in loose)
+        or not (found := having(group, str(key)))
+        or name in found
     }
 
 
@@ -378,6 +391,10 @@ _PLUGINS = ("joblib", "optuna", "submitit_local", "submitit_slurm")
 
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Say Hydra's error in one line: the key, the value, what is allowed."""
+    return named(_explained(error, overrides), overrides)
+
+
+def _explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
     text = str(error)
     if isinstance(error, MissingConfigException) and (
         found := re.search(r"Could not find '(?:.*/)?([^/']+)/([^/']*)'", text)

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from fl_app.config.compose import compose_config
 from fl_app.config.options import FaultsConfig, Task
-from fl_app.config.schema import GROUPS, task_of
+from fl_app.config.schema import GROUPS, Config, task_of
 from fl_app.config.serialization import from_dict
+from fl_app.config.site import settings, site_text
 from fl_app.dashboard import uploads
 from fl_app.data.catalogue import load
 from fl_app.data.client_data import most_rows
@@ -433,7 +434,7 @@ def check(choices: Choices, home: Path | None = None) -> str:
 
     try:
         for job in jobs(choices, home):
-            config = _composed(tuple(job))
+            config = _composed(tuple(job), site_text())
             check_before(RunRequest(config))
         if config.dataset.standardize and most_rows(config) < config.min_rows:
             allowed = f"as many as leave one of them {config.min_rows} rows is allowed"
@@ -443,7 +444,10 @@ def check(choices: Choices, home: Path | None = None) -> str:
     return ""
 
 
-_composed = lru_cache(maxsize=64)(compose_config)
+@lru_cache(maxsize=64)
+def _composed(overrides: tuple[str, ...], site: str) -> Config:
+    """Compose a config anew where the overrides or the site's own settings are others."""
+    return compose_config(overrides)
 
 
 # ---------------------------------------------------------------------------- fl-app's arguments
@@ -524,11 +528,12 @@ def _overrides(choices: Choices, home: Path | None, strategy: str) -> list[str]:
     if choices.upload and choices.key and choices.partitioner == "natural":
         found.append(f"partitioner.key={quoted(choices.key)}")
     found += [f"num_clients={clients}", f"model={choices.model}", f"strategy={strategy}"]
+    site = settings()
     for name, key in _KEYS.items():
         value = getattr(choices, name)
-        if name in _ALWAYS or value != getattr(_DEFAULTS, name):
-            found.append(f"{key}={value}")
-    if choices.faulty:
+        if name in _ALWAYS or value != getattr(_DEFAULTS, name) or key in site:
+            found.append(f"{key}={'auto' if value is None else value}")
+    if choices.faulty or any(key.startswith("faults.") for key in site):
         found += [f"faults.clients={choices.faulty}", f"faults.kind={choices.fault}"]
     return [*found, f"runtime={choices.runtime}"]
 

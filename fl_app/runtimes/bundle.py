@@ -24,7 +24,8 @@ def app_dir() -> Iterator[Path]:
         shutil.copy(package / "runtimes" / "bundle.toml", root / "pyproject.toml")
         ignored = shutil.ignore_patterns("__pycache__", "conf")
         shutil.copytree(package, root / "fl_app", ignore=ignored)
-        shutil.copytree(config_dir(), root / "conf")
+        # A site's own settings stay with it, also where FL_APP_HOME is the source tree.
+        shutil.copytree(config_dir(), root / "conf", ignore=shutil.ignore_patterns("local"))
         for file in root.glob("conf/**/*.yaml"):
             # The bundle goes to every SuperNode, and a site's own defaults may hold a password.
             if (shown := masked(text := file.read_text(encoding="utf-8"))) != text:
