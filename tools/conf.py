@@ -31,15 +31,13 @@ gives one line with the key, the value and what is allowed, and exit status 2. `
 
 `FL_APP_HOME/conf/local/default.yaml` holds what a machine or a site wants in all its runs:
 
-```yaml
-defaults:
-  - override /tracking: mlflow
-tracking:
-  uri: https://mlflow.example.org
-runtime:
-  superlink: hospital
-min_rows: 20
-```
+    defaults:
+      - override /dataset: heart_disease
+    tracking:
+      uri: https://mlflow.example.org
+    runtime:
+      superlink: hospital
+    min_rows: 20
 
 It comes after the defaults below and before `experiment=`, `method=`, `sweep=` and what is typed.
 `fl-app`, sweeps, `flwr run` (where its ServerApp runs) and the live page read it. An option is

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -61,6 +63,15 @@ def test_a_key_counts_where_the_option_has_it() -> None:
     assert adam.runtime.superlink == "hospital"  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="no such key of the chosen strategy"):
         compose_config(["strategy.eta=0.3"])
+
+
+def test_the_page_shows_settings_that_can_be() -> None:
+    """The example of docs/config.md composes, with all that it sets."""
+    page = (ROOT / "docs/config.md").read_text()
+    write(textwrap.dedent("".join(re.findall(r"^    .*\n", page, re.MULTILINE))))
+    config = compose_config([])
+    assert (config.dataset.name, config.min_rows) == ("heart_disease", 20)
+    assert compose_config(["runtime=deployment"]).runtime.superlink == "hospital"  # type: ignore[attr-defined]
 
 
 def test_every_composer_reads_them() -> None:
