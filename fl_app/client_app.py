@@ -23,6 +23,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from fl_app.config.options import TabularConfig
+from fl_app.config.plugins import find_project
 from fl_app.config.schema import METRICS, Config, min_level_rows_of
 from fl_app.config.strategy_options import FedXgbBaggingConfig, has_base_models
 from fl_app.data.catalogue import undecided
@@ -37,8 +38,8 @@ from fl_app.data.client_data import (
 from fl_app.data.encoding import Encoding
 from fl_app.errors import FlAppError, InputError
 from fl_app.federation import protocol
+from fl_app.federation.description import Description, describe_left, draft, foreign, to_record
 from fl_app.federation.description import describe as describe_rows
-from fl_app.federation.description import describe_left, draft, foreign, to_record
 from fl_app.federation.faults import fault_of, may_crash, spoiled
 from fl_app.federation.measures import Exchange, Measures
 from fl_app.grid import in_process
@@ -54,8 +55,9 @@ __all__ = ["app"]
 
 if Path(sys.argv[0]).name == "flwr-simulation":
     # Ray puts the working directory of this process first on its workers' path. Where a SuperLink
-    # was started in another project, workers would import that project's fl_app.
-    os.chdir(Path(__file__).parents[1])
+    # was started in another project, workers would import that project's modules.
+    project = find_project()
+    os.chdir(Path(__file__).parents[1] if project is None else project.root)
 
 _SAID = "names-said"
 """Mark in a node's state: it has said which names of its file the run does not know."""
@@ -87,29 +89,32 @@ app = ClientApp(mods=[_discreet])
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Answer the handshake."""
+    if not in_process():
+        find_project()
+    told = replace(_described(message, context), code=protocol.own_code(message))
+    return Message(to_record(told), reply_to=message)
+
+
+def _described(message: Message, context: Context) -> Description:
     partition, num_partitions = _place(context)
     if not protocol.same_code(message):
         # Another version may not even be able to read the config.
-        told = foreign(partition, num_partitions)
-        return Message(to_record(told), reply_to=message)
+        return foreign(partition, num_partitions)
     config_json, encoding_json = protocol.texts(message)
     config = protocol.read_config(config_json)
     path = _own_file(config, context)
     if path is not None and not encoding_json and undecided(config.dataset):
         auto = isinstance(config.dataset, TabularConfig) and config.dataset.categorical == "auto"
         found, sizes = own_columns(config, partition, path)
-        told = draft(found, sizes, partition, num_partitions, config.min_rows, auto)
-        return Message(to_record(told), reply_to=message)
+        return draft(found, sizes, partition, num_partitions, config.min_rows, auto)
     with one_thread():
         rows = _raw_rows(config, partition, path)
         if encoding_json:  # asked again: how many of its rows are of a class of the run?
             encoding, least_rows = protocol.read_encoding(encoding_json), config.min_rows
             _say_strangers(rows, partition, path, encoding, context)
-            description = describe_left(rows, partition, num_partitions, encoding, least_rows)
-        else:
-            least = config.min_rows, min_level_rows_of(config.dataset)
-            description = describe_rows(rows, partition, num_partitions, *least)
-    return Message(to_record(description), reply_to=message)
+            return describe_left(rows, partition, num_partitions, encoding, least_rows)
+        least = config.min_rows, min_level_rows_of(config.dataset)
+        return describe_rows(rows, partition, num_partitions, *least)
 
 
 def _faulty(message: Message, context: Context, answer: ClientAppCallable) -> Message:

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from fl_app.config.options import (
     DeploymentConfig,
 )
+from fl_app.config.plugins import find_project, open_project
 from fl_app.config.rules import check
 from fl_app.config.run_request import RunRequest, read_launch, read_runtime
 from fl_app.config.schema import (
@@ -38,6 +39,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run one experiment; an exception ends the run as failed."""
     runtime = _runtime_name(grid)
+    if runtime != "inprocess":
+        open_project(find_project())
     prefix = "" if runtime == "inprocess" else LINE_PREFIX
     console = ConsoleTracker(prefix)
     with _warnings_on(console), one_thread(), Events(runtime) as events:

@@ -134,6 +134,29 @@ def run(
 
 
 @app.command()
+def init(folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
+    """Write a Flower project that uses this package: a model, a data set, a test, a README."""
+    from fl_app.cli.project import init as write
+
+    written = write(folder)
+    for path in written:
+        print(printable(path))
+    print(printable(f"cd {shlex.quote(folder)}; README.md says what to type"))
+
+
+@app.command()
+def options(
+    group: Annotated[str, typer.Argument(help="dataset, model, strategy, ...; default: all.")] = "",
+    app_dir: Annotated[str | None, typer.Option("--app", help="Folder of a project.")] = None,
+) -> None:
+    """Say what a config can choose, one line each, and from whom it is."""
+    from fl_app.cli.project import options as lines
+
+    for line in lines(group, app_dir):
+        print(printable(line))
+
+
+@app.command()
 def report(
     mlflow_experiment: Annotated[str, typer.Option(help="MLflow experiment; default: all.")] = "",
     sweep: Annotated[str, typer.Option(help="Only runs of this sweep (tag sweep.id).")] = "",

@@ -44,12 +44,14 @@ from fl_app.config.compose import (
     config_dir,
     explain,
     heeded,
+    offer,
     searched,
     typed,
     unescaped,
 )
 from fl_app.config.options import TabularConfig
 from fl_app.config.passwords import keep_secrets
+from fl_app.config.plugins import open_project, project_in
 from fl_app.config.run_request import unheeded, without_secrets
 from fl_app.config.schema import Config, objective_of
 from fl_app.errors import FlAppError, masked, one_line, printable
@@ -182,6 +184,7 @@ def main() -> None:
         return
     # Hydra writes and prints what was typed.
     sys.argv[1:] = [_without_secrets(_at_home(word)) for word in sys.argv[1:]]
+    _open_project()
     with job_log() as path:
         try:
             _check_first()
@@ -203,6 +206,22 @@ def _without_secrets(word: str) -> str:
 def _at_home(word: str) -> str:
     """Put the home where ``~`` begins a path: shells do not, behind ``KEY=``."""
     return re.sub(r"((?:^|[=,\[])(?:sqlite:///)?)~(?=/)", rf"\1{Path.home()}", word)
+
+
+def _open_project() -> None:
+    """Open the project that ``--app DIR`` names, or that the working directory is."""
+    words, folder = sys.argv[1:], None
+    for number, word in enumerate(words):
+        if word == "--app" or word.startswith("--app="):
+            size = 1 if "=" in word else 2
+            folder = word.partition("=")[2] if size == 1 else "".join(words[number + 1 :][:1])
+            sys.argv[1:] = words[:number] + words[number + size :]
+            break
+    try:
+        open_project(project_in(folder or ".", asked=folder is not None))
+        offer(sys.argv[1:])
+    except FlAppError as error:
+        _fail(str(error), error.exit_status)
 
 
 def _check_first() -> None:

@@ -17,7 +17,19 @@ if TYPE_CHECKING:
         typed,
         unescaped,
     )
-    from fl_app.config.options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, FaultsConfig, Levels, Task
+    from fl_app.config.options import (
+        MAX_AUTO_LEVELS,
+        MIN_LEVEL_ROWS,
+        DatasetConfig,
+        FaultsConfig,
+        Levels,
+        ModelConfig,
+        PartitionerConfig,
+        PrivacyConfig,
+        Task,
+        TrackingConfig,
+    )
+    from fl_app.config.registry import opt, register
     from fl_app.config.rules import check, check_names, kept_weights
     from fl_app.config.schema import (
         GROUPS,
@@ -38,7 +50,7 @@ if TYPE_CHECKING:
         to_json,
         without_effect,
     )
-    from fl_app.config.strategy_options import has_base_models
+    from fl_app.config.strategy_options import StrategyConfig, has_base_models
 
 __all__ = [
     "GROUPS",
@@ -47,10 +59,16 @@ __all__ = [
     "SECTIONS",
     "SIGNS",
     "Config",
+    "DatasetConfig",
     "FaultsConfig",
     "Levels",
+    "ModelConfig",
+    "PartitionerConfig",
+    "PrivacyConfig",
+    "StrategyConfig",
     "Sweep",
     "Task",
+    "TrackingConfig",
     "check",
     "check_names",
     "check_sweep",
@@ -69,6 +87,8 @@ __all__ = [
     "kept_weights",
     "min_level_rows_of",
     "objective_of",
+    "opt",
+    "register",
     "searched",
     "sign",
     "task_of",
@@ -93,7 +113,19 @@ _HOMES = {
         "unescaped",
     ],
     "checking": ["SIGNS", "having", "sign", "who_has"],
-    "options": ["FaultsConfig", "Levels", "MAX_AUTO_LEVELS", "MIN_LEVEL_ROWS", "Task"],
+    "options": [
+        "DatasetConfig",
+        "FaultsConfig",
+        "Levels",
+        "MAX_AUTO_LEVELS",
+        "MIN_LEVEL_ROWS",
+        "ModelConfig",
+        "PartitionerConfig",
+        "PrivacyConfig",
+        "Task",
+        "TrackingConfig",
+    ],
+    "registry": ["opt", "register"],
     "rules": ["check", "check_names", "kept_weights"],
     "schema": [
         "Config",
@@ -114,7 +146,7 @@ _HOMES = {
         "to_json",
         "without_effect",
     ],
-    "strategy_options": ["has_base_models"],
+    "strategy_options": ["StrategyConfig", "has_base_models"],
 }
 
 __getattr__ = exporter(__name__, _HOMES)

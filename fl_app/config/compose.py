@@ -21,24 +21,29 @@ from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 import fl_app
 from fl_app.config.checking import having, who_has
+from fl_app.config.plugins import foreign_options, look_for, opened
 from fl_app.config.schema import GROUPS, SECTIONS, Config, objective_of
-from fl_app.config.serialization import effective, from_dict
+from fl_app.config.serialization import effective, from_dict, to_dict
 from fl_app.config.site import named, settings, site_text
 from fl_app.config.strategy_options import BASE_MODELS
 from fl_app.errors import ConfigError
@@ -50,6 +55,7 @@ __all__ = [
     "config_dir",
     "explain",
     "heeded",
+    "offer",
     "searched",
     "typed",
     "unescaped",
@@ -74,6 +80,40 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+class ProjectConf(SearchPathPlugin):
+    """Puts ``conf/`` of the open project on Hydra's search path, behind this package's own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append it."""
+        if (project := opened()) is not None and project.conf is not None:
+            search_path.append("fl_app.project", f"file://{project.conf}")
+
+
+def offer(overrides: Sequence[str]) -> None:
+    """Let Hydra know the options of others: those that are imported, and those that are named.
+
+    An option without a YAML file has its class's defaults.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        As typed.
+
+    Raises
+    ------
+    ConfigError
+        If a module that might have one cannot be imported.
+    """
+    for key, _, value in (o.partition("=") for o in overrides):
+        if (group := key.lstrip("+")) in GROUPS:
+            for name in re.findall(r"[\w-]+", value):
+                look_for(group, name)
+    for group, name, option in foreign_options():
+        ConfigStore.instance().store(name=name, node=to_dict(option()), group=group)
+    if opened() is not None:
+        Plugins.instance().register(ProjectConf)
+
+
 def compose_config(overrides: Sequence[str]) -> Config:
     """Compose a config outside of ``fl-app``, as a ServerApp under ``flwr run`` does.
 
@@ -87,6 +127,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     ConfigError
         For every mistake in them.
     """
+    offer(overrides)
     with _composing, _own_hydra():
         try:
             composed = compose("config", overrides=list(overrides), return_hydra_config=True)
@@ -141,6 +182,7 @@ def check_sweep(overrides: Sequence[str], multirun: bool) -> Sweep:
     ConfigError
         For the first job that cannot be.
     """
+    offer(overrides)
     with _composing, _own_hydra():
         try:
             parsed = _parse(overrides)

@@ -7,11 +7,12 @@ that knows how: the built-in options are known before any library of theirs is i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Set
 from dataclasses import field
 from typing import Any, TypeVar
 
-__all__ = ["GROUPS", "builder_of", "opt", "register"]
+__all__ = ["GROUPS", "builder_of", "modules_of", "opt", "register"]
 
 T = TypeVar("T")
 _GROUPS = ("dataset", "partitioner", "model", "strategy", "privacy", "runtime", "tracking")
@@ -19,6 +20,7 @@ _OPTIONS: dict[str, dict[str, type[Any]]] = {group: {} for group in _GROUPS}
 GROUPS: Mapping[str, Mapping[str, type[Any]]] = _OPTIONS
 """Every group's options and the class of each."""
 _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {}
+_MODULES: dict[tuple[str, str], set[str]] = {}
 
 
 def opt(default: T, text: str, **limits: object) -> T:
@@ -46,7 +48,7 @@ def register(option: type[T], *, build: Callable[..., Any] | None = None) -> typ
     Raises
     ------
     TypeError
-        If it is no frozen dataclass of a group, or has no name.
+        If it is no frozen dataclass of a group, or has no name; if a data set has no task.
     ValueError
         If another option has its name.
     """
@@ -54,9 +56,13 @@ def register(option: type[T], *, build: Callable[..., Any] | None = None) -> typ
     own = vars(option).get("__dataclass_params__")
     if not (own is not None and own.frozen and group in _OPTIONS and name):
         raise TypeError(f"{option!r} is no frozen dataclass that extends a group's and has a name")
+    if group == "dataset" and not hasattr(option, "task"):
+        raise TypeError(f"{option!r} needs a task: ClassVar[str], regression or classification")
     known = _OPTIONS[group].setdefault(name, option)
     if known is not option:
         raise ValueError(f"{group}={name} is {known.__module__}.{known.__qualname__} already")
+    caller = str(sys._getframe(1).f_globals.get("__name__", ""))
+    _MODULES.setdefault((group, name), {option.__module__}).add(caller)
     if build is not None:
         _BUILDERS[group, name] = build
     return option
@@ -74,3 +80,8 @@ def builder_of(config: Any) -> Callable[..., Any]:
         return _BUILDERS[config.group, config.name]
     except KeyError:
         raise LookupError(f"nothing builds {config.group}={config.name}") from None
+
+
+def modules_of(option: type[Any]) -> Set[str]:
+    """Return the modules that have registered an option: its class, and what builds it."""
+    return _MODULES.get((option.group, option.name), {option.__module__})

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from fl_app.config.checking import describe, facts, having, hints, is_within, to_text, who_has
 from fl_app.config.options import Levels
+from fl_app.config.plugins import look_for
 from fl_app.config.rules import check
 from fl_app.config.schema import GROUPS, SECTIONS, Config
 from fl_app.errors import ConfigError
@@ -77,7 +78,7 @@ def _group(group: str, value: Any) -> Any:
         raise ConfigError(group, value, f"a mapping with one of {', '.join(GROUPS[group])} as name")
     options = GROUPS[group]
     name = value.get("name")
-    if not isinstance(name, str) or name not in options:
+    if not isinstance(name, str) or look_for(group, name) is None:
         raise ConfigError(f"{group}.name", name, f"one of {', '.join(options)}")
     return _options(options[name], group, value)
 

@@ -19,7 +19,7 @@ from fl_app.config.schema import Config
 from fl_app.data.columns import alike
 from fl_app.data.encoding import some
 from fl_app.data.tabular import bracket
-from fl_app.errors import FederationError
+from fl_app.errors import FederationError, printable
 from fl_app.federation import protocol
 from fl_app.federation.description import Description
 
@@ -127,12 +127,16 @@ def _near(names: Iterable[str]) -> str:
 _MUST_AGREE = ("task", "columns", "numeric", "categorical", "targets")
 
 
-def with_same_code(answers: Answers, out: dict[str, str]) -> Answers:
-    """Keep the nodes that run this code and have rows, in order of partition."""
-    kept, mine = [], protocol.code_digest()
+def with_same_code(answers: Answers, mine: str, out: dict[str, str]) -> Answers:
+    """Keep the nodes that run the server's code, by digest, and have rows; sort by partition."""
+    kept = []
+    options = "" if mine == protocol.code_digest() else " or of the run's options"
     for node, d in sorted(answers, key=lambda a: (a[1].partition, a[0])):
-        if d.code != mine:
-            other = f"it runs other code of fl_app than the server ({mine[:12]})"
+        if d.code.startswith(protocol.LACKS):
+            cure = "start it where the package with it is installed"
+            sit_out(out, called(d), f"it {printable(d.code, 80)}, an option of others: {cure}")
+        elif d.code != mine:
+            other = f"it runs other code of fl_app{options} than the server ({mine[:12]})"
             sit_out(out, called(d), f"code={d.code[:12]}: {other}")
         elif d.num_examples < 1:
             sit_out(out, called(d), f"num-examples={d.num_examples}: it has no training rows")

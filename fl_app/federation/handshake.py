@@ -87,15 +87,17 @@ def shake_hands(
         If fewer than ``min_replies`` nodes agree, or they told too little.
     """
     asked, out = sorted(node_ids), dict[str, str]()
-    answers = _ask(grid, asked, protocol.run_record(to_json(config)), timeout, out)
-    answers = with_same_code(answers, out)
+    text = to_json(config)
+    mine = protocol.run_digest(text)
+    answers = with_same_code(_ask(grid, asked, protocol.run_record(text), timeout, out), mine, out)
     auto, chosen = _is_auto(config), _chosen(config)
     if undecided(config.dataset):
         answers = with_majority(answers, "is_draft", out)
         if answers and answers[0][1].is_draft:
             config, drafts = with_columns(answers, config, out)
             record = protocol.run_record(to_json(config))
-            answers = with_same_code(_ask(grid, [n for n, _ in drafts], record, timeout, out), out)
+            answers = _ask(grid, [n for n, _ in drafts], record, timeout, out)
+            answers = with_same_code(answers, mine, out)
     agreed = who_agree([(node, d) for node, d in answers if not _still_draft(d, out)], out)
     for prefix in ("", "target_"):
         agreed = in_line(agreed, prefix, out)

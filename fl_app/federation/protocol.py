@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
+from fl_app.config.plugins import digest_of
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_json
 from fl_app.data.encoding import Encoding
@@ -28,6 +29,7 @@ __all__ = [
     "ARRAYS",
     "CONFIG",
     "DESCRIBE",
+    "LACKS",
     "LEARNING_RATE",
     "LEFT_OUT",
     "MEASURES",
@@ -39,10 +41,12 @@ __all__ = [
     "code_digest",
     "learning_rate",
     "measures",
+    "own_code",
     "read_arrays",
     "read_config",
     "read_encoding",
     "reply",
+    "run_digest",
     "run_record",
     "same_code",
     "server_round",
@@ -84,7 +88,7 @@ def run_record(
     center : sequence of float, optional
         The federation's mean of each target, about which clients add up squares.
     """
-    values: dict[str, Any] = {_CONFIG_JSON: config_json, _DIGEST: code_digest()}
+    values: dict[str, Any] = {_CONFIG_JSON: config_json, _DIGEST: run_digest(config_json)}
     if encoding is not None:
         values[_ENCODING_JSON] = json.dumps(encoding.to_dict())
     if center:
@@ -105,8 +109,13 @@ def center(message: Message) -> Sequence[float]:
 
 
 def same_code(message: Message) -> bool:
-    """Return whether the sender runs the same code of this package."""
-    return bool(_record(message)[_DIGEST] == code_digest())
+    """Return whether the sender runs the same code: this package's, and the run's options'."""
+    return bool(_record(message)[_DIGEST] == own_code(message))
+
+
+def own_code(message: Message) -> str:
+    """Return what code this process would run for a message's config, as :func:`run_digest`."""
+    return run_digest(texts(message)[0])
 
 
 def server_round(message: Message) -> int:
@@ -282,3 +291,34 @@ def code_digest() -> str:
         state.update(path.relative_to(root).as_posix().encode())
         state.update(path.read_bytes())
     return state.hexdigest()
+
+
+LACKS = "lacks "
+"""What a digest begins with where there is none: the process has no such option."""
+_ON_CLIENTS = ("dataset", "partitioner", "model", "strategy")
+
+
+@lru_cache(maxsize=8)
+def run_digest(config_json: str) -> str:
+    """Return the digest of the code that a run's clients use.
+
+    Parameters
+    ----------
+    config_json : str
+        The run's config, perhaps one that this version cannot read.
+
+    Returns
+    -------
+    str
+        :func:`code_digest`, where other options take part with their modules (so that a changed
+        helper of a model is told, a changed tracker is not); ``lacks GROUP=NAME`` without one.
+    """
+    try:
+        config = json.loads(config_json)
+        names = {group: str(config[group]["name"]) for group in _ON_CLIENTS}
+        more = digest_of(names) if all(names[group] for group in names) else ""
+    except (ValueError, KeyError, TypeError):
+        return code_digest()
+    except LookupError as missing:
+        return f"{LACKS}{missing.args[0]}"
+    return hashlib.sha256(f"{code_digest()}{more}".encode()).hexdigest() if more else code_digest()

@@ -39,6 +39,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple
 
+from fl_app.config.plugins import VARIABLE
 from fl_app.errors import InputError, RunError
 
 __all__ = ["PrivateSuperLink", "search_path", "signals_unwind"]
@@ -297,6 +298,7 @@ class PrivateSuperLink:
         # A dependency switch or a Ray cluster of the surrounding shell is not ours.
         inherited.pop("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", None)
         inherited.pop("RAY_ADDRESS", None)
+        inherited.pop(VARIABLE, None)  # a project's modules are those of the bundle
         ours = {
             "PATH": search_path(inherited),
             "PYTHONUNBUFFERED": "1",
