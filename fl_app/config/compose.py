@@ -108,9 +108,12 @@ def offer(overrides: Sequence[str]) -> None:
         if (group := key.lstrip("+")) in GROUPS:
             for name in re.findall(r"[\w-]+", value):
                 look_for(group, name)
+    project = opened()
+    own = Path() if project is None or project.conf is None else project.conf
     for group, name, option in foreign_options():
-        ConfigStore.instance().store(name=name, node=to_dict(option()), group=group)
-    if opened() is not None:
+        if not (own / group / f"{name}.yaml").is_file():
+            ConfigStore.instance().store(name=name, node=to_dict(option()), group=group)
+    if project is not None:
         Plugins.instance().register(ProjectConf)
 
 

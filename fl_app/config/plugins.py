@@ -103,7 +103,7 @@ def project_in(folder: str | Path, asked: bool = False) -> Project | None:
     allowed = "a folder whose pyproject.toml has [tool.flwr.app.components] and [tool.fl_app]"
     try:
         text = (root / "pyproject.toml").read_text(encoding="utf-8")
-        tables: Any = tomllib.loads(text) if "fl_app" in text else {}
+        tables: Any = tomllib.loads(text) if "[tool.fl_app" in text else {}
     except (OSError, ValueError) as error:
         if not asked:
             return None
