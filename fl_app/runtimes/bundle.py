@@ -52,14 +52,20 @@ def _copy(project: Project, root: Path, ours: Path) -> None:
     app = own["tool"]["flwr"]["app"]
     tops = {module.partition(".")[0] for module in project.modules} - {"fl_app"}
     usual = [*(f"{top}/**/*.py" for top in tops), *(f"{top}.py" for top in tops), "conf/**/*.yaml"]
+    refused = {p for pattern in app.pop("fab-exclude", ()) for p in _matching(project, pattern)}
     for pattern in app.get("fab-include", usual):
-        for file in sorted(project.root.glob(pattern.lstrip("/"))):
+        for file in _matching(project, pattern) - refused:
             name = file.relative_to(project.root)
             hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
             if file.is_file() and not hidden and not name.as_posix().startswith(_LEFT_OUT):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, root / name)
+    app["fab-include"] = ["**/*"]  # Flower refuses patterns that match nothing
     # Flower lets a run set only the keys that stand there.
     known = tomllib.loads(ours.read_text("utf-8"))["tool"]["flwr"]["app"]["config"]
     app["config"] = known | app.get("config", {})
     (root / "pyproject.toml").write_text(tomli_w.dumps(own), encoding="utf-8")
+
+
+def _matching(project: Project, pattern: str) -> set[Path]:
+    return set(project.root.glob(pattern.lstrip("/")))

@@ -1,0 +1,1 @@
+"""Four options of one's own, a file each."""
