@@ -38,7 +38,7 @@ def test_files_of_a_folder_a_strategy_and_a_tracker(tmp_path: Path) -> None:
     own += ["model.batch_size=0", "model.learning_rate=1", "fraction_evaluate=0"]
     names = ["dataset=parquet_folder", "strategy=halfway", "tracking=csv"]
     run(tmp_path, *names, *own, f"tracking.path={tmp_path}/m.csv")
-    lines = list(csv.DictReader((tmp_path / "m.csv").open()))
+    lines = list(csv.DictReader((tmp_path / "m.csv").read_text().splitlines()))
     mse = [float(x["value"]) for x in lines if x["metric"] == "train/mse"]
     # The gradient of the clients' loss decides on a step; what is left after a round is a share
     # of the distance, so that the ratio of errors is the same from round to round.
