@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_app.config.checking import facts
 from fl_app.config.options import FaultsConfig, ModelConfig
 from fl_app.config.rules import check
 from fl_app.config.schema import GROUPS, METRICS, SECTIONS, Config, task_of
@@ -72,7 +73,7 @@ def test_every_key_is_explained(kind: type[Any]) -> None:
     assert first.endswith((".", ";", "`")), first
     for f in fields(kind):
         if f.name not in (*GROUPS, *SECTIONS, "name"):
-            assert f.metadata["help"].endswith("."), f.name
+            assert facts(kind, f.name)["help"].endswith("."), f.name
 
 
 @pytest.mark.parametrize("name", GROUPS["dataset"])
