@@ -392,11 +392,8 @@ def _labels(frame: Any, roles: Roles) -> list[str]:
 def _striking(frame: Any, columns: Columns, found: CheckReport) -> list[str]:
     """Say what is no mistake and still deserves a look."""
     roles, said = columns.roles, []
-    bare = [
-        f"{name} ({np.mean(is_missing(values)):.0%} missing)"
-        for name, values in columns.features.items()
-        if np.mean(is_missing(values)) > 0.5
-    ]
+    gaps = {name: float(np.mean(is_missing(cells))) for name, cells in columns.features.items()}
+    bare = [f"{name} ({share:.0%} missing)" for name, share in gaps.items() if share > 0.5]
     if bare:
         said.append(f"mostly empty: {listed(bare, 5)}; dataset.exclude leaves columns out")
     counting = [name for name in roles.features if identifies_rows(frame[name])]
@@ -433,13 +430,12 @@ def _untold(columns: Columns, rows: int, is_open: bool) -> list[str]:
     for name, values in columns.targets.items():
         if roles.task == "regression":
             break
-        labels = [label for label in values.tolist() if label is not None]
-        if rare := counted(labels, in_company(labels, MIN_LEVEL_ROWS)):
+        labels = values[~is_missing(values)]
+        if rare := counted(labels.tolist(), in_company(labels.tolist(), MIN_LEVEL_ROWS)):
             lost = "these rows are left out unless another node or dataset.classes names the class"
             found.append(f"{name}={rare}: {few}; {lost}")
-        if len(set(labels)) == 1:
-            label = values[~is_missing(values)]
-            found.append(f"{one_class(name, label)}, in the other nodes' files at least")
+        if len(set(labels.tolist())) == 1:
+            found.append(f"{one_class(name, labels)}, in the other nodes' files at least")
     rare_levels = []
     for name in () if is_open else roles.categorical:
         levels = [v for v in columns.features.get(name, np.empty(0)).tolist() if v is not None]

@@ -31,9 +31,7 @@ BYTES = ("cost/bytes_up", "cost/bytes_down")
 """Metrics whose sum is what a run has sent so far."""
 
 ROUNDS = "num_server_rounds"
-REFERENCES = tuple(
-    name for name, kind in GROUPS["strategy"].items() if kind.is_alone or kind.is_pooled
-)
+REFERENCES = tuple(name for name, kind in GROUPS["strategy"].items() if kind().is_reference)
 """Strategies that federate nothing: what their clients and the server exchange is no bytes."""
 PATHS = ("dataset.path",)
 """Params that are a path on this machine."""
