@@ -63,7 +63,8 @@ def checked(
         allowed = f"{wanted.name} of shape {shape}".replace("None", "any")
         raise DataError(field, f"{array.dtype} {array.shape}", allowed)
     if wanted.kind == "f":
-        good = np.isfinite(array) if most is None else np.abs(array) <= most
+        limit = None if most is None else min(most, np.finfo(wanted).max)
+        good = np.isfinite(array) if limit is None else np.abs(array) <= limit
         if not good.all():
             bound = "" if most is None else f" of at most {most:g}"
             raise DataError(field, array.ravel()[:8], f"finite values{bound}")

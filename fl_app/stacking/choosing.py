@@ -12,18 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app import stacking
+from fl_app.aggregation import checked
 from fl_app.errors import DataError, FederationError
 from fl_app.models.base import Arrays
+from fl_app.models.estimators import MAX_VALUE
 from fl_app.stacking.collecting import Collect
 from fl_app.stacking.members import LS, Member, Stack
-from fl_app.stacking.messages import (
-    Packed,
-    SelectMessage,
-    SelectReply,
-    StackMessage,
-    StackReply,
-)
-from fl_app.stacking.phases import Made, Plan, check_bounded, check_form, check_sums
+from fl_app.stacking.messages import SelectMessage, SelectReply, StackMessage, StackReply
+from fl_app.stacking.phases import Asked, Made, Plan, check_sums
 
 __all__ = ["FAMILY_NUMBERS", "Select", "SolveStack"]
 
@@ -44,19 +40,19 @@ class SolveStack:
     members: Mapping[int, Member] = field(default_factory=dict)
     stackers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     table: Sequence[stacking.Candidate] = ()
-    provisional: int = 0
     name: ClassVar[str] = "stack"
-    reply: ClassVar[type[Packed]] = StackReply
+    reply: ClassVar[type[StackReply]] = StackReply
 
     @property
     def layout(self) -> stacking.Layout:
         """What the columns of the meta-features are."""
         return self.plan.layout(len(self.members))
 
-    def begin(self, sent: Arrays, keys: Sequence[int], server_round: int) -> None:
-        """Choose the members, and say how many sums can be solved for their rows."""
+    def ask(self, sent: Arrays, keys: Sequence[int], server_round: int) -> Asked:
+        """Send all models, and say how many sums can be solved for their rows."""
         self.fix_members(server_round)
         self._warn_of_open_sums(keys)
+        yield {}, StackMessage(**self.models(self.plan.global_member == "fedavg")), keys
 
     def fix_members(self, server_round: int) -> None:
         """Choose the members, once: they stay when sums are out."""
@@ -70,68 +66,84 @@ class SolveStack:
             )
         self.members = self.members or known.members()
 
-    def group(self, key: int) -> None:
-        """All are sent the same."""
-
-    def ask(self, group: None) -> tuple[Mapping[str, Any], StackMessage]:
-        """Send all models."""
-        return {}, StackMessage(**self.models(self.plan.global_member == "fedavg"))
-
     def models(self, with_global: bool) -> dict[str, Any]:
         """Return the parameters of :class:`StackMessage`."""
         known, plan = self.collected, self.plan
         return {
+            "bounds": plan.bounds,
             "members": self.members,
             "folds": known.folds,
             "weights": known.average(self.members) if plan.global_member == "none" else None,
             "global_member": known.global_member if with_global else None,
-            "low": plan.low,
-            "high": plan.high,
         }
 
     def check(self, reply: StackReply, rows: int) -> None:
         """Check the sums."""
         check_sums(self.plan, reply.sums, self.layout.width, rows, bounded=True)
 
-    def take(self, replies: Mapping[int, StackReply], rows: Mapping[int, int]) -> Made:
+    def take(self, answers: Mapping[int, tuple[StackReply, int]]) -> Made:
         """Solve all families from the sums."""
-        parts = {key: reply.sums for key, reply in replies.items()}
+        parts = {key: reply.sums for key, (reply, _) in answers.items()}
         self.stackers = {key: tuple(part.fold.tolist()) for key, part in parts.items()}
         pooled = stacking.pool(parts, self.plan.num_folds)
-        self.table = stacking.candidates(self.layout, pooled, *self.collected.told(self.members))
-        chosen = stacking.provisional(self.table)
-        self.provisional = self.table.index(chosen)
+        self.table = stacking.candidates(self.layout, pooled, *self.collected.rows_of(self.members))
         metrics = {"stack/members": float(len(self.members)), "stack/rows": pooled.num_examples}
-        more: dict[str, float] = {}
         if self.plan.num_features is not None:
             sizes = np.concatenate([part.gram[:, -1] for part in parts.values()])
-            more["stack/open_sums"] = float(sum(self._is_open(int(size)) for size in sizes))
-        return self.made(chosen, None, metrics, more)
+            metrics["stack/open_sums"] = float(sum(self._is_open(int(size)) for size in sizes))
+        return self.made(self.provisional, None, metrics)
+
+    @property
+    def provisional(self) -> int:
+        """The candidate that is the model until the clients have counted."""
+        return self.table.index(stacking.provisional(self.table))
 
     def made(
-        self,
-        chosen: stacking.Candidate,
-        counts: NDArray[np.float64] | None,
-        metrics: Mapping[str, float],
-        more: Mapping[str, float],
+        self, number: int, counts: NDArray[np.float64] | None, metrics: Mapping[str, float]
     ) -> Made:
         """Make a candidate the model, and write down why."""
-        known, plan, losses = self.collected, self.plan, dict[str, float]()
+        chosen, known = self.table[number], self.collected
+        losses: dict[str, float] = {}
         for candidate in self.table:
             if np.isfinite(candidate.loss):
                 name = f"stack/loss_{candidate.family}"
                 losses[name] = min(candidate.loss, losses.get(name, np.inf))
         family = float(FAMILY_NUMBERS[chosen.family])
         choice = {"stack/family": family, "stack/lambda": chosen.penalty}
-        share = stacking.influence(self.layout, chosen.weights).tolist()
-        stack = Stack(self.members, known.global_member, chosen.weights, plan.low, plan.high)
+        stack = Stack(self.members, known.global_member, chosen.weights, *self.plan.bounds)
         texts = {
-            "stack/candidates.json": _candidates_table(self.table, chosen, counts),
-            "stack/members.json": _members_table(
-                self.members, known.rows, known.global_member, share
-            ),
+            "stack/candidates.json": self._candidates_table(number, counts),
+            "stack/members.json": self._members_table(chosen.weights),
         }
-        return Made(stack.to_arrays(), {**metrics, **losses, **more, **choice}, texts)
+        return Made(stack.to_arrays(), {**metrics, **losses, **choice}, texts)
+
+    def _candidates_table(self, chosen: int, counts: NDArray[np.float64] | None) -> str:
+        """Return all candidates, with the clients' counts (A, 3) if they came."""
+        rows = []
+        for number, candidate in enumerate(self.table):
+            row: dict[str, Any] = {
+                "candidate": candidate.name,
+                "family": candidate.family,
+                "lambda": candidate.penalty,
+                "cv_loss": candidate.loss,
+            }
+            if counts is not None:
+                examples, right, loss = counts[number].tolist()
+                row |= {"rows": int(examples), "right": int(right), "loss": loss / examples}
+            rows.append(row | {"chosen": number == chosen})
+        return _table(rows)
+
+    def _members_table(self, weights: NDArray[Any]) -> str:
+        """Return the members and the global one by falling influence."""
+        known, share = self.collected, stacking.influence(self.layout, weights).tolist()
+        rows: list[dict[str, Any]] = [
+            {"member": f"{key:03d}", "kind": member.kind, "num_examples": known.rows[key]}
+            for key, member in self.members.items()
+        ]
+        if known.global_member is not None:
+            rows.append({"member": "global", "kind": known.global_member.kind})
+        rows = [row | {"influence": own} for row, own in zip(rows, share, strict=True)]
+        return _table(sorted(rows, key=lambda row: -row["influence"]))
 
     def _warn_of_open_sums(self, keys: Sequence[int]) -> None:
         """Say before the sums are made how many of them can be solved for their rows."""
@@ -169,108 +181,62 @@ class Select:
     plan: Plan
     stack: SolveStack
     name: ClassVar[str] = "select"
-    reply: ClassVar[type[Packed]] = SelectReply
+    reply: ClassVar[type[SelectReply]] = SelectReply
 
-    def begin(self, sent: Arrays, keys: Sequence[int], server_round: int) -> None:
-        """Go on with the members of the sums."""
+    def ask(self, sent: Arrays, keys: Sequence[int], server_round: int) -> Asked:
+        """Send all models, and the candidates' weights that are new to the client's rows."""
         self.stack.fix_members(server_round)
+        gate, table, number = self.plan.personal_gate, self.stack.table, self.stack.provisional
+        models = self.stack.models(gate or self.plan.global_member == "fedavg")
+        finals = [c.weights for c in table] if gate else ()
+        alike: dict[tuple[int, ...] | None, list[int]] = {}
+        for key in keys:
+            alike.setdefault(self._new_folds(key), []).append(key)
+        for folds, group in alike.items():
+            candidates = [
+                {0: c.weights} if folds is None else {fold: c.fold_weights[fold] for fold in folds}
+                for c in table
+            ]
+            message = SelectMessage(**models, candidates=candidates, finals=finals)
+            yield {"is_new": folds is None, "provisional": number, "gate": gate}, message, group
 
-    def group(self, key: int) -> tuple[int, ...] | None:
+    def _new_folds(self, key: int) -> tuple[int, ...] | None:
         """Return the folds whose weights are new to the client's rows; None: it is in no sum."""
         folds = self.stack.stackers.get(key)
         return folds if self.plan.client_folds or folds is None else (*range(self.plan.num_folds),)
 
-    def ask(self, group: tuple[int, ...] | None) -> tuple[Mapping[str, Any], SelectMessage]:
-        """Send all models, and the candidates' weights without these folds, or the final ones."""
-        gate, table = self.plan.personal_gate, self.stack.table
-        message = SelectMessage(
-            **self.stack.models(gate or self.plan.global_member == "fedavg"),
-            candidates=[
-                {0: c.weights} if group is None else {fold: c.fold_weights[fold] for fold in group}
-                for c in table
-            ],
-            finals=[c.weights for c in table] if gate else (),
-        )
-        provisional = self.stack.provisional
-        return {"is_new": group is None, "provisional": provisional, "gate": gate}, message
-
     def check(self, reply: SelectReply, rows: int) -> None:
         """Check the counts."""
-        count = len(self.stack.table)
-        check_form("scores", reply.scores, np.float64, (count, 3))
-        check_bounded("scores", reply.scores)
+        count, gates = len(self.stack.table), reply.gates
+        checked("scores", reply.scores, np.float64, (count, 3), MAX_VALUE)
         stacking.check_scores(self.stack.layout, reply.scores, count, rows)
-        gates = reply.gates
         if (gates is not None) != self.plan.personal_gate:
             allowed = "an array gates" if gates is None else "nothing but the select phase's"
             raise DataError("arrays", ", ".join(reply.to_arrays()), allowed)
         if gates is not None:
-            check_form("gates", gates, np.float64, (count, 4))
-            check_bounded("gates", gates)
+            checked("gates", gates, np.float64, (count, 4), MAX_VALUE)
             good = (gates >= 0).all() and (gates[:, 0] <= 1).all()
-            if not good or (not self.plan.low and (gates[:, 2:] > gates[:, 1:2]).any()):
+            if not good or (self.plan.has_classes and (gates[:, 2:] > gates[:, 1:2]).any()):
                 raise DataError("gates", gates.ravel()[:8], "shares, rows, and no more rows right")
 
-    def take(self, replies: Mapping[int, SelectReply], rows: Mapping[int, int]) -> Made:
+    def take(self, answers: Mapping[int, tuple[SelectReply, int]]) -> Made:
         """Take the candidate that is right most often."""
-        counts = stacking.pool_scores({key: reply.scores for key, reply in replies.items()})
+        counts = stacking.pool_scores({key: reply.scores for key, (reply, _) in answers.items()})
         chosen = stacking.choose(self.stack.layout, self.stack.table, counts)
         number = self.stack.table.index(chosen)
-        gates = [reply.gates[number] for reply in replies.values() if reply.gates is not None]
-        more = self._gate_metrics(np.stack(gates)) if gates else {}
-        return self.stack.made(chosen, counts, {"stack/rows": float(counts[0, 0])}, more)
+        gates = [reply.gates[number] for reply, _ in answers.values() if reply.gates is not None]
+        metrics = self._gate_metrics(np.stack(gates)) if gates else {}
+        return self.stack.made(number, counts, {"stack/rows": float(counts[0, 0]), **metrics})
 
     def _gate_metrics(self, gates: NDArray[Any]) -> dict[str, float]:
         """Compare the stack without and with the gate on all validation rows, (K, 4)."""
         rows = gates[:, 1].sum()
-        name = "mse" if self.plan.low else "accuracy"
+        name = "accuracy" if self.plan.has_classes else "mse"
         metrics = {"stack/gate_open": float((gates[:, 0] > 0).mean())}
         if rows:
             metrics[f"stack/ungated_{name}"] = float(gates[:, 2].sum() / rows)
             metrics[f"stack/gated_{name}"] = float(gates[:, 3].sum() / rows)
         return metrics
-
-
-def _candidates_table(
-    table: Sequence[stacking.Candidate],
-    chosen: stacking.Candidate,
-    counts: NDArray[np.float64] | None,
-) -> str:
-    """Return all candidates, with the clients' counts (A, 3) if they came, as a table artifact."""
-    rows = []
-    for number, candidate in enumerate(table):
-        row: dict[str, Any] = {
-            "candidate": candidate.name,
-            "family": candidate.family,
-            "lambda": candidate.penalty,
-            "cv_loss": candidate.loss,
-        }
-        if counts is not None:
-            examples, right, loss = counts[number].tolist()
-            row |= {"rows": int(examples), "right": int(right), "loss": loss / examples}
-        rows.append(row | {"chosen": candidate is chosen})
-    return _table(rows)
-
-
-def _members_table(
-    members: Mapping[int, Member],
-    num_examples: Mapping[int, int],
-    global_member: Member | None,
-    share: Sequence[float],
-) -> str:
-    """Return the members and the global one by falling influence (B,) as a table artifact."""
-    rows: list[dict[str, Any]] = [
-        {
-            "member": f"{key:03d}",
-            "kind": member.kind,
-            "num_examples": num_examples[key],
-            "influence": share[position],
-        }
-        for position, (key, member) in enumerate(members.items())
-    ]
-    if global_member is not None:
-        rows.append({"member": "global", "kind": global_member.kind, "influence": share[-1]})
-    return _table(sorted(rows, key=lambda row: -row["influence"]))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from fl_app import stacking
+from fl_app.aggregation import arrays_digest
 from fl_app.config.options import MIN_LEVEL_ROWS
 from fl_app.config.schema import METRICS, Config
 from fl_app.config.strategy_options import BaseModelsConfig, FedStackingConfig
@@ -35,6 +36,7 @@ from fl_app.seeding import generator
 from fl_app.stacking.members import LS, MODEL, Member, MemberModels
 from fl_app.stacking.messages import (
     BaseModel,
+    Bounds,
     CollectMessage,
     CollectReply,
     Packed,
@@ -114,8 +116,7 @@ class StackClient:
                 message.trained, self.rows.x, self.rows.y, rng, learning_rate=request.learning_rate
             )
         if request.send_base and self._num_rows >= max(self.config.min_rows, request.min_rows):
-            limits = message.low, message.high
-            linear = self._linear(request, *limits)[0] if self._has_ls else None
+            linear = self._linear(request, message.bounds)[0] if self._has_ls else None
             base = BaseModel(self._base(request), self._counts, linear)
         model = Member(MODEL, trained) if trained else self._base(request)
         none_of_ls = stacking.Layout(1, self._width, False)  # they do not look at it
@@ -139,12 +140,10 @@ class StackClient:
         layout, blocks = message.layout(self._width), []
         for partition, member in message.members.items():
             self.kinds.check(member)
-            own = partition == self.partition and _same(member, self._base(request))
-            blocks.append(
-                self._own_block(request, layout)
-                if own
-                else self.kinds.outputs(member, self.rows.x, layout)
-            )
+            if partition == self.partition and self._is_own(member, request):
+                blocks.append(self._own_block(request, layout))
+            else:
+                blocks.append(self.kinds.outputs(member, self.rows.x, layout))
         if layout.has_global:
             blocks.append(self._global_block(request, message, layout))
         features = stacking.features(layout, blocks)
@@ -163,7 +162,7 @@ class StackClient:
         x = self.rows.x
         if message.global_member is not None and not self._has_ls:
             return self.kinds.outputs(message.global_member, x, layout)
-        folds = self._linear(request, message.low, message.high)[1]
+        folds = self._linear(request, message.bounds)[1]
         without = [self.kinds.outputs(member, x, layout) for member in message.folds]
         return stacking.out_of_fold(without, folds)
 
@@ -227,6 +226,11 @@ class StackClient:
         return Member(
             kind, self._remember("base", lambda: self._fit(kind, "base", everything, request))
         )
+
+    def _is_own(self, member: Member, request: StackRequest) -> bool:
+        """Return whether a model is the own base model, bit for bit."""
+        base, digest = self._base(request), arrays_digest
+        return member.kind == base.kind and digest(member.arrays) == digest(base.arrays)
 
     def _fit(
         self, kind: str, purpose: str, kept: NDArray[np.bool_], request: StackRequest
@@ -317,13 +321,13 @@ class StackClient:
         )
 
     def _linear(
-        self, request: StackRequest, low: tuple[float, ...], high: tuple[float, ...]
+        self, request: StackRequest, bounds: Bounds
     ) -> tuple[stacking.Sums | None, NDArray[np.int64]]:
         """Return the sums for one-shot least squares, and the fold whose model is new to each row.
 
         With fewer rows than the floor there are no sums, and every model is new to every row.
         """
-        layout = stacking.Layout(1, self._width, False, low, high)
+        layout = stacking.Layout(1, self._width, False, *bounds)
         own = self._strategy
         assert isinstance(own, FedStackingConfig)
         try:
@@ -381,15 +385,3 @@ class StackClient:
             return np.array([self._num_rows])
         counts = np.bincount(self.rows.y, minlength=self._width)
         return np.where(counts < MIN_LEVEL_ROWS, 0, counts)
-
-
-def _same(one: Member, other: Member) -> bool:
-    """Return whether two models are equal bit for bit."""
-    return (
-        one.kind == other.kind
-        and one.arrays.keys() == other.arrays.keys()
-        and all(
-            a.dtype == other.arrays[name].dtype and np.array_equal(a, other.arrays[name])
-            for name, a in one.arrays.items()
-        )
-    )

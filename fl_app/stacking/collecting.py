@@ -6,18 +6,18 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_app import stacking
-from fl_app.aggregation import weighted_mean
+from fl_app.aggregation import checked, weighted_mean
 from fl_app.errors import DataError
 from fl_app.models.base import Arrays
-from fl_app.stacking.members import LS, MODEL, Member, Stack, pack_range
-from fl_app.stacking.messages import BaseModel, CollectMessage, CollectReply, Packed
-from fl_app.stacking.phases import Made, Plan, check_form, check_like, check_sums
+from fl_app.stacking.members import LS, MODEL, Member, Stack, check_like, pack_range
+from fl_app.stacking.messages import BaseModel, CollectMessage, CollectReply
+from fl_app.stacking.phases import Asked, Made, Plan, check_sums
 
 __all__ = ["Collect"]
 
@@ -36,101 +36,91 @@ class Collect:
     folds: Sequence[Member] = ()
     sent: Arrays = field(default_factory=dict)
     name: ClassVar[str] = "collect"
-    reply: ClassVar[type[Packed]] = CollectReply
+    reply: ClassVar[type[CollectReply]] = CollectReply
 
     @property
     def _trained(self) -> Arrays:
         """The global member that clients train."""
         return self.sent if self.plan.global_member == "fedavg" else {}
 
-    def begin(self, sent: Arrays, keys: Sequence[int], server_round: int) -> None:
-        """Take the global member as it is now."""
+    def ask(self, sent: Arrays, keys: Sequence[int], server_round: int) -> Asked:
+        """Ask for a step of the global member, and for base models that are still wanted."""
         self.sent = sent
         if self.plan.global_member == "fedavg":
             self.global_member = Member(MODEL, sent)
-
-    def group(self, key: int) -> bool:
-        """Return whether the client's base model is still wanted."""
-        return key not in self.bases
-
-    def ask(self, group: bool) -> tuple[Mapping[str, Any], CollectMessage]:
-        """Ask for a step of the global member, and for the base model."""
-        message = CollectMessage(self._trained, self.plan.low, self.plan.high)
-        return {"send_base": group}, message
+        message = CollectMessage(self.plan.bounds, self._trained)
+        yield {"send_base": True}, message, [key for key in keys if key not in self.bases]
+        yield {"send_base": False}, message, [key for key in keys if key in self.bases]
 
     def check(self, reply: CollectReply, rows: int) -> None:
         """Check the global member against what was sent, and the base model."""
-        plan = self.plan
+        plan, base = self.plan, reply.base
         if self._trained:
             check_like("global", reply.trained, self._trained)
         elif reply.trained:
             raise DataError("arrays", "global/…", "nothing but the collect phase's")
-        if reply.base is None:
+        if base is None:
             return
-        plan.check_member(reply.base.member)
-        counts, linear = reply.base.counts, reply.base.linear
-        check_form("counts", counts, np.int64, (1 if plan.low else plan.num_outputs,))
-        if (counts < 0).any() or counts.sum() > rows:
-            raise DataError("counts", counts, f"at most {rows} rows over all classes")
-        if linear is not None:
+        plan.check_member(base.member)
+        checked("counts", base.counts, np.int64, (plan.num_outputs if plan.has_classes else 1,))
+        if (base.counts < 0).any() or base.counts.sum() > rows:
+            raise DataError("counts", base.counts, f"at most {rows} rows over all classes")
+        if base.linear is not None:
             if plan.global_member != LS:
-                allowed = "no sums for least squares, they were not asked for"
-                raise DataError("linear", "sums", allowed)
-            width = linear.cross.shape[1] if linear.cross.ndim == 3 else 0
-            check_sums(plan, linear, width, rows, bounded=False)
+                raise DataError("linear", "sums", f"none where global_member is not {LS}")
+            shape = base.linear.cross.shape
+            width = shape[1] if len(shape) == 3 else 0
+            check_sums(plan, base.linear, width, rows, bounded=False)
 
-    def keep(self, replies: Mapping[int, CollectReply], rows: Mapping[int, int]) -> None:
+    def keep(self, answers: Mapping[int, tuple[CollectReply, int]]) -> None:
         """Keep the base models and numbers of rows that are new."""
-        self.rows = {**rows, **self.rows}
-        for key, reply in replies.items():
+        for key, (reply, rows) in answers.items():
+            self.rows.setdefault(key, rows)
             if reply.base is not None and key not in self.bases:
                 self.bases[key] = reply.base
                 if reply.base.linear is not None:
                     self.linear[key] = reply.base.linear
 
-    def take(self, replies: Mapping[int, CollectReply], rows: Mapping[int, int]) -> Made:
+    def take(self, answers: Mapping[int, tuple[CollectReply, int]]) -> Made:
         """Return the global member, or without one the members' average."""
-        self.keep(replies, rows)
-        return Made(self._model(replies, rows), {"stack/base_models": float(len(self.bases))})
+        self.keep(answers)
+        return Made(self._model(answers), {"stack/base_models": float(len(self.bases))})
 
-    def _model(self, replies: Mapping[int, CollectReply], rows: Mapping[int, int]) -> Arrays:
-        if self.plan.global_member == "fedavg":
-            average = weighted_mean([r.trained for r in replies.values()], [*rows.values()])
+    def _model(self, answers: Mapping[int, tuple[CollectReply, int]]) -> Arrays:
+        plan = self.plan
+        if plan.global_member == "fedavg":
+            replies, rows = zip(*answers.values(), strict=True)
+            average = weighted_mean([reply.trained for reply in replies], rows)
             self.global_member = Member(MODEL, average)
             return average
-        if self.plan.global_member == LS and self.linear:
-            return self._solve_linear()
-        if self.plan.global_member == LS or not self.bases:
+        if not (self.linear if plan.global_member == LS else self.bases):
             # This round's clients had too few rows; another round's may have enough.
             return dict(self.sent)
-        members, votes = self.members(), self.plan.combine == "votes"
-        low, high = self.plan.low, self.plan.high
-        return Stack(members, None, self.average(members), low, high, votes).to_arrays()
+        if plan.global_member == LS:
+            return self._solve_linear()
+        members, votes = self.members(), plan.combine == "votes"
+        return Stack(members, None, self.average(members), *plan.bounds, votes=votes).to_arrays()
 
     def _solve_linear(self) -> Arrays:
         """Solve least squares from all sums so far, and without each fold."""
         widths = {key: part.cross.shape[1] for key, part in self.linear.items()}
         common, _ = Counter(widths.values()).most_common(1)[0]
         for key in [key for key, width in widths.items() if width != common]:
-            log.warning(
-                "sums of %d for least squares left out: %d columns, most have %d",
-                key,
-                widths[key],
-                common,
-            )
+            text = "sums of %d for least squares left out: %d columns, most have %d"
+            log.warning(text, key, widths[key], common)
             del self.linear[key]
         solved = stacking.least_squares(stacking.pool(self.linear, self.plan.num_folds))
         *self.folds, self.global_member = (Member(LS, {"weights": own}) for own in solved)
-        return self.global_member.to_arrays("global") | pack_range(self.plan.low, self.plan.high)
+        return self.global_member.to_arrays("global") | pack_range(*self.plan.bounds)
 
     def members(self) -> dict[int, Member]:
         """Return the members among the base models that are here."""
         keys = sorted(self.bases)
         most = self.plan.max_members or stacking.max_members(self.plan.num_outputs)
-        chosen = stacking.choose_members(*self.told(keys), most)
+        chosen = stacking.choose_members(*self.rows_of(keys), most)
         return {keys[k]: self.bases[keys[k]].member for k in chosen}
 
-    def told(self, keys: Iterable[int]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def rows_of(self, keys: Iterable[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return the rows (m,) of clients, and their rows of each class (m, C) or (m, 1)."""
         keys = list(keys)
         rows = np.array([self.rows[key] for key in keys], dtype=np.float64)
@@ -138,10 +128,9 @@ class Collect:
 
     def average(self, members: Iterable[int]) -> NDArray[np.float32]:
         """Return the weights of members that are not learnt, (m, C)."""
-        rows, counts = self.told(members)
+        rows, counts = self.rows_of(members)
         if self.plan.combine == "classes":
             return stacking.class_shares(rows, counts, self.plan.num_outputs).astype(np.float32)
-        shares = np.full(len(rows), 1 / len(rows)) if self.plan.combine == "votes" else None
-        shares = rows / rows.sum() if shares is None else shares
-        shape = (len(rows), self.plan.num_outputs)
-        return np.broadcast_to(shares[:, None], shape).astype(np.float32)
+        if self.plan.combine == "votes":
+            rows = np.ones(len(rows))
+        return np.tile(rows[:, None] / rows.sum(), self.plan.num_outputs).astype(np.float32)

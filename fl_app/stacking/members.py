@@ -41,6 +41,7 @@ __all__ = [
     "MemberModels",
     "Stack",
     "StackModel",
+    "check_like",
     "pack",
     "pack_members",
     "pack_range",
@@ -170,12 +171,10 @@ def pack_members(members: Mapping[int, Member]) -> dict[str, NDArray[Any]]:
 
 def unpack_members(arrays: Arrays) -> dict[int, Member]:
     """Read :func:`pack_members`'s form back, in the order of partitions."""
-    found: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, array in unpack("member", arrays).items():
-        partition, _, rest = name.partition("/")
-        found.setdefault(partition, {})[f"it/{rest}"] = array
-    members = {int(p): Member.from_arrays("it", own) for p, own in found.items()}
-    return {p: m for p, m in sorted(members.items()) if m is not None}
+    named = unpack("member", arrays)
+    partitions = sorted({name.partition("/")[0] for name in named}, key=int)
+    members = {int(number): Member.from_arrays(number, named) for number in partitions}
+    return {partition: member for partition, member in members.items() if member is not None}
 
 
 def pack_range(low: Sequence[float], high: Sequence[float]) -> dict[str, NDArray[Any]]:
@@ -188,6 +187,14 @@ def unpack_range(arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if LOW not in arrays:
         return (), ()
     return tuple(arrays[LOW].tolist()), tuple(arrays[HIGH].tolist())
+
+
+def check_like(field: str, arrays: Arrays, pattern: Arrays) -> None:
+    """Reject arrays that differ from a pattern in names, dtypes or shapes, or are not bounded."""
+    if arrays.keys() != pattern.keys():
+        raise DataError(field, ", ".join(sorted(arrays)), f"arrays named {', '.join(pattern)}")
+    for name, like in pattern.items():
+        checked(f"{field}.{name}", arrays[name], like.dtype, like.shape, estimators.MAX_VALUE)
 
 
 @dataclass(frozen=True)
@@ -225,13 +232,7 @@ class MemberModels:
                 num_features=self.num_features,
                 num_outputs=self.num_outputs,
             )
-        expected = self.model.start(np.random.default_rng(0))
-        if member.arrays.keys() != expected.keys():
-            raise DataError(MODEL, sorted(member.arrays), f"arrays named {', '.join(expected)}")
-        for name, like in expected.items():
-            array, most = member.arrays[name], estimators.MAX_VALUE
-            checked(f"{MODEL}.{name}", array, like.dtype, like.shape, most)
-        return None
+        return check_like(MODEL, member.arrays, self.model.start(np.random.default_rng(0)))
 
     def outputs(
         self, member: Member, x: NDArray[Any], layout: stacking.Layout

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,6 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from numpy.typing import NDArray
 
 from fl_app.errors import ConfigError, DataError, FederationError
 from fl_app.federation.protocol import StackRequest
@@ -35,7 +34,7 @@ from fl_app.grid.arrays import hold, read
 from fl_app.stacking.choosing import FAMILY_NUMBERS, Select, SolveStack
 from fl_app.stacking.collecting import Collect
 from fl_app.stacking.members import Member
-from fl_app.stacking.phases import Made, Phase, Plan, check_finite
+from fl_app.stacking.phases import Made, Plan, check_finite
 
 __all__ = ["FAMILY_NUMBERS", "PHASES", "FedStacking", "NAverage"]
 
@@ -75,11 +74,10 @@ class NAverage(FedAvg):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        low, high = (tuple(map(float, side)) for side in bounds or ((), ()))
+        low, high = bounds or ((), ())
         self.plan = Plan(
             num_outputs,
-            low,
-            high,
+            (tuple(map(float, low)), tuple(map(float, high))),
             combine,
             min_rows_per_sum=min_rows_per_sum,
             max_members=sys.maxsize,
@@ -91,8 +89,8 @@ class NAverage(FedAvg):
     def _forget(self) -> None:
         """Begin a run: nothing of another one is known."""
         self._collect = Collect(self.plan)
-        self._phases: dict[str, Phase] = {Collect.name: self._collect}
-        self._good: set[str] = set()
+        self._phases: dict[str, Collect | SolveStack | Select] = {Collect.name: self._collect}
+        self._checked: dict[tuple[int, str], tuple[Any, int]] = {}  # by node and message
         self._made = Made({}, {})
 
     # ------------------------------------------------------------------------- Flower's hooks
@@ -106,39 +104,29 @@ class NAverage(FedAvg):
         """Send what the round's phase needs; in the last two rounds to all nodes."""
         if server_round == 1:
             self._forget()
-        self._good = set()
+        self._checked = {}
         if self.samples_all(server_round):
             nodes = list(grid.get_node_ids())
         else:
             sampled = super().configure_train(server_round, arrays, config, grid)
             nodes = [message.metadata.dst_node_id for message in sampled]
-        phase = self._phases[self.phase(server_round)]
-        phase.begin(read(arrays), [*map(self._key_of, nodes)], server_round)
-        contents: dict[Hashable, RecordDict] = {}  # nodes that are asked the same share the arrays
-        messages = []
-        for node in nodes:
-            group = phase.group(self._key_of(node))
-            if group not in contents:
-                contents[group] = self._content(server_round, phase, group, config)
-            messages.append(Message(contents[group], node, MessageType.TRAIN))
-        return messages
-
-    def _content(
-        self, server_round: int, phase: Phase, group: Hashable, config: ConfigRecord
-    ) -> RecordDict:
-        settings, message = phase.ask(group)
-        request = StackRequest(
-            phase.name,
-            server_round,
-            num_folds=self.plan.num_folds,
-            min_rows=self.plan.min_rows_per_sum,
-            client_folds=self.plan.client_folds,
-            **settings,
-        )
-        own = config.copy()
-        own.update(request.to_settings())
-        arrays = hold(message.to_arrays(), copy=False)
-        return RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
+        phase, contents = self._phases[self.phase(server_round)], dict[int, RecordDict]()
+        keys = [*map(self._key_of, nodes)]
+        for settings, message, group in phase.ask(read(arrays), keys, server_round):
+            request = StackRequest(
+                phase.name,
+                server_round,
+                num_folds=self.plan.num_folds,
+                min_rows=self.plan.min_rows_per_sum,
+                client_folds=self.plan.client_folds,
+                **settings,
+            )
+            own = config.copy()
+            own.update(request.to_settings())
+            sent = hold(message.to_arrays(), copy=False)
+            content = RecordDict({self.arrayrecord_key: sent, self.configrecord_key: own})
+            contents |= dict.fromkeys(group, content)
+        return [Message(contents[self._key_of(n)], n, MessageType.TRAIN) for n in nodes]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -151,20 +139,54 @@ class NAverage(FedAvg):
             If no usable reply came, or none with a row.
         """
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
-        usable = {self._key(m): m for m in valid if self._is_usable(server_round, m)}
-        if not usable:
+        answers: dict[int, tuple[Any, int]] = {}
+        contents: dict[int, RecordDict] = {}
+        for message in sorted(valid, key=self._key):
+            key = self._key(message)
+            try:
+                answers[key], contents[key] = self._answer(server_round, message), message.content
+            # Bytes of anybody's making raise anything: MemoryError, TokenError, BadZipFile.
+            except Exception as error:
+                text = " ".join(str(error).split())[:300]
+                log.warning("round %d: reply of %d dropped: %s", server_round, key, text)
+        if not answers:
             raise FederationError(f"round {server_round}: no usable reply")
         phase = self._phases[self.phase(server_round)]
         try:
-            self._keep(server_round, phase.take(*self._read_all(phase, usable)))
+            self._keep(server_round, phase.take(answers))
         except (DataError, np.linalg.LinAlgError) as error:
             raise FederationError(f"round {server_round}, {phase.name}: {error}") from None
-        contents = [usable[key].content for key in sorted(usable)]
-        return hold(self._made.arrays), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        metrics = self.train_metrics_aggr_fn([*contents.values()], self.weighted_by_key)
+        return hold(self._made.arrays), metrics
 
     def _keep(self, server_round: int, made: Made) -> None:
         number = float(PHASES.index(self.phase(server_round)))
         self._made = replace(made, metrics={"stack/phase": number, **made.metrics})
+
+    def _answer(self, server_round: int, message: Message) -> tuple[Any, int]:
+        """Return a reply and its rows, parsed already if somebody checked it before."""
+        return self._checked.pop(_id(message), None) or self._parse(server_round, message)
+
+    def _parse(self, server_round: int, message: Message) -> tuple[Any, int]:
+        """Return a reply and its rows; raise for one that does not keep the contract."""
+        arrays = read(next(iter(message.content.array_records.values())))
+        metrics = next(iter(message.content.metric_records.values()))
+        rows = int(metrics[self.weighted_by_key])  # type: ignore[arg-type]
+        if rows < 1:
+            raise DataError(self.weighted_by_key, rows, "at least 1")
+        phase = self._phases[self.phase(server_round)]
+        reply: Any = phase.reply.from_arrays(arrays)
+        phase.check(reply, rows)
+        if left := arrays.keys() - reply.to_arrays().keys():
+            allowed = f"nothing but the {phase.name} phase's"
+            raise DataError("arrays", ", ".join(sorted(left)), allowed)
+        return reply, rows
+
+    def _key_of(self, node: int) -> int:
+        return self.partitions.get(node, node)
+
+    def _key(self, message: Message) -> int:
+        return self._key_of(message.metadata.src_node_id)
 
     # ------------------------------------------------------------------------- for the house
     def samples_all(self, server_round: int) -> bool:
@@ -181,14 +203,18 @@ class NAverage(FedAvg):
 
     def stay(self, server_round: int, replies: Iterable[Message]) -> None:
         """Take the base models of a round that is thrown away; the global member stays."""
-        by_key = {self._key(message): message for message in replies}
-        self._collect.keep(*self._read_all(self._collect, by_key))
+        ordered = sorted(replies, key=self._key)
+        self._collect.keep({self._key(m): self._answer(server_round, m) for m in ordered})
         bases = float(len(self._collect.bases))
         self._keep(server_round, Made({}, {"stack/base_models": bases}))
 
     def reply_spec(self, server_round: int, arrays: ArrayRecord) -> ReplySpec:
         """Return what a usable reply of this round looks like."""
-        return ReplySpec(None, check=lambda message: self._note(server_round, message))
+
+        def check(message: Message) -> None:
+            self._checked[_id(message)] = self._parse(server_round, message)
+
+        return ReplySpec(None, check=check)
 
     def round_metrics(self, server_round: int) -> Mapping[str, float]:
         """Return ``stack/…`` of the round."""
@@ -198,56 +224,9 @@ class NAverage(FedAvg):
         """Return the tables of candidates and members, from round T-1 on."""
         return self._made.texts
 
-    # ------------------------------------------------------------------------- replies
-    def _key_of(self, node: int) -> int:
-        return self.partitions.get(node, node)
 
-    def _key(self, message: Message) -> int:
-        return self._key_of(message.metadata.src_node_id)
-
-    def _read(self, message: Message) -> dict[str, NDArray[Any]]:
-        return read(next(iter(message.content.array_records.values())))
-
-    def _num_examples(self, message: Message) -> int:
-        metrics = next(iter(message.content.metric_records.values()))
-        return int(metrics[self.weighted_by_key])  # type: ignore[arg-type]
-
-    def _read_all(
-        self, phase: Phase, messages: Mapping[int, Message]
-    ) -> tuple[dict[int, Any], dict[int, int]]:
-        """Return replies and their rows by client in rising order."""
-        ordered = {key: messages[key] for key in sorted(messages)}
-        replies = {k: phase.reply.from_arrays(self._read(m)) for k, m in ordered.items()}
-        return replies, {key: self._num_examples(m) for key, m in ordered.items()}
-
-    def _note(self, server_round: int, message: Message) -> None:
-        """Check a reply for whoever stands before this strategy, and remember that it is good."""
-        self._check(server_round, message)
-        self._good.add(message.metadata.message_id)
-
-    def _is_usable(self, server_round: int, message: Message) -> bool:
-        if message.metadata.message_id in self._good:
-            return True
-        try:
-            self._check(server_round, message)
-        # Bytes of anybody's making raise anything: MemoryError, TokenError, BadZipFile.
-        except Exception as error:
-            who, text = self._key(message), " ".join(str(error).split())
-            log.warning("round %d: reply of %d dropped: %s", server_round, who, text[:300])
-            return False
-        return True
-
-    def _check(self, server_round: int, message: Message) -> None:
-        """Raise for a reply that does not keep the contract."""
-        arrays, rows = self._read(message), self._num_examples(message)
-        if rows < 1:
-            raise DataError(self.weighted_by_key, rows, "at least 1")
-        phase = self._phases[self.phase(server_round)]
-        reply = phase.reply.from_arrays(arrays)
-        phase.check(reply, rows)
-        if left := arrays.keys() - reply.to_arrays().keys():
-            allowed = f"nothing but the {phase.name} phase's"
-            raise DataError("arrays", ", ".join(sorted(left)), allowed)
+def _id(message: Message) -> tuple[int, str]:
+    return message.metadata.src_node_id, message.metadata.message_id
 
 
 class FedStacking(NAverage):

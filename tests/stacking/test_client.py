@@ -141,7 +141,7 @@ def told_under_seeds(source: Ran, num_seeds: int) -> tuple[NDArray[Any], NDArray
     draws, sums = [], []
     for seed in range(num_seeds):
         own = replace(client, config=replace(client.config, seed=seed))
-        part, _ = own._linear(request_of(reply), *unpack_range(reply.sent))
+        part, _ = own._linear(request_of(reply), unpack_range(reply.sent))
         # Targets fall into no classes: whoever knows the seed would know the folds.
         layout = stacking.Layout(1, 1, False, (-1.0,), (1.0,))
         draw = generator(seed, "linear", 0, 0)
@@ -161,7 +161,7 @@ def test_no_seed_deals_other_rows(dataset: str) -> None:
     request, told = request_of(reply), set()
     for seed in range(SEEDS):
         own = replace(client, config=replace(client.config, seed=seed))
-        sums, linear = own._split(request), own._linear(request, *unpack_range(reply.sent))[1]
+        sums, linear = own._split(request), own._linear(request, unpack_range(reply.sent))[1]
         rows = own._row_folds(request)
         told.add(b"".join(a.tobytes() for a in (rows, sums.fold, sums.kept, linear)))
     assert len(told) == 1
@@ -273,7 +273,7 @@ def test_least_squares_says_of_a_row_what_it_says_without_it(dataset: str) -> No
     source, own = ran(dataset, "logistic" if dataset == "iris" else "ridge", "ls"), 3
     reply, client = reply_of(source, "stack", own), client_of(source, own)
     features, layout = features_of(source, own)
-    _, folds = client._linear(request_of(reply), *unpack_range(reply.sent))
+    _, folds = client._linear(request_of(reply), unpack_range(reply.sent))
     assert len(np.unique(folds)) > 1
     for v in np.unique(folds):
         x, weights = client.rows.x[folds == v], reply.sent[f"fold_{v}/ls/weights"]

@@ -589,7 +589,7 @@ def more_right(arrays: Arrays, metrics: dict[str, Any]) -> None:
 
 
 FAULTS: Mapping[str, tuple[str, Change, str]] = {
-    "global with NaN": ("collect", spoil("global/coef", np.nan), "global/coef="),
+    "global with NaN": ("collect", spoil("global/coef", np.nan), "global.coef="),
     "global beyond all bounds": ("collect", spoil("global/coef", 1.7e308), "at most 1e+30"),
     "global of another dtype": ("collect", recast("global/coef", "f4"), "float64 of shape"),
     "global of another shape": ("collect", longer("global/intercept"), "float64 of shape"),
@@ -1140,7 +1140,7 @@ def test_rows_that_do_not_suffice_are_told(
         ({"num_outputs": 1}, "num_outputs=1: expected 2 classes or 1 target"),
         ({"num_folds": 1}, "strategy.num_folds=1: expected an integer >= 2"),
         ({"min_rows_per_sum": 0}, "strategy.min_rows_per_sum=0: expected an integer >= 1"),
-        ({"global_member": "x"}, "strategy.global_member=x: one of fedavg, ls, none"),
+        ({"global_member": "x"}, "strategy.global_member=x: expected one of fedavg, ls, none"),
     ],
 )
 def test_the_class_refuses_what_it_cannot_do(parameters: dict[str, Any], message: str) -> None:
