@@ -7,6 +7,7 @@ every message. Array names, shapes and dtype never change in a run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from fl_app.config.options import ModelConfig
 
-__all__ = ["Arrays", "Gradient", "Model", "descend"]
+__all__ = ["Arrays", "Descending", "Gradient", "Model", "descend"]
 
 Arrays = Mapping[str, NDArray[Any]]
 Gradient = Callable[[Arrays, NDArray[Any], NDArray[Any]], dict[str, NDArray[Any]]]
@@ -51,6 +52,51 @@ class Model(Protocol):
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C) or targets of shape (n, T)."""
         ...
+
+
+@dataclass(frozen=True)
+class Descending:
+    """What is the same in all models that learn by gradient descent.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Local training and dtype.
+    num_features, num_outputs : int
+        D, and C classes or T targets.
+    """
+
+    config: ModelConfig
+    num_features: int
+    num_outputs: int
+
+    def fit(
+        self,
+        arrays: Arrays,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        rng: np.random.Generator,
+        proximal_mu: float = 0.0,
+        learning_rate: float | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Return the arrays after local training; y holds class numbers or targets."""
+        truth = self._truth(x, y)
+        return descend(
+            self.config, self._gradient, arrays, x, truth, rng, proximal_mu, learning_rate
+        )
+
+    def gradient(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the gradient of the loss over the rows; y holds class numbers or targets."""
+        return self._gradient(arrays, x, self._truth(x, y))
+
+    def _truth(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+        """Return y in the form that the gradient takes, made once for all batches."""
+        return y
+
+    def _gradient(
+        self, arrays: Arrays, x: NDArray[Any], truth: NDArray[Any]
+    ) -> dict[str, NDArray[Any]]:
+        raise NotImplementedError
 
 
 def descend(

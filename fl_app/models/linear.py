@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.config.options import ModelConfig
-from fl_app.models.base import Arrays, descend
+from fl_app.models.base import Arrays, Descending
 
 __all__ = ["Linear"]
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Descending):
     """Linear model for any number of targets.
 
     Arrays: ``coef`` of shape (T, D) and ``intercept`` of shape (T,), both 0 at the start. The loss
@@ -29,33 +29,18 @@ class Linear:
         D and T.
     """
 
-    config: ModelConfig
-    num_features: int
-    num_outputs: int
-
     def start(self, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
         """Return zeros."""
         return zeros(self.config, self.num_features, self.num_outputs)
-
-    def fit(
-        self,
-        arrays: Arrays,
-        x: NDArray[Any],
-        y: NDArray[Any],
-        rng: np.random.Generator,
-        proximal_mu: float = 0.0,
-        learning_rate: float | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """Return the arrays after local training."""
-        return descend(self.config, self.gradient, arrays, x, y, rng, proximal_mu, learning_rate)
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return targets of shape (n, T)."""
         return affine(arrays, x)
 
-    def gradient(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the gradient of the loss over the rows."""
-        error = (affine(arrays, x) - y) * x.dtype.type(2 / len(x))
+    def _gradient(
+        self, arrays: Arrays, x: NDArray[Any], truth: NDArray[Any]
+    ) -> dict[str, NDArray[Any]]:
+        error = (affine(arrays, x) - truth) * x.dtype.type(2 / len(x))
         return affine_gradient(arrays, x, error, self.config.l2)
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.config.options import ModelConfig, Task
-from fl_app.models.base import Arrays, descend
+from fl_app.config.options import Task
+from fl_app.models.base import Arrays, Descending
 from fl_app.models.softmax import softmax
 
 __all__ = ["Mlp"]
 
 
 @dataclass(frozen=True)
-class Mlp:
+class Mlp(Descending):
     """Multi-layer perceptron ``output(relu(hidden(x)))``, then softmax for classification.
 
     Arrays: ``hidden.coef`` of shape (H, D), ``hidden.intercept`` of shape (H,), ``output.coef`` of
@@ -41,9 +41,6 @@ class Mlp:
         H, at least 1. Only :meth:`start` needs it: elsewhere the arrays say it.
     """
 
-    config: ModelConfig
-    num_features: int
-    num_outputs: int
     task: Task
     hidden_units: int = 32
 
@@ -54,18 +51,6 @@ class Mlp:
             **_layer("output", self.hidden_units, self.num_outputs, self.config.dtype, rng),
         }
 
-    def fit(
-        self,
-        arrays: Arrays,
-        x: NDArray[Any],
-        y: NDArray[Any],
-        rng: np.random.Generator,
-        proximal_mu: float = 0.0,
-        learning_rate: float | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """Return the arrays after local training; y holds class numbers or targets."""
-        return descend(self.config, self.gradient, arrays, x, y, rng, proximal_mu, learning_rate)
-
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C) or targets of shape (n, T)."""
         return self._outputs(arrays, _hidden(arrays, x))
@@ -74,15 +59,16 @@ class Mlp:
         outputs = hidden @ arrays["output.coef"].T + arrays["output.intercept"]
         return softmax(outputs) if self.task == "classification" else np.asarray(outputs)
 
-    def gradient(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the gradient of the loss over the rows."""
+    def _gradient(
+        self, arrays: Arrays, x: NDArray[Any], truth: NDArray[Any]
+    ) -> dict[str, NDArray[Any]]:
         hidden = _hidden(arrays, x)
         error = self._outputs(arrays, hidden)
         if self.task == "classification":
-            error[np.arange(len(y)), y] -= 1
-            error *= error.dtype.type(1 / len(y))
+            error[np.arange(len(x)), truth] -= 1
+            error *= error.dtype.type(1 / len(x))
         else:
-            error = (error - y) * error.dtype.type(2 / len(y))
+            error = (error - truth) * error.dtype.type(2 / len(x))
         back = (error @ arrays["output.coef"]) * (hidden > 0)
         return {
             **self._layer_gradient("hidden", arrays, x, back),

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.config.options import ModelConfig
-from fl_app.models.base import Arrays, descend
+from fl_app.models.base import Arrays, Descending
 from fl_app.models.linear import affine, affine_gradient, zeros
 
 __all__ = ["Softmax"]
 
 
 @dataclass(frozen=True)
-class Softmax:
+class Softmax(Descending):
     """Softmax regression.
 
     Arrays: ``coef`` of shape (C, D) and ``intercept`` of shape (C,), both 0 at the start. The loss
@@ -35,43 +34,22 @@ class Softmax:
         D and C.
     """
 
-    config: ModelConfig
-    num_features: int
-    num_outputs: int
-
     def start(self, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
         """Return zeros."""
         return zeros(self.config, self.num_features, self.num_outputs)
-
-    def fit(
-        self,
-        arrays: Arrays,
-        x: NDArray[Any],
-        y: NDArray[Any],
-        rng: np.random.Generator,
-        proximal_mu: float = 0.0,
-        learning_rate: float | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """Return the arrays after local training; y holds class numbers."""
-        wanted = _one_hot(self.num_outputs, x.dtype).take(y, axis=0)
-        return descend(
-            self.config, self._gradient, arrays, x, wanted, rng, proximal_mu, learning_rate
-        )
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C)."""
         return _exponential(affine(arrays, x))
 
-    def gradient(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the gradient of the loss over the rows; y holds class numbers."""
-        wanted = _one_hot(self.num_outputs, x.dtype).take(y, axis=0)
-        return self._gradient(arrays, x, wanted)
+    def _truth(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+        return _one_hot(self.num_outputs, x.dtype).take(y, axis=0)
 
     def _gradient(
-        self, arrays: Arrays, x: NDArray[Any], wanted: NDArray[Any]
+        self, arrays: Arrays, x: NDArray[Any], truth: NDArray[Any]
     ) -> dict[str, NDArray[Any]]:
         error = _exponential(affine(arrays, x))
-        error -= wanted
+        error -= truth
         error *= 1 / len(x)
         return affine_gradient(arrays, x, error, self.config.l2)
 
