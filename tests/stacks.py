@@ -32,6 +32,8 @@ from fl_app.tracking.records import NullTracker, RoundRecord
 Arrays = dict[str, NDArray[Any]]
 Tamper = Callable[[str, int, Arrays, dict[str, Any]], None]
 """Changes a reply in place: phase, partition, arrays, metrics."""
+OPEN_SUMS = "may solve the sums of"
+"""What the warning before the sums says."""
 
 
 def config_of(dataset: Any = "wine", strategy: Any = None, **options: Any) -> Config:

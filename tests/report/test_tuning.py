@@ -36,19 +36,11 @@ from fl_app.report.tuning import diverged
 from fl_app.report.writing import as_csv, as_dict
 from fl_app.tracking.mlflow.backend import MlflowStore
 from tests.kit import fl_kit
-from tests.report.test_report import FLAT
+from tests.report.test_report import FLAT, SEED_DRAWS_TEST
 
 RATE = "model.learning_rate"
 BOTH = "strategy=fedavg,model=mlp"
-TAGS = {
-    "data.sha256": "d" * 64,
-    "data.seed_draws": "test",
-    "data.rows": "100",
-    "data.test_rows": "20",
-    "data.train_rows": "72",
-    "data.validation_rows": "8",
-}
-IDLE = {**TAGS, "config.without_effect": f"model.batch_size {RATE} model.local_epochs"}
+IDLE = {**SEED_DRAWS_TEST, "config.without_effect": f"model.batch_size {RATE} model.local_epochs"}
 """Tags of a run on which the rate has no effect."""
 SEEDS = range(5)
 LAST = 12
@@ -62,7 +54,7 @@ def run(
     by: float = 0.5,
     end: float = 0.5,
     metric: str = "server/accuracy",
-    tags: Mapping[str, str] = TAGS,
+    tags: Mapping[str, str] = SEED_DRAWS_TEST,
     **params: str,
 ) -> RunSummary:
     """Make a run that has converged: what chooses it, and where the compared metric ends."""
@@ -328,7 +320,7 @@ def test_what_is_ignored_never_chooses_a_candidate() -> None:
 def test_candidates_see_the_same_data() -> None:
     """A run on other rows is no candidate."""
     runs = tuned()
-    runs[0] = replace(runs[0], tags={**TAGS, "data.sha256": "e" * 64})
+    runs[0] = replace(runs[0], tags={**SEED_DRAWS_TEST, "data.sha256": "e" * 64})
     with pytest.raises(InputError, match=f"data.sha256={'e' * 12} and {'d' * 12}: other data: fed"):
         tune(runs)
 
@@ -436,7 +428,7 @@ def test_a_diverged_run_on_other_data_was_not_tried() -> None:
 
 def test_levels_that_tune_the_same_have_as_many_candidates() -> None:
     """Also where a third level tunes more; those that tune fewer params may have fewer."""
-    epochs = {**TAGS, "config.without_effect": "model.local_epochs"}
+    epochs = {**SEED_DRAWS_TEST, "config.without_effect": "model.local_epochs"}
     rates = ("0.01", "0.04", "0.16", "0.64")
     third = [
         run("fedavg", seed, rate, model__local_epochs=count)
@@ -851,7 +843,7 @@ def test_a_tuned_comparison_is_kept(
         "fedprox": ["0.04"],
     }
     assert {one["verdict"]["word"] for one in data["convergence"]} == {"converged"}
-    again = replace(tuned()[0], start_ms=10**14, tags={**TAGS, "sweep.id": "kept"})
+    again = replace(tuned()[0], start_ms=10**14, tags={**SEED_DRAWS_TEST, "sweep.id": "kept"})
     log(uri, again, {LAST - 1: 0.9})
     assert fl_kit(monkeypatch, "report", *words) == 2
     assert "no candidate: fedavg 0 0.01 has no such value in its last" in capsys.readouterr().err

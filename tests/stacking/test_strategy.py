@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +33,7 @@ from fl_app.stacking.client import StackClient
 from fl_app.stacking.members import Stack
 from fl_app.stacking.strategy import FAMILY_NUMBERS, PHASES, FedStacking, NAverage
 from fl_app.strategies import start_arrays
-from tests.stacks import Arrays, Clients, Ran, bits, calm, config_of, run
+from tests.stacks import OPEN_SUMS, Arrays, Clients, Ran, bits, calm, config_of, run
 
 T = 4
 """Rounds of most runs here: two collect, one stacks, one selects."""
@@ -46,18 +45,6 @@ LINES: dict[str, Any] = {
     "num_clients": 2,
     "num_server_rounds": 8,
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet_flower() -> Iterator[None]:
-    """Leave Flower's log out of what a failing test shows."""
-    before = logging.getLogger("flwr").level
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    yield
-    logging.getLogger("flwr").setLevel(before)
-
-
-OPEN_SUMS = "may solve the sums of"
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from logging import LogRecord
 
@@ -14,19 +13,8 @@ from numpy.typing import NDArray
 
 from fl_app import stacking
 from fl_app.stacking import Layout, can_be_solved_for, equations
-from tests.stacks import Ran, Reply, config_of, run
+from tests.stacks import OPEN_SUMS, Ran, Reply, config_of, run
 from tests.sum_attack import Told, pair, told
-
-OPEN_SUMS = "may solve the sums of"
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Leave Flower's log out of what a failing test shows."""
-    before = logging.getLogger("flwr").level
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    yield
-    logging.getLogger("flwr").setLevel(before)
 
 
 @lru_cache
