@@ -138,13 +138,18 @@ def ours(num_clients: int, rounds: int, tracked: bool) -> tuple[float, str]:
 
 def loop(num_clients: int, rounds: int) -> tuple[float, str]:
     """Time the same arithmetic as a plain loop over NumPy arrays."""
-    cfg = config(num_clients, rounds)
+    times, arrays = looped(config(num_clients, rounds))
+    return (times[-1] - times[0]) / (rounds - 1), arrays_digest(arrays)
+
+
+def looped(cfg: Config) -> tuple[list[float], Arrays]:
+    """Return when each round of the plain loop ended, and its last arrays."""
     clients, test = prepared(cfg)
     rate, times = float(cfg.model.learning_rate), []
     arrays = zeros(test)
     total = sum(len(rows[0]) for rows in clients)
     with one_thread():
-        for server_round in range(1, rounds + 1):
+        for server_round in range(1, cfg.num_server_rounds + 1):
             mean: Arrays = {}
             for k, rows in enumerate(clients):
                 rng = generator(cfg.seed, "train", server_round, k)
@@ -156,7 +161,7 @@ def loop(num_clients: int, rounds: int) -> tuple[float, str]:
             arrays = mean
             metrics(arrays, test)
             times.append(time.perf_counter())
-    return (times[-1] - times[0]) / (rounds - 1), arrays_digest(arrays)
+    return times, arrays
 
 
 def ray(num_clients: int, rounds: int) -> tuple[float, str]:
