@@ -77,8 +77,8 @@ def _discreet(message: Message, context: Context, answer: ClientAppCallable) -> 
         if context.node_config.get("data") is None:
             raise
         if not isinstance(error, InputError):
-            told = f"{type(error).__name__}; the node's own log says more"
-            raise FlAppError(told) from error
+            text = f"{type(error).__name__}; the node's own log says more"
+            raise FlAppError(text) from error
         field = "node-config data" if error.field == "dataset.path" else error.field
         raise InputError(field, "not told", error.allowed) from error
 
@@ -91,8 +91,8 @@ def describe(message: Message, context: Context) -> Message:
     """Answer the handshake."""
     if not in_process():
         find_project()
-    told = replace(_described(message, context), code=protocol.own_code(message))
-    return Message(to_record(told), reply_to=message)
+    description = replace(_described(message, context), code=protocol.own_code(message))
+    return Message(to_record(description), reply_to=message)
 
 
 def _described(message: Message, context: Context) -> Description:
@@ -105,8 +105,8 @@ def _described(message: Message, context: Context) -> Description:
     path = _own_file(config, context)
     if path is not None and not encoding_json and undecided(config.dataset):
         auto = isinstance(config.dataset, TabularConfig) and config.dataset.categorical == "auto"
-        found, sizes = own_columns(config, partition, path)
-        return draft(found, sizes, partition, num_partitions, config.min_rows, auto)
+        columns, sizes = own_columns(config, partition, path)
+        return draft(columns, sizes, partition, num_partitions, config.min_rows, auto)
     with one_thread():
         rows = _raw_rows(config, partition, path)
         if encoding_json:  # asked again: how many of its rows are of a class of the run?
@@ -321,13 +321,13 @@ class _Federation:
     def rows(self, partition: int, context: Context) -> Encoded:
         """Return a client's rows; its log says once what in its own file the run cannot name."""
         path = _own_file(self.config, context)
-        found = self._rows.get((partition, path))
-        if found is None:
+        encoded = self._rows.get((partition, path))
+        if encoded is None:
             raw = _raw_rows(self.config, partition, path)
-            found = encode(raw, self.encoding, self.config.model.dtype)
+            encoded = encode(raw, self.encoding, self.config.model.dtype)
             _say_strangers(raw, partition, path, self.encoding, context)
-            self._rows[partition, path] = found
-        return found
+            self._rows[partition, path] = encoded
+        return encoded
 
 
 @lru_cache(maxsize=4)

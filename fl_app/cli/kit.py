@@ -106,9 +106,9 @@ def check(
     from fl_app.data.file_report import report
 
     kind = cast(Task, task) if task else None
-    found = report(file, target or None, kind, features or None, categorical or None, key or None)
-    print(found.render())
-    if not found.usable:
+    checked = report(file, target or None, kind, features or None, categorical or None, key or None)
+    print(checked.render())
+    if not checked.usable:
         raise typer.Exit(2)
 
 

@@ -44,8 +44,9 @@ def init(folder: str | Path) -> list[Path]:
     for file in sorted(_TEMPLATE.rglob("*.in")):
         name = file.relative_to(_TEMPLATE).as_posix().removesuffix(".in")
         text = file.read_text(encoding="utf-8")
-        for word, own in words.items():
-            name, text = name.replace(word, own), re.sub(rf"\b{word}\b|(?<=_){word}", own, text)
+        for word, replacement in words.items():
+            name = name.replace(word, replacement)
+            text = re.sub(rf"\b{word}\b|(?<=_){word}", replacement, text)
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

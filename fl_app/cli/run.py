@@ -78,9 +78,9 @@ def job(composed: DictConfig) -> float | None:
         return _job_of_sweep(composed)
     try:
         config = _config(composed)
-        if found := finished_before(config):
-            print(printable(f"{found.title}: skipped, finished as run {found.run_id}"))
-            return found.metrics.get(objective_of(config))
+        if earlier := finished_before(config):
+            print(printable(f"{earlier.title}: skipped, finished as run {earlier.run_id}"))
+            return earlier.metrics.get(objective_of(config))
         return _run(config).metrics.get(objective_of(config))
     except FlAppError as error:
         _failures.append(error)
@@ -91,37 +91,37 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
     """Run one job of a sweep, and note how it ended for whoever started the sweep."""
     state = HydraConfig.get()
     task = _typed_words(state)
-    own = swept([o.removeprefix("++") for o in task])
-    told = Job(int(state.job.num), own, "FAILED", sweep_id=_sweep_id(state))
+    overrides = swept([o.removeprefix("++") for o in task])
+    job = Job(int(state.job.num), overrides, "FAILED", sweep_id=_sweep_id(state))
     try:
         config = _config(composed)
         lacking = heeded(task, config)[1]
-        own = [o for o in own if o.partition("=")[0] not in lacking]
-        told = with_config(replace(told, overrides=own), config)
-        if (first := same_as(told.number)) is not None:
-            why = unheeded(config, told.overrides)
+        overrides = [o for o in overrides if o.partition("=")[0] not in lacking]
+        job = with_config(replace(job, overrides=overrides), config)
+        if (first := same_as(job.number)) is not None:
+            why = unheeded(config, job.overrides)
             why = f"no {', '.join(lacking)} in strategy={config.strategy.name}" if lacking else why
-            text = f"job {told.number}: the same run as job {first}{f' ({why})' if why else ''}"
+            text = f"job {job.number}: the same run as job {first}{f' ({why})' if why else ''}"
             print(printable(text))
-            note(replace(told, status="SKIPPED", same_as=first))
+            note(replace(job, status="SKIPPED", same_as=first))
             return None
-        if found := finished_before(config):
-            text = f"{' '.join(told.overrides)}: skipped, finished as run {found.run_id}"
+        if earlier := finished_before(config):
+            text = f"{' '.join(job.overrides)}: skipped, finished as run {earlier.run_id}"
             print(printable(text))
-            note(replace(told, status="SKIPPED", metrics=found.metrics, run_id=found.run_id))
-            return found.metrics.get(objective_of(config))
+            note(replace(job, status="SKIPPED", metrics=earlier.metrics, run_id=earlier.run_id))
+            return earlier.metrics.get(objective_of(config))
         result = _run(config)
     except FlAppError as error:
-        note(replace(told, error=str(error)))
-        print(printable(f"fl-app: {' '.join(told.overrides)}: {error}"), file=sys.stderr)
+        note(replace(job, error=str(error)))
+        print(printable(f"fl-app: {' '.join(job.overrides)}: {error}"), file=sys.stderr)
         return None
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        note(replace(told, status=status, error=one_line(error)))
+        note(replace(job, status=status, error=one_line(error)))
         raise
     metrics = {name: value for name, value in result.metrics.items() if value is not None}
     run_id = result.run_id or ""
-    note(replace(told, status=result.status, metrics=metrics, run_id=run_id))
+    note(replace(job, status=result.status, metrics=metrics, run_id=run_id))
     return result.metrics.get(objective_of(config))
 
 
@@ -141,8 +141,8 @@ def _config(composed: DictConfig) -> Config:
     state = HydraConfig.get()
     _mask_files(state)
     forced = state.mode == RunMode.MULTIRUN
-    own = [o for o in _typed_words(state) if not (forced and o.startswith("++"))]
-    config = without_secrets(typed(composed, own))
+    words = [o for o in _typed_words(state) if not (forced and o.startswith("++"))]
+    config = without_secrets(typed(composed, words))
     folder = config.output_dir or state.runtime.output_dir
     config = replace(config, output_dir=str(Path(folder).expanduser().absolute()))
     if isinstance(config.dataset, TabularConfig) and config.dataset.path is not None:
@@ -172,8 +172,8 @@ def _run(config: Config) -> RunResult:
 
     task = _typed_words(state)
     kept = heeded(task, config)[0] if sweep else task
-    own = tuple(swept(kept)) if sweep else ()
-    return run(RunRequest(config, tuple(kept), sweep, git_commit(), own))
+    swept_words = tuple(swept(kept)) if sweep else ()
+    return run(RunRequest(config, tuple(kept), sweep, git_commit(), swept_words))
 
 
 @reader_may_leave()

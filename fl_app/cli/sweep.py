@@ -136,8 +136,8 @@ def id_of(folder: str, chosen: bool) -> str:
         the time at which this one began.
     """
     dated = "-".join(Path(folder).absolute().parts[-2:])
-    own = _DATED.fullmatch(dated) and not chosen
-    return dated if own else os.environ.get(_BEGUN, dated)
+    is_own = _DATED.fullmatch(dated) and not chosen
+    return dated if is_own else os.environ.get(_BEGUN, dated)
 
 
 def tell_swept(sweep: Sweep) -> None:
@@ -160,8 +160,8 @@ def same_as(number: int) -> int | None:
 
     Known before the first job starts: jobs may run at the same time.
     """
-    found: int | None = json.loads(os.environ.get(_SAME, "{}")).get(str(number))
-    return found
+    first: int | None = json.loads(os.environ.get(_SAME, "{}")).get(str(number))
+    return first
 
 
 def note(job: Job) -> None:
@@ -187,11 +187,11 @@ def read_jobs(path: Path) -> list[Job]:
 def with_config(job: Job, config: Config) -> Job:
     """Return a job that says what its config is."""
     tracking = config.tracking
-    told = replace(job, params=effective(config))
+    with_params = replace(job, params=effective(config))
     if not isinstance(tracking, MlflowConfig):
-        return told
+        return with_params
     experiment = tracking.experiment_name or data_name(config)
-    return replace(told, tracked=True, uri=tracking.uri or "", experiment=experiment)
+    return replace(with_params, tracked=True, uri=tracking.uri or "", experiment=experiment)
 
 
 def finished_before(config: Config) -> RunSummary | None:
@@ -366,19 +366,19 @@ def _question(done: Sequence[Job]) -> _Question | None:
     several = [key for key in keys if len({job.params.get(key) for job in done}) > 1]
     tune = tuple({_RATE} & swept)
     kind = "accuracy" if any(n.endswith("/accuracy") for n in done[0].metrics) else "mse"
-    told = done[0].params.get("objective", "null")
-    by = f"eval/{kind}" if told == "null" else told
+    objective = done[0].params.get("objective", "null")
+    by = f"eval/{kind}" if objective == "null" else objective
     sign = 1 if higher_is_better(by) else -1
-    best: dict[tuple[str, ...], dict[frozenset[tuple[str, str]], float]] = {}
+    best_values: dict[tuple[str, ...], dict[frozenset[tuple[str, str]], float]] = {}
     for job in done:
         if job.params.get(COMPARED) == _FEDAVG:
             rest = {k: v for k, v in job.params.items() if k not in (*several, *tune)}
-            own = best.setdefault(tuple(job.params.get(k, "") for k in several), {})
+            values = best_values.setdefault(tuple(job.params.get(k, "") for k in several), {})
             value, place = sign * job.metrics.get(by, math.nan), frozenset(rest.items())
-            own[place] = max(own.get(place, -math.inf), value)
-    if not best:
+            values[place] = max(values.get(place, -math.inf), value)
+    if not best_values:
         return None
-    means = {one: fmean(own.values()) for one, own in best.items()}
+    means = {one: fmean(values.values()) for one, values in best_values.items()}
     level = min(one for one, mean in means.items() if equal(mean, max(means.values())))
     pairs = zip(several, level, strict=True)
     baseline = ",".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs)

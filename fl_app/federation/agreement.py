@@ -52,33 +52,33 @@ def with_columns(answers: Answers, config: Config, out: dict[str, str]) -> tuple
     answers = with_majority(with_majority(answers, "task", out), "targets", out)
     mean = dataset.missing == "mean"
     answers = _with_most(answers, 0.0 if mean else 0.5, out)
-    kinds: dict[str, dict[str, list[int]]] = {}
+    partitions_by_kind: dict[str, dict[str, list[int]]] = {}
     for _, d in answers:
         for name in d.columns:
             kind = "texts" if name in d.categorical else "numbers"
-            kinds.setdefault(name, {}).setdefault(kind, []).append(d.partition)
+            partitions_by_kind.setdefault(name, {}).setdefault(kind, []).append(d.partition)
     texts, left = [], {}
     least = 1 if dataset.features is not None else (len(answers) + 1) // 2
     least = least if mean else len(answers)
-    for name, have in kinds.items():
-        found, as_texts = sum(map(len, have.values())), len(have.get("texts", ()))
-        if found < least:
-            left[name] = f"at {found} of {len(answers)} nodes"
-        elif len(have) > 1 and 2 * as_texts <= found:
+    for name, have in partitions_by_kind.items():
+        num_nodes, as_texts = sum(map(len, have.values())), len(have.get("texts", ()))
+        if num_nodes < least:
+            left[name] = f"at {num_nodes} of {len(answers)} nodes"
+        elif len(have) > 1 and 2 * as_texts <= num_nodes:
             left[name] = f"numbers at partition {have['numbers'][0]}, texts at {have['texts'][0]}"
         elif as_texts:
             texts.append(name)
-    features = tuple(name for name in kinds if name not in left)
+    features = tuple(name for name in partitions_by_kind if name not in left)
     reasons = some([f"{name} ({why})" for name, why in left.items()])
     if not features and answers:
-        told = reasons or "no node has one"
-        raise FederationError(f"handshake: no column is left to predict from; left out: {told}")
+        why_left = reasons or "no node has one"
+        raise FederationError(f"handshake: no column is left to predict from; left out: {why_left}")
     if left:
         log.warning(
             "the nodes' columns differ, left out: %s%s; dataset.features names those to take, "
             "dataset.missing=mean keeps nodes that lack some",
             reasons,
-            _near(kinds),
+            _near(partitions_by_kind),
         )
     levels = {c: v for c, v in (dataset.levels or {}).items() if c in texts}
     agreed = replace(
@@ -104,16 +104,16 @@ def _with_most(answers: Answers, share: float, out: dict[str, str]) -> Answers:
     return kept
 
 
-def _difference(field: str, own: Sequence[str], common: Sequence[str]) -> str:
+def _difference(field: str, columns: Sequence[str], common: Sequence[str]) -> str:
     """Say by which names a node differs from most."""
-    lacks = [name for name in common if name not in own]
-    more = [name for name in own if name not in common]
+    lacks = [name for name in common if name not in columns]
+    more = [name for name in columns if name not in common]
     parts = [
         *([f"lacks {some(lacks)}"] if lacks else []),
         *([f"has {some(more)}"] if more else []),
     ]
     says = f"{field}: it {' and '.join(parts) or 'has another order'}{_near([*lacks, *more])}"
-    both = [name for name in common if name in own]
+    both = [name for name in common if name in columns]
     cure = f"; dataset.features={bracket(both)} is what it shares with most" if both else ""
     return says + (cure if field == "columns" and len(both) <= 20 else "")
 
@@ -168,11 +168,11 @@ def with_majority(answers: Answers, field: str, out: dict[str, str]) -> Answers:
     common = Counter(values).most_common(1)[0][0]
     kept: Answers = []
     for (node, d), value in zip(answers, values, strict=True):
-        own, most = getattr(d, field), json.loads(common)
+        columns, most = getattr(d, field), json.loads(common)
         if value == common:
             kept.append((node, d))
         elif isinstance(most, list):
-            sit_out(out, called(d), _difference(field, own, most))
+            sit_out(out, called(d), _difference(field, columns, most))
         else:
             sit_out(out, called(d), f"{field}={value[:80]}: most nodes have {common[:80]}")
     return kept
@@ -186,16 +186,16 @@ def in_line(answers: Answers, prefix: str, out: dict[str, str]) -> Answers:
     wrong: then both are named.
     """
     while True:
-        told = [(node, d) for node, d in answers if getattr(d, f"{prefix}mean") is not None]
-        moves = _moves([moments_of(vars(d), prefix) for _, d in told])
+        with_moments = [(node, d) for node, d in answers if getattr(d, f"{prefix}mean") is not None]
+        moves = _moves([moments_of(vars(d), prefix) for _, d in with_moments])
         if not moves.size or moves.max() <= MAX_MOVE:
             return answers
         place, column = np.unravel_index(int(moves.argmax()), moves.shape)
-        node, d = told[int(place)]
+        node, d = with_moments[int(place)]
         name = (d.targets if prefix else d.numeric)[int(column)]
         what = f"moments of {name}: they move the federation's by {moves.max():.3g} deviations"
-        if len(told) == 2:
-            log.warning("%s and %s: %s of the other's", *(called(d) for _, d in told), what)
+        if len(with_moments) == 2:
+            log.warning("%s and %s: %s of the other's", *(called(d) for _, d in with_moments), what)
             return answers
         sit_out(out, called(d), f"{what} of all others' rows, expected at most {MAX_MOVE:g}")
         answers = [(other, d) for other, d in answers if other != node]
@@ -231,5 +231,5 @@ def called(d: Description) -> str:
 
 def moments_of(d: Mapping[str, Any], prefix: str = "") -> Moments:
     """Read moments of a node's answer, those of its columns or of what the prefix names."""
-    keys = (f"{prefix}count", f"{prefix}mean", f"{prefix}m2")
-    return Moments(*(np.array(d[key], dtype=np.float64) for key in keys))
+    names = (f"{prefix}count", f"{prefix}mean", f"{prefix}m2")
+    return Moments(*(np.array(d[name], dtype=np.float64) for name in names))

@@ -56,14 +56,14 @@ def messages_to(
     """
     if not _is_fedavgs(strategy, f"configure_{what}", "_construct_messages"):
         return None
-    own = vars(strategy)
-    least = max(own[f"min_{what}_nodes"], own["min_available_nodes"])
-    if own[f"fraction_{what}"] != 1 or len(node_ids) < least:
+    parameters = vars(strategy)
+    least = max(parameters[f"min_{what}_nodes"], parameters["min_available_nodes"])
+    if parameters[f"fraction_{what}"] != 1 or len(node_ids) < least:
         return None
     config["server-round"] = server_round
     records: dict[str, ArrayRecord | ConfigRecord] = {
-        own["arrayrecord_key"]: arrays,
-        own["configrecord_key"]: config,
+        parameters["arrayrecord_key"]: arrays,
+        parameters["configrecord_key"]: config,
     }
     return copies_to(Message(record_dict(records), node_ids[0], what), node_ids)
 
@@ -86,13 +86,13 @@ def average_train(
     (arrays, metrics) or None
         None where the strategy has to do it itself.
     """
-    told = _numbers(strategy, "aggregate_train", "train_metrics_aggr_fn", replies)
-    if told is None:
+    all_metrics = _numbers(strategy, "aggregate_train", "train_metrics_aggr_fn", replies)
+    if all_metrics is None:
         return None
     key = strategy.weighted_by_key  # type: ignore[attr-defined]
     clients = [read(records_of(reply)[protocol.ARRAYS]) for reply in replies]
-    arrays = weighted_mean(clients, [metrics[key] for metrics in told])
-    return hold(arrays, copy=False), _mean(told, key)
+    arrays = weighted_mean(clients, [metrics[key] for metrics in all_metrics])
+    return hold(arrays, copy=False), _mean(all_metrics, key)
 
 
 def average_evaluate(strategy: Strategy, replies: Sequence[Message]) -> MetricRecord | None:
@@ -108,14 +108,14 @@ def average_evaluate(strategy: Strategy, replies: Sequence[Message]) -> MetricRe
     MetricRecord or None
         None where the strategy has to do it itself.
     """
-    told = _numbers(strategy, "aggregate_evaluate", "evaluate_metrics_aggr_fn", replies)
-    return None if told is None else _mean(told, strategy.weighted_by_key)  # type: ignore[attr-defined]
+    all_metrics = _numbers(strategy, "aggregate_evaluate", "evaluate_metrics_aggr_fn", replies)
+    return None if all_metrics is None else _mean(all_metrics, strategy.weighted_by_key)  # type: ignore[attr-defined]
 
 
 def average_metrics(replies: Sequence[Message]) -> MetricRecord:
     """Return the mean metrics of checked replies, weighted by their rows."""
-    told = [items_of(records_of(reply)[protocol.METRICS]) for reply in replies]
-    return _mean(told, protocol.NUM_EXAMPLES)
+    all_metrics = [items_of(records_of(reply)[protocol.METRICS]) for reply in replies]
+    return _mean(all_metrics, protocol.NUM_EXAMPLES)
 
 
 def _numbers(
@@ -124,29 +124,32 @@ def _numbers(
     """Return the metrics of each reply, None where they or the strategy are not the usual ones."""
     if not _is_fedavgs(strategy, method, "_check_and_log_replies"):
         return None
-    own = vars(strategy)
-    if own.get(aggr_fn) is not aggregate_metricrecords:
+    parameters = vars(strategy)
+    if parameters.get(aggr_fn) is not aggregate_metricrecords:
         return None
-    told = [items_of(records_of(reply)[protocol.METRICS]) for reply in replies]
-    names = told[0].keys()
-    if own["weighted_by_key"] not in names or any(one.keys() != names for one in told):
+    all_metrics = [items_of(records_of(reply)[protocol.METRICS]) for reply in replies]
+    names = all_metrics[0].keys()
+    if parameters["weighted_by_key"] not in names or any(
+        one.keys() != names for one in all_metrics
+    ):
         return None
-    return told
+    return all_metrics
 
 
 def _is_fedavgs(strategy: Strategy, *methods: str) -> bool:
     """Say whether a strategy has these methods from FedAvg."""
-    kind, own = type(strategy), vars(strategy)
+    kind, attributes = type(strategy), vars(strategy)
     return all(
-        getattr(kind, name, None) is getattr(FedAvg, name) and name not in own for name in methods
+        getattr(kind, name, None) is getattr(FedAvg, name) and name not in attributes
+        for name in methods
     )
 
 
-def _mean(told: Sequence[dict[str, Any]], weighted_by_key: str) -> MetricRecord:
+def _mean(all_metrics: Sequence[dict[str, Any]], weighted_by_key: str) -> MetricRecord:
     """Return the weighted mean of metrics, as Flower adds it up."""
-    total = sum(metrics[weighted_by_key] for metrics in told)
+    total = sum(metrics[weighted_by_key] for metrics in all_metrics)
     mean: dict[str, float] = {}
-    for metrics in told:
+    for metrics in all_metrics:
         share = metrics[weighted_by_key] / total
         for name, value in metrics.items():
             if name != weighted_by_key:

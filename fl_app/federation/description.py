@@ -151,12 +151,12 @@ def describe_left(
     table = rows.rows
     columns = dict(zip(table.categorical_names, table.categorical.T, strict=True))
     others = [name for name, levels in encoding.levels if mostly_other(columns[name], levels)]
-    told = describe(left, partition, num_partitions, sys.maxsize)
-    return replace(told, mostly_other=others if len(table) >= min_rows else None)
+    description = describe(left, partition, num_partitions, sys.maxsize)
+    return replace(description, mostly_other=others if len(table) >= min_rows else None)
 
 
 def draft(
-    found: Found,
+    columns: Found,
     rows: tuple[int, int],
     partition: int,
     num_partitions: int,
@@ -167,7 +167,7 @@ def draft(
 
     Parameters
     ----------
-    found : Found
+    columns : Found
         What it has.
     rows : (int, int)
         Its rows for training and for ``eval/``.
@@ -176,8 +176,8 @@ def draft(
     names_levels : bool
         Whether levels decide on columns; of more levels than are taken no further ones are named.
     """
-    roles = found.roles
-    tells = names_levels and found.rows >= min_rows
+    roles = columns.roles
+    tells = names_levels and columns.rows >= min_rows
     return replace(
         foreign(partition, num_partitions),
         num_examples=rows[0],
@@ -187,7 +187,7 @@ def draft(
         numeric=[name for name in roles.features if name not in roles.categorical],
         categorical=roles.categorical,
         targets=roles.targets,
-        levels=[levels[: MAX_AUTO_LEVELS + 1] for levels in found.levels] if tells else None,
+        levels=[levels[: MAX_AUTO_LEVELS + 1] for levels in columns.levels] if tells else None,
         is_draft=True,
     )
 

@@ -121,9 +121,9 @@ class Federated(Strategy):
         self.dropped: dict[int, str] = {}
         self._contract = strategy if isinstance(strategy, ReplyContract) else None
         # Flower's QFedAvg names a further metric that it weighs clients by.
-        own = getattr(strategy, "train_loss_key", None)
-        if train_metrics is not None and own is not None:
-            train_metrics = train_metrics | {own}
+        loss_key = getattr(strategy, "train_loss_key", None)
+        if train_metrics is not None and loss_key is not None:
+            train_metrics = train_metrics | {loss_key}
         self._metrics = {"train": train_metrics, "evaluate": evaluate_metrics}
         self._measures = measures
         self._warned: set[Exchange] = set()
@@ -140,9 +140,9 @@ class Federated(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Show the strategy its cohort and let it make the messages."""
-        particular = self._contract
+        contract = self._contract
         fraction = self.participation.fraction_train
-        if particular is not None and particular.samples_all(server_round):
+        if contract is not None and contract.samples_all(server_round):
             fraction = 1.0
         cohort = choose_cohort(
             self._present(grid),
@@ -157,8 +157,8 @@ class Federated(Strategy):
                 f"round {server_round}: {len(cohort)} nodes are there, "
                 f"min_replies={self.participation.min_replies}"
             )
-        if particular is not None:
-            spec = particular.reply_spec(server_round, arrays)
+        if contract is not None:
+            spec = contract.reply_spec(server_round, arrays)
         else:
             spec = ReplySpec(spec_of(arrays))
         self._spec = self._completed(spec, "train")
@@ -243,12 +243,12 @@ class Federated(Strategy):
         stepping = self.stepping
         if stepping is None:
             return {}
-        told = {
+        metrics = {
             "model/learning_rate": stepping.used,
             "model/last_loss": stepping.last_loss,
             "model/went_back": float(stepping.went_back),
         }
-        return {name: value for name, value in told.items() if math.isfinite(value)}
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def _is_judged(self, server_round: int) -> bool:
         """Return whether the round's metrics are those of the model that is trained."""
@@ -289,25 +289,25 @@ class Federated(Strategy):
 
     def _completed(self, spec: ReplySpec, exchange: Exchange) -> ReplySpec:
         """Add what every reply of an exchange must hold to what the strategy asks for."""
-        own = self._measures
-        told = None if own is None else partial(own.fault, exchange)
+        measures = self._measures
+        check = None if measures is None else partial(measures.fault, exchange)
         names = self._metrics[exchange] if spec.metrics is None else spec.metrics
-        return replace(spec, metrics=names, told=told)
+        return replace(spec, metrics=names, check_measures=check)
 
     def _with_ratios(
         self, exchange: Exchange, replies: Sequence[Message], metrics: MetricRecord | None
     ) -> MetricRecord | None:
         """Put the ratios over all rows in the place of the strategy's means of ratios."""
-        own = self._measures
-        if own is None or metrics is None or own.fewest(exchange) is None:
+        measures = self._measures
+        if measures is None or metrics is None or measures.fewest(exchange) is None:
             return metrics
-        self._warn_of_left_out(exchange, own)
-        means = {k: v for k, v in items_of(metrics).items() if k not in own.names}
-        return metric_record(means | own.merge(exchange, replies))
+        self._warn_of_left_out(exchange, measures)
+        means = {k: v for k, v in items_of(metrics).items() if k not in measures.names}
+        return metric_record(means | measures.merge(exchange, replies))
 
-    def _warn_of_left_out(self, exchange: Exchange, own: Measures) -> None:
+    def _warn_of_left_out(self, exchange: Exchange, measures: Measures) -> None:
         """Say once a run which clients the ratios of an exchange are not about."""
-        fewest = own.fewest(exchange) or 0
+        fewest = measures.fewest(exchange) or 0
         if exchange in self._warned:
             return
         self._warned.add(exchange)
@@ -318,7 +318,7 @@ class Federated(Strategy):
             where = "train" if train else "eval"
             log.warning(
                 "%s: without %d of %d clients, which have fewer than %d rows (%d of %d rows)",
-                " and ".join(f"{where}/{name}" for name in own.names),
+                " and ".join(f"{where}/{name}" for name in measures.names),
                 len(few),
                 len(rows),
                 fewest,

@@ -104,10 +104,10 @@ def shake_hands(
     _require(agreed, len(asked), config, out)
     encoding = _encoding([d for _, d in agreed], config)
     named = public_names(config)[1]
-    own = [column for column, _ in encoding.levels if auto and column not in {*named, *chosen}]
-    encoding = _left_out(encoding, _unfit(encoding, own, config))
-    own = [column for column, _ in encoding.levels if column in own]
-    doubtful = {node: d for node, d in agreed if own or _may_lose_rows(d, encoding, config)}
+    automatic = [name for name, _ in encoding.levels if auto and name not in {*named, *chosen}]
+    encoding = _left_out(encoding, _unfit(encoding, automatic, config))
+    automatic = [column for column, _ in encoding.levels if column in automatic]
+    doubtful = {node: d for node, d in agreed if automatic or _may_lose_rows(d, encoding, config)}
     if doubtful:
         record = protocol.run_record(to_json(config), encoding)
         second = dict(_ask(grid, doubtful, record, timeout, out))
@@ -115,10 +115,11 @@ def shake_hands(
         _require(agreed, len(asked), config, out)
         others = {name for node, _ in agreed for name in _others(second.get(node))}
         why = "more than a tenth of some node's texts are none of its levels"
-        encoding = _left_out(encoding, {name: why for name in own if name in others})
+        encoding = _left_out(encoding, {name: why for name in automatic if name in others})
     nodes = tuple(_node(node, d, doubtful.get(node, d)) for node, d in agreed)
-    told = [d for _, d in agreed]
-    return replace(_roster(nodes, told, encoding), config=config, names=_who_has(told)), encoding
+    descriptions = [d for _, d in agreed]
+    roster, names = _roster(nodes, descriptions, encoding), _who_has(descriptions)
+    return replace(roster, config=config, names=names), encoding
 
 
 def _is_auto(config: Config) -> bool:
@@ -140,10 +141,10 @@ def _others(d: Description | None) -> Sequence[str]:
     return (d and d.mostly_other) or ()
 
 
-def _unfit(encoding: Encoding, own: Sequence[str], config: Config) -> dict[str, str]:
+def _unfit(encoding: Encoding, automatic: Sequence[str], config: Config) -> dict[str, str]:
     """Return which of a run's own choice of categorical columns have no or too many levels."""
     floor = min_level_rows_of(config.dataset)
-    levels = {column: len(names) for column, names in encoding.levels if column in own}
+    levels = {column: len(names) for column, names in encoding.levels if column in automatic}
     none = f"no level that {floor} rows of a node have"
     return {
         column: f"{number} levels, more than {MAX_AUTO_LEVELS}" if number else none
@@ -165,11 +166,11 @@ def _left_out(encoding: Encoding, left: Mapping[str, str]) -> Encoding:
     return replace(encoding, columns=columns, levels=levels)
 
 
-def _who_has(told: Sequence[Description]) -> dict[str, Any]:
+def _who_has(descriptions: Sequence[Description]) -> dict[str, Any]:
     """Return by class, and by level of each column, the partitions that told of it."""
     classes: dict[str, list[int]] = {}
     levels: dict[str, dict[str, list[int]]] = {}
-    for d in told:
+    for d in descriptions:
         for label in d.labels or ():
             classes.setdefault(str(cell_text(label)), []).append(d.partition)
         for column, names in zip(d.categorical, d.levels or (), strict=False):
@@ -278,26 +279,26 @@ def _roster(nodes: tuple[Node, ...], descriptions: list[Description], encoding: 
         total = sum(counts.values())
         shares = (n / total if total else 1 / len(counts) for n in counts.values())
         return Roster(nodes, tuple(shares))
-    told = [moments_of(vars(d), "target_") for d in descriptions if d.target_mean is not None]
-    if not told:
+    targets = [moments_of(vars(d), "target_") for d in descriptions if d.target_mean is not None]
+    if not targets:
         return Roster(nodes)
-    merged = merge_moments(told)
+    merged = merge_moments(targets)
     return Roster(nodes, (), tuple(merged.mean.tolist()), tuple(merged.variance.tolist()))
 
 
 def _encoding(descriptions: list[Description], config: Config) -> Encoding:
     first = descriptions[0]
-    told = [d for d in descriptions if _has_moments(d)]
+    with_moments = [d for d in descriptions if _has_moments(d)]
     spread = config.dataset.standardize
-    if spread and not told:
+    if spread and not with_moments:
         raise FederationError(
             f"handshake: no node has min_rows={config.min_rows} rows, so there are no moments to "
             "standardize with; set dataset.standardize=false or a smaller min_rows"
         )
-    features = merge_moments([moments_of(vars(d)) for d in told]) if told else None
+    features = merge_moments([moments_of(vars(d)) for d in with_moments]) if with_moments else None
     mean, scale = scaler(features if spread else None, len(first.numeric))
     fill = (0.0,) * len(first.numeric) if features is None else tuple(features.mean.tolist())
-    target_mean, target_scale = _target_scaler(first, told, spread)
+    target_mean, target_scale = _target_scaler(first, with_moments, spread)
     labels, levels = _names(descriptions, config)
     return Encoding(
         task=first.task,  # type: ignore[arg-type]
@@ -326,12 +327,12 @@ def _names(
     named = isinstance(config.dataset, TabularConfig)
     levels = []
     for position, column in enumerate(first.categorical):
-        told = tuple(sorted({v for d in descriptions if d.levels for v in d.levels[position]}))
-        names = public.get(column, told)
-        for note in told_alike(column, {*names, *told}):
+        seen = tuple(sorted({v for d in descriptions if d.levels for v in d.levels[position]}))
+        names = public.get(column, seen)
+        for note in told_alike(column, {*names, *seen}):
             log.warning("%s", note)
         if named:
-            _warn_of_absent(f"dataset.levels of {column}", names, told)
+            _warn_of_absent(f"dataset.levels of {column}", names, seen)
         levels.append((column, names))
     if first.task == "regression":
         return (), tuple(levels)
@@ -350,12 +351,12 @@ def _names(
     return labels, tuple(levels)
 
 
-def _warn_of_absent(option: str, names: Sequence[Any], told: Sequence[Any]) -> None:
+def _warn_of_absent(option: str, names: Sequence[Any], of_nodes: Sequence[Any]) -> None:
     """Warn of names that the config gives and no node has: they may be mistyped."""
-    known = {cell_text(name) for name in told}
+    known = {cell_text(name) for name in of_nodes}
     absent = [str(name) for name in names if cell_text(name) not in known]
-    if absent and told:
-        have = some([*map(str, told)])
+    if absent and of_nodes:
+        have = some([*map(str, of_nodes)])
         log.warning("%s: no node tells of %s; told are %s", option, some(absent), have)
 
 
@@ -364,9 +365,10 @@ def _has_moments(d: Description) -> bool:
 
 
 def _target_scaler(
-    first: Description, told: list[Description], spread: bool
+    first: Description, descriptions: list[Description], spread: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if first.task == "classification":
         return (), ()
-    merged = merge_moments([moments_of(vars(d), "target_") for d in told]) if spread else None
+    moments = [moments_of(vars(d), "target_") for d in descriptions]
+    merged = merge_moments(moments) if spread else None
     return scaler(merged, len(first.targets))

@@ -119,7 +119,7 @@ class Measures:
 
     # ------------------------------------------------------------------------ the server's side
     def fault(
-        self, exchange: Exchange, metrics: Mapping[str, Any], told: Mapping[str, Any]
+        self, exchange: Exchange, metrics: Mapping[str, Any], record: Mapping[str, Any]
     ) -> str | None:
         """Return what is impossible in a reply's metrics and measures, or None.
 
@@ -129,7 +129,7 @@ class Measures:
             What the reply answers.
         metrics : mapping of str to number
             Finite ones, with the weight.
-        told : mapping
+        record : mapping
             The record ``measures``.
         """
         for name, (low, high) in self._limits.items():
@@ -138,13 +138,13 @@ class Measures:
         fewest, rows = self.fewest(exchange), metrics[protocol.NUM_EXAMPLES]
         wanted = fewest is not None and rows >= fewest
         names = {_SUMS} if self.task == "regression" else {_CLASSES, _SCORES}
-        if told.keys() - {protocol.LEFT_OUT} != (names if wanted else set()):
+        if record.keys() - {protocol.LEFT_OUT} != (names if wanted else set()):
             expected = ", ".join(sorted(names)) if wanted else "none"
-            return f"measures {sorted(told)}: expected {expected} with {rows} rows"
+            return f"measures {sorted(record)}: expected {expected} with {rows} rows"
         if not wanted:
             return None
         check = self._sums_fault if self.task == "regression" else self._tally_fault
-        return check(metrics, told, rows)
+        return check(metrics, record, rows)
 
     def merge(self, exchange: Exchange, replies: Sequence[Message]) -> dict[str, float]:
         """Return the metrics of all rows behind replies that were checked, in order of partition.
@@ -152,14 +152,14 @@ class Measures:
         Empty where no reply has measures.
         """
         parts = [(protocol.measures(m), _rows(m)) for m in replies]
-        parts = [(told, rows) for told, rows in parts if told.keys() - {protocol.LEFT_OUT}]
+        parts = [(record, rows) for record, rows in parts if record.keys() - {protocol.LEFT_OUT}]
         if not parts:
             return {}
         if self.task == "regression":
-            sums = sum(np.array(told[_SUMS]) for told, _ in parts)
+            sums = sum(np.array(record[_SUMS]) for record, _ in parts)
             rows = sum(rows for _, rows in parts)
             return {"r2": merged_r2(rows, np.reshape(sums, (3, -1)))}
-        classes = np.sum([_counts(told[_CLASSES]) for told, _ in parts], axis=0)
+        classes = np.sum([_counts(record[_CLASSES]) for record, _ in parts], axis=0)
         return Tally(classes, self._scores(parts)).metrics()
 
     @cached_property
@@ -169,9 +169,9 @@ class Measures:
         return of | {protocol.TRAIN_LOSS: loss}
 
     def _sums_fault(
-        self, metrics: Mapping[str, Any], told: Mapping[str, Any], rows: float
+        self, metrics: Mapping[str, Any], record: Mapping[str, Any], rows: float
     ) -> str | None:
-        values, width = told[_SUMS], 3 * self.num_outputs
+        values, width = record[_SUMS], 3 * self.num_outputs
         if not (
             isinstance(values, list)
             and len(values) == width
@@ -190,9 +190,9 @@ class Measures:
         return None
 
     def _tally_fault(
-        self, metrics: Mapping[str, Any], told: Mapping[str, Any], rows: float
+        self, metrics: Mapping[str, Any], record: Mapping[str, Any], rows: float
     ) -> str | None:
-        counts, bins = told[_CLASSES], told[_SCORES]
+        counts, bins = record[_CLASSES], record[_SCORES]
         size = self._num_scores * (rows if rows <= _LISTED else _LISTED)
         for name, value, wanted in (
             (_CLASSES, counts, 12 * self.num_outputs),
@@ -201,20 +201,20 @@ class Measures:
             if not isinstance(value, bytes) or len(value) != wanted:
                 length = len(value) if isinstance(value, bytes) else type(value).__name__
                 return f"{name}: {length}, expected {wanted:g} bytes"
-        own, right, guessed = _counts(counts)
+        class_rows, right, guessed = _counts(counts)
         total = right.sum()
         if (
-            own.sum() != rows
+            class_rows.sum() != rows
             or guessed.sum() != rows
-            or (right > own).any()
+            or (right > class_rows).any()
             or (right > guessed).any()
             or abs(metrics["accuracy"] * rows - total) > 1e-6 * rows
         ):
             return f"{_CLASSES}: expected {rows} rows, of which accuracy says how many are right"
         if rows > _LISTED:
-            sums = self._scores([(told, int(rows))]).sum(axis=2)
-            own = own[-self._num_scores :]
-            if (sums != np.stack([own, rows - own], axis=1)).any():
+            sums = self._scores([(record, int(rows))]).sum(axis=2)
+            class_rows = class_rows[-self._num_scores :]
+            if (sums != np.stack([class_rows, rows - class_rows], axis=1)).any():
                 return f"{_SCORES}: expected the rows of each class and all others"
         return None
 
@@ -225,28 +225,28 @@ class Measures:
     def _scores(self, parts: Sequence[tuple[Mapping[str, Any], int]]) -> NDArray[np.int64]:
         """Add up histograms whose lengths are right, (S, 2, 256)."""
         size = 2 * BINS * self._num_scores
-        total, places = np.zeros(size, np.int64), [np.zeros(0, np.int64)]
-        for told, rows in parts:
+        total, positions = np.zeros(size, np.int64), [np.zeros(0, np.int64)]
+        for record, rows in parts:
             if rows > _LISTED:
-                total += np.frombuffer(told[_SCORES], "<u4")
+                total += np.frombuffer(record[_SCORES], "<u4")
             else:
-                own = _counts(told[_CLASSES])[0, -self._num_scores :]
-                lengths = np.stack([own, rows - own], axis=1).ravel()
+                class_rows = _counts(record[_CLASSES])[0, -self._num_scores :]
+                lengths = np.stack([class_rows, rows - class_rows], axis=1).ravel()
                 first = np.arange(0, size, BINS).repeat(lengths)
-                places.append(first + np.frombuffer(told[_SCORES], np.uint8))
-        total += np.bincount(np.concatenate(places), minlength=size)
+                positions.append(first + np.frombuffer(record[_SCORES], np.uint8))
+        total += np.bincount(np.concatenate(positions), minlength=size)
         return total.reshape(-1, 2, BINS)
 
 
-def _packed(places: NDArray[np.int64]) -> bytes:
+def _packed(positions: NDArray[np.int64]) -> bytes:
     """Return the bins of each class's rows and of all others, in order; or beyond 2048 rows counts.
 
     A place's last byte is its bin.
     """
-    if places.shape[1] > _LISTED:
-        counts = np.bincount(places.ravel(), minlength=2 * BINS * len(places))
+    if positions.shape[1] > _LISTED:
+        counts = np.bincount(positions.ravel(), minlength=2 * BINS * len(positions))
         return counts.astype("<u4").tobytes()
-    return np.sort(places, axis=1).astype(np.uint8).tobytes()
+    return np.sort(positions, axis=1).astype(np.uint8).tobytes()
 
 
 def _counts(data: bytes) -> NDArray[np.int64]:

@@ -211,10 +211,10 @@ class Private(Strategy):
         content = RecordDict({protocol.ARRAYS: hold(moved, copy=False), protocol.METRICS: metrics})
         one = Message(content, 0, MessageType.TRAIN)
         arrays, _ = self.strategy.aggregate_train(server_round, [one])
-        told = [message.content for message in replies]
-        if not told:
+        contents = [message.content for message in replies]
+        if not contents:
             return arrays, None
-        return arrays, self.strategy.train_metrics_aggr_fn(told, self.strategy.weighted_by_key)
+        return arrays, self.strategy.train_metrics_aggr_fn(contents, self.strategy.weighted_by_key)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -281,11 +281,11 @@ def _followed(norm: float, share: float, privacy: DpAdaptiveConfig) -> float:
     """Return the norm of the next round, given the noised share of updates within this one."""
     above = share - privacy.target_clipped_quantile
     with np.errstate(over="ignore"):
-        found = norm * float(np.exp(-privacy.clip_norm_lr * above))
-    if 0 < found < math.inf:
-        return found
+        next_norm = norm * float(np.exp(-privacy.clip_norm_lr * above))
+    if 0 < next_norm < math.inf:
+        return next_norm
     raise FederationError(
-        f"privacy=dp_adaptive: the clipping norm went from {norm:g} to {found:g}; a smaller "
+        f"privacy=dp_adaptive: the clipping norm went from {norm:g} to {next_norm:g}; a smaller "
         "privacy.noise_multiplier or privacy.clip_norm_lr, or more clients, help"
     )
 

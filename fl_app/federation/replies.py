@@ -47,14 +47,14 @@ class ReplySpec:
         Names of its metrics without the weight; None for any.
     check : callable (Message) -> None, optional
         In place of ``arrays``: raises FlAppError for arrays that are not usable.
-    told : callable (metrics, measures) -> str or None, optional
+    check_measures : callable (metrics, measures) -> str or None, optional
         Says what is impossible in finite metrics and in the record ``measures``.
     """
 
     arrays: ArraySpec | None
     metrics: frozenset[str] | None = None
     check: Callable[[Message], None] | None = None
-    told: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] | None = None
+    check_measures: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] | None = None
 
 
 def spec_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -91,7 +91,7 @@ def accept(
     Returns
     -------
     (usable, dropped)
-        The messages in order of partition, with held arrays. The reason for each partition that
+        The messages in order of partition, with lazy arrays. The reason for each partition that
         was dropped or did not reply.
     """
     usable: dict[int, Message] = {}
@@ -102,9 +102,9 @@ def accept(
         if node is None:
             log.warning("%s: reply of node %d dropped: it was not asked", where, node_id)
             continue
-        told = None if rows is None else rows[node.partition]
+        expected = None if rows is None else rows[node.partition]
         second = node.partition in usable
-        problem = "a second reply of the same node" if second else fault(reply, spec, told)
+        problem = "a second reply of the same node" if second else fault(reply, spec, expected)
         if problem is None:
             usable[node.partition] = reply
             continue
@@ -132,7 +132,7 @@ def overflowed(message: Message) -> bool:
 
 
 def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None) -> str | None:
-    """Return what is wrong with a reply, or None; its arrays are held ones from then on.
+    """Return what is wrong with a reply, or None; its arrays are lazy ones from then on.
 
     ``rows``: those that it is over and those left out, as its node told in the handshake; None:
     nobody knows.
@@ -149,8 +149,8 @@ def fault(message: Message, spec: ReplySpec, rows: tuple[int, int] | None = None
         problem = _metrics_fault(metrics, spec)
         if problem is None and rows is not None:
             problem = _rows_fault(metrics, measures, rows)
-        if problem is None and spec.told is not None:
-            problem = spec.told(metrics, measures)
+        if problem is None and spec.check_measures is not None:
+            problem = spec.check_measures(metrics, measures)
     if problem or not has_arrays:
         return problem
     arrays = items_of(records[protocol.ARRAYS])
@@ -165,8 +165,8 @@ def _raised(reason: str) -> str:
     """Return a client's error in one line: where Ray sends tracebacks, the line that it wraps."""
     wrapped = reason.rpartition("\n\nThe above exception was the direct cause of")[0].strip()
     line = " ".join((wrapped.rpartition("\n")[2] or reason).split())
-    if found := _FLOWERS_FORM.fullmatch(line):
-        return f"{found[1]}: {found[2]}"
+    if match := _FLOWERS_FORM.fullmatch(line):
+        return f"{match[1]}: {match[2]}"
     return line
 
 
@@ -206,14 +206,14 @@ _WEIGHT = {protocol.NUM_EXAMPLES}
 
 
 def _rows_fault(
-    metrics: Mapping[str, Any], measures: Mapping[str, Any], told: tuple[int, int]
+    metrics: Mapping[str, Any], measures: Mapping[str, Any], expected: tuple[int, int]
 ) -> str | None:
     """Return what is wrong with a reply's weight, held against the handshake's rows."""
     weight, left_out = metrics[protocol.NUM_EXAMPLES], measures.get(protocol.LEFT_OUT, 0)
-    if type(left_out) is int and (weight, left_out) == told:
+    if type(left_out) is int and (weight, left_out) == expected:
         return None
     said = f"{protocol.NUM_EXAMPLES}={weight} and {protocol.LEFT_OUT}={str(left_out)[:80]}"
-    return f"{said}: expected {told[0]} and {told[1]} rows, as in the handshake"
+    return f"{said}: expected {expected[0]} and {expected[1]} rows, as in the handshake"
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
@@ -239,9 +239,9 @@ def _arrays_fault(arrays: Mapping[str, LazyArray], spec: ArraySpec) -> str | Non
     if arrays.keys() != spec.keys():
         return f"arrays {sorted(arrays)}: expected {sorted(spec)}"
     for name, (shape, dtype) in spec.items():
-        held = arrays[name]
+        lazy = arrays[name]
         try:
-            array = held.view()
+            array = lazy.view()
         # Bytes of anybody's making raise anything: MemoryError, TokenError, BadZipFile.
         except Exception as error:
             return f"arrays cannot be decoded: {' '.join(str(error).split())}"
@@ -250,7 +250,7 @@ def _arrays_fault(arrays: Mapping[str, LazyArray], spec: ArraySpec) -> str | Non
         if dtype_name(array.dtype) != dtype:
             return f"array {name} has dtype {array.dtype}: expected {dtype}"
         # The sum is kept: whoever tells of a client's norm has it already.
-        if not (array.dtype.kind == "f" and math.isfinite(held.sum_of_squares())) and (
+        if not (array.dtype.kind == "f" and math.isfinite(lazy.sum_of_squares())) and (
             not np.isfinite(array).all()
         ):
             return f"array {name} holds NaN or infinity: expected finite numbers"

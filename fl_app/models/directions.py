@@ -76,8 +76,8 @@ def higher_is_better(metric: str, known: Mapping[str, bool] | None = None) -> bo
     True
     """
     for name, higher in (known or {}).items():
-        own = rf"(.*/|.*_client_)?{re.escape(name)}(/.*|_worst|_p10)?"
-        if re.fullmatch(own, metric):
+        pattern = rf"(.*/|.*_client_)?{re.escape(name)}(/.*|_worst|_p10)?"
+        if re.fullmatch(pattern, metric):
             return higher
     plain = _judged(re.findall(r"[a-z0-9]+", metric.lower()))
     return _judged([w.lower() for w in _WORD.findall(metric)]) if plain is None else plain
@@ -93,8 +93,8 @@ def _judged(words: Sequence[str]) -> bool | None:
                 return _turned(higher, rest[:-size])
         last = rest.pop()
         if last == "score":
-            found = _judged(rest)
-            return _turned(True, rest) if found is None else found
+            judged = _judged(rest)
+            return _turned(True, rest) if judged is None else judged
         if not _NEUTRAL.fullmatch(last):
             return None
     return None

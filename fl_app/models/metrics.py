@@ -118,11 +118,12 @@ def score_all(task: Task, outputs: NDArray[Any], target: NDArray[Any]) -> dict[s
     dict of str to float
         Without the tally's where outputs are not numbers: training that diverged has no ranks.
     """
-    found = score(task, outputs, target)
-    if task == "regression" or not math.isfinite(found["log_loss"]):
-        return found
+    metrics = score(task, outputs, target)
+    if task == "regression" or not math.isfinite(metrics["log_loss"]):
+        return metrics
     ranks = _ranks(outputs, target)
-    return found | _of_classes(class_counts(outputs, target)) | _of_ranks(*ranks, outputs.shape[1])
+    of_classes = _of_classes(class_counts(outputs, target))
+    return metrics | of_classes | _of_ranks(*ranks, outputs.shape[1])
 
 
 def limits(task: Task, num_outputs: int) -> dict[str, tuple[float, float]]:
@@ -162,8 +163,8 @@ class Tally:
     @classmethod
     def of(cls, p: NDArray[Any], y: NDArray[Any]) -> Tally:
         """Count probabilities of shape (n, C) against class numbers of shape (n,)."""
-        places = score_places(p, y)
-        scores = np.bincount(places.ravel(), minlength=2 * BINS * len(places))
+        positions = score_places(p, y)
+        scores = np.bincount(positions.ravel(), minlength=2 * BINS * len(positions))
         return cls(class_counts(p, y), scores.reshape(-1, 2, BINS))
 
     def metrics(self) -> dict[str, float]:
@@ -178,10 +179,10 @@ class Tally:
             ``majority_share``, the accuracy of whoever always says the most frequent class;
             ``predicted_classes``, how many classes are said at all.
         """
-        own, others = self.scores[:, 0], self.scores[:, 1]
-        pairs = own.sum(axis=1) * others.sum(axis=1)
+        inside, others = self.scores[:, 0], self.scores[:, 1]
+        pairs = inside.sum(axis=1) * others.sum(axis=1)
         # Twice the pairs in which the row of the class has the higher score; ties are halves.
-        wins = (own * (2 * others.cumsum(axis=1) - others)).sum(axis=1)
+        wins = (inside * (2 * others.cumsum(axis=1) - others)).sum(axis=1)
         return _of_classes(self.classes) | _of_ranks(pairs, wins, self.classes.shape[1])
 
 
@@ -200,12 +201,12 @@ def _of_ranks(
     pairs: NDArray[np.int64], wins: NDArray[np.int64], num_classes: int
 ) -> dict[str, float]:
     """Return the macro ROC AUC of S classes from their pairs and twice the pairs that are won."""
-    ranked, found = pairs > 0, {}
+    ranked, metrics = pairs > 0, {}
     if ranked.any():
-        found["roc_auc"] = float((wins[ranked] / (2 * pairs[ranked])).mean())
+        metrics["roc_auc"] = float((wins[ranked] / (2 * pairs[ranked])).mean())
     if not ranked.all():
-        found["roc_auc_left_out"] = num_classes / len(ranked) * np.count_nonzero(~ranked)
-    return found
+        metrics["roc_auc_left_out"] = num_classes / len(ranked) * np.count_nonzero(~ranked)
+    return metrics
 
 
 def _ranks(p: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -213,9 +214,9 @@ def _ranks(p: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray
     pairs, wins = [], []
     for number in range(1 if p.shape[1] == 2 else 0, p.shape[1]):
         column, mine = p[:, number], y == number
-        own, others = column[mine], np.sort(column[~mine])
-        below = others.searchsorted(own, "left") + others.searchsorted(own, "right")
-        pairs.append(len(own) * len(others))
+        inside, others = column[mine], np.sort(column[~mine])
+        below = others.searchsorted(inside, "left") + others.searchsorted(inside, "right")
+        pairs.append(len(inside) * len(others))
         wins.append(int(np.add.reduce(below)))
     return np.array(pairs), np.array(wins)
 
@@ -231,10 +232,10 @@ def class_counts(p: NDArray[Any], y: NDArray[Any]) -> NDArray[np.int64]:
 def score_places(p: NDArray[Any], y: NDArray[Any]) -> NDArray[np.int64]:
     """Return where each score belongs in the flat form of :class:`Tally`'s histograms, (S, n)."""
     first = 1 if p.shape[1] == 2 else 0
-    own = p.T[first:].astype(np.float64)
-    number = np.arange(len(own))[:, None]
+    scores = p.T[first:].astype(np.float64)
+    number = np.arange(len(scores))[:, None]
     others = (y != number + first).astype(np.int64)
-    return np.asarray(BINS * (2 * number + others) + np.searchsorted(_EDGES, own, side="right"))
+    return np.asarray(BINS * (2 * number + others) + np.searchsorted(_EDGES, scores, side="right"))
 
 
 def squares(
@@ -281,11 +282,11 @@ def merged_r2(num_examples: int, sums: NDArray[np.float64]) -> float:
 def _classification(p: NDArray[np.float64], y: NDArray[Any]) -> dict[str, float]:
     n, classes = p.shape
     at = np.arange(0, n * classes, classes) + y  # in the flat form of p
-    own, error = p.take(at), p.flatten()
-    error.put(at, own - 1)
+    of_truth, error = p.take(at), p.flatten()
+    error.put(at, of_truth - 1)
     # Sums over n: the mean of an ndarray is the same in Python, which shows where n is small.
     return {
-        "log_loss": 0.0 - float(np.add.reduce(np.log(np.maximum(own, _EPS)))) / n,
+        "log_loss": 0.0 - float(np.add.reduce(np.log(np.maximum(of_truth, _EPS)))) / n,
         "accuracy": int(np.count_nonzero(p.argmax(axis=1) == y)) / n,
         "brier": float(error.dot(error)) / n * (0.5 if classes == 2 else 1.0),
     }

@@ -115,12 +115,12 @@ def minimize(
         return _loss(model.predict(arrays, x), y) + penalty, _pack(gradient, start)
 
     options = {"maxiter": limit, "maxfun": 10 * limit}
-    found = optimize.minimize(
+    solution = optimize.minimize(
         value, _pack(start, start), jac=True, method="L-BFGS-B", options=options
     )
-    arrays = _unpack(found.x, start)
+    arrays = _unpack(solution.x, start)
     typed = {name: array.astype(start[name].dtype) for name, array in arrays.items()}
-    return typed, found.nit < limit
+    return typed, solution.nit < limit
 
 
 def _left_out(
@@ -134,9 +134,9 @@ def _left_out(
     """Return the summed loss of the rows of each fold, by the model of the others."""
     total = 0.0
     for fold in np.unique(folds):
-        own = folds == fold
-        arrays, _ = minimize(model, start, x[~own], y[~own], l2)
-        total += float(own.sum()) * _loss(model.predict(arrays, x[own]), y[own])
+        in_fold = folds == fold
+        arrays, _ = minimize(model, start, x[~in_fold], y[~in_fold], l2)
+        total += float(in_fold.sum()) * _loss(model.predict(arrays, x[in_fold]), y[in_fold])
     return total
 
 

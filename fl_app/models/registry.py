@@ -32,4 +32,4 @@ def build(config: ModelConfig, num_features: int, num_outputs: int, task: Task) 
 
 register(LinearConfig, build=lambda config, d, t, task: Linear(config, d, t))
 register(SoftmaxConfig, build=lambda config, d, c, task: Softmax(config, d, c))
-register(MlpConfig, build=lambda own, d, k, task: Mlp(own, d, k, task, own.hidden_units))
+register(MlpConfig, build=lambda config, d, k, task: Mlp(config, d, k, task, config.hidden_units))

@@ -60,16 +60,16 @@ class Predictor:
     @classmethod
     def of(cls, config: Config, encoding: Encoding, many: bool = False) -> Predictor:
         """Return how the arrays of a run with this config predict."""
-        own = config.strategy
-        stacked = has_base_models(own)
-        return cls(encoding, config.model, many, stacked, isinstance(own, FedXgbBaggingConfig))
+        strategy = config.strategy
+        stacked = has_base_models(strategy)
+        return cls(encoding, config.model, many, stacked, isinstance(strategy, FedXgbBaggingConfig))
 
     def outputs(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C) or targets of shape (n, T), in their raw unit."""
         if not self.many:
             return self._one(arrays, x)
         members = split_members(arrays).values()
-        return np.asarray(np.mean([self._one(own, x) for own in members], axis=0))
+        return np.asarray(np.mean([self._one(member, x) for member in members], axis=0))
 
     def score(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
         """Score encoded rows by :func:`fl_app.models.metrics.score_all`.
@@ -79,7 +79,8 @@ class Predictor:
         task = self.encoding.task
         if not self.many:
             return score_all(task, self._one(arrays, x), y)
-        scores = [score_all(task, self._one(own, x), y) for own in split_members(arrays).values()]
+        members = split_members(arrays).values()
+        scores = [score_all(task, self._one(member, x), y) for member in members]
         common = [name for name in scores[0] if all(name in s for s in scores)]
         return {name: float(np.mean([s[name] for s in scores])) for name in common}
 
@@ -89,8 +90,8 @@ class Predictor:
         """Return each row's share in :meth:`score`, of the metrics that are means over rows."""
         members = list(split_members(arrays).values()) if self.many else [arrays]
         totals: dict[str, NDArray[Any]] = {}
-        for own in members:
-            for name, losses in row_losses(self.encoding.task, self._one(own, x), y).items():
+        for member in members:
+            for name, losses in row_losses(self.encoding.task, self._one(member, x), y).items():
                 totals[name] = totals.get(name, 0.0) + losses / len(members)
         with np.errstate(over="ignore"):
             return {name: losses.astype(np.float32) for name, losses in totals.items()}
@@ -141,8 +142,8 @@ class Predictor:
         """Read :meth:`to_spec`'s form back."""
         model: ModelConfig = GROUPS["model"][spec["model"]["name"]](**spec["model"])
         encoding = Encoding.from_dict(spec["encoding"])
-        kinds = (bool(spec.get(kind)) for kind in ("many", "stacked", "boosted"))
-        return cls(encoding, model, *kinds)
+        flags = (bool(spec.get(kind)) for kind in ("many", "stacked", "boosted"))
+        return cls(encoding, model, *flags)
 
 
 def predictor(spec: Mapping[str, Any], arrays: Arrays) -> Callable[[Any], NDArray[Any]]:
@@ -188,6 +189,6 @@ def split_members(arrays: Arrays) -> dict[str, dict[str, NDArray[Any]]]:
     """Split ``007/coef`` names into one mapping of arrays for each client, in order."""
     members: dict[str, dict[str, NDArray[Any]]] = {}
     for name, array in arrays.items():
-        client, _, own = name.partition("/")
-        members.setdefault(client, {})[own] = array
+        client, _, array_name = name.partition("/")
+        members.setdefault(client, {})[array_name] = array
     return {client: members[client] for client in sorted(members)}

@@ -48,11 +48,11 @@ class SolveStack:
         """What the columns of the meta-features are."""
         return self.plan.layout(len(self.members))
 
-    def ask(self, sent: Arrays, keys: Sequence[int], server_round: int) -> Asked:
+    def ask(self, sent: Arrays, clients: Sequence[int], server_round: int) -> Asked:
         """Send all models, and say how many sums can be solved for their rows."""
         self.fix_members(server_round)
-        self._warn_of_open_sums(keys)
-        yield {}, StackMessage(**self.models(self.plan.global_member == "fedavg")), keys
+        self._warn_of_open_sums(clients)
+        yield {}, StackMessage(**self.models(self.plan.global_member == "fedavg")), clients
 
     def fix_members(self, server_round: int) -> None:
         """Choose the members, once: they stay when sums are out."""
@@ -142,26 +142,26 @@ class SolveStack:
         ]
         if known.global_member is not None:
             rows.append({"member": "global", "kind": known.global_member.kind})
-        rows = [row | {"influence": own} for row, own in zip(rows, share, strict=True)]
+        rows = [row | {"influence": influence} for row, influence in zip(rows, share, strict=True)]
         return _table(sorted(rows, key=lambda row: -row["influence"]))
 
-    def _warn_of_open_sums(self, keys: Sequence[int]) -> None:
+    def _warn_of_open_sums(self, clients: Sequence[int]) -> None:
         """Say before the sums are made how many of them can be solved for their rows."""
         rows, plan = self.collected.rows, self.plan
-        known = [rows[key] for key in keys if key in rows]
+        known = [rows[key] for key in clients if key in rows]
         floor, folds = plan.min_rows_per_sum, 1 if plan.client_folds else plan.num_folds
         # Rows spread evenly over the folds, unless classes are too small for that.
         sizes = [max(floor, rows // folds) for rows in known if rows >= floor]
-        found = sorted(size for size in sizes if self._is_open(size))
-        if found:
+        open_sizes = sorted(size for size in sizes if self._is_open(size))
+        if open_sizes:
             log.warning(
                 "strategy=fedstacking: whoever knows the members may solve the sums of %d of %d "
                 "clients heard so far for their rows: r = %d to %d rows of p = %d features in a "
                 "sum, which is up to 2 E equations, E = %d (docs/stacking.md, What it reveals)",
-                len(found),
+                len(open_sizes),
                 len(sizes),
-                found[0],
-                found[-1],
+                open_sizes[0],
+                open_sizes[-1],
                 plan.num_features,
                 stacking.equations(self.layout),
             )
@@ -183,14 +183,14 @@ class Select:
     name: ClassVar[str] = "select"
     reply: ClassVar[type[SelectReply]] = SelectReply
 
-    def ask(self, sent: Arrays, keys: Sequence[int], server_round: int) -> Asked:
+    def ask(self, sent: Arrays, clients: Sequence[int], server_round: int) -> Asked:
         """Send all models, and the candidates' weights that are new to the client's rows."""
         self.stack.fix_members(server_round)
         gate, table, number = self.plan.personal_gate, self.stack.table, self.stack.provisional
         models = self.stack.models(gate or self.plan.global_member == "fedavg")
         finals = [c.weights for c in table] if gate else ()
         alike: dict[tuple[int, ...] | None, list[int]] = {}
-        for key in keys:
+        for key in clients:
             alike.setdefault(self._new_folds(key), []).append(key)
         for folds, group in alike.items():
             candidates = [

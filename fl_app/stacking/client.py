@@ -61,7 +61,7 @@ class StackClient:
         The run's config, with ``strategy=fedstacking``.
     encoding : Encoding
         The federation's encoding.
-    kinds : MemberModels
+    models : MemberModels
         What the models of the run are.
     partition : int
         The client's partition.
@@ -73,7 +73,7 @@ class StackClient:
 
     config: Config
     encoding: Encoding
-    kinds: MemberModels
+    models: MemberModels
     partition: int
     rows: Encoded
     memory: RecordDict
@@ -112,7 +112,7 @@ class StackClient:
         base: BaseModel | None = None
         if message.trained:
             rng = generator(self.config.seed, "train", request.server_round, self.partition)
-            trained = self.kinds.model.fit(
+            trained = self.models.model.fit(
                 message.trained, self.rows.x, self.rows.y, rng, learning_rate=request.learning_rate
             )
         if request.send_base and self._num_rows >= max(self.config.min_rows, request.min_rows):
@@ -120,7 +120,7 @@ class StackClient:
             base = BaseModel(self._base(request), self._counts, linear)
         model = Member(MODEL, trained) if trained else self._base(request)
         none_of_ls = stacking.Layout(1, self._width, False)  # they do not look at it
-        return CollectReply(trained, base), self.kinds.outputs(model, self.rows.x, none_of_ls)
+        return CollectReply(trained, base), self.models.outputs(model, self.rows.x, none_of_ls)
 
     # ------------------------------------------------------------------------- stack
     def _stack(self, request: StackRequest, message: StackMessage) -> Said:
@@ -139,11 +139,11 @@ class StackClient:
         """
         layout, blocks = message.layout(self._width), []
         for partition, member in message.members.items():
-            self.kinds.check(member)
+            self.models.check(member)
             if partition == self.partition and self._is_own(member, request):
                 blocks.append(self._own_block(request, layout))
             else:
-                blocks.append(self.kinds.outputs(member, self.rows.x, layout))
+                blocks.append(self.models.outputs(member, self.rows.x, layout))
         if layout.has_global:
             blocks.append(self._global_block(request, message, layout))
         features = stacking.features(layout, blocks)
@@ -161,9 +161,9 @@ class StackClient:
         """Return the global member's outputs; of least squares, by a model without the row."""
         x = self.rows.x
         if message.global_member is not None and not self._has_ls:
-            return self.kinds.outputs(message.global_member, x, layout)
+            return self.models.outputs(message.global_member, x, layout)
         folds = self._linear(request, message.bounds)[1]
-        without = [self.kinds.outputs(member, x, layout) for member in message.folds]
+        without = [self.models.outputs(member, x, layout) for member in message.folds]
         return stacking.out_of_fold(without, folds)
 
     # ------------------------------------------------------------------------- select
@@ -195,17 +195,19 @@ class StackClient:
         them of rows right (regression: squared errors) without and with the gate.
         """
         layout = message.layout(self._width)
-        own = self._own_block(request, layout)
+        own_outputs = self._own_block(request, layout)
         truth = stacking.targets(layout, self.rows.y)
         x = self.rows.x_eval
-        everybody = [*message.members.values()]
+        all_models = [*message.members.values()]
         if message.global_member is not None:
-            everybody.append(message.global_member)
-        features = stacking.features(layout, [self.kinds.outputs(m, x, layout) for m in everybody])
-        alone = self.kinds.outputs(self._base(request), x, layout)
+            all_models.append(message.global_member)
+        features = stacking.features(
+            layout, [self.models.outputs(m, x, layout) for m in all_models]
+        )
+        alone = self.models.outputs(self._base(request), x, layout)
         rows = []
         for stacked, final in zip(stacks, message.finals, strict=True):
-            share = stacking.gate(layout, own, stacked, truth)
+            share = stacking.gate(layout, own_outputs, stacked, truth)
             together = stacking.combine(layout, features, final)
             gated = share * alone + (1 - share) * together
             rows.append([share, float(len(x)), self._worth(together), self._worth(gated)])
@@ -267,15 +269,15 @@ class StackClient:
         With ``model.learning_rate=auto`` the step follows these rows' loss, as it follows the
         federation's in its rounds: which step the server is at does not matter.
         """
-        own, task, rate = self.kinds.model, self.encoding.task, self.config.model.learning_rate
-        arrays = own.start(generator(self.config.seed, "model"))
+        model, task, rate = self.models.model, self.encoding.task, self.config.model.learning_rate
+        arrays = model.start(generator(self.config.seed, "model"))
         stepping = Stepping(
-            first_step(task, self.kinds.num_features) if rate == "auto" else rate,
+            first_step(task, self.models.num_features) if rate == "auto" else rate,
             adapts=rate == "auto",
         )
         for _ in range(self.config.num_server_rounds):
-            moved = own.fit(arrays, x, y, rng, learning_rate=stepping.step)
-            outputs = self.encoding.in_units(own.predict(moved, x))
+            moved = model.fit(arrays, x, y, rng, learning_rate=stepping.step)
+            outputs = self.encoding.in_units(model.predict(moved, x))
             loss = score(task, outputs, truth)[METRICS[task][0]]
             if stepping.counts({0: (1.0, loss)}):
                 arrays = moved
@@ -296,18 +298,18 @@ class StackClient:
                 rows = folds == fold
                 if not rows.all():
                     fitted = Member(kind, self._fit(kind, f"base-fold-{fold}", ~rows, request))
-                    block[rows] = self.kinds.outputs(fitted, self.rows.x[rows], layout)
+                    block[rows] = self.models.outputs(fitted, self.rows.x[rows], layout)
             return {"outputs": block}
 
         return self._remember("own", make)["outputs"]
 
-    def _dealer(self, purpose: str) -> np.random.Generator:
+    def _row_generator(self, purpose: str) -> np.random.Generator:
         """Return what deals the rows: the same in every run, whatever its seed."""
         return generator(0, purpose, 0, self.partition)
 
     def _row_folds(self, request: StackRequest) -> NDArray[np.int64]:
         classes = self.encoding.task == "classification"
-        rng = self._dealer("folds")
+        rng = self._row_generator("folds")
         return stacking.row_folds(self.rows.y, request.num_folds, rng, classes)
 
     def _split(self, request: StackRequest) -> stacking.SumFolds:
@@ -315,7 +317,7 @@ class StackClient:
             self.rows.y,
             request.num_folds,
             request.min_rows,
-            self._dealer("stack"),
+            self._row_generator("stack"),
             classes=self.encoding.task == "classification",
             by_client=request.client_folds,
         )
@@ -328,8 +330,8 @@ class StackClient:
         With fewer rows than the floor there are no sums, and every model is new to every row.
         """
         layout = stacking.Layout(1, self._width, False, *bounds)
-        own = self._strategy
-        assert isinstance(own, FedStackingConfig)
+        options = self._strategy
+        assert isinstance(options, FedStackingConfig)
         try:
             part, split = stacking.linear_sums(
                 layout,
@@ -337,8 +339,8 @@ class StackClient:
                 self.rows.y,
                 request.num_folds,
                 request.min_rows,
-                self._dealer("linear"),
-                own.ls_rows_per_feature,
+                self._row_generator("linear"),
+                options.ls_rows_per_feature,
             )
         except DataError:
             return None, np.zeros(self._num_rows, np.int64)
@@ -367,8 +369,8 @@ class StackClient:
 
     @property
     def _has_ls(self) -> bool:
-        own = self._strategy
-        return isinstance(own, FedStackingConfig) and own.global_member == LS
+        options = self._strategy
+        return isinstance(options, FedStackingConfig) and options.global_member == LS
 
     @property
     def _num_rows(self) -> int:
@@ -376,7 +378,7 @@ class StackClient:
 
     @property
     def _width(self) -> int:
-        return self.kinds.num_outputs
+        return self.models.num_outputs
 
     @cached_property
     def _counts(self) -> NDArray[np.int64]:

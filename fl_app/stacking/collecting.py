@@ -43,14 +43,14 @@ class Collect:
         """The global member that clients train."""
         return self.sent if self.plan.global_member == "fedavg" else {}
 
-    def ask(self, sent: Arrays, keys: Sequence[int], server_round: int) -> Asked:
+    def ask(self, sent: Arrays, clients: Sequence[int], server_round: int) -> Asked:
         """Ask for a step of the global member, and for base models that are still wanted."""
         self.sent = sent
         if self.plan.global_member == "fedavg":
             self.global_member = Member(MODEL, sent)
         message = CollectMessage(self.plan.bounds, self._trained)
-        yield {"send_base": True}, message, [key for key in keys if key not in self.bases]
-        yield {"send_base": False}, message, [key for key in keys if key in self.bases]
+        yield {"send_base": True}, message, [key for key in clients if key not in self.bases]
+        yield {"send_base": False}, message, [key for key in clients if key in self.bases]
 
     def check(self, reply: CollectReply, rows: int) -> None:
         """Check the global member against what was sent, and the base model."""
@@ -110,21 +110,21 @@ class Collect:
             log.warning(text, key, widths[key], common)
             del self.linear[key]
         solved = stacking.least_squares(stacking.pool(self.linear, self.plan.num_folds))
-        *self.folds, self.global_member = (Member(LS, {"weights": own}) for own in solved)
+        *self.folds, self.global_member = (Member(LS, {"weights": weights}) for weights in solved)
         return self.global_member.to_arrays("global") | pack_range(*self.plan.bounds)
 
     def members(self) -> dict[int, Member]:
         """Return the members among the base models that are here."""
-        keys = sorted(self.bases)
+        clients = sorted(self.bases)
         most = self.plan.max_members or stacking.max_members(self.plan.num_outputs)
-        chosen = stacking.choose_members(*self.rows_of(keys), most)
-        return {keys[k]: self.bases[keys[k]].member for k in chosen}
+        chosen = stacking.choose_members(*self.rows_of(clients), most)
+        return {clients[k]: self.bases[clients[k]].member for k in chosen}
 
-    def rows_of(self, keys: Iterable[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def rows_of(self, clients: Iterable[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return the rows (m,) of clients, and their rows of each class (m, C) or (m, 1)."""
-        keys = list(keys)
-        rows = np.array([self.rows[key] for key in keys], dtype=np.float64)
-        return rows, np.stack([self.bases[key].counts for key in keys])
+        clients = list(clients)
+        rows = np.array([self.rows[key] for key in clients], dtype=np.float64)
+        return rows, np.stack([self.bases[key].counts for key in clients])
 
     def average(self, members: Iterable[int]) -> NDArray[np.float32]:
         """Return the weights of members that are not learnt, (m, C)."""

@@ -123,8 +123,8 @@ def candidates(
         the penalty of least cross-validated error and the next two smaller ones: squared error
         likes larger penalties than the number of right answers does.
     """
-    rows, told = (np.asarray(a, dtype=np.float64) for a in (num_examples, counts))
-    problems = _problems(layout, pooled, rows, told)
+    rows, class_rows = (np.asarray(a, dtype=np.float64) for a in (num_examples, counts))
+    problems = _problems(layout, pooled, rows, class_rows)
     averages = {name: solve for name, solve in AVERAGES.items() if layout.has(name)}
     solved = {name: [solve(p) for p in problems] for name, solve in averages.items()} | {
         name: [expand(layout, solve(p)) for p in problems] for name, solve in FAMILIES.items()

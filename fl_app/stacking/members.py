@@ -94,11 +94,11 @@ class Member:
         DataError
             If there is more than one kind under it.
         """
-        found = unpack(prefix, arrays)
-        kinds = sorted({name.partition("/")[0] for name in found})
+        named = unpack(prefix, arrays)
+        kinds = sorted({name.partition("/")[0] for name in named})
         if len(kinds) > 1:
             raise DataError(prefix, ", ".join(kinds), "one kind")
-        return cls(kinds[0], unpack(kinds[0], found)) if kinds else None
+        return cls(kinds[0], unpack(kinds[0], named)) if kinds else None
 
 
 @dataclass(frozen=True)
@@ -256,11 +256,11 @@ class StackModel:
 
     Parameters
     ----------
-    kinds : MemberModels
+    models : MemberModels
         What its models are.
     """
 
-    kinds: MemberModels
+    models: MemberModels
 
     def predict(self, arrays: Arrays, x: NDArray[Any]) -> NDArray[Any]:
         """Return probabilities of shape (n, C), or targets of shape (n, T) in the models' unit."""
@@ -270,14 +270,14 @@ class StackModel:
             return self._combined(Stack.from_arrays(arrays), x)
         alone = Member.from_arrays("global", arrays)
         if alone is None:
-            return self.kinds.model.predict(arrays, x)
+            return self.models.model.predict(arrays, x)
         # Scores of least squares become probabilities as a stack of one model would make them.
-        one = np.ones((1, self.kinds.num_outputs), np.float32)
+        one = np.ones((1, self.models.num_outputs), np.float32)
         return self._combined(Stack({0: alone}, None, one, *unpack_range(arrays)), x)
 
     def _combined(self, stack: Stack, x: NDArray[Any]) -> NDArray[Any]:
         layout = stack.layout
-        blocks = [self.kinds.outputs(model, x, layout) for model in stack.models]
+        blocks = [self.models.outputs(model, x, layout) for model in stack.models]
         if stack.votes:
             blocks = [np.eye(layout.num_outputs)[block.argmax(axis=1)] for block in blocks]
         features = stacking.features(layout, blocks)

@@ -111,8 +111,8 @@ class NAverage(FedAvg):
             sampled = super().configure_train(server_round, arrays, config, grid)
             nodes = [message.metadata.dst_node_id for message in sampled]
         phase, contents = self._phases[self.phase(server_round)], dict[int, RecordDict]()
-        keys = [*map(self._key_of, nodes)]
-        for settings, message, group in phase.ask(read(arrays), keys, server_round):
+        clients = [*map(self._key_of, nodes)]
+        for settings, message, group in phase.ask(read(arrays), clients, server_round):
             request = StackRequest(
                 phase.name,
                 server_round,
@@ -121,10 +121,10 @@ class NAverage(FedAvg):
                 client_folds=self.plan.client_folds,
                 **settings,
             )
-            own = config.copy()
-            own.update(request.to_settings())
+            sent_config = config.copy()
+            sent_config.update(request.to_settings())
             sent = hold(message.to_arrays(), copy=False)
-            content = RecordDict({self.arrayrecord_key: sent, self.configrecord_key: own})
+            content = RecordDict({self.arrayrecord_key: sent, self.configrecord_key: sent_config})
             contents |= dict.fromkeys(group, content)
         return [Message(contents[self._key_of(n)], n, MessageType.TRAIN) for n in nodes]
 

@@ -353,7 +353,7 @@ def test_counted_scores_are_those_of_the_classes(sums: list[int]) -> None:
 def test_a_reply_with_an_impossible_metric_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     """Its partition is named, the others count."""
     roster = roster_of(3)
-    spec = ReplySpec(None, None, told=lambda *told: CLASSES.fault("train", *told))
+    spec = ReplySpec(None, None, check_measures=lambda *said: CLASSES.fault("train", *said))
     replies = [
         reply_of(node.node_id, content_of(None, dict(SCORES) | {"accuracy": accuracy}))
         for node, accuracy in zip(roster, (0.5, 1e9, 1.0), strict=True)

@@ -186,7 +186,7 @@ def test_exact_sums_of_many_seeds_solve_for_no_row(monkeypatch: pytest.MonkeyPat
     def by_seed(client: StackClient, purpose: str) -> np.random.Generator:
         return generator(client.config.seed, purpose, 0, client.partition)
 
-    monkeypatch.setattr(StackClient, "_dealer", by_seed)
+    monkeypatch.setattr(StackClient, "_row_generator", by_seed)
     draws, sums = told_under_seeds(source, 60)
     assert solved_rows(draws, sums, truth) == len(truth)
 
@@ -261,7 +261,7 @@ def test_the_global_block_is_what_the_global_member_says(dataset: str) -> None:
     source, own = ran(dataset, "logistic" if dataset == "wine" else "ridge"), 3
     sent, client = reply_of(source, "stack", own).sent, client_of(source, own)
     assert not any(name.startswith("fold_") for name in sent)
-    said = client.kinds.model.predict(unpack("global/model", sent), client.rows.x)
+    said = client.models.model.predict(unpack("global/model", sent), client.rows.x)
     features, layout = features_of(source, own)
     columns = stacking.features(replace(layout, num_members=1, has_global=False), [said])
     np.testing.assert_allclose(features[:, -1 - layout.num_outputs :], columns, rtol=1e-12)
@@ -394,7 +394,7 @@ def test_any_rows_give_an_answer(kind: str, num_rows: int, one_class: bool) -> N
         base = Member.from_arrays("base", arrays)
         assert (base is not None) == (phase == "collect" and num_rows >= 2)
         if base is not None:
-            client.kinds.check(base)
+            client.models.check(base)
             assert (arrays["counts"] == 0).all()  # three rows are too few to be counted
         if phase == "stack":
             part = stacking.Sums.from_arrays(unpack("sums", arrays))

@@ -287,7 +287,7 @@ def test_in_sample_features_would_change_the_choice(monkeypatch: pytest.MonkeyPa
     honest = calm(noisy_forest())
 
     def by_heart(self: StackClient, request: Any, layout: Any) -> NDArray[Any]:
-        return self.kinds.outputs(self._base(request), self.rows.x, layout)
+        return self.models.outputs(self._base(request), self.rows.x, layout)
 
     monkeypatch.setattr(StackClient, "_own_block", by_heart)
     naive = run(noisy_forest())
