@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
-from fl_app.config.options import TabularConfig
+from fl_app.config.dataset_options import TabularConfig
 from fl_app.config.plugins import find_project
 from fl_app.config.schema import METRICS, Config, min_level_rows_of
 from fl_app.config.strategy_options import FedXgbBaggingConfig, has_base_models

@@ -19,13 +19,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_app.aggregation import arrays_digest
-from fl_app.config.options import (
-    DeploymentConfig,
-    MlflowConfig,
-    NaturalConfig,
-    NoTrackingConfig,
-    TabularConfig,
-)
+from fl_app.config.dataset_options import TabularConfig
+from fl_app.config.options import DeploymentConfig, MlflowConfig, NaturalConfig, NoTrackingConfig
 from fl_app.config.registry import builder_of
 from fl_app.config.run_request import RunRequest, unheeded, versions
 from fl_app.config.schema import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fl_app.config.checking import facts
-from fl_app.config.options import DatasetConfig
+from fl_app.config.dataset_options import DatasetConfig
 from fl_app.config.schema import GROUPS
 from fl_app.config.serialization import from_dict
 from fl_app.dashboard.choices import EXAMPLES

@@ -49,7 +49,7 @@ from fl_app.config.compose import (
     typed,
     unescaped,
 )
-from fl_app.config.options import TabularConfig
+from fl_app.config.dataset_options import TabularConfig
 from fl_app.config.passwords import keep_secrets
 from fl_app.config.plugins import open_project, project_in
 from fl_app.config.run_request import unheeded, without_secrets

@@ -17,12 +17,9 @@ if TYPE_CHECKING:
         typed,
         unescaped,
     )
+    from fl_app.config.dataset_options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, DatasetConfig, Levels
     from fl_app.config.options import (
-        MAX_AUTO_LEVELS,
-        MIN_LEVEL_ROWS,
-        DatasetConfig,
         FaultsConfig,
-        Levels,
         ModelConfig,
         PartitionerConfig,
         PrivacyConfig,
@@ -113,12 +110,9 @@ _HOMES = {
         "unescaped",
     ],
     "checking": ["SIGNS", "having", "sign", "who_has"],
+    "dataset_options": ["DatasetConfig", "Levels", "MAX_AUTO_LEVELS", "MIN_LEVEL_ROWS"],
     "options": [
-        "DatasetConfig",
         "FaultsConfig",
-        "Levels",
-        "MAX_AUTO_LEVELS",
-        "MIN_LEVEL_ROWS",
         "ModelConfig",
         "PartitionerConfig",
         "PrivacyConfig",

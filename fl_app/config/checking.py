@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fl_app.config.options import Levels
+from fl_app.config.dataset_options import Levels
 from fl_app.config.schema import GROUPS
 
 __all__ = [

@@ -5,15 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 from fl_app.config.checking import sign
-from fl_app.config.options import (
-    DatasetConfig,
-    MlflowConfig,
-    ModelConfig,
-    NaturalConfig,
-    SimulationConfig,
-    TabularConfig,
-    Task,
-)
+from fl_app.config.dataset_options import DatasetConfig, TabularConfig
+from fl_app.config.options import MlflowConfig, ModelConfig, NaturalConfig, SimulationConfig, Task
 from fl_app.config.registry import GROUPS
 from fl_app.config.schema import METRICS, RATIOS, Config, cohort_size, task_of
 from fl_app.config.strategy_options import (

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from fl_app.config.dataset_options import MIN_LEVEL_ROWS, DatasetConfig, DigitsConfig, TabularConfig
 from fl_app.config.options import (
-    MIN_LEVEL_ROWS,
-    DatasetConfig,
-    DigitsConfig,
     FaultsConfig,
     IidConfig,
     InProcessConfig,
@@ -19,7 +17,6 @@ from fl_app.config.options import (
     PartitionerConfig,
     PrivacyConfig,
     RuntimeConfig,
-    TabularConfig,
     Task,
     TrackingConfig,
 )

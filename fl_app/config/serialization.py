@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
 
 from fl_app.config.checking import describe, facts, having, hints, is_within, to_text, who_has
-from fl_app.config.options import Levels
+from fl_app.config.dataset_options import Levels
 from fl_app.config.plugins import look_for
 from fl_app.config.rules import check
 from fl_app.config.schema import GROUPS, SECTIONS, Config

@@ -15,7 +15,8 @@ import yaml
 from numpy.typing import NDArray
 
 from fl_app.config.compose import compose_config
-from fl_app.config.options import TabularConfig, Task
+from fl_app.config.dataset_options import TabularConfig
+from fl_app.config.options import Task
 from fl_app.config.schema import Config, task_of
 from fl_app.config.serialization import from_dict
 from fl_app.config.strategy_options import StrategyConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fl_app.config.checking import sign
-from fl_app.config.options import (
+from fl_app.config.dataset_options import (
     BreastCancerConfig,
     DatasetConfig,
     DiabetesConfig,

@@ -14,12 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.config.options import (
-    HeartDiseaseConfig,
-    NaturalConfig,
-    PartitionerConfig,
-    TabularConfig,
-)
+from fl_app.config.dataset_options import HeartDiseaseConfig, TabularConfig
+from fl_app.config.options import NaturalConfig, PartitionerConfig
 from fl_app.config.schema import Config, task_of
 from fl_app.data.catalogue import load, load_own, look_at_own
 from fl_app.data.encoding import Encoding, Label, in_company, labels_of

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fl_app.config.checking import sign
-from fl_app.config.options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, DatasetConfig, Task
+from fl_app.config.dataset_options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, DatasetConfig
+from fl_app.config.options import Task
 from fl_app.config.schema import Config
 from fl_app.data.columns import (
     MISSING_WORDS,

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.config.options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, Task
+from fl_app.config.dataset_options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS
+from fl_app.config.options import Task
 from fl_app.data.columns import (
     PLAIN,
     NotANumberError,

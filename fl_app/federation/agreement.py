@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.aggregation import Moments, merge_moments
-from fl_app.config.options import Levels, TabularConfig
+from fl_app.config.dataset_options import Levels, TabularConfig
 from fl_app.config.schema import Config
 from fl_app.data.columns import alike
 from fl_app.data.encoding import some

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fl_app.aggregation import Moments, moments
-from fl_app.config.options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS
+from fl_app.config.dataset_options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS
 from fl_app.data.client_data import Partition
 from fl_app.data.encoding import Encoding, in_company
 from fl_app.data.tabular import Found, mostly_other

@@ -32,7 +32,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_app.aggregation import merge_moments
-from fl_app.config.options import MAX_AUTO_LEVELS, TabularConfig
+from fl_app.config.dataset_options import MAX_AUTO_LEVELS, TabularConfig
 from fl_app.config.schema import Config, min_level_rows_of
 from fl_app.config.serialization import to_json
 from fl_app.data.catalogue import spelling_of, undecided

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.config.options import MIN_LEVEL_ROWS, Task
+from fl_app.config.dataset_options import MIN_LEVEL_ROWS
+from fl_app.config.options import Task
 from fl_app.config.strategy_options import FedXgbBaggingConfig
 from fl_app.errors import ConfigError, DataError
 from fl_app.models.base import Arrays

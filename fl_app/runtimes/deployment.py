@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from fl_app.config.options import DeploymentConfig, MlflowConfig, TabularConfig
+from fl_app.config.dataset_options import TabularConfig
+from fl_app.config.options import DeploymentConfig, MlflowConfig
 from fl_app.config.passwords import whole
 from fl_app.config.run_request import NO_PASSWORD, RunRequest, handed_over
 from fl_app.config.schema import Config

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fl_app import stacking
 from fl_app.aggregation import arrays_digest
-from fl_app.config.options import MIN_LEVEL_ROWS
+from fl_app.config.dataset_options import MIN_LEVEL_ROWS
 from fl_app.config.schema import METRICS, Config
 from fl_app.config.strategy_options import BaseModelsConfig, FedStackingConfig
 from fl_app.data.client_data import Encoded

@@ -15,7 +15,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from fl_app.config.compose import compose_config, config_dir
-from fl_app.config.options import DatasetConfig, LinearConfig, ModelConfig, TabularConfig
+from fl_app.config.dataset_options import DatasetConfig, TabularConfig
+from fl_app.config.options import LinearConfig, ModelConfig
 from fl_app.config.schema import GROUPS, Config
 from fl_app.config.serialization import digest, from_dict, from_json, to_json
 from fl_app.config.strategy_options import FedAdamConfig, StrategyConfig

@@ -16,7 +16,8 @@ import fl_app.models.registry
 import fl_app.strategies
 import fl_app.tracking.mlflow.tracker  # noqa: F401
 from fl_app.config import registry
-from fl_app.config.options import DatasetConfig, ModelConfig, PartitionerConfig
+from fl_app.config.dataset_options import DatasetConfig
+from fl_app.config.options import ModelConfig, PartitionerConfig
 from fl_app.config.registry import GROUPS, builder_of, opt, register
 from fl_app.config.serialization import from_dict
 from fl_app.errors import ConfigError

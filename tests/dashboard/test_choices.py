@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fl_app.config.compose import check_sweep, compose_config
-from fl_app.config.options import TabularConfig
+from fl_app.config.dataset_options import TabularConfig
 from fl_app.config.schema import GROUPS
 from fl_app.dashboard import uploads
 from fl_app.dashboard.choices import (

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fl_app.aggregation import merge_moments, moments
-from fl_app.config.options import DirichletConfig, PartitionerConfig, TwoLinesConfig
+from fl_app.config.dataset_options import TwoLinesConfig
+from fl_app.config.options import DirichletConfig, PartitionerConfig
 from fl_app.config.schema import GROUPS, Config, task_of
 from fl_app.config.serialization import from_dict
 from fl_app.data.catalogue import load

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from fl_app.config.compose import compose_config
-from fl_app.config.options import MIN_LEVEL_ROWS
+from fl_app.config.dataset_options import MIN_LEVEL_ROWS
 from fl_app.config.run_request import RunRequest
 from fl_app.config.serialization import from_dict
 from fl_app.config.strategy_options import FedXgbBaggingConfig

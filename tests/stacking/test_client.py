@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fl_app import stacking
-from fl_app.config.options import MIN_LEVEL_ROWS
+from fl_app.config.dataset_options import MIN_LEVEL_ROWS
 from fl_app.config.serialization import from_dict
 from fl_app.errors import DataError
 from fl_app.federation.protocol import StackRequest
