@@ -38,22 +38,14 @@ from fl_app.cli.sweep import (
     tell_swept,
     with_config,
 )
-from fl_app.config.compose import (
-    HydraErrors,
-    check_sweep,
-    config_dir,
-    explain,
-    heeded,
-    offer,
-    searched,
-    typed,
-    unescaped,
-)
+from fl_app.config.compose import config_dir, offer, searched, typed
 from fl_app.config.dataset_options import TabularConfig
+from fl_app.config.hydra_errors import HydraErrors, explain
 from fl_app.config.passwords import keep_secrets
 from fl_app.config.plugins import open_project, project_in
 from fl_app.config.run_request import unheeded, without_secrets
 from fl_app.config.schema import Config, objective_of
+from fl_app.config.sweep import check_sweep, heeded, unescaped
 from fl_app.errors import FlAppError, masked, one_line, printable
 
 if TYPE_CHECKING:

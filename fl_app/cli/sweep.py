@@ -27,7 +27,7 @@ from fl_app.config.serialization import digest, effective
 from fl_app.errors import DIVERGED, FlAppError, printable
 
 if TYPE_CHECKING:
-    from fl_app.config.compose import Sweep
+    from fl_app.config.sweep import Sweep
     from fl_app.report import Comparison, RunSummary
 
 __all__ = [

@@ -6,18 +6,9 @@ from fl_app.lazy import exporter
 
 if TYPE_CHECKING:
     from fl_app.config.checking import SIGNS, having, sign, who_has
-    from fl_app.config.compose import (
-        Sweep,
-        check_sweep,
-        compose_config,
-        config_dir,
-        explain,
-        heeded,
-        searched,
-        typed,
-        unescaped,
-    )
+    from fl_app.config.compose import compose_config, config_dir, searched, typed
     from fl_app.config.dataset_options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS, DatasetConfig, Levels
+    from fl_app.config.hydra_errors import explain
     from fl_app.config.options import (
         FaultsConfig,
         ModelConfig,
@@ -48,6 +39,7 @@ if TYPE_CHECKING:
         without_effect,
     )
     from fl_app.config.strategy_options import StrategyConfig, has_base_models
+    from fl_app.config.sweep import Sweep, check_sweep, heeded, unescaped
 
 __all__ = [
     "GROUPS",
@@ -98,19 +90,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "compose": [
-        "Sweep",
-        "check_sweep",
-        "compose_config",
-        "config_dir",
-        "explain",
-        "heeded",
-        "searched",
-        "typed",
-        "unescaped",
-    ],
+    "compose": ["compose_config", "config_dir", "searched", "typed"],
     "checking": ["SIGNS", "having", "sign", "who_has"],
     "dataset_options": ["DatasetConfig", "Levels", "MAX_AUTO_LEVELS", "MIN_LEVEL_ROWS"],
+    "hydra_errors": ["explain"],
     "options": [
         "FaultsConfig",
         "ModelConfig",
@@ -141,6 +124,7 @@ _HOMES = {
         "without_effect",
     ],
     "strategy_options": ["StrategyConfig", "has_base_models"],
+    "sweep": ["Sweep", "check_sweep", "heeded", "unescaped"],
 }
 
 __getattr__ = exporter(__name__, _HOMES)

@@ -36,6 +36,8 @@ __all__ = [
 
 SECTIONS: Mapping[str, type[Any]] = {"faults": FaultsConfig}
 """Keys below a common name that is no group: there is nothing to choose between."""
+BUNDLES = ("experiment", "method", "sweep")
+"""Groups of files that set keys of the others, and are no part of a config."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from fl_app.cli.sweep import (
     tell_swept,
     with_config,
 )
-from fl_app.config.compose import Sweep
 from fl_app.config.serialization import from_dict
+from fl_app.config.sweep import Sweep
 
 
 def job(number: int, strategy: str, seed: int, accuracy: float, status: str = "FINISHED") -> Job:

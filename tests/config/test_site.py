@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.config.compose import check_sweep, compose_config, config_dir
+from fl_app.config.compose import compose_config, config_dir
 from fl_app.config.options import MlflowConfig, NoTrackingConfig
 from fl_app.config.run_request import read_launch
 from fl_app.config.site import site_file
 from fl_app.config.strategy_options import FedAdamConfig
+from fl_app.config.sweep import check_sweep
 from fl_app.dashboard.choices import Choices, check, overrides
 from fl_app.errors import ConfigError
 from fl_app.runtimes.bundle import app_dir

@@ -12,9 +12,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fl_app.config.compose import check_sweep, compose_config
+from fl_app.config.compose import compose_config
 from fl_app.config.dataset_options import TabularConfig
 from fl_app.config.schema import GROUPS
+from fl_app.config.sweep import check_sweep
 from fl_app.dashboard import uploads
 from fl_app.dashboard.choices import (
     BOTH,

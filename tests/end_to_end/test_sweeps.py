@@ -13,8 +13,9 @@ from mlflow import MlflowClient
 
 from fl_app.cli import kit
 from fl_app.cli import run as command
-from fl_app.config.compose import Sweep, check_sweep, compose_config, config_dir
+from fl_app.config.compose import compose_config, config_dir
 from fl_app.config.run_request import read_launch
+from fl_app.config.sweep import Sweep, check_sweep
 from fl_app.errors import ConfigError
 from fl_app.report import find_finished, read_runs
 from fl_app.tracking.mlflow.uri import default_uri
