@@ -32,7 +32,11 @@ MOVED: dict[str, tuple[str, ...]] = {
     "fl_app.federation.watched": ("fl_app.grid.watched",),
     "fl_app.fedstacking": ("fl_app.stacking.strategy",),
     "fl_app.fedxgb": ("fl_app.federation.fedxgb",),
-    "fl_app.held": ("fl_app.grid.arrays", "fl_app.grid.messages"),
+    "fl_app.held": (
+        "fl_app.grid.arrays",
+        "fl_app.grid.messages",
+        "fl_app.grid.private_copies",
+    ),
     "fl_app.launch": ("fl_app.config.run_request",),
     "fl_app.pipes": ("fl_app.cli.broken_pipe",),
     "fl_app.report.checks": ("fl_app.report.soundness",),

@@ -29,7 +29,8 @@ from fl_app.federation.roster import Node, Roster
 from fl_app.federation.sampling import choose_cohort
 from fl_app.federation.stepping import Stepping
 from fl_app.grid.arrays import hold, items_of, read
-from fl_app.grid.messages import metric_record, quick_message, records_of, sender
+from fl_app.grid.messages import metric_record, records_of, sender
+from fl_app.grid.private_copies import quick_message
 from fl_app.grid.view import GridView
 
 __all__ = ["Federated", "Participation", "ReplyContract"]

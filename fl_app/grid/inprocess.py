@@ -29,12 +29,7 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.common.constant import (
-    NUM_PARTITIONS_KEY,
-    PARTITION_ID_KEY,
-    SUPERLINK_NODE_ID,
-    ErrorCode,
-)
+from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.constant import NodeStatus
@@ -43,13 +38,8 @@ from flwr.supercore.run import Run
 
 from fl_app.errors import ConfigError
 from fl_app.grid.identities import identities
-from fl_app.grid.messages import (
-    Wrapped,
-    is_used,
-    private_context,
-    private_message,
-    stamp,
-)
+from fl_app.grid.messages import stamp
+from fl_app.grid.private_copies import Wrapped, is_used, private_context, private_message
 from fl_app.grid.replies import CallTimes, check_reply, error_reply, link_error
 from fl_app.grid.waiting import Waiting
 from fl_app.grid.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers

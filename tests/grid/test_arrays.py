@@ -34,16 +34,13 @@ from numpy.typing import NDArray
 
 from fl_app.grid import arrays
 from fl_app.grid.arrays import LazyArray, hold, read
-from fl_app.grid.messages import (
+from fl_app.grid.messages import metric_record, record_dict, reply, stamp
+from fl_app.grid.private_copies import (
     Wrapped,
     is_used,
-    metric_record,
     private_content,
     private_context,
     private_message,
-    record_dict,
-    reply,
-    stamp,
 )
 
 GRID = np.arange(24.0).reshape(2, 3, 4)
