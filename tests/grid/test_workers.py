@@ -28,12 +28,12 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
 
-import fl_app.grid.workers
 from fl_app.errors import ConfigError, RunError
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.grid.arrays import LazyArray, hold
 from fl_app.grid.inprocess import _Node
-from fl_app.grid.workers import Job, WorkerError, WorkerPool, _Exchange
+from fl_app.grid.workers import Job, WorkerError, WorkerPool
+from fl_app.grid.workers.pool import _Exchange
 from tests import worker_apps
 from tests.end_to_end.support import BIN, ROOT, processes_with
 from tests.worker_apps import W
@@ -568,7 +568,7 @@ def test_refused_process_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(number: int, made: bytes) -> None:
         raise BlockingIOError(11, "no more processes")
 
-    monkeypatch.setattr(fl_app.grid.workers, "_Worker", refuse)
+    monkeypatch.setattr("fl_app.grid.workers.pool.Worker", refuse)
     with (
         pytest.raises(RunError, match=r"^worker 0 cannot be started: .*no more processes"),
         InProcessGrid(worker_apps.app, 2, num_workers=2) as grid,
