@@ -14,53 +14,41 @@ Flower's simulation engine, whose behaviour is followed: ``flwr/server/superlink
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-import traceback
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.constant import PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.date import now
 from flwr.supercore.run import Run
 
-from fl_app.errors import ConfigError
+from fl_app.grid.client_call import call_client
+from fl_app.grid.client_pool import ClientPool
 from fl_app.grid.identities import identities
 from fl_app.grid.messages import stamp
-from fl_app.grid.private_copies import Wrapped, is_used, private_context, private_message
-from fl_app.grid.replies import CallTimes, check_reply, error_reply, link_error
+from fl_app.grid.node_configs import (
+    NodeConfigs,
+    check_count,
+    flat_config,
+    node_configs_of,
+    node_id_of,
+)
+from fl_app.grid.private_copies import Wrapped, private_message
+from fl_app.grid.replies import CallTimes, link_error
 from fl_app.grid.waiting import Waiting
-from fl_app.grid.workers import Job, WorkerDiedError, WorkerError, WorkerPool, can_have_workers
+from fl_app.grid.workers import can_have_workers
 from fl_app.seeding import generator
 
-__all__ = ["InProcessGrid", "in_process"]
-
-NodeConfigs = Mapping[int, UserConfig] | Sequence[UserConfig]
-_log = logging.getLogger("fl_app.grid")
-_in_client: ContextVar[bool] = ContextVar("fl_app_in_client", default=False)
-
-
-def in_process() -> bool:
-    """Say whether the caller runs inside a ClientApp that an :class:`InProcessGrid` has called.
-
-    Returns
-    -------
-    bool
-        False in a ServerApp, in every other runtime, and in threads that a ClientApp starts.
-    """
-    return _in_client.get()
+__all__ = ["InProcessGrid"]
 
 
 class InProcessGrid(Grid):
@@ -149,23 +137,23 @@ class InProcessGrid(Grid):
         shuffle_replies: int | None = None,
         num_workers: int = 1,
     ) -> None:
-        _check_count("num_supernodes", num_supernodes, 1)
-        _check_count("num_workers", num_workers, 1)
+        check_count("num_supernodes", num_supernodes, 1)
+        check_count("num_workers", num_workers, 1)
         if shuffle_replies is not None:
-            _check_count("shuffle_replies", shuffle_replies, 0)
+            check_count("shuffle_replies", shuffle_replies, 0)
         self._client_app = client_app
-        self._run_config = _flat("run_config", {} if run_config is None else run_config)
-        self._node_configs = _node_configs(num_supernodes, node_configs)
+        self._run_config = flat_config("run_config", {} if run_config is None else run_config)
+        self._node_configs = node_configs_of(num_supernodes, node_configs)
         self._shuffle = shuffle_replies
         self._lock = threading.RLock()  # Flower's legacy servers call from many threads
         self._prefix, self._num_messages, self._num_exchanges = uuid.uuid4().hex, 0, 0
         self._replies: dict[str, Message] = {}
         self._waiting = Waiting()
         self.num_replies = self.num_failed = 0
-        self._pool: WorkerPool | None = None
+        self._pool: ClientPool | None = None
         workers = min(num_workers, num_supernodes)
         if workers > 1 and can_have_workers():
-            self._pool = WorkerPool(partial(_Node, client_app, self._run_config), workers)
+            self._pool = ClientPool(client_app, workers)
             weakref.finalize(self, self._pool.close, at_once=True)
         # 63 bits: as large as Flower's own, and still an int64 for whoever needs one
         self._enter_run(Run.create_empty(uuid.uuid4().int >> 65))
@@ -193,9 +181,9 @@ class InProcessGrid(Grid):
         """Take up a run: new contexts, its identity."""
         self._run = run
         self._contexts = {
-            _node_id(partition): Context(
+            node_id_of(partition): Context(
                 run_id=run.run_id,
-                node_id=_node_id(partition),
+                node_id=node_id_of(partition),
                 node_config=node_config,
                 state=RecordDict(),
                 run_config=self._run_config,
@@ -219,8 +207,7 @@ class InProcessGrid(Grid):
 
     def __enter__(self) -> InProcessGrid:
         if self._pool is not None:
-            with _clear_errors(self._pool):
-                self._pool.start()
+            self._pool.start()
         return self
 
     def __exit__(
@@ -247,10 +234,8 @@ class InProcessGrid(Grid):
     @property
     def partitions(self) -> dict[int, int]:
         """Node id -> ``partition-id`` of its node config, where that is a whole number."""
-        told = {
-            n: context.node_config.get(PARTITION_ID_KEY) for n, context in self._contexts.items()
-        }
-        return {node_id: k for node_id, k in told.items() if type(k) is int}
+        ids = {n: c.node_config.get(PARTITION_ID_KEY) for n, c in self._contexts.items()}
+        return {node_id: k for node_id, k in ids.items() if type(k) is int}
 
     def get_nodes(self) -> list[NodeInfo]:
         """Return all nodes, online."""
@@ -395,62 +380,25 @@ class InProcessGrid(Grid):
             replies[i] = refusal
             return False
 
-        def take(i: int, reply: Message) -> None:
+        def take(i: int, reply: Message, context: Context | None) -> None:
+            if context is not None:
+                self._contexts[messages[i].metadata.dst_node_id] = context
             times.end(messages[i])
             if not times.are_over(messages[i]):
                 replies[i] = times.expiry(messages[i]) or reply
 
         if self._pool is not None:
-            self._call_by_workers(self._pool, messages, may_call, take)
+            self._pool.call(messages, self._contexts, may_call, take)
         else:
             wrapped: Wrapped = {}
             for i, message in enumerate(messages):
                 if may_call(i):
-                    take(i, self._call(message, private_message(message, wrapped)))
+                    private = private_message(message, wrapped)
+                    context = self._contexts[message.metadata.dst_node_id]
+                    take(i, *call_client(self._client_app, message, private, context))
         for i in sorted(replies):
             stamp(replies[i], message_id=self._next_id())
         return [replies[i] for i in sorted(replies)]
-
-    def _call_by_workers(
-        self,
-        pool: WorkerPool,
-        messages: list[Message],
-        may_call: Callable[[int], bool],
-        take: Callable[[int, Message], None],
-    ) -> None:
-        """Make the calls in other processes: a node's one by one, nodes side by side.
-
-        Each call carries the node's Context there and back, so that any worker may do it.
-        """
-        calls: dict[int, list[int]] = {}
-        for i, message in enumerate(messages):
-            calls.setdefault(message.metadata.dst_node_id, []).append(i)
-        partitions = {node_id: k for k, node_id in enumerate(self._contexts)}
-        jobs = [Job(partitions.get(node_id, 0), own) for node_id, own in calls.items()]
-
-        def ask(i: int) -> tuple[Message, Context] | None:
-            node_id = messages[i].metadata.dst_node_id
-            return (messages[i], self._contexts[node_id]) if may_call(i) else None
-
-        def hear(i: int, result: tuple[Message, Context | None] | WorkerError) -> None:
-            take(i, self._reply_of_worker(messages[i], result))
-
-        with _clear_errors(pool):
-            pool.run(jobs, ask, hear)
-
-    def _reply_of_worker(
-        self, message: Message, result: tuple[Message, Context | None] | WorkerError
-    ) -> Message:
-        """Return the reply that a worker's result stands for; advance the node's Context."""
-        if isinstance(result, WorkerError):
-            died = isinstance(result, WorkerDiedError)
-            _log.error("The call of a ClientApp has no result: %s", result)
-            code = ErrorCode.CLIENT_APP_CRASHED if died else ErrorCode.UNKNOWN
-            return Message(Error(code, str(result)), reply_to=message)
-        reply, after = result
-        if after is not None:
-            self._contexts[message.metadata.dst_node_id] = after
-        return private_message(reply)
 
     def _refusal(self, message: Message, times: CallTimes) -> Message | None:
         """Return the error that stands for a message that cannot be delivered."""
@@ -460,123 +408,3 @@ class InProcessGrid(Grid):
         return link_error(
             message, ErrorCode.NODE_UNAVAILABLE, f"Node Unavailable: there is no node {node_id}"
         )
-
-    def _call(self, message: Message, own: Message) -> Message:
-        """Call the ClientApp with a message of its own; advance the node's Context if it replies.
-
-        The engine hands a copy of the Context to the client and stores what comes back with a
-        reply: after an exception the old one is in force.
-        """
-        node_id = message.metadata.dst_node_id
-        before = self._contexts[node_id]
-        context = private_context(before)
-        calling = _in_client.set(True)
-        try:
-            reply = self._client_app(message=own, context=context)
-        except (Exception, SystemExit) as error:
-            # Text: a handler that keeps a record's exc_info would keep the client's data alive.
-            trace = "".join(traceback.format_exception(error))
-            _log.error("ClientApp of node %s raised an exception\n%s", node_id, trace)
-            return error_reply(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error)
-        finally:
-            _in_client.reset(calling)
-        try:
-            check_reply(reply, message)
-            reply = private_message(reply)
-            after = private_context(context) if is_used(context, before) else before
-            if after.run_config != self._run_config:
-                raise ValueError(
-                    "The `run_config` field of the `Context` object cannot be modified"
-                )
-        except Exception as error:
-            _log.error("ClientApp of node %s cannot be understood: %s", node_id, str(error))
-            return error_reply(message, ErrorCode.UNKNOWN, error)
-        self._contexts[node_id] = after
-        return reply
-
-    def call_for(self, message: Message, context: Context) -> tuple[Message, Context | None]:
-        """Make a call for the grid of another process.
-
-        Parameters
-        ----------
-        message : Message
-            As that grid would deliver it.
-        context : Context
-            The node's.
-
-        Returns
-        -------
-        reply : Message
-        after : Context or None
-            The node's from now on; None if it stays as it was.
-        """
-        metadata = message.metadata
-        if metadata.run_id != self._run.run_id:
-            self.set_run(Run.create_empty(metadata.run_id))
-        self._contexts = {metadata.dst_node_id: context}
-        reply = self._call(message, private_message(message))
-        after = self._contexts[metadata.dst_node_id]
-        return reply, None if after is context else after
-
-
-class _Node:
-    """What a worker does with a message and a Context: the call of a grid of its own."""
-
-    def __init__(self, client_app: ClientApp, run_config: UserConfig) -> None:
-        self._grid = InProcessGrid(client_app, num_supernodes=1, run_config=run_config)
-
-    def __call__(self, request: tuple[Message, Context]) -> tuple[Message, Context | None]:
-        return self._grid.call_for(*request)
-
-
-@contextmanager
-def _clear_errors(pool: WorkerPool) -> Iterator[None]:
-    """Name the option where workers cannot be had."""
-    try:
-        yield
-    except WorkerError as error:
-        allowed = f"1 for a ClientApp that cannot be pickled ({error})"
-        raise ConfigError("num_workers", pool.num_workers, allowed) from error
-
-
-def _node_id(partition: int) -> int:
-    """Return a node id below 2**63 that nobody takes for a partition id.
-
-    An odd factor permutes the integers modulo a power of two, so that ids are distinct; this one
-    (2**64 over the golden ratio) also scatters them.
-    """
-    return (partition + 2) * 0x9E3779B97F4A7C15 % 2**63
-
-
-def _check_count(field: str, value: object, least: int) -> None:
-    """Raise ConfigError unless a value is an int of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(field, value, f"an integer of at least {least}")
-
-
-def _flat(field: str, config: object) -> UserConfig:
-    """Copy a config after checking that Flower could carry it."""
-    if not isinstance(config, Mapping):
-        raise ConfigError(field, config, "a mapping of names to bool, int, float or str")
-    for name, value in config.items():
-        if not isinstance(name, str):
-            raise ConfigError(field, name, "names are str")
-        if not isinstance(value, bool | int | float | str):
-            raise ConfigError(f"{field}.{name}", value, "a bool, int, float or str")
-    return dict(config)
-
-
-def _node_configs(num_supernodes: int, node_configs: NodeConfigs | None) -> list[UserConfig]:
-    """Return the config of each node, in the order of partitions."""
-    given = node_configs if node_configs is not None else {}
-    if not isinstance(given, Mapping):
-        given = dict(enumerate(given))
-    for partition in given:
-        if partition not in range(num_supernodes):
-            allowed = f"keys are partition ids, 0 to {num_supernodes - 1}"
-            raise ConfigError("node_configs", partition, allowed)
-    return [
-        {PARTITION_ID_KEY: i, NUM_PARTITIONS_KEY: num_supernodes}
-        | _flat(f"node_configs.{i}", given.get(i, {}))
-        for i in range(num_supernodes)
-    ]

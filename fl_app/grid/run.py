@@ -14,7 +14,8 @@ from flwr.common.constant import (
 )
 from flwr.serverapp import ServerApp
 
-from fl_app.grid.inprocess import InProcessGrid, NodeConfigs
+from fl_app.grid.inprocess import InProcessGrid
+from fl_app.grid.node_configs import NodeConfigs
 
 __all__ = ["has_main", "run_in_process"]
 

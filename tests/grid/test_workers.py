@@ -31,7 +31,7 @@ from flwr.supercore.run import Run
 from fl_app.errors import ConfigError, RunError
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.grid.arrays import LazyArray, hold
-from fl_app.grid.inprocess import _Node
+from fl_app.grid.client_pool import WorkerNode
 from fl_app.grid.workers import Job, WorkerError, WorkerPool
 from fl_app.grid.workers.pool import _Exchange
 from tests import worker_apps
@@ -597,7 +597,7 @@ class Refusing:
 def test_worker_that_cannot_start_ends_the_run(how: str, text: str) -> None:
     """Where no worker could do better there is one clear line, and no end of new processes."""
     others = workers()
-    pool = WorkerPool(partial(_Node, worker_apps.app, Refusing(how)), num_workers=2)  # type: ignore[arg-type]
+    pool = WorkerPool(partial(WorkerNode, Refusing(how)), num_workers=2)  # type: ignore[arg-type]
     with pytest.raises(RunError, match=text):
         pool.run([Job(0, [0])], lambda call: call, lambda call, result: None)
     assert set(workers()) <= set(others)
