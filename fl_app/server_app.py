@@ -21,7 +21,7 @@ from fl_app.config.schema import (
     GROUPS,
 )
 from fl_app.errors import FederationError
-from fl_app.experiment import Run, federated_of, log
+from fl_app.experiment import Run, federated_of
 from fl_app.grid import InProcessGrid
 from fl_app.grid.stock import InMemoryGrid
 from fl_app.seeding import one_thread
@@ -32,6 +32,7 @@ __all__ = ["app", "federated_of"]
 
 _NODES_TIMEOUT, _NODES_STABLE, _POLL = 20.0, 0.2, 0.02
 _ONLINE_TIMEOUT, _REMOTE_POLL = 60.0, 0.5
+log = logging.getLogger("fl_app")
 app = ServerApp()
 
 

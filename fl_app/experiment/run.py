@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,27 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_app.aggregation import arrays_digest
-from fl_app.config.dataset_options import TabularConfig
-from fl_app.config.options import DeploymentConfig, MlflowConfig, NaturalConfig, NoTrackingConfig
+from fl_app.config.options import DeploymentConfig, NoTrackingConfig
 from fl_app.config.registry import builder_of
-from fl_app.config.run_request import RunRequest, unheeded, versions
-from fl_app.config.schema import (
-    METRICS,
-    Config,
-    data_name,
-    objective_of,
-    task_of,
-)
-from fl_app.config.serialization import digest, flatten, to_dict, to_json, without_effect
-from fl_app.data.client_data import partition_of, seed_draws, test_table, whole_table
+from fl_app.config.run_request import RunRequest, unheeded
+from fl_app.config.schema import METRICS, Config, objective_of, task_of
+from fl_app.config.serialization import to_json
+from fl_app.data.client_data import test_table, whole_table
 from fl_app.data.table import Table
 from fl_app.errors import one_line
+from fl_app.experiment.description import row_tags, run_start, site_names, value_names
+from fl_app.experiment.result import draw_figures, logged_models, result_of, write_result
 from fl_app.federation import protocol
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
@@ -45,17 +38,17 @@ from fl_app.federation.stepping import Stepping
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.stock import HttpGrid, InMemoryGrid
 from fl_app.grid.watched import WatchedGrid
-from fl_app.home import home_dir, write
+from fl_app.home import home_dir
 from fl_app.models.serving import Predictor
 from fl_app.strategies import start_arrays, strategy_of
 from fl_app.tracking import Events, MlflowTracker, TrackedStrategy, Trackers
 from fl_app.tracking.best_round import BestRound
-from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK, ConsoleTracker
+from fl_app.tracking.console import ConsoleTracker
 from fl_app.tracking.events import MAX_MODEL_CLIENTS
 from fl_app.tracking.files import npz_bytes
 from fl_app.tracking.metric_names import FINAL_LOSSES
 from fl_app.tracking.recorder import JournalTracker
-from fl_app.tracking.records import LoggedModel, RunEnd, RunStart, Status, Tracker
+from fl_app.tracking.records import LoggedModel, RunEnd, Status, Tracker
 from fl_app.tracking.round_texts import client_table
 
 __all__ = ["Run", "federated_of"]
@@ -63,7 +56,7 @@ __all__ = ["Run", "federated_of"]
 _REPLY_TIMEOUT = 3600.0
 _MAX_LOSS_ROWS = 50_000  # 600 kB
 _MAX_PICTURED = 2  # features of a model that a picture can show
-log = logging.getLogger("fl_app")
+_log = logging.getLogger("fl_app")
 
 
 @dataclass
@@ -100,8 +93,7 @@ class Run:
     def __post_init__(self) -> None:
         config = self.launch.config
         self.config = config
-        self.objective = objective_of(config)
-        self.best = BestRound(self.objective)
+        self.best = BestRound(objective_of(config))
         events = self.events
         name = "" if events is None else events.name
         tracker: Tracker | None = builder_of(config.tracking)(config, name)
@@ -128,7 +120,7 @@ class Run:
         begin = time.monotonic()
         if self.runtime != "deployment":
             self.trackers.event("data", {})
-        start = self._start()
+        start = run_start(self.launch, self.runtime, self.flwr_run_id)
         if self.mlflow is not None:
             self.trackers.event("tracking", {})
         try:
@@ -164,9 +156,9 @@ class Run:
         if test is not None:
             # Here all rows are at hand; a node with a file of its own says it in its own log.
             for line in encoding.strangers(whole_table(config)):
-                log.warning("%s", line)
+                _log.warning("%s", line)
             test = test.take(encoding.known(test))
-        self._tell_roster(roster, self._row_tags(roster, test))
+        self._tell_roster(roster, row_tags(config, self.runtime, roster, test))
         agreed = encoding.to_dict()
         if not config.privacy.is_private:  # which else counts clients only
             agreed |= {"told_by": roster.names}
@@ -187,7 +179,7 @@ class Run:
             self.trackers,
             partitions=roster.partitions,
             private=private,
-            value_names=_value_names(start, features, outputs, roster),
+            value_names=value_names(start, features, outputs, roster),
         )
         record = protocol.run_record(to_json(shipped), encoding, roster.target_mean)
         # Anybody else's grid may wait for replies in a way of its own.
@@ -234,179 +226,52 @@ class Run:
             return
         names = ("partition", "num_examples", "num_validation")
         rows = [{name: getattr(node, name) for name in names} for node in roster]
-        sites = self._sites()
+        sites = site_names(self.config, self.runtime)
         table = [{**row, "site": sites.get(row["partition"])} for row in rows] if sites else rows
         self.trackers.annotate(tags, {"clients/roster.json": client_table(table)})
         self.trackers.event("roster", {"nodes": [list(row.values()) for row in rows]})
-
-    def _sites(self) -> dict[int, str]:
-        """Return the natural clients' names by partition, where rows are dealt and they have any.
-
-        A node with a file of its own tells no name beside its partition's number.
-        """
-        config = self.config
-        dealt = self.runtime != "deployment" and isinstance(config.partitioner, NaturalConfig)
-        return dict(enumerate(whole_table(config).owner_names)) if dealt else {}
-
-    def _row_tags(self, roster: Roster, test: Table | None) -> dict[str, str]:
-        """Say how many rows are for what, and which of them the seed draws."""
-        config = self.config
-        own_files = self.runtime == "deployment" and isinstance(config.dataset, TabularConfig)
-        counts = {
-            "data.train_rows": sum(node.num_examples for node in roster),
-            "data.validation_rows": sum(node.num_validation for node in roster),
-        }
-        if test is not None:
-            counts |= {"data.rows": len(whole_table(config)), "data.test_rows": len(test)}
-        drawn = "nothing" if own_files else seed_draws(config)
-        return {"data.seed_draws": drawn} | {name: str(count) for name, count in counts.items()}
-
-    def _start(self) -> RunStart:
-        config = self.config
-        tags = {
-            "strategy": config.strategy.name,
-            "dataset": config.dataset.name,
-            "model": config.model.name,
-            "partitioner": config.partitioner.name,
-            "runtime": self.runtime,
-            "seed": str(config.seed),
-            "config.sha256": digest(config),
-            "config.without_effect": " ".join(without_effect(config)),
-            "flwr.run_id": str(self.flwr_run_id),
-            "sweep.id": self.launch.sweep_id,
-            "git.commit": self.launch.commit,
-            "mlflow.source.git.commit": self.launch.commit,
-            "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-        }
-        return RunStart(
-            name=_run_name(config, self.launch.swept),
-            params=flatten(config),
-            tags={key: value for key, value in tags.items() if value},
-            texts={
-                "config/config.yaml": yaml.safe_dump(to_dict(config), sort_keys=False),
-                "config/overrides.yaml": yaml.safe_dump(list(self.launch.overrides)),
-            },
-            num_server_rounds=config.num_server_rounds,
-            dataset=self._dataset(),
-            output_dir=config.output_dir or "",
-        )
-
-    def _dataset(self) -> dict[str, str]:
-        """Name the data for MLflow's list of inputs; in a deployment only the nodes know it."""
-        config = self.config
-        if self.runtime == "deployment":
-            return {}
-        dataset = config.dataset
-        source = dataset.path if isinstance(dataset, TabularConfig) else f"fl_app:{dataset.name}"
-        digest_ = whole_table(config).sha256
-        return {"name": data_name(config), "digest": digest_, "source": source or dataset.name}
 
     def _finish(
         self, status: Status, seconds: float, error: str, tags: Mapping[str, str] | None = None
     ) -> None:
         self.trackers.event("ending", {})
-        tags = dict(tags or {})
-        last = self.best.last
+        tags, last, predictor = dict(tags or {}), self.best.last, self.predictor
+        is_private = self.private is not None
+        models: list[LoggedModel] = []
+        files: dict[str, bytes] = {}
         if last is not None and status == "FINISHED":
             tags["weights.sha256"] = arrays_digest(last.arrays)
         if self.private is not None:  # also of a round that failed and so has no record
             tags["privacy.epsilon"] = f"{self.private.epsilon:.6g}"
-        models = self._models() if status == "FINISHED" else []
-        files = {**self._figures(status), **self._losses(status)}
+        if predictor is not None and status == "FINISHED":
+            models = logged_models(self.best, predictor, is_private)
+            files = draw_figures(self.config, self.runtime, self.best, predictor, is_private)
+            files |= self._losses(predictor)
         try:
             self.trackers.finish(RunEnd(status, tags, models, {}, error, files))
         finally:  # whoever has no patience with MLflow still has the result
-            self._write_result(status, seconds, tags.get("weights.sha256"), error)
+            weights = tags.get("weights.sha256")
+            result = result_of(status, last, seconds, weights, error, self.mlflow)
+            show = self.runtime != "inprocess" and self.config.output_dir is None
+            write_result(result, self._folder(), show)
         if self.private is not None and not self.console.brief:
             self.console.say(self.private.statement())
         self._say_where()
 
-    def _losses(self, status: Status) -> dict[str, bytes]:
+    def _folder(self) -> Path:
+        """Return where ``result.json`` goes."""
+        folder = None if self.events is None else self.events.folder
+        folder = folder or home_dir() / "runs" / str(self.flwr_run_id)
+        return Path(self.config.output_dir or folder)
+
+    def _losses(self, predictor: Predictor) -> dict[str, bytes]:
         """Return the final model's loss on each test row; none under differential privacy."""
-        last, predictor, rows = self.best.last, self.predictor, self.test_rows
-        if status != "FINISHED" or last is None or predictor is None or rows is None:
+        last, rows = self.best.last, self.test_rows
+        if last is None or rows is None or len(rows[1]) > _MAX_LOSS_ROWS:
             return {}
-        if self.config.privacy.is_private or len(rows[1]) > _MAX_LOSS_ROWS:
+        if self.config.privacy.is_private:
             return {}
-        losses = predictor.row_losses(last.arrays, *rows)
-        return {FINAL_LOSSES: bytes(npz_bytes(losses))}
-
-    def _figures(self, status: Status) -> dict[str, bytes]:
-        """Draw the run; a picture that cannot be drawn costs a warning only."""
-        tracking = self.config.tracking
-        if status != "FINISHED" or not isinstance(tracking, MlflowConfig) or not tracking.figures:
-            return {}
-        try:
-            return self._draw()
-        except Exception as error:
-            log.warning("the figures were not drawn: %s", one_line(error))
-            return {}
-
-    def _draw(self) -> dict[str, bytes]:
-        from fl_app.tracking import figures
-
-        last, encoding = self.best.last, self.predictor.encoding if self.predictor else None
-        if last is None or encoding is None:
-            return {}
-        metric = self.objective.partition("/")[2]
-        drawn = {
-            "figures/learning_curves.png": figures.draw_curves(self.best.rounds),
-            f"figures/clients_{metric}.png": figures.draw_clients(last, metric),
-        }
-        known = self.runtime != "deployment" and not self.config.strategy.is_pooled
-        if known and self.private is None:
-            parts = range(min(self.config.num_clients, figures.MAX_BARS))
-            targets = {k: partition_of(self.config, k).train.target for k in parts}
-            total = self.config.num_clients
-            drawn["figures/data.png"] = figures.draw_data(targets, encoding.labels, total)
-        return {path: picture for path, picture in drawn.items() if picture is not None}
-
-    def _models(self) -> list[LoggedModel]:
-        """Return the final round's model, and the best one where there are validation rows.
-
-        Under differential privacy there is none: rows without noise would choose it.
-        """
-        if self.predictor is None:
-            return []
-        spec = self.predictor.to_spec()
-        best = None if self.private is not None else self.best.best
-        rounds = {"final": self.best.last, "best": best}
-        return [
-            LoggedModel(name, r.server_round, r.arrays, spec)
-            for name, r in rounds.items()
-            if r is not None
-        ]
-
-    def _write_result(
-        self, status: Status, seconds: float, weights: str | None, error: str
-    ) -> None:
-        last = self.best.last
-        metrics: dict[str, float] = {}
-        if last is not None:
-            parts = {"train": last.train, "eval": last.evaluate, "server": last.server}
-            metrics = {f"{p}/{m}": v for p, values in parts.items() for m, v in values.items()}
-        result = {
-            "run_id": None if self.mlflow is None else self.mlflow.run_id,
-            "status": status,
-            "metrics": {key: v if math.isfinite(v) else None for key, v in metrics.items()},
-            "weights_sha256": weights,
-            "seconds": round(seconds, 3),
-        }
-        if error:
-            result["error"] = error
-        if self.mlflow is not None:
-            result["link"] = self.mlflow.url
-        own = None if self.events is None else self.events.folder
-        own = own or home_dir() / "runs" / str(self.flwr_run_id)
-        folder = Path(self.config.output_dir or own)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(result, indent=2, allow_nan=False)
-        write(folder / "result.json", f"{text}\n", sync=False)
-        if self.runtime != "inprocess" and self.config.output_dir is None:
-            # A launcher on another machine sees the log, not the folder.
-            text = json.dumps(result, allow_nan=False)
-            sys.stdout.write(f"{LINE_PREFIX}{RESULT_MARK}{text}\n")
-            sys.stdout.flush()
+        return {FINAL_LOSSES: bytes(npz_bytes(predictor.row_losses(last.arrays, *rows)))}
 
     def _say_where(self) -> None:
         if self.mlflow is None or self.console.brief:
@@ -446,46 +311,3 @@ def federated_of(config: Config, roster: Roster, predictor: Predictor) -> Federa
         ending=ending,
         stepping=stepping,
     )
-
-
-_NAMED = {"strategy", "seed", "partitioner", "partitioner.alpha", "num_clients", "model", "privacy"}
-_NAMED |= {"faults.clients", "faults.kind", "method"}
-
-
-def _run_name(config: Config, swept: Sequence[str] = ()) -> str:
-    """Name a run, what tells it apart first: the UI shows about 18 characters.
-
-    What else a sweep is over stands between the strategy, or the method, and the seed. A table of
-    the user's own is last: its file, or, where each node has a file of its own, its target.
-    """
-    alpha = getattr(config.partitioner, "alpha", None)
-    deal = config.partitioner.name if alpha is None else f"{config.partitioner.name} {alpha:g}"
-    private = "" if not config.privacy.is_private else f" {config.privacy.name}"
-    faults = config.faults
-    faulty = f" {faults.clients} {faults.kind}" if faults.clients else ""
-    pairs = [override.lstrip("+").partition("=") for override in swept]
-    what = next((value for key, _, value in pairs if key == "method"), config.strategy.name)
-    own = [f" {key.rpartition('.')[2]}={value}" for key, _, value in pairs if key not in _NAMED]
-    more = "".join(own)
-    name = f"{what}{private}{faulty}{more} s{config.seed}"
-    name = f"{name} {deal} K{config.num_clients} {config.model.name}"
-    if not isinstance(config.dataset, TabularConfig):
-        return name
-    target = config.dataset.target or ()
-    targets = target if isinstance(target, str) else " ".join(target)
-    return f"{name} {targets if config.runtime.name == 'deployment' else data_name(config)}"
-
-
-def _value_names(
-    arrays: Mapping[str, Any], features: tuple[str, ...], outputs: tuple[str, ...], roster: Roster
-) -> dict[str, list[str]]:
-    """Name the values of ``coef`` and ``intercept`` by feature and, of several, by output."""
-    if set(arrays) != {"coef", "intercept"}:
-        return {}
-    one = len(outputs) == 1
-    names = {
-        "coef": [f if one else f"{o}.{f}" for o in outputs for f in features],
-        "intercept": [""] if one else list(outputs),
-    }
-    own = {f"{n.partition:03d}/{key}": value for n in roster for key, value in names.items()}
-    return names | own

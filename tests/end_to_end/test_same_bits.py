@@ -58,8 +58,6 @@ def test_part_of_the_clients_is_drawn_by_the_seed(strategy: str, tmp_path: Path)
 
 def test_test_rows_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other labels on all the server's test rows its metrics change, and no weight does."""
-    from fl_app import experiment as module
-
     overrides = ["strategy=fedstacking", "dataset=wine", "num_clients=4", "num_server_rounds=4"]
     first = digest(tmp_path, None, *overrides)
     result = tmp_path / "out-None" / "result.json"
@@ -69,7 +67,7 @@ def test_test_rows_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         table = held_out(config)
         return replace(table, target=(table.target + 1) % 3)
 
-    monkeypatch.setattr(module, "test_table", other_labels)
+    monkeypatch.setattr("fl_app.experiment.run.test_table", other_labels)
     assert digest(tmp_path, None, *overrides) == first
     other = json.loads(result.read_text())["metrics"]
     assert other["server/accuracy"] < 0.5 < honest["server/accuracy"]

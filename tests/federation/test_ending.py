@@ -20,7 +20,6 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import log_loss, mean_squared_error
 
 from benchmarks.steps import write_wide
-from fl_app import experiment
 from fl_app.client_app import app as client_app
 from fl_app.config.run_request import RunRequest
 from fl_app.config.serialization import from_dict
@@ -329,7 +328,7 @@ def test_scores_of_the_server_that_are_not_finite_fail_the_run(
         scores = score(self, arrays, x, y)
         return scores if not np.any(arrays["coef"]) else {**scores, "mse": math.inf}
 
-    monkeypatch.setattr(experiment.Predictor, "score", far)
+    monkeypatch.setattr(Predictor, "score", far)
     found = ran(tmp_path, dataset={"name": "diabetes"})
     assert found.status == "FAILED"
     assert found.error.startswith("round 1: server/mse is inf: training diverged; ")

@@ -11,7 +11,7 @@ from fl_app.config.compose import compose_config
 from fl_app.config.schema import Config
 from fl_app.config.serialization import digest, from_dict
 from fl_app.errors import ConfigError, FlAppError
-from fl_app.experiment import _run_name
+from fl_app.experiment.description import run_name
 from fl_app.federation.ending import Ending
 from fl_app.federation.faults import CRASH_SHARE, FLIP, fault_of, may_crash, spoiled
 from fl_app.federation.roster import Roster
@@ -187,8 +187,8 @@ def test_without_faults_nothing_changes() -> None:
 def test_a_run_is_named_by_its_faults() -> None:
     """Beside an honest run of the same config, also in a sweep over them."""
     swept = ["faults.clients=3", "model.l2=1"]
-    assert _run_name(config_of("flip"), swept) == "fedavg 3 flip l2=1 s0 iid K10 softmax"
-    assert _run_name(config_of("flip", 0), ["faults.clients=0"]) == "fedavg s0 iid K10 softmax"
+    assert run_name(config_of("flip"), swept) == "fedavg 3 flip l2=1 s0 iid K10 softmax"
+    assert run_name(config_of("flip", 0), ["faults.clients=0"]) == "fedavg s0 iid K10 softmax"
 
 
 def test_an_attacked_run_has_not_diverged() -> None:

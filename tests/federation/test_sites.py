@@ -21,7 +21,7 @@ from fl_app.config.run_request import RunRequest
 from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict
 from fl_app.data.client_data import own_partition, partition_of, whole_table
-from fl_app.experiment import _run_name
+from fl_app.experiment.description import run_name
 from fl_app.federation.handshake import shake_hands
 from fl_app.grid import InProcessGrid, run_in_process
 from fl_app.grid.view import GridView
@@ -236,7 +236,7 @@ def test_a_table_of_ones_own_is_in_the_names(words: list[str], experiment: str, 
             *("num_clients=3", *words),
         ]
     )
-    assert _run_name(config).endswith(end)
+    assert run_name(config).endswith(end)
     tracker = builder_of(config.tracking)(config, "")
     assert tracker is not None
     assert tracker.experiment_name == with_config(Job(0, (), ""), config).experiment == experiment

@@ -17,7 +17,7 @@ from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
 
 import fl_app.grid.run
-from fl_app import experiment, server_app
+from fl_app import server_app
 from fl_app.client_app import app as client_app
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
@@ -578,7 +578,7 @@ def test_an_interrupt_before_the_tracker_leaves_a_result(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "whole_table", interrupt)
+    monkeypatch.setattr("fl_app.experiment.description.whole_table", interrupt)
     config = compose_config(["dataset=wine", "tracking=none", f"output_dir={tmp_path}/out"])
     with pytest.raises(KeyboardInterrupt):
         run_launch(RunRequest(config))
