@@ -90,9 +90,9 @@ def offer(overrides: Sequence[str]) -> None:
             for name in re.findall(r"[\w-]+", value):
                 look_for(group, name)
     project = opened()
-    own = Path() if project is None or project.conf is None else project.conf
+    folder = Path() if project is None or project.conf is None else project.conf
     for group, name, option in foreign_options():
-        if not (own / group / f"{name}.yaml").is_file():
+        if not (folder / group / f"{name}.yaml").is_file():
             ConfigStore.instance().store(name=name, node=to_dict(option()), group=group)
     if project is not None:
         Plugins.instance().register(ProjectConf)
@@ -179,10 +179,10 @@ def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     keys = {o.partition("=")[0].lstrip("+") for o in overrides}
     kept = {str(key): value for key, value in data.items() if key not in BUNDLES}
     for group in GROUPS:
-        if isinstance(own := kept.get(group), Mapping):
+        if isinstance(values := kept.get(group), Mapping):
             # What a site sets is for the options that have it, whoever chose this one.
             chosen = {"method", group} & keys
-            kept[group] = _of_option(group, own, keys, None if chosen else settings())
+            kept[group] = _of_option(group, values, keys, None if chosen else settings())
     try:
         return from_dict(kept)
     except ConfigError as error:
@@ -190,17 +190,17 @@ def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
 
 
 def _of_option(
-    group: str, own: Mapping[Any, Any], keys: Collection[str], loose: Collection[str] | None
+    group: str, values: Mapping[Any, Any], keys: Collection[str], loose: Collection[str] | None
 ) -> dict[Any, Any]:
     """Return a group's values without those, of `loose` if given, that only other options have."""
-    name = own.get("name")
+    name = values.get("name")
     return {
         key: value
-        for key, value in own.items()
+        for key, value in values.items()
         if (dotted := f"{group}.{key}") in keys
         or (loose is not None and dotted not in loose)
-        or not (found := having(group, str(key)))
-        or name in found
+        or not (options := having(group, str(key)))
+        or name in options
     }
 
 

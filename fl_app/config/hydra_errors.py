@@ -38,18 +38,18 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
 def _explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
     text = str(error)
     if isinstance(error, MissingConfigException) and (
-        found := re.search(r"Could not find '(?:.*/)?([^/']+)/([^/']*)'", text)
+        match := re.search(r"Could not find '(?:.*/)?([^/']+)/([^/']*)'", text)
     ):
         listed = text.partition("Available options in")[2].partition("Config search path")[0]
         allowed = ", ".join(line.strip() for line in listed.split("\n")[1:] if line.strip())
-        if f"'hydra/{found[1]}/" in text:
-            extra = "its plugin is missing: pip install 'fl-app[sweep]'"
-            told = extra if found[2] in _PLUGINS else f"one of {allowed}"
-            return ConfigError(f"hydra/{found[1]}", found[2], told)
-        if found[1] == "model" and found[2] in BASE_MODELS:
+        if f"'hydra/{match[1]}/" in text:
+            missing = "its plugin is missing: pip install 'fl-app[sweep]'"
+            hint = missing if match[2] in _PLUGINS else f"one of {allowed}"
+            return ConfigError(f"hydra/{match[1]}", match[2], hint)
+        if match[1] == "model" and match[2] in BASE_MODELS:
             allowed += "; scikit-learn's estimators are base models of strategy=fedstacking: "
-            allowed += f"strategy.base_models=[{found[2]}]"
-        return ConfigError(found[1], found[2], f"one of {allowed}")
+            allowed += f"strategy.base_models=[{match[2]}]"
+        return ConfigError(match[1], match[2], f"one of {allowed}")
     if isinstance(error, OverrideParseException):
         return ConfigError("override", error.override, f"KEY=VALUE{_quoting(error.override)}")
     if isinstance(error, ConfigCompositionException):
@@ -74,15 +74,15 @@ def _explain_key(text: str, overrides: Sequence[str]) -> ConfigError:
     sweep = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^'=]*)=([^']*)'", text)
     if sweep:
         return ConfigError(sweep[1], sweep[2], "one value; a sweep needs fl-app --multirun")
-    if found := re.search(r"Multiple values for (\S+)\. To override", text):
-        return ConfigError(found[1], _value(found[1], overrides), "it without +, once")
-    if found := re.search(r"Error merging override (\S+?)=(.*)", text):
+    if match := re.search(r"Multiple values for (\S+)\. To override", text):
+        return ConfigError(match[1], _value(match[1], overrides), "it without +, once")
+    if match := re.search(r"Error merging override (\S+?)=(.*)", text):
         why = " ".join(text.partition("\n")[2].partition("full_key")[0].split())
-        return ConfigError(found[1].lstrip("+"), found[2], why or "a value that Hydra takes")
-    found = re.search(r"Could not override '([^']+)'", text)
-    if not found:
+        return ConfigError(match[1].lstrip("+"), match[2], why or "a value that Hydra takes")
+    match = re.search(r"Could not override '([^']+)'", text)
+    if not match:
         return ConfigError("override", " ".join(text.split()), "an override that Hydra can apply")
-    key = found[1].partition("@")[0]
+    key = match[1].partition("@")[0]
     value = _value(key, overrides)
     if key.startswith("hydra."):
         return ConfigError(key, value, "a key of Hydra's own: fl-app --cfg hydra shows them")

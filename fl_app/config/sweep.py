@@ -113,9 +113,9 @@ def _parts(override: Override) -> tuple[str, str]:
 
 def _is_partial(override: Override) -> bool:
     """Return whether some options only of a group have the key that is set as it stands."""
-    found = having(*_parts(override))
+    options = having(*_parts(override))
     special = override.is_add() or override.is_force_add() or override.is_delete()
-    return bool(found) and len(found) < len(GROUPS[_parts(override)[0]]) and not special
+    return bool(options) and len(options) < len(GROUPS[_parts(override)[0]]) and not special
 
 
 def _check_jobs(

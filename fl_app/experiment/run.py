@@ -67,7 +67,7 @@ class Run:
     ----------
     grid : Grid
         The federation.
-    launch : RunRequest
+    request : RunRequest
         The config and where it came from.
     runtime : str
         What really runs it.
@@ -83,7 +83,7 @@ class Run:
     """
 
     grid: Grid
-    launch: RunRequest
+    request: RunRequest
     runtime: str
     console: ConsoleTracker
     flwr_run_id: int
@@ -91,7 +91,7 @@ class Run:
     events: Events | None = None
 
     def __post_init__(self) -> None:
-        config = self.launch.config
+        config = self.request.config
         self.config = config
         self.best = BestRound(objective_of(config))
         events = self.events
@@ -120,13 +120,13 @@ class Run:
         begin = time.monotonic()
         if self.runtime != "deployment":
             self.trackers.event("data", {})
-        start = run_start(self.launch, self.runtime, self.flwr_run_id)
+        start = run_start(self.request, self.runtime, self.flwr_run_id)
         if self.mlflow is not None:
             self.trackers.event("tracking", {})
         try:
             with self.console.waiting("the tracker to take the run"):
                 self.trackers.start(start)
-            text = unheeded(self.config, self.launch.overrides)
+            text = unheeded(self.config, self.request.overrides)
             if text and not self.console.brief:
                 self.console.say(text)
             self._federate(node_ids)

@@ -5,9 +5,7 @@ decodes, also where both happen in one process. A :class:`LazyArray` is an ``Arr
 be changed and so may keep either form, the ndarray or the bytes, and make the other one at its
 first use. On a wire it is a stock ``Array`` to the last bit; in one process it costs nothing.
 
-:func:`hold` and :func:`read` turn named ndarrays into a record and back. :func:`metric_record`,
-:func:`record_dict` and :func:`reply` make what Flower's constructors make, several times faster.
-Whatever fl_app uses of Flower's private fields stands in this module.
+:func:`hold` and :func:`read` turn named ndarrays into a record and back.
 
 References
 ----------
@@ -86,9 +84,9 @@ class LazyArray(Array):
         """
         if isinstance(array, LazyArray):
             return array
-        held = cls.__new__(cls)
-        held.__dict__.update(_fields(array))
-        return held
+        lazy = cls.__new__(cls)
+        lazy.__dict__.update(_fields(array))
+        return lazy
 
     @cached_property
     def _ndarray(self) -> NDArray[Any]:
@@ -161,8 +159,8 @@ class LazyArray(Array):
 
     def deflate(self) -> bytes:
         """Deflate under the name of the class that inflates it."""
-        own = type(self).__qualname__.encode()
-        return Array.__qualname__.encode() + super().deflate().removeprefix(own)
+        name = type(self).__qualname__.encode()
+        return Array.__qualname__.encode() + super().deflate().removeprefix(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIELDS:
@@ -242,9 +240,9 @@ def read(record: ArrayRecord, writable: bool = False) -> dict[str, NDArray[Any]]
     Parameters
     ----------
     record : ArrayRecord
-        Of stock or held arrays; left as it is.
+        Of stock or lazy arrays; left as it is.
     writable : bool, default False
-        Return copies that may be changed. Otherwise all are read-only, and held ones are handed
+        Return copies that may be changed. Otherwise all are read-only, and lazy ones are handed
         over without copying.
 
     Returns
@@ -313,8 +311,8 @@ _R = TypeVar("_R", bound=TypedDict[Any, Any])
 def filled(template: _R, items: dict[str, Any], kind: type[_R] | None = None) -> _R:
     """Copy a record with other items, without the setter's checks: the caller has made them."""
     new: _R = object.__new__(kind or type(template))
-    given, own = template.__dict__, new.__dict__
-    own["_check_key_fn"] = given["_check_key_fn"]
-    own["_check_value_fn"] = given["_check_value_fn"]
-    own["_data"] = items
+    given, fields = template.__dict__, new.__dict__
+    fields["_check_key_fn"] = given["_check_key_fn"]
+    fields["_check_value_fn"] = given["_check_value_fn"]
+    fields["_data"] = items
     return new

@@ -63,11 +63,11 @@ def metric_record(metrics: Mapping[str, Any]) -> MetricRecord:
     TypeError
         As Flower's constructor.
     """
-    own = dict(metrics)
-    for name, value in own.items():
+    items = dict(metrics)
+    for name, value in items.items():
         if not isinstance(name, str) or (type(value) is not float and type(value) is not int):
-            return MetricRecord(own)
-    return filled(_NO_METRICS, own)
+            return MetricRecord(items)
+    return filled(_NO_METRICS, items)
 
 
 def record_dict(records: Mapping[str, Record]) -> RecordDict:
@@ -87,13 +87,13 @@ def record_dict(records: Mapping[str, Record]) -> RecordDict:
     TypeError
         As Flower's constructor.
     """
-    own: dict[Any, Any] = dict(records)
-    for name, record in own.items():
+    items: dict[Any, Any] = dict(records)
+    for name, record in items.items():
         if not isinstance(name, str) or (
             type(record) not in KINDS and not isinstance(record, Record)
         ):
-            return RecordDict(own)  # raises
-    return filled(_NO_RECORDS, own)
+            return RecordDict(items)  # raises
+    return filled(_NO_RECORDS, items)
 
 
 def reply(message: Message, content: RecordDict) -> Message:
@@ -223,6 +223,6 @@ def shallow_copy(instance: _T) -> _T:
 def message_of(metadata: Metadata, content: RecordDict | None, error: Error | None) -> Message:
     """Make a message of its three parts."""
     new = object.__new__(Message)
-    own = new.__dict__
-    own["_metadata"], own["_content"], own["_error"] = metadata, content, error
+    fields = new.__dict__
+    fields["_metadata"], fields["_content"], fields["_error"] = metadata, content, error
     return new

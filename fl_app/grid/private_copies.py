@@ -37,7 +37,7 @@ def private_content(content: RecordDict, wrapped: Wrapped | None = None) -> Reco
     Returns
     -------
     RecordDict
-        Equal to the original; its arrays are held ones.
+        Equal to the original; its arrays are lazy ones.
     """
     return filled(content, _private_records(content, wrapped))
 
@@ -58,8 +58,8 @@ def private_message(message: Message, wrapped: Wrapped | None = None) -> Message
     """
     parts = message.__dict__
     content = parts["_content"]
-    own = None if content is None else private_content(content, wrapped)
-    return message_of(shallow_copy(parts["_metadata"]), own, parts["_error"])
+    copied = None if content is None else private_content(content, wrapped)
+    return message_of(shallow_copy(parts["_metadata"]), copied, parts["_error"])
 
 
 def quick_message(message: Message) -> Message:
@@ -82,8 +82,8 @@ def quick_message(message: Message) -> Message:
     content = parts["_content"]
     if type(content) is not RecordDict:
         return private_message(message)
-    own = filled(content, _private_records(content, None), _QuickContent)
-    return message_of(shallow_copy(parts["_metadata"]), own, parts["_error"])
+    copied = filled(content, _private_records(content, None), _QuickContent)
+    return message_of(shallow_copy(parts["_metadata"]), copied, parts["_error"])
 
 
 def private_context(context: Context) -> Context:
@@ -99,11 +99,11 @@ def private_context(context: Context) -> Context:
     Context
         Also carries whatever attributes were added to the original.
     """
-    own = shallow_copy(context)
-    own.state = private_content(context.state)
-    own.node_config = dict(context.node_config)
-    own.run_config = dict(context.run_config)
-    return own
+    copied = shallow_copy(context)
+    copied.state = private_content(context.state)
+    copied.node_config = dict(context.node_config)
+    copied.run_config = dict(context.run_config)
+    return copied
 
 
 def is_used(context: Context, before: Context) -> bool:
@@ -147,8 +147,8 @@ class _QuickContent(RecordDict):
 
     def deflate(self) -> bytes:
         """Deflate under the name of the class that inflates it."""
-        own = type(self).__qualname__.encode()
-        return RecordDict.__qualname__.encode() + super().deflate().removeprefix(own)
+        name = type(self).__qualname__.encode()
+        return RecordDict.__qualname__.encode() + super().deflate().removeprefix(name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As a stock one: no class of ours crosses a process.
@@ -182,23 +182,23 @@ def _private_records(content: RecordDict, wrapped: Wrapped | None) -> dict[str, 
     for name, record in content.__dict__["_data"].items():
         items = record.__dict__["_data"]
         if is_kind(record, ArrayRecord):
-            own = _wrapped(items, wrapped)
+            copied = _wrapped(items, wrapped)
         else:
-            own = items.copy()
+            copied = items.copy()
             for key, value in items.items():
                 if isinstance(value, list):
-                    own[key] = list(value)
-        records[name] = filled(record, own)
+                    copied[key] = list(value)
+        records[name] = filled(record, copied)
     return records
 
 
 def _wrapped(arrays: dict[str, Array], wrapped: Wrapped) -> dict[str, Array]:
     """Wrap arrays, each at most once in the lifetime of `wrapped`."""
-    held = arrays.copy()
+    lazy = arrays.copy()
     for name, array in arrays.items():
         if type(array) is LazyArray:
             continue
         if id(array) not in wrapped:  # the original is kept, so that its id stays its own
             wrapped[id(array)] = (array, LazyArray.wrap(array))
-        held[name] = wrapped[id(array)][1]
-    return held
+        lazy[name] = wrapped[id(array)][1]
+    return lazy

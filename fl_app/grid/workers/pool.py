@@ -187,8 +187,8 @@ class _Exchange:
                 lane = self._lanes[worker.number] or max(self._lanes, key=len)
                 if not lane:
                     return True
-                own = lane is self._lanes[worker.number]
-                worker.rest = lane.popleft() if own else lane.pop()
+                is_home = lane is self._lanes[worker.number]
+                worker.rest = lane.popleft() if is_home else lane.pop()
                 continue
             call = worker.rest.popleft()
             request = self._ask(call)

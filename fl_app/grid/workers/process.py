@@ -57,7 +57,7 @@ class Worker:
             env=_ENVIRONMENT,
         )
         try:
-            with _interrupts_held():
+            with _interrupts_blocked():
                 self._process.start()
         except BaseException:
             self.pipe.close()
@@ -138,8 +138,8 @@ class Worker:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold SIGINT back, also in a process that is started meanwhile: it has no handler yet."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT, also in a process that is started meanwhile: it has no handler yet."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
