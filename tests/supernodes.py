@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fl_app.runtimes import superlink
+from fl_app.runtimes.processes import ProcessFamily
 from fl_app.runtimes.superlink import PrivateSuperLink, search_path
 
 __all__ = ["dealt", "supernodes"]
@@ -40,5 +41,5 @@ def supernodes(
                 env=environment,
                 start_new_session=True,
             )
-            stack.callback(superlink._Family(node).end, 5.0)
+            stack.callback(ProcessFamily(node).end, 5.0)
         yield

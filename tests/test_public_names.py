@@ -42,6 +42,8 @@ MOVED: dict[str, tuple[str, ...]] = {
     "fl_app.report.checks": ("fl_app.report.soundness",),
     "fl_app.report.places": ("fl_app.report.groups",),
     "fl_app.runtimes.base": ("fl_app.runtimes.result",),
+    "fl_app.runtimes.submit": ("fl_app.runtimes.connections",),
+    "fl_app.runtimes.superlink": ("fl_app.runtimes.signals",),
     "fl_app.schema": ("fl_app.config",),
     "fl_app.stack_client": ("fl_app.stacking.client",),
     "fl_app.sweep": ("fl_app.cli.sweep",),

@@ -33,9 +33,10 @@ from fl_app.config.run_request import NO_PASSWORD, RunRequest, handed_over
 from fl_app.config.schema import Config
 from fl_app.errors import ConfigError, InputError, RunError, masked, printable
 from fl_app.runtimes.bundle import app_dir
+from fl_app.runtimes.connections import read_connection
 from fl_app.runtimes.result import RunResult, end_of, write_result
-from fl_app.runtimes.submit import Outcome, read_connection, submit
-from fl_app.runtimes.superlink import signals_unwind
+from fl_app.runtimes.signals import signals_unwind
+from fl_app.runtimes.submit import Outcome, submit
 from fl_app.tracking import replay
 from fl_app.tracking.console import RESULT_MARK, own_text
 from fl_app.tracking.mlflow.uri import check_uri, default_uri, is_http, sqlite_path

@@ -22,8 +22,9 @@ from fl_app.config.run_request import RunRequest, handed_over
 from fl_app.errors import InputError, RunError, printable
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.result import RunResult, RunStoppedError, check_ray, read_result
+from fl_app.runtimes.signals import signals_unwind
 from fl_app.runtimes.submit import Outcome, submit
-from fl_app.runtimes.superlink import PrivateSuperLink, signals_unwind
+from fl_app.runtimes.superlink import PrivateSuperLink
 
 __all__ = ["run"]
 

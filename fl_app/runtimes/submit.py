@@ -5,10 +5,6 @@ itself failed, and Ctrl-C leaves the run going. :func:`submit` therefore reads t
 command's output, asks ``flwr ls`` for the status once the log stream is over, and stops the run
 when its own process is interrupted.
 
-Each ``flwr`` command spends seconds on imports before it does anything. The one that will ask for
-the status is therefore started as soon as the run is accepted, and told its arguments when they
-are known.
-
 References
 ----------
 https://flower.ai/docs/framework/ref-api-cli.html#flwr-run
@@ -18,12 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,9 +27,11 @@ from typing import Any, Literal
 import tomli_w
 
 from fl_app.errors import InputError, RunError
-from fl_app.runtimes.superlink import search_path, signals_unwind
+from fl_app.runtimes.connections import read_connection
+from fl_app.runtimes.flwr_command import Command, Flwr
+from fl_app.runtimes.signals import signals_unwind
 
-__all__ = ["Outcome", "Scalar", "interpret", "read_connection", "submit"]
+__all__ = ["Outcome", "Scalar", "interpret", "submit"]
 
 Scalar = str | int | float | bool
 Status = Literal["completed", "failed", "stopped"]
@@ -45,31 +39,12 @@ Status = Literal["completed", "failed", "stopped"]
 _ENDS: dict[str, Status] = {s: s for s in ("completed", "failed", "stopped")}
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# Connections that Flower itself writes into a config.toml that does not exist yet.
-_BUILT_IN = ("local", "supergrid")
 # Bounds of a silence: of a submission, a question, a stop; of a log, until the status is asked.
 _ACCEPT_SECONDS = 300.0
 _ASK_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _SILENT_SECONDS = 300.0
 _POLL_SECONDS = 5.0
-_JOIN_SECONDS = 5.0
-
-# What the console script `flwr` does, with the arguments read after the imports, and without the
-# shutdown of the interpreter, for which somebody would wait. The exit status means nothing anyway.
-_FLWR = """
-import json, os, sys
-from flwr.cli.app import app
-arguments = sys.stdin.readline()
-if arguments:
-    sys.argv = ["flwr", *json.loads(arguments)]
-    try:
-        app()
-    except SystemExit:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-"""
 
 
 @dataclass(frozen=True)
@@ -159,7 +134,7 @@ def submit(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-submit-")))
         overrides = scratch / "run-config.toml"
         overrides.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
-        flwr = stack.enter_context(_Flwr(environment, scratch))
+        flwr = stack.enter_context(Flwr(environment, scratch))
         run = _Run(flwr, superlink, on_line, patience)
         return run.carry_out(
             ["run", str(app), superlink, "--run-config", str(overrides), *federation, "--stream"],
@@ -202,50 +177,11 @@ def interpret(answer: str) -> Outcome | None:
     return Outcome(run_id, _ENDS[end], "" if details == "N/A" else details)
 
 
-def read_connection(
-    superlink: str | None, environment: Mapping[str, str], field: str = "superlink"
-) -> dict[str, Any]:
-    """Read a connection from Flower's ``config.toml``.
-
-    Parameters
-    ----------
-    superlink : str or None
-        Its name.
-    environment : mapping of str to str
-        Where ``FLWR_HOME`` may stand.
-    field : str, default: "superlink"
-        What the user calls the name.
-
-    Returns
-    -------
-    dict
-        What stands in ``[superlink.NAME]``.
-
-    Raises
-    ------
-    InputError
-        If there is none of this name; the message lists those that there are.
-    """
-    home = environment.get("FLWR_HOME")
-    path = (Path(home) if home else Path.home() / ".flwr") / "config.toml"
-    known: dict[str, dict[str, Any]] = {name: {} for name in _BUILT_IN}
-    if path.exists():
-        try:
-            links = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
-        except ValueError as error:
-            raise InputError("config.toml", path, f"valid TOML ({error})") from None
-        known = {name: link for name, link in links.items() if isinstance(link, dict)}
-    if superlink not in known:
-        allowed = f"a [superlink.NAME] of {path}: {', '.join(known) or 'it has none'}"
-        raise InputError(field, superlink, allowed)
-    return known[superlink]
-
-
 class _Run:
     """One run, from its submission to its end."""
 
     def __init__(
-        self, flwr: _Flwr, superlink: str, on_line: Callable[[str], None], patience: float
+        self, flwr: Flwr, superlink: str, on_line: Callable[[str], None], patience: float
     ) -> None:
         self._flwr = flwr
         self._superlink = superlink
@@ -267,7 +203,7 @@ class _Run:
             self._stop(command)
             raise
 
-    def _wait_for_id(self, command: _Command) -> None:
+    def _wait_for_id(self, command: Command) -> None:
         said = []
         for line in command.lines(_ACCEPT_SECONDS):
             if self._accepted(line):
@@ -281,7 +217,7 @@ class _Run:
             self._flwr.prepare()
         return bool(started)
 
-    def _wait_for_end(self, command: _Command) -> Outcome:
+    def _wait_for_end(self, command: Command) -> Outcome:
         """Hand on the log; where it ends or falls silent, ask for the status."""
         question = ["ls", self._superlink, "--run-id", self._run_id, "--format", "json"]
         lost_since: float | None = None
@@ -300,7 +236,7 @@ class _Run:
             if command.ended:
                 time.sleep(_POLL_SECONDS)
 
-    def _stop(self, command: _Command) -> None:
+    def _stop(self, command: Command) -> None:
         """Stop the run; if its id is not known yet, wait first whether it was accepted."""
         if not self._run_id:
             any(self._accepted(line) for line in command.lines(_STOP_SECONDS))
@@ -311,110 +247,6 @@ class _Run:
 
 class _LostRunError(RunError):
     """A run that may go on, at a SuperLink that no longer answers."""
-
-
-class _Flwr:
-    """The stock ``flwr`` command, each call in a process of its own."""
-
-    def __init__(self, environment: Mapping[str, str], cwd: Path) -> None:
-        ours = {
-            "PATH": search_path(environment),
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONIOENCODING": "utf-8",  # whatever the terminal takes: this is read
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            # Errors come in a box as wide as the terminal: one line of it shall hold any message.
-            "COLUMNS": "4000",
-        }
-        self._environment = {**environment, **ours}
-        self._cwd = cwd
-        self._commands: list[_Command] = []
-        self._prepared: _Command | None = None
-
-    def __enter__(self) -> _Flwr:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Kill the processes that are still there."""
-        for command in self._commands:
-            command.kill()
-
-    def prepare(self) -> None:
-        """Let a process import what the next :meth:`ask` needs, where nobody waits for it."""
-        self._prepared = self.new()
-
-    def ask(self, arguments: Sequence[str], seconds: float) -> str:
-        """Carry out a command that ends soon, and return what it printed."""
-        command, self._prepared = self._prepared or self.new(), None
-        command.tell(arguments)
-        answer = "\n".join(command.lines(seconds))
-        if not command.ended:
-            command.kill()
-            raise RunError(f"flwr {arguments[0]} did not answer within {seconds:g} s")
-        return answer
-
-    def new(self) -> _Command:
-        """Let a command begin with its imports; it waits for its arguments."""
-        command = _Command(_FLWR, self._environment, self._cwd)
-        self._commands.append(command)
-        return command
-
-
-class _Command:
-    """A Python process that gets its arguments as JSON on standard input."""
-
-    def __init__(self, code: str, environment: Mapping[str, str], cwd: Path) -> None:
-        self.ended = False
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            env=environment,
-            cwd=cwd,
-            # Ctrl-C in a terminal goes to a whole process group; this one shall outlive it.
-            start_new_session=True,
-        )
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def tell(self, arguments: Sequence[str]) -> None:
-        """Hand over the arguments; the command starts as soon as its imports are done."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # its output says why it ended
-            self._process.stdin.write(json.dumps(list(arguments)) + "\n")
-            self._process.stdin.close()
-
-    def lines(self, silence: float) -> Iterator[str]:
-        """Yield its output line by line, until it ends or is silent for so many seconds."""
-        while not self.ended:
-            try:
-                line = self._lines.get(timeout=silence)
-            except queue.Empty:
-                return
-            if line is None:
-                self.ended = True
-            else:
-                yield line.rstrip("\n")
-
-    def kill(self) -> None:
-        """End it, if it has not ended by itself."""
-        self._process.kill()
-        self._process.wait()
-        self._reader.join(_JOIN_SECONDS)
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
 
 
 def _check_run_config(app: Path, run_config: Mapping[str, Scalar]) -> None:

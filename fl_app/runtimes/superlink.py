@@ -5,11 +5,6 @@ environment and working directory are those of the shell that happened to start 
 :class:`PrivateSuperLink` is started for its owner, on a port of its own, and leaves nothing
 behind: no process, no temporary file.
 
-What it takes to end one: ``flower-superexec``, which stands in a session of its own, starts
-``flwr-simulation``, which starts Ray. Ray's processes outlive their parent and then belong to
-process 1, but they stay in the session of ``flower-superexec``. A family of processes is therefore
-known by its sessions, not by its parents.
-
 A SuperLink on its own starts ``flower-superexec`` when it is up itself, and either spends two
 seconds with imports. Here both begin at the same time (``--isolation process``, Flower's mode for
 a SuperExec that somebody else starts).
@@ -25,28 +20,26 @@ import http.client
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NamedTuple
+from types import TracebackType
 
 from fl_app.config.plugins import VARIABLE
 from fl_app.errors import InputError, RunError
+from fl_app.runtimes.connections import add_connection, remove_connection
+from fl_app.runtimes.processes import ProcessFamily
+from fl_app.runtimes.signals import signals_deferred, signals_unwind
 
-__all__ = ["PrivateSuperLink", "search_path", "signals_unwind"]
+__all__ = ["PrivateSuperLink", "search_path"]
 
 _PORT_ATTEMPTS = 5
 _POLL_SECONDS = 0.05
-_KILL_SECONDS = 5.0
 # Ray's longest socket path below its temporary directory, and what the kernel accepts (macOS: 103).
 _RAY_SOCKET = len("/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
 _SOCKET_LIMIT = 103
@@ -61,36 +54,6 @@ if sys.stdin.buffer.readline():
     sys.argv = sys.argv[1:]
     flower_superexec()
 """
-
-
-@contextmanager
-def signals_unwind() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into :class:`SystemExit` inside a ``with`` block.
-
-    Their default action ends the process without unwinding, so nothing that it started would be
-    cleaned up. A handler that somebody else installed stays, and so does an ignored signal
-    (``nohup``). Outside the main thread, where Python delivers no signals, nothing happens.
-
-    Yields
-    ------
-    None
-        Control, with exit status ``128 + signal number`` for a signal that arrives meanwhile.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(signum: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    ours = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
-    for signum in ours:
-        signal.signal(signum, leave)
-    try:
-        yield
-    finally:
-        for signum in ours:
-            signal.signal(signum, signal.SIG_DFL)
 
 
 def search_path(environment: Mapping[str, str]) -> str:
@@ -161,7 +124,7 @@ class PrivateSuperLink:
         self._given_home = flwr_home
         self._scratch: Path | None = None
         self._address = ""
-        self._family: _Family | None = None
+        self._family: ProcessFamily | None = None
         self._cleanup = ExitStack()
 
     @property
@@ -228,7 +191,7 @@ class PrivateSuperLink:
         self._cleanup.close()
 
     def _clean(self) -> None:
-        with _signals_held():
+        with signals_deferred():
             if self._family is not None:
                 self._family.end(self.grace)
                 self._family = None
@@ -251,15 +214,15 @@ class PrivateSuperLink:
         """Start it on a free port and enter it in ``config.toml``."""
         port = _free_port()
         self._address = f"127.0.0.1:{port}"
-        _add_entry(self.flwr_home / "config.toml", self.name, self._address)
-        with _signals_held():
+        add_connection(self.flwr_home / "config.toml", self.name, self._address)
+        with signals_deferred():
             leader = self._spawn(port)
-            self._family = _Family(leader)
+            self._family = ProcessFamily(leader)
             self._family.add(self._spawn_superexec(port, leader.pid))
 
     def _leave(self) -> None:
         """Take its entry out of ``config.toml``."""
-        _remove_entry(self.flwr_home / "config.toml", self.name, self._address)
+        remove_connection(self.flwr_home / "config.toml", self.name, self._address)
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         command = [str(_executable("flower-superlink")), "--insecure", "--isolation", "process"]
@@ -309,7 +272,7 @@ class PrivateSuperLink:
         }
         return inherited | ours | self.client_env | self.env
 
-    def _answers(self, family: _Family, port: int) -> bool:
+    def _answers(self, family: ProcessFamily, port: int) -> bool:
         """Wait until it answers; return False if its port was taken by somebody else."""
         deadline = time.monotonic() + self.startup_timeout
         while time.monotonic() < deadline:
@@ -327,126 +290,6 @@ class PrivateSuperLink:
 
     def _last_words(self) -> str:
         return self.log_tail() or "it printed nothing"
-
-
-class _Process(NamedTuple):
-    """One row of the process table; on systems without /proc the group stands for the session."""
-
-    pid: int
-    parent: int
-    session: int
-    zombie: bool
-
-
-class _Family:
-    """Session leaders, their descendants, and whoever shares a session with one of them."""
-
-    def __init__(self, leader: subprocess.Popen[bytes]) -> None:
-        self._leaders = [leader]
-        self._sessions = {leader.pid}
-
-    def add(self, leader: subprocess.Popen[bytes]) -> None:
-        """Take in another session's leader."""
-        self._leaders.append(leader)
-        self._sessions.add(leader.pid)
-
-    def is_alive(self) -> bool:
-        """Tell whether all leaders live; reaps those that do not."""
-        return all(leader.poll() is None for leader in self._leaders)
-
-    def go(self) -> None:
-        """Tell the leaders that wait for a line to go on."""
-        for leader in self._leaders:
-            if leader.stdin is not None:
-                with suppress(BrokenPipeError):  # its last words are in the log
-                    leader.stdin.write(b"\n")
-                    leader.stdin.flush()
-
-    def pids(self) -> list[int]:
-        """List the members that are alive, and remember the sessions that they are in."""
-        table, members = _process_table(), set[int]()
-        while True:
-            found = {p.pid for p in table if p.session in self._sessions or p.parent in members}
-            if found <= members:
-                break
-            members |= found
-            self._sessions |= {p.session for p in table if p.pid in members}
-        return sorted(p.pid for p in table if p.pid in members and not p.zombie)
-
-    def end(self, grace: float) -> None:
-        """Ask all members to end, kill those that have not within `grace` seconds."""
-        stages = ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS))
-        for signum, seconds in stages:
-            deadline = time.monotonic() + seconds
-            told: set[int] = set()
-            while alive := self.pids():
-                _send(signum, set(alive) - told)
-                told.update(alive)
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(_POLL_SECONDS)
-            else:
-                for leader in self._leaders:
-                    leader.wait(_KILL_SECONDS)
-                    if leader.stdin is not None:
-                        with suppress(BrokenPipeError):
-                            leader.stdin.close()
-                return
-        warnings.warn(f"processes {alive} survived SIGKILL", RuntimeWarning, stacklevel=2)
-
-
-def _send(signum: int, pids: Iterable[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signum)
-
-
-def _process_table() -> list[_Process]:
-    if not Path("/proc/self/stat").exists():
-        return _ps_table()
-    rows = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with suppress(OSError):  # ended since it was listed
-                # The name before the last ")" may hold blanks and parentheses.
-                fields = Path(entry.path, "stat").read_text(errors="replace").rpartition(")")[2]
-                state, parent, _group, session = fields.split()[:4]
-                rows.append(_Process(int(entry.name), int(parent), int(session), state in "ZX"))
-    return rows
-
-
-def _ps_table() -> list[_Process]:
-    listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True
-    )
-    rows = (line.split() for line in listing.stdout.splitlines())
-    return [_Process(int(p), int(pp), int(g), state.startswith("Z")) for p, pp, g, state in rows]
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold SIGINT, SIGTERM and SIGHUP back until the block is done, then deliver them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-
-    def hold(signum: int, _frame: FrameType | None) -> None:
-        held.append(signum)
-
-    # A handler is used, since a blocked or ignored signal would stay so in a child started here.
-    callables = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    before = {s: signal.getsignal(s) for s in callables}
-    caught = {s: handler for s, handler in before.items() if callable(handler)}
-    for signum in caught:
-        signal.signal(signum, hold)
-    try:
-        yield
-    finally:
-        for signum, handler in caught.items():
-            signal.signal(signum, handler)
-        for number in held:
-            signal.raise_signal(number)
 
 
 def _executable(command: str) -> Path:
@@ -486,29 +329,6 @@ def _short_tmp() -> str | None:
     if len(tempfile.gettempdir()) + scratch + _RAY_SOCKET <= _SOCKET_LIMIT:
         return None
     return "/tmp" if os.access("/tmp", os.W_OK) else None
-
-
-def _entry(name: str, address: str) -> str:
-    return f'\n[superlink.{name}]\naddress = "{address}"\ninsecure = true\n'
-
-
-def _add_entry(path: Path, name: str, address: str) -> None:
-    """Append a connection as text: a rewrite of the file would lose the user's comments."""
-    text = _read(path)
-    if f"[superlink.{name}]" in text:
-        raise InputError("superlink", name, f"a name that {path} does not have yet")
-    path.write_text(text + _entry(name, address), encoding="utf-8")
-
-
-def _remove_entry(path: Path, name: str, address: str) -> None:
-    text = _read(path)
-    rest = text.replace(_entry(name, address), "")
-    if rest == text:
-        return
-    if rest:
-        path.write_text(rest, encoding="utf-8")
-    else:
-        path.unlink()
 
 
 def _read(path: Path) -> str:

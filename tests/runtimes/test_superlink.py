@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ import pytest
 
 from fl_app.errors import InputError, RunError
 from fl_app.runtimes import superlink
-from fl_app.runtimes.superlink import PrivateSuperLink, signals_unwind
+from fl_app.runtimes.superlink import PrivateSuperLink
 from tests.flower_apps import write_app, write_fake_superlink
 
 
@@ -179,65 +177,6 @@ def test_ray_fits_into_the_temporary_directory(
     directory = superlink._short_tmp() or tempfile.gettempdir()
     session = "session_2026-01-31_23-59-59_123456_4194304"  # 4194304: the largest pid of Linux
     assert len(f"{directory}/fl-12345678/ray/{session}/sockets/plasma_store") <= 107
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_unwinds(signum: signal.Signals) -> None:
-    """It becomes SystemExit with the shell's status, and its default action comes back."""
-    with pytest.raises(SystemExit) as exit_info, signals_unwind():
-        signal.raise_signal(signum)
-    assert exit_info.value.code == 128 + signum
-    assert signal.getsignal(signum) is signal.SIG_DFL
-
-
-def test_a_handler_of_somebody_else_stays() -> None:
-    """A signal that is handled or ignored already is left alone."""
-    seen: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
-    try:
-        with signals_unwind():
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert seen == [signal.SIGTERM]
-
-
-def test_other_threads_are_left_alone() -> None:
-    """Outside the main thread Python cannot handle signals: the block runs as it is."""
-    ran: list[bool] = []
-
-    def work() -> None:
-        with signals_unwind():
-            ran.append(True)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert ran == [True]
-
-
-def test_a_signal_during_the_clean_up_waits_for_its_end() -> None:
-    """A second Ctrl-C does not leave half of the processes running."""
-    done: list[str] = []
-
-    def clean_up() -> None:
-        with superlink._signals_held():
-            signal.raise_signal(signal.SIGINT)
-            done.append("cleaned up")
-
-    with pytest.raises(KeyboardInterrupt):
-        clean_up()
-    assert done == ["cleaned up"]
-
-
-def test_ps_tells_what_proc_tells() -> None:
-    """Where there is no /proc, the listing of ps names the same processes and parents."""
-    if shutil.which("ps") is None:
-        pytest.skip("there is no ps here")
-    (ours,) = [p for p in superlink._ps_table() if p.pid == os.getpid()]
-    assert (ours.parent, ours.session, ours.zombie) == (os.getppid(), os.getpgrp(), False)
-    (ours,) = [p for p in superlink._process_table() if p.pid == os.getpid()]
-    assert (ours.parent, ours.session, ours.zombie) == (os.getppid(), os.getsid(0), False)
 
 
 _HOLDER = """
