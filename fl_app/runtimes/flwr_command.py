@@ -30,7 +30,9 @@ _JOIN_SECONDS = 5.0
 # shutdown of the interpreter, for which somebody would wait. The exit status means nothing anyway.
 _FLWR = """
 import json, os, sys
-from flwr.cli.app import app
+from importlib.metadata import distribution
+(command,) = distribution("flwr").entry_points.select(name="flwr")
+app = command.load()
 arguments = sys.stdin.readline()
 if arguments:
     sys.argv = ["flwr", *json.loads(arguments)]

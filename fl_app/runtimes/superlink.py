@@ -45,10 +45,13 @@ _RAY_SOCKET = len("/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasm
 _SOCKET_LIMIT = 103
 
 
-# Waits for a line, or leaves with the process that would have sent it.
+# What the console script does, once it is told to by a line; or it leaves with the process that
+# would have sent one.
 _SUPEREXEC = """
 import os, sys
-from flwr.supercore.cli import flower_superexec
+from importlib.metadata import distribution
+(command,) = distribution("flwr").entry_points.select(name="flower-superexec")
+flower_superexec = command.load()
 if sys.stdin.buffer.readline():
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = sys.argv[1:]
