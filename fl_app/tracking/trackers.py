@@ -20,7 +20,7 @@ class Guard:
     """Calls what must not disturb its caller: an exception becomes one log line of its kind.
 
     A kind is the function and the type of the exception. ``KeyboardInterrupt`` and ``SystemExit``
-    pass: they are the user's.
+    pass: they are the user's. Whatever else there is to warn of is said once, too.
 
     Parameters
     ----------
@@ -30,7 +30,8 @@ class Guard:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._told: set[tuple[str, type[Exception]]] = set()
+        self._failures: set[tuple[str, type[Exception]]] = set()
+        self._warnings: set[str] = set()
 
     def __call__(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
         """Return what `call` returns, or None where it raises."""
@@ -38,8 +39,8 @@ class Guard:
             return call(*args, **kwargs)
         except Exception as error:
             what = getattr(call, "__name__", type(call).__name__)
-            if (what, type(error)) not in self._told:
-                self._told.add((what, type(error)))
+            if (what, type(error)) not in self._failures:
+                self._failures.add((what, type(error)))
                 _LOG.warning(
                     "%s: %s failed (%s); the run goes on, further failures of this kind "
                     "are not reported",
@@ -48,6 +49,12 @@ class Guard:
                     one_line(error),
                 )
             return None
+
+    def warn(self, text: str, *values: object) -> None:
+        """Log a warning, once."""
+        if text % values not in self._warnings:
+            self._warnings.add(text % values)
+            _LOG.warning(f"{self.name}: {text}", *values)
 
 
 class Trackers:

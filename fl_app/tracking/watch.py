@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import attrgetter
-from types import MethodType
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, Metadata, MetricRecord
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import Strategy
 
-from fl_app.errors import one_line, printable
+from fl_app.errors import one_line
 from fl_app.grid.arrays import read
-from fl_app.grid.messages import sender
-from fl_app.tracking.chain import HOOKS, callers, chain, found, is_private, parameters
-from fl_app.tracking.contents import PARTITION, Reply, scalars, sent_bytes, too_long
-from fl_app.tracking.metric_names import MAX_SHOWN_VALUES
-from fl_app.tracking.numbers import Numbers
+from fl_app.tracking.chain import HOOKS, callers, chain, is_private, parameters
+from fl_app.tracking.exchanges import Exchange, Exchanges
 from fl_app.tracking.records import (
-    Asked,
-    ClientRecord,
     RoundRecord,
     RunEnd,
     RunStart,
@@ -36,9 +29,6 @@ __all__ = ["Watch"]
 
 _LOG = logging.getLogger("fl_app")
 _FLOWERS_LOG = logging.getLogger("flwr")
-_MAX_REASON = 300
-_MAX_NAMED = 100
-"""Clients of an exchange up to which each reply is told of by itself."""
 
 
 class Watch:
@@ -63,19 +53,17 @@ class Watch:
         self.strategy, self.tracker, self.rule = strategy, tracker, rule
         self._higher_is_better = higher_is_better
         self._partitions, self._value_names = partitions, value_names
-        self._private = private or any(map(is_private, chain(strategy)))
         self._guard = Guard("tracking")
-        self._said: set[str] = set()
+        private = private or any(map(is_private, chain(strategy)))
+        self._exchanges = Exchanges(strategy, tracker, partitions, private, self._guard)
         self._inside = self._in_start = self._in_block = self._owner = False
         self._begun = False
         self._reset()
 
     def _reset(self) -> None:
         """Forget the run before."""
-        self._bytes_up = self._bytes_down = 0
-        self._numbers = Numbers(self._partitions)
+        self._exchanges.reset()
         self._round: _Round | None = None
-        self._exchange: _Exchange | None = None
         self._last, self._offset, self._closed = -1, 0, -1
         self._initial: ArrayRecord | None = None
         self._arrays: ArrayRecord | None = None
@@ -94,6 +82,7 @@ class Watch:
             yield
         except BaseException as error:
             self._round = None
+            self._exchanges.leave()
             if not self._in_block:
                 self._finish(_end_of(error))
             raise
@@ -116,7 +105,8 @@ class Watch:
     def leave(self, error: BaseException | None = None) -> None:
         """Close the round that is whole, and end a run that was begun here."""
         self._in_block = False
-        round_, self._exchange = self._round, None
+        self._exchanges.leave()
+        round_ = self._round
         if round_ is not None and not round_.is_whole:
             self._round, self._error = None, self._error or "the last round was not finished"
         self._guard(self._close, None)
@@ -132,7 +122,7 @@ class Watch:
         if not goes_on:
             self._reset()
         self._closed, self._offset = -1, max(self._last, 0)
-        self._numbers.ask(given.get("grid"))
+        self._exchanges.numbers.ask(given.get("grid"))
         if not getattr(self.tracker, "started", False):
             self._owner = True
             self._guard(self.tracker.start, self._run_start(given, goes_on))
@@ -142,13 +132,13 @@ class Watch:
         """Begin a run with a hook that a loop of somebody else's calls."""
         known = [*chain(self.strategy)]
         outside = [s for s in callers() if s not in known and vars(s).get("_watch") is not self]
-        self._private = self._private or any(map(is_private, outside))
+        self._exchanges.private |= any(map(is_private, outside))
         self._wrapped = bool(outside)
         if self._begun and (self._owner or getattr(self.tracker, "started", False)):
             return
         self._begin({})
         if not self._in_block:
-            self._say(
+            self._guard.warn(
                 "the rounds are those of %s: what the server evaluates is recorded only where "
                 "evaluated() is told of it, and the run ends when nobody uses the tracked strategy "
                 "any more, or with its `with` block",
@@ -178,12 +168,6 @@ class Watch:
                 if command := getattr(tracker, "ui_command", ""):
                     _FLOWERS_LOG.info("for which this must run: %s", command)
 
-    def _say(self, text: str, *values: object) -> None:
-        """Say something once."""
-        if text % values not in self._said:
-            self._said.add(text % values)
-            _LOG.warning(f"tracking: {text}", *values)
-
     # ------------------------------------------------------------ what is called
 
     def hook(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -212,7 +196,7 @@ class Watch:
         exchange = self._guard(self._enter, what, given)
         messages = list(call(*args, **kwargs) or ())
         if exchange is not None:
-            self._guard(self._note_messages, messages, exchange)
+            self._guard(self._exchanges.note_messages, messages, exchange)
         return messages
 
     def _aggregate(
@@ -223,16 +207,16 @@ class Watch:
             kwargs = {**kwargs, "replies": replies}
         elif len(args) > 1:
             args = (args[0], replies, *args[2:])
-        exchange = self._guard(self._enter, what, given) or _Exchange(what)
+        exchange = self._guard(self._enter, what, given) or Exchange(what)
         # Read first: a strategy may empty the replies that it aggregates (FedMedian does).
-        seen = self._guard(self._read_replies, replies, exchange)
+        seen = self._guard(self._exchanges.read_replies, replies, exchange)
         try:
             result = call(*args, **kwargs)
         except Exception:  # too few replies, perhaps: who failed is why
-            self._guard(self._note_replies, seen, exchange, None)
+            self._guard(self._exchanges.note_replies, seen, exchange, None)
             raise
         arrays, metrics = result if what == "train" else (None, result)
-        self._guard(self._note_replies, seen, exchange, metrics)
+        self._guard(self._exchanges.note_replies, seen, exchange, metrics)
         exchange.is_done = True
         if self._round is not None and arrays is not None:
             self._round.aggregate = arrays
@@ -258,28 +242,30 @@ class Watch:
 
     def saw(self, replies: Sequence[Message]) -> None:
         """Tell the tracker of replies to an exchange that is not over."""
-        self._guard(self._note_arrivals, replies)
+        self._guard(self._exchanges.note_arrivals, replies)
 
     # ------------------------------------------------------------ rounds
 
-    def _enter(self, what: str, given: Mapping[str, Any]) -> _Exchange:
+    def _enter(self, what: str, given: Mapping[str, Any]) -> Exchange:
         """Return the exchange that a hook belongs to, after closing the round before."""
         if not self._in_start:
             self._begin_alone()
         self._error = ""
-        self._numbers.ask(given.get("grid"))
+        self._exchanges.numbers.ask(given.get("grid"))
         configures, arrays = "grid" in given or "config" in given, given.get("arrays")
         own = int(given["server_round"])
         again = False
         if configures and self._round is not None and self._round.own == own:
             again = what == "train" and self._round.train.is_done
             if again:
-                self._say("round %d trains once more, which is recorded as a round", own)
+                self._guard.warn("round %d trains once more, which is recorded as a round", own)
             elif getattr(self._round, what).is_done:
-                self._say("round %d evaluates once more: its last evaluation is recorded", own)
-                self._round.evaluate = _Exchange("evaluate")
+                self._guard.warn(
+                    "round %d evaluates once more: its last evaluation is recorded", own
+                )
+                self._round.evaluate = Exchange("evaluate", self._round.number)
         round_ = self._at(own, arrays, again)
-        exchange: _Exchange = getattr(round_, what)
+        exchange: Exchange = getattr(round_, what)
         if configures:
             exchange.is_begun = True
             if what == "evaluate" or round_.now is None:
@@ -310,10 +296,12 @@ class Watch:
             return
         if own == 0 and self._round is None:
             if self._last < 0:
-                self._record(_Round(0, 0, server=self._scalars("server", metrics)), arrays)
+                self._record(
+                    _Round(0, 0, server=self._exchanges.scalars("server", metrics)), arrays
+                )
             return
         round_ = self._at(own, None)
-        round_.now, round_.server = arrays, self._scalars("server", metrics)
+        round_.now, round_.server = arrays, self._exchanges.scalars("server", metrics)
         round_.is_measured = True
         if round_.evaluate.is_begun:
             self._close(None)
@@ -329,7 +317,7 @@ class Watch:
     def _record(self, round_: _Round, arrays: ArrayRecord) -> None:
         now = read(arrays)
         aggregate = None
-        if round_.aggregate is not None and not (self._private and self._wrapped):
+        if round_.aggregate is not None and not (self._exchanges.private and self._wrapped):
             aggregate = now if round_.aggregate is arrays else read(round_.aggregate)
         elif round_.aggregate is not None and arrays is not self._arrays:
             aggregate = now  # what the wrapper that adds noise made of it
@@ -348,7 +336,7 @@ class Watch:
                 train_asked=round_.train.told,
                 evaluate_asked=round_.evaluate.told,
                 aggregate=aggregate,
-                num_clients=max(len(self._partitions or ()), self._numbers.seen),
+                num_clients=max(len(self._partitions or ()), self._exchanges.numbers.seen),
                 rule=self.rule,
                 cost=self._cost(round_) if round_.number else {},
                 extra=self._ask(strategies, "round_metrics", round_.own),
@@ -356,7 +344,7 @@ class Watch:
                 timestamp_ms=time.time_ns() // 1_000_000,
                 value_names=self._value_names or {},
                 higher_is_better=self._higher_is_better,
-                client_key="client" if self._numbers.arbitrary else "partition",
+                client_key="client" if self._exchanges.numbers.arbitrary else "partition",
             ),
         )
 
@@ -365,8 +353,8 @@ class Watch:
         # The next round begins where this one ends: what trackers do with it is in the next.
         began, self._round_began = self._round_began, time.perf_counter()
         return {
-            "bytes_up": self._bytes_up,
-            "bytes_down": self._bytes_down,
+            "bytes_up": self._exchanges.bytes_up,
+            "bytes_down": self._exchanges.bytes_down,
             "seconds": self._round_began - began,
             "clients_asked": counted.asked,
             "clients_replied": counted.replied,
@@ -382,145 +370,6 @@ class Watch:
                 found |= self._guard(own, server_round) or {}
         return found
 
-    # ------------------------------------------------------------ exchanges
-
-    def _note_messages(self, messages: Sequence[Message], exchange: _Exchange) -> None:
-        self._exchange = exchange
-        exchange.sent = [message.metadata for message in messages]
-        exchange.asked = len(messages)
-        exchange.nodes = frozenset(m.dst_node_id for m in exchange.sent)
-        self._numbers.learn(exchange.nodes)
-        self._bytes_down += sum(sent_bytes(messages))
-        if messages:
-            self._tell("asked", exchange, self._who(exchange.nodes))
-
-    def _who(self, nodes: Collection[int]) -> dict[str, Any]:
-        if self._private or not all(map(self._numbers.known, nodes)):
-            return {"count": len(nodes)}
-        return {"clients": sorted(map(self._numbers.of, nodes))}
-
-    def _note_arrivals(self, replies: Sequence[Message]) -> None:
-        exchange = self._exchange
-        if exchange is None:
-            return
-        nodes = [sender(reply, exchange.sent) for reply in replies]
-        nodes = [node for node in nodes if node in exchange.nodes]
-        exchange.arrived += len(nodes)
-        many = exchange.asked > _MAX_NAMED
-        if self._private or many or not all(map(self._numbers.known, nodes)):
-            self._tell("reply", exchange, {"count": exchange.arrived})
-            return
-        for node in nodes:
-            self._tell("reply", exchange, {"client": self._numbers.of(node)})
-
-    def _read_replies(self, replies: Sequence[Message], exchange: _Exchange) -> list[Reply]:
-        is_model: Callable[[str], bool] | None = None
-        if exchange.name == "train" and not self._private:
-            is_model = found(self.strategy, "is_model", MethodType) or _is_any
-        keep = bool(getattr(self.tracker, "keeps_models", False))
-        seen = [Reply.of(m, is_model, self._weight, keep) for m in replies if m.has_content()]
-        self._bytes_up += sum(reply.num_bytes for reply in seen)
-        self._numbers.learn(reply.node_id for reply in seen)
-        for reply in seen:
-            told = reply.partition
-            if told is not None and not self._numbers.tell(reply.node_id, told):
-                self._say("partition %d is told by several nodes, or not always", told)
-            for name in () if self._private else reply.long:
-                self._left_out(f"{exchange.name} metric {name} of clients")
-        for message in replies:
-            if message.has_error():
-                reason = message.error.reason or "no reason given"
-                exchange.errors[sender(message, exchange.sent)] = f"the client failed: {reason}"
-        return seen
-
-    @property
-    def _weight(self) -> str:
-        return found(self.strategy, "weighted_by_key", str) or "num-examples"
-
-    def _scalars(self, where: str, metrics: Mapping[str, Any] | None) -> dict[str, float]:
-        # A mean of weights, or of partitions, is nobody's.
-        leave_out = () if where == "server" else (self._weight, PARTITION)
-        own = {name: value for name, value in (metrics or {}).items() if name not in leave_out}
-        for name in too_long(own):
-            self._left_out(f"{where} metric {name}")
-        return scalars(own)
-
-    def _left_out(self, what: str) -> None:
-        self._say("%s has more than %d values and is left out", what, MAX_SHOWN_VALUES)
-
-    def _note_replies(
-        self, seen: Sequence[Reply] | None, exchange: _Exchange, metrics: MetricRecord | None
-    ) -> None:
-        self._exchange = None
-        if self._numbers.settle() and not self._private:
-            self._tell_arbitrary()
-        accepted: frozenset[int] | None = found(self.strategy, "accepted", frozenset)
-        if accepted is not None and not accepted <= exchange.nodes:
-            accepted = None  # something of the strategy's own
-        used = [r for r in seen or () if accepted is None or r.node_id in accepted]
-        exchange.replied = len(used)
-        if not self._private:
-            clients = [r.client(self._numbers.of(r.node_id)) for r in used]
-            exchange.clients = sorted(clients, key=attrgetter("partition"))
-        exchange.metrics = self._scalars(exchange.name, metrics)
-        self._note_failures(exchange, {r.node_id for r in used}, {r.node_id for r in seen or ()})
-        if exchange.name == "train" and getattr(self.tracker, "keeps_models", False):
-            self._show_models(used)
-
-    def _tell_arbitrary(self) -> None:
-        said = "in the order of their node ids, which is arbitrary"
-        self._say(
-            "clients are numbered %s: nobody told their partitions (a reply may, as the metric "
-            "partition-id, or TrackedStrategy(..., partitions=...))",
-            said,
-        )
-        self._guard(self.tracker.annotate, {"clients.numbered": said}, {})
-
-    def _note_failures(self, exchange: _Exchange, used: set[int], came: set[int]) -> None:
-        """Keep who was asked and who failed, and tell of it; under privacy only how many."""
-        lost = {n: self._numbers.of(n) for n in exchange.nodes if n not in used}
-        facts: dict[str, Any] = {"count": exchange.replied, "failed_count": len(lost)}
-        if not self._private:
-            told: Mapping[int, str] = found(self.strategy, "dropped", Mapping) or {}
-            failed = {}
-            for node_id, number in sorted(lost.items(), key=lambda pair: pair[1]):
-                silent = "the reply was not used" if node_id in came else "no reply in time"
-                reason = told.get(number) or exchange.errors.get(node_id) or silent
-                failed[number] = printable(" ".join(str(reason).split()), _MAX_REASON)
-            asked = sorted(map(self._numbers.of, exchange.nodes))
-            exchange.told = Asked(asked, failed)
-            replied = [k for k in asked if k not in failed]
-            facts = {"clients": replied, "failed": {str(k): why for k, why in failed.items()}}
-        if exchange.nodes:
-            self._tell("replied", exchange, facts)
-
-    def _show_models(self, replies: Sequence[Reply]) -> None:
-        if not self._private and self._round is not None:
-            models = {self._numbers.of(r.node_id): r.arrays or {} for r in replies}
-            self.tracker.see_models(self._round.number, models)  # type: ignore[attr-defined]
-
-    def _tell(self, kind: str, exchange: _Exchange, facts: Mapping[str, Any]) -> None:
-        if self._round is not None and callable(see := getattr(self.tracker, "event", None)):
-            see(kind, {"round": self._round.number, "exchange": exchange.name, **facts})
-
-
-@dataclass
-class _Exchange:
-    """What is known of one exchange."""
-
-    name: str
-    asked: int = 0
-    replied: int = 0
-    arrived: int = 0
-    clients: Sequence[ClientRecord] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    sent: Sequence[Metadata] = ()
-    nodes: frozenset[int] = frozenset()
-    errors: dict[int, str] = field(default_factory=dict)
-    told: Asked = field(default_factory=Asked)
-    is_begun: bool = False
-    is_done: bool = False
-
 
 @dataclass
 class _Round:
@@ -529,20 +378,18 @@ class _Round:
     own: int
     number: int
     server: Mapping[str, float] = field(default_factory=dict)
-    train: _Exchange = field(default_factory=lambda: _Exchange("train"))
-    evaluate: _Exchange = field(default_factory=lambda: _Exchange("evaluate"))
     aggregate: ArrayRecord | None = None
     now: ArrayRecord | None = None
     is_measured: bool = False
+
+    def __post_init__(self) -> None:
+        self.train = Exchange("train", self.number)
+        self.evaluate = Exchange("evaluate", self.number)
 
     @property
     def is_whole(self) -> bool:
         """Whether no exchange of it is open."""
         return all(e.is_done or not e.is_begun for e in (self.train, self.evaluate))
-
-
-def _is_any(name: str) -> bool:
-    return True
 
 
 def _same(one: ArrayRecord | None, other: ArrayRecord | None) -> bool:

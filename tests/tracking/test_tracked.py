@@ -376,7 +376,7 @@ def test_replies_are_told_as_they_come(
     private: bool, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By client; of a private run, and of very many clients, how many came so far."""
-    monkeypatch.setattr("fl_app.tracking.watch._MAX_NAMED", 3 if many else 4)
+    monkeypatch.setattr("fl_app.tracking.exchanges._MAX_NAMED", 3 if many else 4)
     watcher = Watcher()
     with Arriving(app, NUM_CLIENTS) as grid:
         partitions = {node: k for k, node in enumerate(grid.get_node_ids())}
