@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         NullTracker,
         RoundRecord,
         RunEnd,
+        RunFacts,
         RunStart,
         Tracker,
     )
@@ -36,6 +37,7 @@ __all__ = [
     "Replay",
     "RoundRecord",
     "RunEnd",
+    "RunFacts",
     "RunStart",
     "TrackedStrategy",
     "Tracker",
@@ -52,6 +54,7 @@ _HOMES = {
         "NullTracker",
         "RoundRecord",
         "RunEnd",
+        "RunFacts",
         "RunStart",
         "Tracker",
     ],

@@ -197,7 +197,7 @@ def _lesson(record: RoundRecord) -> Table:
     names = [
         printable(f"{array}.{value}".rstrip("."))
         for array, values in record.arrays.items()
-        for value in record.value_names.get(array, [str(i) for i in range(np.size(values))])
+        for value in record.run.value_names.get(array, [str(i) for i in range(np.size(values))])
     ]
     total = sum(c.num_examples for c in record.train_clients)
     table = Table(title=f"W({record.server_round}) = Σ n_k/N · W_k", title_justify="left", box=None)
@@ -212,7 +212,7 @@ def _lesson(record: RoundRecord) -> Table:
         table.add_row(*row, *_numbers(values), *_numbers(terms[-1]))
     blank = [""] * len(names)
     table.add_row("sum", f"{total:g}", "1", *blank, *_numbers(np.sum(terms, axis=0)))
-    table.add_row(f"{record.rule}:", "", "", *blank, *_numbers(_flat(record.arrays)))
+    table.add_row(f"{record.run.rule}:", "", "", *blank, *_numbers(_flat(record.arrays)))
     return table
 
 

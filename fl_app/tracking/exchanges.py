@@ -41,7 +41,7 @@ class Exchange:
     sent: Sequence[Metadata] = ()
     nodes: frozenset[int] = frozenset()
     errors: dict[int, str] = field(default_factory=dict)
-    told: Asked = field(default_factory=Asked)
+    participants: Asked = field(default_factory=Asked)
     is_begun: bool = False
     is_done: bool = False
 
@@ -128,9 +128,9 @@ class Exchanges:
         self.bytes_up += sum(reply.num_bytes for reply in seen)
         self.numbers.learn(reply.node_id for reply in seen)
         for reply in seen:
-            told = reply.partition
-            if told is not None and not self.numbers.tell(reply.node_id, told):
-                self._guard.warn("partition %d is told by several nodes, or not always", told)
+            partition = reply.partition
+            if partition is not None and not self.numbers.tell(reply.node_id, partition):
+                self._guard.warn("partition %d is told by several nodes, or not always", partition)
             for name in () if self.private else reply.long:
                 self._left_out(f"{exchange.name} metric {name} of clients")
         for message in replies:
@@ -147,10 +147,10 @@ class Exchanges:
         """Return the metrics of an exchange, or of the ``server``, that can be recorded."""
         # A mean of weights, or of partitions, is nobody's.
         leave_out = () if where == "server" else (self._weight, PARTITION)
-        own = {name: value for name, value in (metrics or {}).items() if name not in leave_out}
-        for name in too_long(own):
+        kept = {name: value for name, value in (metrics or {}).items() if name not in leave_out}
+        for name in too_long(kept):
             self._left_out(f"{where} metric {name}")
-        return scalars(own)
+        return scalars(kept)
 
     def _left_out(self, what: str) -> None:
         self._guard.warn("%s has more than %d values and is left out", what, MAX_SHOWN_VALUES)
@@ -189,14 +189,14 @@ class Exchanges:
         lost = {n: self.numbers.of(n) for n in exchange.nodes if n not in used}
         facts: dict[str, Any] = {"count": exchange.replied, "failed_count": len(lost)}
         if not self.private:
-            told: Mapping[int, str] = found(self._strategy, "dropped", Mapping) or {}
+            dropped: Mapping[int, str] = found(self._strategy, "dropped", Mapping) or {}
             failed = {}
             for node_id, number in sorted(lost.items(), key=lambda pair: pair[1]):
                 silent = "the reply was not used" if node_id in came else "no reply in time"
-                reason = told.get(number) or exchange.errors.get(node_id) or silent
+                reason = dropped.get(number) or exchange.errors.get(node_id) or silent
                 failed[number] = printable(" ".join(str(reason).split()), _MAX_REASON)
             asked = sorted(map(self.numbers.of, exchange.nodes))
-            exchange.told = Asked(asked, failed)
+            exchange.participants = Asked(asked, failed)
             replied = [k for k in asked if k not in failed]
             facts = {"clients": replied, "failed": {str(k): why for k, why in failed.items()}}
         if exchange.nodes:

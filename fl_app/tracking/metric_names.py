@@ -200,7 +200,7 @@ def round_metrics(record: RoundRecord, many_clients: bool = False) -> dict[str, 
     metrics = {f"train/{name}": value for name, value in record.train.items()}
     metrics |= {f"eval/{name}": value for name, value in record.evaluate.items()}
     metrics |= {f"server/{name}": value for name, value in record.server.items()}
-    known = record.higher_is_better
+    known = record.run.higher_is_better
     for prefix, clients in (("train", record.train_clients), ("eval", record.evaluate_clients)):
         if many_clients:
             metrics |= _quantiles(f"{prefix}_client", clients, known)
@@ -282,7 +282,7 @@ def array_metrics(arrays: Arrays, value_names: Mapping[str, Sequence[str]]) -> d
     arrays : mapping of str to ndarray
         Global arrays.
     value_names : mapping of str to sequence of str
-        As in :class:`~fl_app.tracking.records.RoundRecord`. Values without names are numbered by
+        As in :class:`~fl_app.tracking.records.RunFacts`. Values without names are numbered by
         index, the only value of an array has the array's own name.
 
     Returns

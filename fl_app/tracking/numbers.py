@@ -30,9 +30,9 @@ class Numbers:
         """Whether numbers are no partitions; None while nobody can know."""
 
     @property
-    def seen(self) -> int:
-        """Number of nodes seen so far."""
-        return len(self._order)
+    def count(self) -> int:
+        """Number of nodes that the run is known to have so far."""
+        return max(len(self._given), len(self._order))
 
     def ask(self, grid: object) -> None:
         """Take the partitions that a grid knows, where each node has one of its own."""

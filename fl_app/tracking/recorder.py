@@ -90,7 +90,8 @@ class Recorder:
             self._clients.update(client.partition for client in clients)
         many = max(len(self._clients), record.num_clients) > MAX_SHOWN_CLIENTS
         self._note_directions(record, many)
-        metrics = round_metrics(record, many) | array_metrics(record.arrays, record.value_names)
+        metrics = round_metrics(record, many)
+        metrics |= array_metrics(record.arrays, record.run.value_names)
         self._no_floats |= {k for k, array in record.arrays.items() if array.dtype.kind != "f"}
         moved = None
         if record.server_round:
@@ -107,7 +108,7 @@ class Recorder:
 
     def _note_directions(self, record: RoundRecord, many: bool) -> None:
         """Keep the directions that the user has given; name once the metrics that have none."""
-        known = record.higher_is_better
+        known = record.run.higher_is_better
         if known and DIRECTIONS_TAG not in self._told:
             self._told.add(DIRECTIONS_TAG)
             self._journal.add_note({DIRECTIONS_TAG: json.dumps(known, sort_keys=True)}, {})

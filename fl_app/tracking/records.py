@@ -23,6 +23,7 @@ __all__ = [
     "NullTracker",
     "RoundRecord",
     "RunEnd",
+    "RunFacts",
     "RunStart",
     "Tracker",
 ]
@@ -110,6 +111,28 @@ class ClientRecord:
 
 
 @dataclass(frozen=True)
+class RunFacts:
+    """What holds for all rounds of a run, and is not known yet when it starts.
+
+    Parameters
+    ----------
+    rule : str
+        Name of the aggregation, for example ``"FedAvg"``.
+    value_names : mapping of str to sequence of str
+        For each array the names of its values in C order, for example
+        ``{"coef": ["setosa.petal_length", ...], "intercept": ["setosa", ...]}``; an empty name
+        stands for the array's own. Known only after the handshake, which is why it is not in
+        :class:`RunStart`; given to :class:`~fl_app.tracking.TrackedStrategy` as ``value_names``.
+    higher_is_better : mapping of str to bool
+        For metrics whose name does not tell it: whether a larger value is better.
+    """
+
+    rule: str = ""
+    value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    higher_is_better: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """Everything that one round left behind.
 
@@ -130,8 +153,6 @@ class RoundRecord:
         ``arrays`` are those of the round before).
     num_clients : int
         Clients that the federation is known to have; 0 if unknown.
-    rule : str
-        Name of the aggregation, for example ``"FedAvg"``.
     cost : mapping of str to float
         ``bytes_up``, ``bytes_down`` (both cumulative), ``seconds``, ``clients_asked``,
         ``clients_replied``, ``clients_failed``.
@@ -141,15 +162,11 @@ class RoundRecord:
         Further text artifacts of the round: path -> text.
     timestamp_ms : int
         Unix time of the round's end in milliseconds.
-    value_names : mapping of str to sequence of str
-        For each array the names of its values in C order, for example
-        ``{"coef": ["setosa.petal_length", ...], "intercept": ["setosa", ...]}``; an empty name
-        stands for the array's own. Known only after the handshake, which is why it is not in
-        :class:`RunStart`; given to :class:`~fl_app.tracking.TrackedStrategy` as ``value_names``.
-    higher_is_better : mapping of str to bool
-        For metrics whose name does not tell it: whether a larger value is better.
     client_key : {"partition", "client"}
-        What the clients' numbers are called: ``client`` where they are no partitions.
+        What the clients' numbers are called: ``client`` where they are no partitions, which is
+        known when the first of them have replied.
+    run : RunFacts
+        What holds for all rounds of the run: the same object in each.
     """
 
     server_round: int
@@ -163,14 +180,12 @@ class RoundRecord:
     evaluate_asked: Asked = Asked()
     aggregate: Arrays | None = None
     num_clients: int = 0
-    rule: str = ""
     cost: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, float] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     timestamp_ms: int = 0
-    value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    higher_is_better: Mapping[str, bool] = field(default_factory=dict)
     client_key: str = "partition"
+    run: RunFacts = RunFacts()
 
 
 @dataclass(frozen=True)

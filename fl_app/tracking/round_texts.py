@@ -49,7 +49,7 @@ def aggregation_text(record: RoundRecord) -> str:
     # A client a line: to read as a table, and json's fast encoder takes no `indent`.
     head = {
         "server_round": record.server_round,
-        "rule": record.rule,
+        "rule": record.run.rule,
         "num_examples": _whole(total) if clients else None,
     }
     # Inside a string the quotation marks would have backslashes.

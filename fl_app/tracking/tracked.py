@@ -23,7 +23,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.tracking.chain import chain, may_be_observed, replaced_hooks
-from fl_app.tracking.records import Tracker
+from fl_app.tracking.records import RunFacts, Tracker
 from fl_app.tracking.watch import Watch
 
 __all__ = ["TrackedStrategy"]
@@ -58,7 +58,7 @@ class TrackedStrategy(Strategy):
         the order in which rounds ask them, which is said, and no number is called a partition.
         Where some are known, the other nodes are -1, -2 and so on.
     value_names : mapping of str to sequence of str, optional
-        Names of the arrays' values, as in :class:`~fl_app.tracking.records.RoundRecord`. Read when
+        Names of the arrays' values, as in :class:`~fl_app.tracking.records.RunFacts`. Read when
         needed.
     private : bool, default False
         Whether clients are protected (differential privacy): then no client is recorded, neither
@@ -135,9 +135,12 @@ class TrackedStrategy(Strategy):
             raise TypeError(
                 f"strategy must be a strategy of flwr.serverapp.strategy, got {kind}{why}"
             )
-        rule = rule or type([*chain(strategy)][-1]).__name__
-        directions = _directions(higher_is_better or {})
-        watch = Watch(strategy, tracker, partitions, value_names, private, rule, directions)
+        facts = RunFacts(
+            rule or type([*chain(strategy)][-1]).__name__,
+            {} if value_names is None else value_names,
+            _directions(higher_is_better or {}),
+        )
+        watch = Watch(strategy, tracker, partitions, private, facts)
         vars(self).update(strategy=strategy, tracker=tracker, _watch=watch)
         # Ends a run that nobody ended: somebody else's loop does not say that it is over.
         weakref.finalize(self, watch.leave)

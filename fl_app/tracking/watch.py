@@ -19,6 +19,7 @@ from fl_app.tracking.exchanges import Exchange, Exchanges
 from fl_app.tracking.records import (
     RoundRecord,
     RunEnd,
+    RunFacts,
     RunStart,
     Status,
     Tracker,
@@ -37,7 +38,7 @@ class Watch:
     A round is over when the next one begins, when ``evaluate_fn`` was called after its evaluation,
     or with the run. A hook that is called without a ``start()`` around it begins a run, too.
 
-    The parameters are those of :class:`~fl_app.tracking.TrackedStrategy`.
+    The parameters are those of :class:`~fl_app.tracking.TrackedStrategy`, three of them as `facts`.
     """
 
     def __init__(
@@ -45,14 +46,10 @@ class Watch:
         strategy: Strategy,
         tracker: Tracker,
         partitions: Mapping[int, int] | None,
-        value_names: Mapping[str, Sequence[str]] | None,
         private: bool,
-        rule: str,
-        higher_is_better: Mapping[str, bool],
+        facts: RunFacts,
     ) -> None:
-        self.strategy, self.tracker, self.rule = strategy, tracker, rule
-        self._higher_is_better = higher_is_better
-        self._partitions, self._value_names = partitions, value_names
+        self.strategy, self.tracker, self.facts = strategy, tracker, facts
         self._guard = Guard("tracking")
         private = private or any(map(is_private, chain(strategy)))
         self._exchanges = Exchanges(strategy, tracker, partitions, private, self._guard)
@@ -147,15 +144,14 @@ class Watch:
 
     def _run_start(self, given: Mapping[str, Any], goes_on: bool) -> RunStart:
         num_rounds = given.get("num_rounds")
-        params = {"strategy": self.rule, **parameters(self.strategy)}
+        rule = self.facts.rule
+        params = {"strategy": rule, **parameters(self.strategy)}
         if num_rounds is not None:
             params["num_server_rounds"] = str(num_rounds)
         for config in ("train_config", "evaluate_config"):
             params |= {f"{config}.{k}": str(v) for k, v in (given.get(config) or {}).items()}
-        tags = {"strategy": self.rule}
-        return RunStart(
-            self.rule, params, tags, num_server_rounds=num_rounds or 0, continues=goes_on
-        )
+        tags = {"strategy": rule}
+        return RunStart(rule, params, tags, num_server_rounds=num_rounds or 0, continues=goes_on)
 
     def _finish(self, end: RunEnd) -> None:
         if not self._owner:
@@ -253,18 +249,18 @@ class Watch:
         self._error = ""
         self._exchanges.numbers.ask(given.get("grid"))
         configures, arrays = "grid" in given or "config" in given, given.get("arrays")
-        own = int(given["server_round"])
+        server_round = int(given["server_round"])
         again = False
-        if configures and self._round is not None and self._round.own == own:
+        if configures and self._round is not None and self._round.server_round == server_round:
             again = what == "train" and self._round.train.is_done
             if again:
-                self._guard.warn("round %d trains once more, which is recorded as a round", own)
+                text = "round %d trains once more, which is recorded as a round"
+                self._guard.warn(text, server_round)
             elif getattr(self._round, what).is_done:
-                self._guard.warn(
-                    "round %d evaluates once more: its last evaluation is recorded", own
-                )
+                text = "round %d evaluates once more: its last evaluation is recorded"
+                self._guard.warn(text, server_round)
                 self._round.evaluate = Exchange("evaluate", self._round.number)
-        round_ = self._at(own, arrays, again)
+        round_ = self._at(server_round, arrays, again)
         exchange: Exchange = getattr(round_, what)
         if configures:
             exchange.is_begun = True
@@ -272,9 +268,9 @@ class Watch:
                 round_.now = arrays
         return exchange
 
-    def _at(self, own: int, arrays: ArrayRecord | None, again: bool = False) -> _Round:
-        """Return the round of a number of the strategy's own; `arrays` are the global ones now."""
-        if self._round is not None and self._round.own == own and not again:
+    def _at(self, server_round: int, arrays: ArrayRecord | None, again: bool = False) -> _Round:
+        """Return the round that the strategy calls so; `arrays` are the global ones now."""
+        if self._round is not None and self._round.server_round == server_round and not again:
             return self._round
         self._close(arrays)
         if self._last < 0:
@@ -282,30 +278,30 @@ class Watch:
             if start is not None:
                 self._record(_Round(0, 0), start)
             self._last = 0
-        if self._offset + own <= self._last:  # it counts from 0, or from 1 once more
-            self._offset = self._last + 1 - own
-        self._round = _Round(own, self._offset + own)
+        if self._offset + server_round <= self._last:  # it counts from 0, or from 1 once more
+            self._offset = self._last + 1 - server_round
+        self._round = _Round(server_round, self._offset + server_round)
         return self._round
 
     def _note_evaluation(
-        self, own: int, arrays: ArrayRecord, metrics: Mapping[str, Any] | None
+        self, server_round: int, arrays: ArrayRecord, metrics: Mapping[str, Any] | None
     ) -> None:
         if not self._in_start:
             self._begin_alone()
-        if own == self._closed:
+        if server_round == self._closed:
             return
-        if own == 0 and self._round is None:
+        if server_round == 0 and self._round is None:
             if self._last < 0:
                 self._record(
                     _Round(0, 0, server=self._exchanges.scalars("server", metrics)), arrays
                 )
             return
-        round_ = self._at(own, None)
+        round_ = self._at(server_round, None)
         round_.now, round_.server = arrays, self._exchanges.scalars("server", metrics)
         round_.is_measured = True
         if round_.evaluate.is_begun:
             self._close(None)
-            self._closed = own
+            self._closed = server_round
 
     def _close(self, arrays: ArrayRecord | None) -> None:
         """Record the round that goes on; `arrays` are the global ones now, where that is known."""
@@ -333,18 +329,16 @@ class Watch:
                 server=round_.server,
                 train_clients=round_.train.clients,
                 evaluate_clients=round_.evaluate.clients,
-                train_asked=round_.train.told,
-                evaluate_asked=round_.evaluate.told,
+                train_asked=round_.train.participants,
+                evaluate_asked=round_.evaluate.participants,
                 aggregate=aggregate,
-                num_clients=max(len(self._partitions or ()), self._exchanges.numbers.seen),
-                rule=self.rule,
+                num_clients=self._exchanges.numbers.count,
                 cost=self._cost(round_) if round_.number else {},
-                extra=self._ask(strategies, "round_metrics", round_.own),
-                texts=self._ask(strategies, "round_texts", round_.own),
+                extra=self._ask(strategies, "round_metrics", round_.server_round),
+                texts=self._ask(strategies, "round_texts", round_.server_round),
                 timestamp_ms=time.time_ns() // 1_000_000,
-                value_names=self._value_names or {},
-                higher_is_better=self._higher_is_better,
                 client_key="client" if self._exchanges.numbers.arbitrary else "partition",
+                run=self.facts,
             ),
         )
 
@@ -364,18 +358,21 @@ class Watch:
     def _ask(
         self, strategies: Sequence[Strategy], method: str, server_round: int
     ) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        answers: dict[str, Any] = {}
         for strategy in strategies:
-            if callable(own := getattr(strategy, method, None)):
-                found |= self._guard(own, server_round) or {}
-        return found
+            if callable(ask := getattr(strategy, method, None)):
+                answers |= self._guard(ask, server_round) or {}
+        return answers
 
 
 @dataclass
 class _Round:
-    """What is known of a round that is not over."""
+    """What is known of a round that is not over.
 
-    own: int
+    The strategy calls it `server_round`; `number` counts the rounds of the run.
+    """
+
+    server_round: int
     number: int
     server: Mapping[str, float] = field(default_factory=dict)
     aggregate: ArrayRecord | None = None

@@ -26,7 +26,7 @@ from fl_app.dashboard.charts import (
     versus,
 )
 from fl_app.dashboard.live import RunView, metrics
-from fl_app.tracking.records import ClientRecord, RoundRecord
+from fl_app.tracking.records import ClientRecord, RoundRecord, RunFacts
 from tests.recorded import GONE, Record, round_line
 
 finite = st.floats(-1e3, 1e3, allow_nan=False)
@@ -240,7 +240,11 @@ def test_values_of_a_tiny_model_are_drawn_of_each_client_and_the_global_one(tmp_
     for r in (1, 2):
         clients = [ClientRecord(k, 1, {}, {"w": np.array([r + k, 10.0 * r])}) for k in range(2)]
         told = RoundRecord(
-            r, {}, rule="FedAvg", train_clients=clients, aggregate={"w": np.array([r, 10.0 * r])}
+            r,
+            {},
+            run=RunFacts("FedAvg"),
+            train_clients=clients,
+            aggregate={"w": np.array([r, 10.0 * r])},
         )
         record.rounds(r, metrics={"model/w.a": float(r), "model/w.b": 10.0 * r}, record=told)
     a, b = model_values(record.view(), at=1)

@@ -15,7 +15,7 @@ from fl_app.dashboard import explain as module
 from fl_app.dashboard.explain import Explanation, Table, explain, value_names
 from fl_app.dashboard.live import RunView
 from fl_app.strategies import build_strategy
-from fl_app.tracking.records import ClientRecord, RoundRecord
+from fl_app.tracking.records import ClientRecord, RoundRecord, RunFacts
 from tests.recorded import Record, real_runs
 
 SMALL = ["dataset=iris", "num_clients=3", "num_server_rounds=5", "model.learning_rate=0.5"]
@@ -63,7 +63,7 @@ def recorded(tmp_path: Path, rule: str = "FedAvg", **more: Any) -> Record:
         for k, n, values in ((0, 1, [1.0, 2.0]), (1, 3, [5.0, 6.0]))
     ]
     facts = {"train_clients": clients, "aggregate": {"w": np.array([4.0, 5.0])}, **more}
-    record = RoundRecord(1, {}, rule=rule, **facts)
+    record = RoundRecord(1, {}, run=RunFacts(rule), **facts)
     return Record(tmp_path).start().rounds(0).rounds(1, record=record)
 
 
@@ -187,7 +187,9 @@ def test_a_round_that_was_thrown_away(tmp_path: Path) -> None:
     cost = {"model/went_back": 1.0, "model/learning_rate": 2.0, "model/last_loss": 0.5}
     record = Record(tmp_path).start().rounds(0)
     clients = [ClientRecord(0, 1, {}, {"w": np.ones(1)}, 1.0)]
-    told = RoundRecord(1, {}, rule="FedAvg", train_clients=clients, aggregate={"w": np.zeros(1)})
+    told = RoundRecord(
+        1, {}, run=RunFacts("FedAvg"), train_clients=clients, aggregate={"w": np.zeros(1)}
+    )
     record.rounds(1, metrics=cost | {"train/mse": 7.0}, record=told)
     made = explain(record.view(), 1)
     assert made.formula is None
@@ -239,7 +241,7 @@ def test_under_privacy_no_client_is_shown_and_it_is_said_why(tmp_path: Path) -> 
         "privacy/delta": 1e-5,
         "privacy/clipping_norm": 0.5,
     }
-    told = RoundRecord(1, {}, rule="FedAvg", aggregate={"w": np.array([1.0, 2.0])})
+    told = RoundRecord(1, {}, run=RunFacts("FedAvg"), aggregate={"w": np.array([1.0, 2.0])})
     record = Record(tmp_path).start(params={"privacy.name": "dp_fixed"}).rounds(0)
     record.line("rounds.jsonl", {"server_round": 1, "metrics": metrics, "clients": [], "texts": {}})
     assert explain(record.view(), 1).sentences[0].startswith("Under differential privacy")

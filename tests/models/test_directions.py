@@ -17,7 +17,7 @@ from fl_app.models.directions import higher_is_better
 from fl_app.tracking import TrackedStrategy
 from fl_app.tracking.metric_names import directions_of, round_metrics
 from fl_app.tracking.recorder import Recorder
-from fl_app.tracking.records import ClientRecord, NullTracker, RoundRecord
+from fl_app.tracking.records import ClientRecord, NullTracker, RoundRecord, RunFacts
 
 HIGHER = """
 accuracy r2 balanced_accuracy roc_auc top_5_accuracy AUROC auprc sensitivity specificity mIoU
@@ -80,7 +80,9 @@ def evaluated(known: Mapping[str, bool], server_round: int = 1, **more: float) -
         ClientRecord(k, 5, {name: float(k) for name in metrics} | {n: float(k) for n in more})
         for k in range(10)
     ]
-    return RoundRecord(server_round, {}, evaluate_clients=clients, higher_is_better=known)
+    return RoundRecord(
+        server_round, {}, evaluate_clients=clients, run=RunFacts(higher_is_better=known)
+    )
 
 
 @pytest.mark.parametrize(("known", "worst"), [({}, None), ({"niceness": True}, 0.0)])

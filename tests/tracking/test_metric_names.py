@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.tracking import ClientRecord, RoundRecord
+from fl_app.tracking import ClientRecord, RoundRecord, RunFacts
 from fl_app.tracking.metric_names import (
     MAX_SHOWN_CLIENTS,
     MAX_SHOWN_VALUES,
@@ -237,7 +237,7 @@ def test_aggregation_can_be_checked_by_hand() -> None:
     values = np.array([[1.0, 2.0], [5.0, -1.0]])
     clients = [with_arrays(0, 10, values[0]), with_arrays(1, 30, values[1])]
     mean = {"w": np.average(values, axis=0, weights=[10, 30])}
-    record = RoundRecord(3, mean, train_clients=clients, aggregate=mean, rule="FedAvg")
+    record = RoundRecord(3, mean, train_clients=clients, aggregate=mean, run=RunFacts("FedAvg"))
     told = json.loads(aggregation_text(record))
     assert (told["server_round"], told["rule"], told["num_examples"]) == (3, "FedAvg", 40)
     assert [c["partition"] for c in told["clients"]] == [0, 1]
