@@ -16,7 +16,7 @@ from fl_app.config.options import (
 )
 from fl_app.config.plugins import find_project, open_project
 from fl_app.config.rules import check
-from fl_app.config.run_request import RunRequest, read_launch, read_runtime
+from fl_app.config.run_request import RunRequest, read_launch, read_num_clients, read_runtime
 from fl_app.config.schema import (
     GROUPS,
 )
@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
             fewest = _wait_for(context.run_config)
             node_ids = wait_for_online(grid, fewest, console.say, _counter(events, fewest))
         else:
-            wanted = _simulated(context.run_config) if runtime == "simulation" else 0
+            wanted = read_num_clients(context.run_config) if runtime == "simulation" else 0
             node_ids = wait_for_nodes(grid, _counter(events, wanted))
         launch = _as_it_runs(read_launch(context.run_config, len(node_ids)), runtime)
         console.brief = bool(launch.sweep_id)
@@ -153,12 +153,6 @@ def _wait_for(run_config: Mapping[str, Any]) -> int:
     # Stock `flwr run` names no runtime: then Flower's connection has decided on it.
     known = runtime if isinstance(runtime, DeploymentConfig) else DeploymentConfig()
     return known.wait_for_nodes
-
-
-def _simulated(run_config: Mapping[str, Any]) -> int:
-    """Return how many nodes our launcher simulates; 0 where `flwr run` alone knows."""
-    text = run_config.get("config-json")
-    return RunRequest.from_json(str(text)).config.num_clients if text else 0
 
 
 def _runtime_name(grid: Grid) -> str:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fl_app.config.options import MlflowConfig, RuntimeConfig
 from fl_app.config.passwords import keep_secrets, whole
 from fl_app.config.rules import check
 from fl_app.config.schema import GROUPS, Config
-from fl_app.config.serialization import from_dict, to_dict, without_effect
+from fl_app.config.serialization import parse, to_dict, without_effect
 from fl_app.errors import ConfigError, masked
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "handed_over",
     "param_of",
     "read_launch",
+    "read_num_clients",
     "read_runtime",
     "unheeded",
     "versions",
@@ -116,25 +117,43 @@ class RunRequest:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> RunRequest:
-        """Read :meth:`to_json`'s form back.
+    def from_json(cls, text: str, num_clients: int | None = None) -> RunRequest:
+        """Read :meth:`to_json`'s form back, and check its config.
+
+        Parameters
+        ----------
+        text : str
+            What came in ``config-json``.
+        num_clients : int, optional
+            Nodes of the federation, which decide whatever the config says: but not where all rows
+            are in one place.
 
         Raises
         ------
         ConfigError
-            If it is not that form.
+            If it is not that form, or no valid config.
         """
-        try:
-            data: dict[str, Any] = json.loads(text)
-            config, overrides = data["config"], tuple(map(str, data["overrides"]))
-            sweep_id, commit = str(data["sweep_id"]), str(data["commit"])
-            swept = tuple(map(str, data.get("swept", ())))
-            uri_file = str(data.get("uri_file", ""))
-        except (ValueError, KeyError, TypeError) as error:
-            allowed = f"the launcher's own JSON, not to be typed ({error!r})"
-            raise ConfigError("config-json", text, allowed) from None
-        launch = cls(from_dict(config), overrides, sweep_id, commit, swept)
-        return replace(launch, config=_with_uri(launch.config, uri_file)) if uri_file else launch
+        request = _parsed(text)
+        config = request.config
+        if num_clients is not None and not config.strategy.is_pooled:
+            config = replace(config, num_clients=num_clients)
+        return replace(request, config=check(config))
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> RunRequest:
+    """Read the launcher's JSON, once a process; the rules between its keys are not checked yet."""
+    try:
+        data: dict[str, Any] = json.loads(text)
+        config, overrides = data["config"], tuple(map(str, data["overrides"]))
+        sweep_id, commit = str(data["sweep_id"]), str(data["commit"])
+        swept = tuple(map(str, data.get("swept", ())))
+        uri_file = str(data.get("uri_file", ""))
+    except (ValueError, KeyError, TypeError) as error:
+        allowed = f"the launcher's own JSON, not to be typed ({error!r})"
+        raise ConfigError("config-json", text, allowed) from None
+    request = RunRequest(parse(config), overrides, sweep_id, commit, swept)
+    return replace(request, config=_with_uri(request.config, uri_file)) if uri_file else request
 
 
 def without_secrets(config: Config) -> Config:
@@ -219,11 +238,7 @@ def read_launch(run_config: Mapping[str, Any], num_clients: int) -> RunRequest:
         others = sorted(given.keys() - {"config-json"})
         if others:
             raise ConfigError(others[0], given[others[0]], "nothing beside config-json")
-        launch = RunRequest.from_json(str(given["config-json"]))
-        if launch.config.strategy.is_pooled:
-            return launch
-        config = check(replace(launch.config, num_clients=num_clients))
-        return replace(launch, config=config)
+        return RunRequest.from_json(str(given["config-json"]), num_clients)
 
     from fl_app.config.compose import compose_config
 
@@ -251,13 +266,19 @@ def read_runtime(run_config: Mapping[str, Any]) -> RuntimeConfig:
         For a mistake in the options of ``runtime``.
     """
     if run_config.get("config-json"):
-        return RunRequest.from_json(str(run_config["config-json"])).config.runtime
+        return _parsed(str(run_config["config-json"])).config.runtime
 
     from fl_app.config.compose import compose_config
 
     overrides = _split(str(run_config.get("overrides", "")))
     own = [o for o in overrides if o.lstrip("+").startswith(("runtime=", "runtime."))]
     return compose_config(own).runtime
+
+
+def read_num_clients(run_config: Mapping[str, Any]) -> int:
+    """Return how many clients our launcher simulates; 0 where ``flwr run`` alone knows."""
+    text = run_config.get("config-json")
+    return _parsed(str(text)).config.num_clients if text else 0
 
 
 def _split(text: str) -> list[str]:

@@ -25,6 +25,7 @@ __all__ = [
     "flatten",
     "from_dict",
     "from_json",
+    "parse",
     "to_dict",
     "to_json",
     "without_effect",
@@ -57,6 +58,14 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     >>> from_dict({"seed": 3, "dataset": {"name": "diabetes"}}).dataset.name
     'diabetes'
     """
+    return check(parse(data))
+
+
+def parse(data: Mapping[str, Any]) -> Config:
+    """Build a config from plain nested data and check each key, but no rule between them.
+
+    The parameter and errors are those of :func:`from_dict`.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError("config", data, "a mapping of keys to values")
     values: dict[str, Any] = {}
@@ -70,7 +79,7 @@ def from_dict(data: Mapping[str, Any]) -> Config:
             values[key] = _options(SECTIONS[key], key, value)
         else:
             values[key] = _option(Config, key, key, value)
-    return check(Config(**values))
+    return Config(**values)
 
 
 def _group(group: str, value: Any) -> Any:

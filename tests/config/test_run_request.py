@@ -11,7 +11,15 @@ import pytest
 
 from fl_app.config.compose import compose_config
 from fl_app.config.options import MlflowConfig
-from fl_app.config.run_request import RunRequest, git_commit, read_launch
+from fl_app.config.rules import check
+from fl_app.config.run_request import (
+    RunRequest,
+    git_commit,
+    read_launch,
+    read_num_clients,
+    read_runtime,
+)
+from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict
 from fl_app.errors import ConfigError
 
@@ -180,6 +188,27 @@ def test_the_nodes_decide_the_number_of_clients() -> None:
     strict = _launch(num_clients=3, min_replies=3)
     with pytest.raises(ConfigError, match="min_replies=3: at most num_clients=2"):
         read_launch({"config-json": strict.to_json()}, 2)
+
+
+def test_a_launchers_config_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ServerApp looks at it before its nodes are counted, and checks its rules with their number.
+
+    So rules that the launcher's number breaks, and the nodes' does not, are no mistake.
+    """
+    launch = _launch(num_clients=3)
+    fewer = replace(launch, config=replace(launch.config, num_clients=1, min_replies=2))
+    checked: list[int] = []
+
+    def counted(config: Config) -> Config:
+        checked.append(config.num_clients)
+        return check(config)
+
+    monkeypatch.setattr("fl_app.config.run_request.check", counted)
+    run_config = {"config-json": fewer.to_json()}
+    assert read_runtime(run_config) == launch.config.runtime
+    assert (read_num_clients(run_config), read_num_clients({})) == (1, 0)
+    assert read_launch(run_config, 2).config == replace(fewer.config, num_clients=2)
+    assert checked == [2]
 
 
 def test_pooled_rows_are_still_dealt_to_all_clients() -> None:
