@@ -51,9 +51,9 @@ def main(grid: Grid, context: Context) -> None:
         else:
             wanted = read_num_clients(context.run_config) if runtime == "simulation" else 0
             node_ids = wait_for_nodes(grid, _counter(events, wanted))
-        launch = _as_it_runs(read_launch(context.run_config, len(node_ids)), runtime)
-        console.brief = bool(launch.sweep_id)
-        Run(grid, launch, runtime, console, context.run_id, events=events).execute(node_ids)
+        request = _as_it_runs(read_launch(context.run_config, len(node_ids)), runtime)
+        console.brief = bool(request.sweep_id)
+        Run(grid, request, runtime, console, context.run_id, events=events).execute(node_ids)
 
 
 def _counter(events: Events, wanted: int) -> Callable[[int], None]:
@@ -161,12 +161,12 @@ def _runtime_name(grid: Grid) -> str:
     return "simulation" if isinstance(grid, InMemoryGrid) else "deployment"
 
 
-def _as_it_runs(launch: RunRequest, runtime: str) -> RunRequest:
+def _as_it_runs(request: RunRequest, runtime: str) -> RunRequest:
     """Name the runtime that really runs in the config, and check the config against it."""
-    config = launch.config
+    config = request.config
     if config.runtime.name != runtime:
         config = check(replace(config, runtime=GROUPS["runtime"][runtime](name=runtime)))
-    return replace(launch, config=config)
+    return replace(request, config=config)
 
 
 class _warnings_on:  # noqa: N801

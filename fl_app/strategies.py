@@ -134,8 +134,8 @@ def strategy_of(
         Where the nodes' rows do not suffice for what FedStacking is asked to do, or the package
         is missing that a strategy needs.
     """
-    own = config.model.learning_rate
-    rate = learning_rate if own == "auto" else own
+    chosen = config.model.learning_rate
+    rate = learning_rate if chosen == "auto" else chosen
     strategy: Strategy = builder_of(config.strategy)(
         config.strategy, roster, rate, config, predictor
     )
@@ -145,50 +145,54 @@ def strategy_of(
 def _flower(kind: Callable[..., Strategy], **more: Any) -> Callable[..., Strategy]:
     """Return what builds a class of Flower's: its arguments have the names of the options."""
 
-    def build(own: StrategyConfig, *_: Any) -> Strategy:
-        options = {f.name: getattr(own, f.name) for f in fields(own)}
+    def build(option: StrategyConfig, *_: Any) -> Strategy:
+        options = {f.name: getattr(option, f.name) for f in fields(option)}
         del options["name"]
         return kind(**options, **more, **_ALL)
 
     return build
 
 
-def _qfedavg(own: StrategyConfig, roster: Roster, rate: float | None, *_: Any) -> Strategy:
-    return _flower(QFedAvg, client_learning_rate=rate, train_loss_key=TRAIN_LOSS)(own)
+def _qfedavg(option: StrategyConfig, roster: Roster, rate: float | None, *_: Any) -> Strategy:
+    return _flower(QFedAvg, client_learning_rate=rate, train_loss_key=TRAIN_LOSS)(option)
 
 
 def _boosted(
-    own: StrategyConfig, roster: Roster, rate: float | None, config: Config, predictor: Predictor
+    option: StrategyConfig, roster: Roster, rate: float | None, config: Config, predictor: Predictor
 ) -> Strategy:
     if config.runtime.name != "deployment":  # there its nodes need the package
         require_xgboost()
     return FedXgbBagging(predictor.ensemble, **_ALL)
 
 
-def _pooled(own: PooledConfig, roster: Roster, rate: float | None, *run: Any) -> Strategy:
-    if not has_base_models(own):
+def _pooled(option: PooledConfig, roster: Roster, rate: float | None, *run: Any) -> Strategy:
+    if not has_base_models(option):
         return FedAvg(**_ALL)
-    _check_trees(own, run[1].kinds().num_outputs)
+    _check_trees(option, run[1].kinds().num_outputs)
     return NAverage(combine="rows", **_shape(roster, *run), **_ALL)
 
 
-def _average(own: NAverageConfig, roster: Roster, rate: float | None, *run: Any) -> Strategy:
-    return NAverage(combine=own.combine, **_shape(roster, *run), **_ALL)
+def _average(option: NAverageConfig, roster: Roster, rate: float | None, *run: Any) -> Strategy:
+    return NAverage(combine=option.combine, **_shape(roster, *run), **_ALL)
 
 
 def _stacking(
-    own: FedStackingConfig, roster: Roster, rate: float | None, config: Config, predictor: Predictor
+    option: FedStackingConfig,
+    roster: Roster,
+    rate: float | None,
+    config: Config,
+    predictor: Predictor,
 ) -> Strategy:
     shape = _shape(roster, config, predictor)
-    check_rows(own, max(node.num_examples for node in roster), predictor.kinds().num_features)
+    check_rows(option, max(node.num_examples for node in roster), predictor.kinds().num_features)
     return FedStacking(
         num_rounds=config.num_server_rounds,
-        global_member=own.global_member,
-        num_folds=own.num_folds,
+        global_member=option.global_member,
+        num_folds=option.num_folds,
         client_folds=len(roster) >= CLIENT_FOLDS_FROM,
-        min_rows_per_sum=own.min_rows_per_sum,
-        max_members=own.max_members,
-        personal_gate=own.personal_gate,
+        min_rows_per_sum=option.min_rows_per_sum,
+        max_members=option.max_members,
+        personal_gate=option.personal_gate,
         num_features=len(predictor.encoding.columns),
         **shape,
         **_ALL,
@@ -197,29 +201,29 @@ def _stacking(
 
 def _shape(roster: Roster, config: Config, predictor: Predictor) -> dict[str, Any]:
     """Return what strategies of base models are told of them."""
-    kinds = predictor.kinds()
+    members = predictor.kinds()
     return {
-        "num_outputs": kinds.num_outputs,
+        "num_outputs": members.num_outputs,
         "bounds": _bounds(config, roster, predictor),
         "partitions": roster.partitions,
-        "check_member": kinds.check,
+        "check_member": members.check,
     }
 
 
-def _check_trees(own: BaseModelsConfig, num_outputs: int) -> None:
+def _check_trees(option: BaseModelsConfig, num_outputs: int) -> None:
     """Refuse more classes than the trees of a pooled reference have arrays for."""
     most = MAX_TREES // int(DEFAULTS["hist_gradient_boosting"]["max_iter"])
-    if own.base_models == ("hist_gradient_boosting",) and num_outputs > most:
-        names = list(own.base_models)
+    if option.base_models == ("hist_gradient_boosting",) and num_outputs > most:
+        names = list(option.base_models)
         raise ConfigError("strategy.base_models", names, f"another for more than {most} classes")
 
 
-def check_rows(own: StrategyConfig, most: int, num_features: int) -> None:
+def check_rows(strategy: StrategyConfig, most: int, num_features: int) -> None:
     """Refuse FedStacking's folds and sums where no client has rows enough.
 
     Parameters
     ----------
-    own : StrategyConfig
+    strategy : StrategyConfig
         Any strategy's config.
     most : int
         Training rows of the largest client.
@@ -231,13 +235,13 @@ def check_rows(own: StrategyConfig, most: int, num_features: int) -> None:
     ConfigError
         For more folds than rows, or least squares over too few rows.
     """
-    if not isinstance(own, FedStackingConfig):
+    if not isinstance(strategy, FedStackingConfig):
         return
-    if own.num_folds > most:
+    if strategy.num_folds > most:
         allowed = f"at most {most}, the training rows of the largest client"
-        raise ConfigError("strategy.num_folds", own.num_folds, allowed)
-    needed = int(np.ceil(own.ls_rows_per_feature * (num_features + 1)))
-    if own.global_member == LS and most < needed:
+        raise ConfigError("strategy.num_folds", strategy.num_folds, allowed)
+    needed = int(np.ceil(strategy.ls_rows_per_feature * (num_features + 1)))
+    if strategy.global_member == LS and most < needed:
         raise ConfigError(
             "strategy.global_member",
             LS,
@@ -279,15 +283,15 @@ def start_arrays(config: Config, roster: Roster, predictor: Predictor) -> dict[s
     predictor : Predictor
         Builds the model.
     """
-    own = config.strategy
-    if isinstance(own, FedXgbBaggingConfig):
+    strategy = config.strategy
+    if isinstance(strategy, FedXgbBaggingConfig):
         return predictor.ensemble.begin(_constant(roster, predictor))
-    global_member = getattr(own, "global_member", "none")
-    if not has_base_models(own) or global_member == "fedavg":
+    global_member = getattr(strategy, "global_member", "none")
+    if not has_base_models(strategy) or global_member == "fedavg":
         return predictor.build().start(generator(config.seed, "model"))
-    kinds, limits = predictor.kinds(), _bounds(config, roster, predictor)
+    members, limits = predictor.kinds(), _bounds(config, roster, predictor)
     if global_member == LS:
-        nothing = Member(LS, {"weights": np.zeros((kinds.num_features + 1, kinds.num_outputs))})
+        nothing = Member(LS, {"weights": np.zeros((members.num_features + 1, members.num_outputs))})
         return nothing.to_arrays("global") | pack_range(*(limits or ((), ())))
     if limits is None:
         return {PRIOR: np.array(_constant(roster, predictor))}
@@ -301,7 +305,7 @@ def _constant(roster: Roster, predictor: Predictor) -> list[float]:
         shares = list(roster.label_shares)
         return shares if any(shares) else [1 / len(encoding.labels)] * len(encoding.labels)
     targets = zip(roster.target_mean, encoding.target_mean, encoding.target_scale, strict=False)
-    known = [(mean - own) / scale for mean, own, scale in targets]
+    known = [(mean - model_mean) / scale for mean, model_mean, scale in targets]
     return known or [0.0] * len(encoding.targets)
 
 

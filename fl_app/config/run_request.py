@@ -179,22 +179,22 @@ def unheeded(config: Config, overrides: Sequence[str]) -> str:
 
 
 @contextmanager
-def handed_over(launch: RunRequest) -> Iterator[str]:
+def handed_over(request: RunRequest) -> Iterator[str]:
     """Yield :meth:`RunRequest.to_json` for a ServerApp of this machine, without the tracking URI.
 
     Flower hands the run-config to every SuperNode and writes it to the SuperLink's database. So
     the URI stands in a file that only this user can read, and that is gone with the block.
     """
-    tracking = launch.config.tracking
+    tracking = request.config.tracking
     if not isinstance(tracking, MlflowConfig) or tracking.uri is None:
-        yield launch.to_json()
+        yield request.to_json()
         return
-    config = replace(launch.config, tracking=replace(tracking, uri=None))
+    config = replace(request.config, tracking=replace(tracking, uri=None))
     with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
         file = Path(folder, "uri")
         file.touch(mode=0o600)
         file.write_text(whole(tracking.uri))
-        yield replace(launch, config=config).to_json(str(file))
+        yield replace(request, config=config).to_json(str(file))
 
 
 def _with_uri(config: Config, file: str) -> Config:
@@ -271,8 +271,8 @@ def read_runtime(run_config: Mapping[str, Any]) -> RuntimeConfig:
     from fl_app.config.compose import compose_config
 
     overrides = _split(str(run_config.get("overrides", "")))
-    own = [o for o in overrides if o.lstrip("+").startswith(("runtime=", "runtime."))]
-    return compose_config(own).runtime
+    of_runtime = [o for o in overrides if o.lstrip("+").startswith(("runtime=", "runtime."))]
+    return compose_config(of_runtime).runtime
 
 
 def read_num_clients(run_config: Mapping[str, Any]) -> int:
@@ -312,8 +312,8 @@ def git_commit() -> str:
 @cache
 def versions() -> Mapping[str, str]:
     """Return the versions of Python and of the packages that decide a run's numbers."""
-    found = {"Python": platform.python_version()}
+    numbers = {"Python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):  # in Flower's bundle nothing is installed
-            found[name] = version(name)
-    return found
+            numbers[name] = version(name)
+    return numbers

@@ -265,14 +265,14 @@ def without_effect(config: Config) -> tuple[str, ...]:
         Dotted keys as in :func:`flatten`, sorted; () for most configs.
     """
     strategy, model = config.strategy, config.model
-    found = [f"strategy.{name}" for name in strategy.unused]
+    names = [f"strategy.{name}" for name in strategy.unused]
     if not strategy.trains_model:
-        found += [f"model.{f.name}" for f in fields(model) if f.name != "dtype"]
+        names += [f"model.{f.name}" for f in fields(model) if f.name != "dtype"]
     elif not strategy.descends:
-        found += [f"model.{name}" for name in _STEPS]
+        names += [f"model.{name}" for name in _STEPS]
     elif model.local_steps is not None:
-        found.append("model.local_epochs")
-    return tuple(sorted(found))
+        names.append("model.local_epochs")
+    return tuple(sorted(names))
 
 
 def effective(config: Config) -> dict[str, str]:

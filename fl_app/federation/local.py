@@ -59,8 +59,8 @@ class Local(FedAvg):
         """Collect the clients' arrays; a client that did not reply keeps those it had."""
         replies = list(replies)
         for message in replies:
-            own = message.content.array_records[self.arrayrecord_key]
-            self._own[message.metadata.src_node_id] = own
+            arrays = message.content.array_records[self.arrayrecord_key]
+            self._own[message.metadata.src_node_id] = arrays
         merged = ArrayRecord()
         for node_id, name in self._names.items():
             for key, array in self._own[node_id].items():
@@ -99,8 +99,8 @@ class Local(FedAvg):
         """Give each node its arrays; before the first round all have the same."""
         if not any("/" in key for key in arrays):
             return {node_id: arrays.copy() for node_id in self._names}
-        own = {name: ArrayRecord() for name in self._names.values()}
+        divided = {name: ArrayRecord() for name in self._names.values()}
         for key, array in arrays.items():
             client, _, inner = key.partition("/")
-            own[client][inner] = array
-        return {node_id: own[name] for node_id, name in self._names.items()}
+            divided[client][inner] = array
+        return {node_id: divided[name] for node_id, name in self._names.items()}

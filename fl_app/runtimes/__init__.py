@@ -8,12 +8,12 @@ from fl_app.runtimes.result import RunResult, result_written
 __all__ = ["RunResult", "run"]
 
 
-def run(launch: RunRequest) -> RunResult:
+def run(request: RunRequest) -> RunResult:
     """Run an experiment in the runtime that its config names.
 
     Parameters
     ----------
-    launch : RunRequest
+    request : RunRequest
         The config and where it came from; ``output_dir`` is set.
 
     Returns
@@ -27,24 +27,24 @@ def run(launch: RunRequest) -> RunResult:
     FlAppError
         If the run did not finish; then ``result.json`` says why.
     """
-    with result_written(launch.config.output_dir or ""):
-        return _run(launch)
+    with result_written(request.config.output_dir or ""):
+        return _run(request)
 
 
-def _run(launch: RunRequest) -> RunResult:
+def _run(request: RunRequest) -> RunResult:
     # One runtime is imported, not all, and the simulation's with little more: it starts Flower
     # first, which takes seconds, and imports the rest meanwhile.
-    if launch.config.runtime.name == "simulation":
+    if request.config.runtime.name == "simulation":
         from fl_app.runtimes import simulation
 
-        return simulation.run(launch)  # which checks while its SuperLink starts
+        return simulation.run(request)  # which checks while its SuperLink starts
     from fl_app.runtimes.checks import check_before
 
-    check_before(launch)
-    if launch.config.runtime.name == "deployment":
+    check_before(request)
+    if request.config.runtime.name == "deployment":
         from fl_app.runtimes import deployment
 
-        return deployment.run(launch)
+        return deployment.run(request)
     from fl_app.runtimes import inprocess
 
-    return inprocess.run(launch)
+    return inprocess.run(request)

@@ -17,7 +17,7 @@ from fl_app.tracking.mlflow.uri import check_uri, default_uri
 __all__ = ["check_before", "with_whole_uri"]
 
 
-def check_before(launch: RunRequest) -> None:
+def check_before(request: RunRequest) -> None:
     """Find what would fail for certain, before anything starts.
 
     Raises
@@ -26,41 +26,41 @@ def check_before(launch: RunRequest) -> None:
         If the data cannot be dealt to the clients, or where output goes cannot be used.
     """
     # What imports Flower is imported where it is needed: a launcher can do without.
-    if launch.config.privacy.is_private:
+    if request.config.privacy.is_private:
         from fl_app.federation.privacy import require_accountant
 
-        require_accountant(launch.config)
-    if launch.config.runtime.name != "deployment":
+        require_accountant(request.config)
+    if request.config.runtime.name != "deployment":
         # There the nodes that are online decide how the rows are dealt, if they are.
-        partition_of(launch.config, 0)
-        if isinstance(launch.config.strategy, FedXgbBaggingConfig):
+        partition_of(request.config, 0)
+        if isinstance(request.config.strategy, FedXgbBaggingConfig):
             from fl_app.models.boosted import require_xgboost
 
             require_xgboost()
-        if isinstance(launch.config.strategy, FedStackingConfig):
+        if isinstance(request.config.strategy, FedStackingConfig):
             from fl_app.strategies import check_rows
 
-            check_rows(launch.config.strategy, *largest_partition(launch.config))
+            check_rows(request.config.strategy, *largest_partition(request.config))
     _check_folder("FL_APP_HOME", home_dir())
-    if launch.config.output_dir is not None:
-        _check_folder("output_dir", Path(launch.config.output_dir))
-    if isinstance(launch.config.tracking, MlflowConfig):
-        check_uri(launch.config.tracking.uri or default_uri())
+    if request.config.output_dir is not None:
+        _check_folder("output_dir", Path(request.config.output_dir))
+    if isinstance(request.config.tracking, MlflowConfig):
+        check_uri(request.config.tracking.uri or default_uri())
 
 
-def with_whole_uri(launch: RunRequest) -> RunRequest:
-    """Return a launch whose tracking URI means the same from any working directory.
+def with_whole_uri(request: RunRequest) -> RunRequest:
+    """Return a request whose tracking URI means the same from any working directory.
 
     Raises
     ------
     ConfigError
         If the URI cannot be used.
     """
-    tracking = launch.config.tracking
+    tracking = request.config.tracking
     if not isinstance(tracking, MlflowConfig):
-        return launch
+        return request
     uri = check_uri(tracking.uri or default_uri())
-    return replace(launch, config=replace(launch.config, tracking=replace(tracking, uri=uri)))
+    return replace(request, config=replace(request.config, tracking=replace(tracking, uri=uri)))
 
 
 def _check_folder(name: str, folder: Path) -> None:

@@ -50,12 +50,12 @@ _STOPPED_SECONDS = 10.0
 _ENDS = {"completed": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
-def run(launch: RunRequest) -> RunResult:
+def run(request: RunRequest) -> RunResult:
     """Run an experiment at a SuperLink and follow it to its true end.
 
     Parameters
     ----------
-    launch : RunRequest
+    request : RunRequest
         With ``output_dir`` set to an absolute path.
 
     Raises
@@ -68,15 +68,15 @@ def run(launch: RunRequest) -> RunResult:
     KeyboardInterrupt, SystemExit
         As they came, after the run has been stopped at the SuperLink.
     """
-    config = launch.config
+    config = request.config
     runtime = config.runtime
     assert isinstance(runtime, DeploymentConfig)
     link = _Link.of(runtime.superlink)
     shipped = replace(
-        launch,
+        request,
         config=_shipped(config, link),
-        overrides=_of_both_ends(launch.overrides),
-        swept=_of_both_ends(launch.swept),
+        overrides=_of_both_ends(request.overrides),
+        swept=_of_both_ends(request.swept),
     )
     print(printable(f"flwr run: SuperLink {runtime.superlink} at {link.address}"), flush=True)
     log, output_dir = _Log(), config.output_dir or ""
@@ -90,9 +90,11 @@ def run(launch: RunRequest) -> RunResult:
         raise
 
 
-def _follow(launch: RunRequest, link: _Link, superlink: str, log: _Log, output_dir: str) -> Outcome:
+def _follow(
+    request: RunRequest, link: _Link, superlink: str, log: _Log, output_dir: str
+) -> Outcome:
     """Submit the run and wait for its end; where that fails, write down why."""
-    handed = handed_over(launch) if _stays_here(launch, link) else nullcontext(launch.to_json())
+    handed = handed_over(request) if _stays_here(request, link) else nullcontext(request.to_json())
     try:
         with signals_unwind(), app_dir() as folder, handed as text:
             return submit(folder, superlink, run_config={"config-json": text}, on_line=log)
@@ -162,10 +164,10 @@ def _knock(url: str, root_certificates: str | None) -> None:
 def _is_here(host: str) -> bool:
     """Tell whether a host is this machine: only its own addresses can be bound."""
     try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except OSError:  # a name that only the proxy of this shell knows
         return False
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in addresses:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.bind(address)
@@ -195,12 +197,12 @@ def _of_both_ends(overrides: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(o for o in overrides if not o.lstrip("+").startswith(_OF_THIS_END))
 
 
-def _stays_here(launch: RunRequest, link: _Link) -> bool:
+def _stays_here(request: RunRequest, link: _Link) -> bool:
     """Tell whether the tracking URI is for this machine's ServerApp only.
 
     A server's address without a password may travel: the SuperLink may be behind a tunnel.
     """
-    tracking = launch.config.tracking
+    tracking = request.config.tracking
     if not link.is_here or not isinstance(tracking, MlflowConfig) or tracking.uri is None:
         return False
     return not is_http(tracking.uri) or masked(whole(tracking.uri)) != whole(tracking.uri)
@@ -246,8 +248,8 @@ class _Log:
         if text is None:
             return
         self.begun = True
-        if text.startswith(RESULT_MARK) and (found := _read(text.removeprefix(RESULT_MARK))):
-            self.reported = found
+        if text.startswith(RESULT_MARK) and (result := _read(text.removeprefix(RESULT_MARK))):
+            self.reported = result
         else:
             print(printable(text), flush=True)
 

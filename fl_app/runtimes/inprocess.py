@@ -16,12 +16,12 @@ from fl_app.server_app import app as server_app
 __all__ = ["run"]
 
 
-def run(launch: RunRequest) -> RunResult:
+def run(request: RunRequest) -> RunResult:
     """Run an experiment in this process and the workers that its config asks for.
 
     Parameters
     ----------
-    launch : RunRequest
+    request : RunRequest
         With ``output_dir`` set.
 
     Raises
@@ -29,7 +29,7 @@ def run(launch: RunRequest) -> RunResult:
     FlAppError
         What ended the run, if it did not finish.
     """
-    config = launch.config
+    config = request.config
     runtime = config.runtime
     nodes = 1 if config.strategy.is_pooled else config.num_clients
     with _quiet():
@@ -37,7 +37,7 @@ def run(launch: RunRequest) -> RunResult:
             server_app,
             client_app,
             num_supernodes=nodes,
-            run_config={"config-json": launch.to_json()},
+            run_config={"config-json": request.to_json()},
             num_workers=runtime.num_workers if isinstance(runtime, InProcessConfig) else 1,
         )
     return read_result(config.output_dir or "")

@@ -61,10 +61,10 @@ class ProcessFamily:
         """List the members that are alive, and remember the sessions that they are in."""
         table, members = process_table(), set[int]()
         while True:
-            found = {p.pid for p in table if p.session in self._sessions or p.parent in members}
-            if found <= members:
+            related = {p.pid for p in table if p.session in self._sessions or p.parent in members}
+            if related <= members:
                 break
-            members |= found
+            members |= related
             self._sessions |= {p.session for p in table if p.pid in members}
         return sorted(p.pid for p in table if p.pid in members and not p.zombie)
 
@@ -73,10 +73,10 @@ class ProcessFamily:
         stages = ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS))
         for signum, seconds in stages:
             deadline = time.monotonic() + seconds
-            told: set[int] = set()
+            signalled: set[int] = set()
             while alive := self.pids():
-                _send(signum, set(alive) - told)
-                told.update(alive)
+                _send(signum, set(alive) - signalled)
+                signalled.update(alive)
                 if time.monotonic() > deadline:
                     break
                 time.sleep(_POLL_SECONDS)

@@ -47,21 +47,21 @@ def signals_deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[int] = []
+    waiting: list[int] = []
 
-    def hold(signum: int, _frame: FrameType | None) -> None:
-        held.append(signum)
+    def wait(signum: int, _frame: FrameType | None) -> None:
+        waiting.append(signum)
 
     # A handler is used, since a blocked or ignored signal would stay so in a child started here.
     callables = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     before = {s: signal.getsignal(s) for s in callables}
     caught = {s: handler for s, handler in before.items() if callable(handler)}
     for signum in caught:
-        signal.signal(signum, hold)
+        signal.signal(signum, wait)
     try:
         yield
     finally:
         for signum, handler in caught.items():
             signal.signal(signum, handler)
-        for number in held:
+        for number in waiting:
             signal.raise_signal(number)

@@ -29,12 +29,12 @@ from fl_app.runtimes.superlink import PrivateSuperLink
 __all__ = ["run"]
 
 
-def run(launch: RunRequest) -> RunResult:
+def run(request: RunRequest) -> RunResult:
     """Run an experiment through ``flwr run`` and follow it to its true end.
 
     Parameters
     ----------
-    launch : RunRequest
+    request : RunRequest
         With ``output_dir`` set to an absolute path.
 
     Raises
@@ -44,7 +44,7 @@ def run(launch: RunRequest) -> RunResult:
     RunError
         If the run failed or was stopped, with the ServerApp's own message.
     """
-    runtime = launch.config.runtime
+    runtime = request.config.runtime
     assert isinstance(runtime, SimulationConfig)
     address = runtime.ray_address
     if address is not None:
@@ -61,11 +61,11 @@ def run(launch: RunRequest) -> RunResult:
             from fl_app.runtimes.checks import check_before, with_whole_uri
 
             # The ServerApp has another working directory: what is relative would be lost there.
-            launch = with_whole_uri(launch)
-            config = launch.config
+            request = with_whole_uri(request)
+            config = request.config
 
             def ready() -> None:
-                check_before(launch)
+                check_before(request)
                 if address is not None:
                     turn.enter_context(_turn(address))
                 print(
@@ -75,7 +75,7 @@ def run(launch: RunRequest) -> RunResult:
                 )
                 link.wait()
 
-            with handed_over(launch) as text:
+            with handed_over(request) as text:
                 outcome = submit(
                     folder,
                     link.name,

@@ -159,10 +159,10 @@ def _checksum(key: str) -> int:
 def directions_of(tags: Mapping[str, str]) -> dict[str, bool]:
     """Return the directions of metrics that a run's tags tell, name -> whether higher is better."""
     try:
-        found = json.loads(tags.get(DIRECTIONS_TAG, "{}"))
+        directions = json.loads(tags.get(DIRECTIONS_TAG, "{}"))
     except ValueError:
         return {}
-    pairs = found.items() if isinstance(found, dict) else ()
+    pairs = directions.items() if isinstance(directions, dict) else ()
     return {name: higher for name, higher in pairs if isinstance(higher, bool)}
 
 
@@ -251,12 +251,12 @@ def _by_metric(
 
     And whether it is known which is the worst.
     """
-    found: dict[str, list[float]] = {}
+    values_by_name: dict[str, list[float]] = {}
     for client in clients:
         for name, value in client.metrics.items():
-            found.setdefault(name, []).append(value)
+            values_by_name.setdefault(name, []).append(value)
     ordered = {}
-    for name, values in found.items():
+    for name, values in values_by_name.items():
         higher = higher_is_better(name, known)
         if any(map(math.isnan, values)):
             values = [math.nan] * len(values)
@@ -300,8 +300,8 @@ def array_metrics(arrays: Arrays, value_names: Mapping[str, Sequence[str]]) -> d
             names = [".".join(map(str, i)) for i in np.ndindex(array.shape)]
             names = names if array.size > 1 else [""]
         for label, value in zip(names, array.ravel().tolist(), strict=True):
-            own = label.replace("/", "_")  # a slash would open a section of its own
-            metrics[f"model/{name}.{own}" if own else f"model/{name}"] = float(value)
+            value_name = label.replace("/", "_")  # a slash would open a section of its own
+            metrics[f"model/{name}.{value_name}" if value_name else f"model/{name}"] = float(value)
     return metrics
 
 

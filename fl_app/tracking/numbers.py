@@ -42,7 +42,7 @@ class Numbers:
 
     def tell(self, node_id: int, partition: int) -> bool:
         """Take what a node says of itself; False where it contradicts what is known."""
-        others = (own for other, own in self._told.items() if other != node_id)
+        others = (known for other, known in self._told.items() if other != node_id)
         if self._told.get(node_id, partition) != partition or partition in others:
             return False
         self._told[node_id] = partition

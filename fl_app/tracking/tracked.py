@@ -253,8 +253,8 @@ class TrackedStrategy(Strategy):
 
 def _rest(call: inspect.BoundArguments) -> str:
     """Return the name of what takes all further keywords; empty where nothing does."""
-    kinds = {p.kind: name for name, p in call.signature.parameters.items()}
-    return kinds.get(inspect.Parameter.VAR_KEYWORD, "")
+    names = {p.kind: name for name, p in call.signature.parameters.items()}
+    return names.get(inspect.Parameter.VAR_KEYWORD, "")
 
 
 def _directions(given: Mapping[str, bool]) -> dict[str, bool]:
