@@ -16,14 +16,7 @@ from fl_app.errors import one_line
 from fl_app.grid.arrays import read
 from fl_app.tracking.chain import HOOKS, callers, chain, is_private, parameters
 from fl_app.tracking.exchanges import Exchange, Exchanges
-from fl_app.tracking.records import (
-    RoundRecord,
-    RunEnd,
-    RunFacts,
-    RunStart,
-    Status,
-    Tracker,
-)
+from fl_app.tracking.records import RoundRecord, RunEnd, RunFacts, RunStart, Status, Tracker
 from fl_app.tracking.trackers import Guard
 
 __all__ = ["Watch"]
