@@ -14,8 +14,9 @@ Examples
 """
 
 from fl_app.report.budgets import Pair, Point
-from fl_app.report.comparing import Comparison, Outcome, Row, Table, compare, expect
+from fl_app.report.comparing import Comparison, compare
 from fl_app.report.convergence import Verdict, judge
+from fl_app.report.expectations import Outcome, expect
 from fl_app.report.intervals import Interval
 from fl_app.report.reading import find_finished, read_runs, read_these
 from fl_app.report.rendering import (
@@ -35,6 +36,7 @@ from fl_app.report.summary import (
     summary_blocks,
     summary_table,
 )
+from fl_app.report.tables import Row, Table
 from fl_app.report.tuning import Choice, Tuning
 from fl_app.report.verdict import verdict
 from fl_app.report.writing import write_report

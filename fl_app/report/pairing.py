@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fl_app.errors import InputError
+from fl_app.report.choosing import choose, default_by, diverged, find_tuned
 from fl_app.report.groups import PROBLEM, Grouped, Key, Place, Placed, Places, matches
 from fl_app.report.origins import data_name, same_bytes, under_one_path
 from fl_app.report.runs import (
@@ -29,7 +30,7 @@ from fl_app.report.runs import (
 )
 from fl_app.report.shorter import Shorter, aside_note, shorter_runs, without_lone
 from fl_app.report.soundness import check_complete, check_data
-from fl_app.report.tuning import Choice, Tuning, choose, default_by, diverged, find_tuned
+from fl_app.report.tuning import Choice, Tuning
 
 __all__ = ["Cell", "Design", "arrange"]
 

@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.errors import InputError
+from fl_app.report.choosing import DEFAULT_BY
 from fl_app.report.convergence import EVAL_LOSSES
 from fl_app.report.grounds import shares_test_rows
 from fl_app.report.runs import BYTES, FINISHED, PATHS, RunSummary, beside, listed, one_line
-from fl_app.report.tuning import DEFAULT_BY
 from fl_app.tracking.files import read_npz
 from fl_app.tracking.metric_names import FINAL_LOSSES, REPORT_TAG, sanitise
 from fl_app.tracking.mlflow.backend import load_mlflow, no_progress_bars, quiet

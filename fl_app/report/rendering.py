@@ -12,13 +12,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fl_app.errors import printable
-from fl_app.report.comparing import Comparison, Outcome, Row, Table
+from fl_app.report.comparing import Comparison
 from fl_app.report.convergence import verdict_lines
+from fl_app.report.expectations import Outcome
 from fl_app.report.grounds import KINDS
 from fl_app.report.intervals import Interval
 from fl_app.report.origins import origin_lines
 from fl_app.report.pairing import Cell
 from fl_app.report.runs import beside, listed, natural, short
+from fl_app.report.tables import Row, Table
 from fl_app.tracking.metric_names import bytes_text
 
 __all__ = [

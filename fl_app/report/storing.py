@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from fl_app.errors import InputError
 from fl_app.home import home_dir
-from fl_app.report.comparing import Comparison, Outcome
+from fl_app.report.comparing import Comparison
+from fl_app.report.expectations import Outcome
 from fl_app.report.reading import existing, failures_named, pages
 from fl_app.report.runs import FINISHED
 from fl_app.report.writing import write_report

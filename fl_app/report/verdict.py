@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from fl_app.errors import InputError
 from fl_app.report.budgets import Pair
-from fl_app.report.comparing import Comparison, expect
+from fl_app.report.comparing import Comparison
+from fl_app.report.expectations import expect
 from fl_app.report.intervals import Interval
 from fl_app.report.rendering import decimals_for, interval_text
 from fl_app.report.soundness import check_sound

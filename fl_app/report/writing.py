@@ -21,10 +21,12 @@ from fl_app.config.run_request import versions
 from fl_app.errors import InputError
 from fl_app.home import write
 from fl_app.report.budgets import Pair, bytes_by_round
-from fl_app.report.comparing import Comparison, Outcome, Table
+from fl_app.report.comparing import Comparison
 from fl_app.report.convergence import judge
+from fl_app.report.expectations import Outcome
 from fl_app.report.rendering import TextTable, comparison_blocks, to_markdown
 from fl_app.report.runs import natural
+from fl_app.report.tables import Table
 from fl_app.tracking.mlflow.uri import masked
 
 __all__ = ["as_csv", "as_dict", "as_markdown", "write_report"]

@@ -32,7 +32,7 @@ from fl_app.report import (
     to_markdown,
     to_text,
 )
-from fl_app.report.tuning import diverged
+from fl_app.report.choosing import diverged
 from fl_app.report.writing import as_csv, as_dict
 from fl_app.tracking.mlflow.backend import MlflowStore
 from tests.kit import fl_kit
