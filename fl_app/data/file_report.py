@@ -228,12 +228,12 @@ def report(
         frame = read_frame(path, spelling=Spelling(MISSING_WORDS, *signs))
     except InputError as error:
         return CheckReport(str(path), problems=(str(error),))
-    told: Targets = () if target is None else target
+    targets: str | Sequence[str] = () if target is None else target
     if task is None:
-        task = _guess_task(frame, (told,) if isinstance(told, str) else told)
+        task = _guess_task(frame, (targets,) if isinstance(targets, str) else targets)
     auto: Categorical = "auto" if categorical is None else categorical
     try:
-        roles, left = choose(frame, told, task, features, auto, key, Reading())
+        roles, left = choose(frame, targets, task, features, auto, key, Reading())
         odd = _among_numbers(frame, roles, features is None, categorical is None)
         labels = _labels(frame, roles)
         if any(odd) or labels:
@@ -242,64 +242,60 @@ def report(
             if odd.levels:
                 auto = categorical = [*roles.categorical, *odd.levels]
             reading = Reading(exclude=(*odd.mixed, *odd.texts))
-            roles, left = choose(frame, told, task, features, auto, key, reading)
+            roles, left = choose(frame, targets, task, features, auto, key, reading)
     except InputError as error:
         return CheckReport(str(path), len(frame), _describe(frame, None), problems=(str(error),))
-    problems = [_measured(frame[name]) for name in roles.targets if is_measured(frame[name])]
+    units = {n: _filled(frame[n]).iloc[0] for n in frame.columns if is_measured(frame[n])}
+    problems = [
+        f"{name}={units[name]!r}: numbers alone, without a unit, which makes texts of them"
+        for name in roles.targets
+        if name in units
+    ]
     columns = parse(frame, roles, lambda error: problems.append(str(error)))
     policies = () if problems else tuple(_policy(columns, missing) for missing in MISSING)
     if not any(rows for _, rows, _ in policies):
         problems += dict.fromkeys(why for _, _, why in policies)
-    found = CheckReport(
+    classes = _counts(columns.targets) if roles.task == "classification" else ()
+    checked = CheckReport(
         str(path),
         len(frame),
         _describe(frame, roles, left),
         roles,
-        _counts(columns.targets) if roles.task == "classification" else (),
+        classes,
         _counts(columns.key),
         policies,
         problems=tuple(problems),
     )
-    classes = len(found.classes)
-    runs = bool(found.usable and roles.targets and classes != 1 and classes <= MAX_CLASSES)
-    policy = max(policies, key=lambda policy: policy[1])[0] if policies else MISSING[0]
-    rows = kept_rows(columns, policy) if runs else np.zeros(0, dtype=bool)
-    number, clients = _clients(columns, rows)
-    names = _names(columns, rows, number, list(left), labels) if runs else _Names()
+    fits = checked.usable and roles.targets and len(classes) != 1 and len(classes) <= MAX_CLASSES
+    run = _propose(columns, policies, list(left), labels) if fits else _Proposal()
     said = [
         *_told_spelling(spellings),
         *odd.told(),
         *told_left_out(left, len(left)),
         *told_missing(frame, roles),
-        *_striking(frame, columns, found),
+        *_striking(frame, columns, classes, units),
         *notes(columns),
-        *_untold(columns, len(frame), _OPEN in names.options),
+        *_untold(columns, len(frame), _OPEN in run.options),
+        *run.notes,
     ]
-    if classes > MAX_CLASSES:
-        said.append(f"{classes} classes: is {roles.targets[0]} a number or free text?")
-    if not runs:
-        return replace(found, notes=tuple(said))
-    options = spelling_options(spelling).split()
-    if features is not None:
-        options.append(f"dataset.features={bracket(features)}")
-    if exclude := [*odd.mixed, *odd.texts, *names.exclude]:
-        options.append(f"dataset.exclude={bracket(exclude)}")
-    if categorical:
-        options.append(f"dataset.categorical={bracket(categorical)}")
-    if odd.words:
-        options.append(f"dataset.missing_values={bracket([*odd.words])}")
-    if policy != MISSING[0]:
-        options.append(f"dataset.missing={policy}")
+    if len(classes) > MAX_CLASSES:
+        said.append(f"{len(classes)} classes: is {roles.targets[0]} a number or free text?")
+    if not fits:
+        return replace(checked, notes=tuple(said))
+    lists = {
+        "features": features,
+        "exclude": [*odd.mixed, *odd.texts, *run.exclude],
+        "categorical": categorical,
+        "missing_values": [*odd.words],
+    }
+    options = [f"dataset.{name}={bracket(words)}" for name, words in lists.items() if words]
     return replace(
-        found,
-        options=(*options, *names.options),
-        clients=clients,
-        runs=bool(rows.sum() * _SHARE >= Config.min_rows),
-        notes=(*said, *names.notes),
+        checked,
+        options=(*spelling_options(spelling).split(), *options, *run.options),
+        clients=run.clients,
+        runs=run.has_rows,
+        notes=tuple(said),
     )
-
-
-Targets = str | Sequence[str]
 
 
 # ---------------------------------------------------------------------------- cells
@@ -371,11 +367,6 @@ def _among_numbers(frame: Any, roles: Roles, free: bool, auto: bool) -> _Odd:
     return odd
 
 
-def _measured(column: Any) -> str:
-    cell = _filled(column).iloc[0]
-    return f"{column.name}={cell!r}: numbers alone, without a unit, which makes texts of them"
-
-
 def _told_spelling(spellings: Sequence[Mapping[str, str]]) -> list[str]:
     """Say how numbers are spelt: so below, or else so."""
     ways = map(spelling_options, spellings)
@@ -390,8 +381,25 @@ def _labels(frame: Any, roles: Roles) -> list[str]:
     return [word for word in may_be_names(counts) if counts[word] >= _RARE * len(frame)]
 
 
-def _striking(frame: Any, columns: Columns, found: CheckReport) -> list[str]:
-    """Say what is no mistake and still deserves a look."""
+def _striking(
+    frame: Any,
+    columns: Columns,
+    classes: Sequence[tuple[int | str, int]],
+    units: Mapping[str, str],
+) -> list[str]:
+    """Say what is no mistake and still deserves a look.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        The file.
+    columns : Columns
+        Its cells.
+    classes : sequence of (label, int)
+        Rows of each class.
+    units : mapping of str to str
+        By column of numbers with a unit the first of them.
+    """
     roles, said = columns.roles, []
     gaps = {name: float(np.mean(is_missing(cells))) for name, cells in columns.features.items()}
     bare = [f"{name} ({share:.0%} missing)" for name, share in gaps.items() if share > 0.5]
@@ -403,13 +411,13 @@ def _striking(frame: Any, columns: Columns, found: CheckReport) -> list[str]:
             f"another whole number in each row: {listed(counting, 5)}; if these are identifiers, "
             "dataset.exclude leaves them out"
         )
-    units = [f"{n} ({_filled(frame[n]).iloc[0]!r})" for n in frame.columns if is_measured(frame[n])]
     if units:
-        said.append(f"numbers with a unit are texts: {listed(units, 5)}; write the numbers alone")
+        shown = listed([f"{name} ({cell!r})" for name, cell in units.items()], 5)
+        said.append(f"numbers with a unit are texts: {shown}; write the numbers alone")
     same = [name for name, v in columns.features.items() if len({*v[~is_missing(v)].tolist()}) == 1]
     if same:
         said.append(f"one value in every row: {listed(same, 5)}")
-    counts: dict[int | str, int] = dict(found.classes)
+    counts = dict(classes)
     n = sum(counts.values())
     rare = {label: count for label, count in counts.items() if count < _RARE * n / len(counts) * 2}
     if rare and len(counts) > 1:
@@ -473,6 +481,59 @@ def _policy(columns: Columns, missing: str) -> tuple[str, int, str]:
     return missing, int(kept.sum()), ""
 
 
+class _Proposal(NamedTuple):
+    """A run on the file alone.
+
+    Parameters
+    ----------
+    options, clients : tuple of str
+        Overrides of the data set, and those that make the clients.
+    exclude : tuple of str
+        Columns to leave out.
+    notes : tuple of str
+        Why.
+    has_rows : bool
+        Whether there are rows enough to train on.
+    """
+
+    options: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    has_rows: bool = False
+
+
+def _propose(
+    columns: Columns,
+    policies: Sequence[tuple[str, int, str]],
+    left: Sequence[str],
+    words: Sequence[str],
+) -> _Proposal:
+    """Propose a run.
+
+    Parameters
+    ----------
+    columns : Columns
+        The cells of a usable file with a target.
+    policies : sequence of (str, int, str)
+        The rows that each value of ``dataset.missing`` leaves.
+    left : sequence of str
+        Columns that are no features by themselves.
+    words : sequence of str
+        Classes whose names are read as missing cells elsewhere.
+    """
+    policy = max(policies, key=lambda policy: policy[1])[0]
+    rows = kept_rows(columns, policy)
+    number, clients = _clients(columns, rows)
+    run = _names(columns, rows, number, left, words)
+    missing = () if policy == MISSING[0] else (f"dataset.missing={policy}",)
+    return run._replace(
+        options=(*missing, *run.options),
+        clients=clients,
+        has_rows=bool(rows.sum() * _SHARE >= Config.min_rows),
+    )
+
+
 def _clients(columns: Columns, rows: Any) -> tuple[int, tuple[str, ...]]:
     """Return a number of clients that have rows enough, and the overrides that make them."""
     if columns.roles.key is not None:
@@ -495,7 +556,7 @@ def _counts(values: dict[str, Any], rows: Any = None) -> tuple[tuple[int | str, 
 
 def _names(
     columns: Columns, rows: Any, number: int, left: Sequence[str], words: Sequence[str]
-) -> _Names:
+) -> _Proposal:
     """Return what names the classes and levels of which no client may have rows enough to tell."""
     sites = next(iter(columns.key.values()), np.zeros(len(rows)))
     alike = 1 if columns.key else number
@@ -523,13 +584,13 @@ def _names(
             "dataset.min_level_rows=1 below: all rows are in one file; where clients have files "
             "of their own, dataset.levels names levels that are no secret"
         )
-        return _Names((_OPEN,), tuple(left), (said,))
+        return _Proposal((_OPEN,), exclude=tuple(left), notes=(said,))
     if columns.roles.task == "regression":
-        return _Names()
+        return _Proposal()
     cells = next(iter(columns.targets.values()))
     short = {*rare(cells), *words}
     if not short:
-        return _Names()
+        return _Proposal()
     labels = [label for label, _ in _counts(columns.targets, rows)]
     told = ",".join(str(v) if isinstance(v, int) else quoted(str(v)) for v in labels)
     some = listed([str(label) for label in labels if label in short], 5)
@@ -538,13 +599,7 @@ def _names(
     else:
         why = f"may have {why}, so dataset.classes below names all classes"
     said = f"class {some}: {why}"
-    return _Names((f"dataset.classes=[{told}]",), (), (said,))
-
-
-class _Names(NamedTuple):
-    options: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    return _Proposal((f"dataset.classes=[{told}]",), notes=(said,))
 
 
 # ---------------------------------------------------------------------------- columns
