@@ -11,9 +11,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl_app.config.options import (
-    DeploymentConfig,
-)
+from fl_app.config.options import DeploymentConfig
 from fl_app.config.plugins import find_project, open_project
 from fl_app.config.rules import check
 from fl_app.config.run_request import RunRequest, read_launch, read_num_clients, read_runtime

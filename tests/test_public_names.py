@@ -20,6 +20,7 @@ NAMES: dict[str, list[str]] = json.loads(
 MOVED: dict[str, tuple[str, ...]] = {
     "fl_app.commands": ("fl_app.cli.kit",),
     "fl_app.data.checkup": ("fl_app.data.file_report",),
+    "fl_app.data.columns": ("fl_app.data.spelling",),
     "fl_app.data.dealers": ("fl_app.data.uneven_partitioners",),
     "fl_app.data.partition": ("fl_app.data.client_data",),
     "fl_app.data.strata": ("fl_app.data.stratification",),

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 from fl_app.config.compose import compose_config
 from fl_app.config.options import FaultsConfig, Task
+from fl_app.config.overrides import quoted
 from fl_app.config.schema import GROUPS, Config, task_of
 from fl_app.config.serialization import from_dict
 from fl_app.config.site import settings, site_text
 from fl_app.dashboard import uploads
 from fl_app.data.catalogue import load
 from fl_app.data.client_data import most_rows
-from fl_app.data.tabular import listed, quoted
+from fl_app.data.roles import listed
 from fl_app.errors import ConfigError, InputError, printable
 
 __all__ = [

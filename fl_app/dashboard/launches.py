@@ -42,10 +42,10 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from fl_app.config.overrides import quoted
 from fl_app.dashboard import uploads
 from fl_app.dashboard.start import TOKEN
 from fl_app.dashboard.view import parsed
-from fl_app.data.tabular import quoted
 from fl_app.errors import InputError, printable
 from fl_app.home import Process, home_dir, write
 from fl_app.tracking.mlflow.uri import check_uri

@@ -33,10 +33,11 @@ from fl_app.config.dataset_options import (
 )
 from fl_app.config.registry import builder_of, register
 from fl_app.config.schema import task_of
-from fl_app.data.columns import MISSING_WORDS, VERBATIM, Spelling
+from fl_app.data.reading import Reading
 from fl_app.data.sets import synthetic, toy, vendored
+from fl_app.data.spelling import MISSING_WORDS, VERBATIM, Spelling
 from fl_app.data.table import Table, numeric_table
-from fl_app.data.tabular import Found, Reading, find_columns, load_tabular
+from fl_app.data.tabular import Found, find_columns, load_tabular
 from fl_app.errors import ConfigError
 
 __all__ = ["load", "load_own", "look_at_own", "spelling_of", "undecided"]

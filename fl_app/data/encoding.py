@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from fl_app.aggregation import Moments
 from fl_app.config.options import Task
-from fl_app.data.columns import VERBATIM, Spelling, alike, canonical, cell_text, is_missing
+from fl_app.data.columns import alike, canonical, cell_text, is_missing
+from fl_app.data.spelling import VERBATIM, Spelling
 from fl_app.data.table import Table
 from fl_app.errors import DataError, printable
 

@@ -2,7 +2,7 @@
 
 CSV is read as ``pandas.read_csv`` reads it (header in the first line), but for three things: what
 separates the cells is told from the body, a column with a code like ``01234`` is one of texts, and
-missing cells and numbers are those of :func:`fl_app.data.columns.tidied`, in Parquet too.
+missing cells and numbers are those of :func:`fl_app.data.spelling.tidied`, in Parquet too.
 
 References
 ----------
@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from fl_app.data.columns import PLAIN, Spelling, tidied
+from fl_app.data.spelling import PLAIN, Spelling, tidied
 from fl_app.errors import DataError
 
 __all__ = ["read_frame", "separator_of", "spelt"]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.data.columns import NotANumberError, numbers, texts, tidied
+from fl_app.data.columns import NotANumberError, numbers, texts
 from fl_app.data.encoding import Encoding, nearly
+from fl_app.data.spelling import tidied
 from fl_app.data.table import Table
 from fl_app.errors import DataError
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from fl_app.aggregation import Moments, merge_moments
 from fl_app.config.dataset_options import Levels, TabularConfig
+from fl_app.config.overrides import bracket
 from fl_app.config.schema import Config
 from fl_app.data.columns import alike
 from fl_app.data.encoding import some
-from fl_app.data.tabular import bracket
 from fl_app.errors import FederationError, printable
 from fl_app.federation import protocol
 from fl_app.federation.description import Description

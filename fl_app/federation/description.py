@@ -16,7 +16,8 @@ from fl_app.aggregation import Moments, moments
 from fl_app.config.dataset_options import MAX_AUTO_LEVELS, MIN_LEVEL_ROWS
 from fl_app.data.client_data import Partition
 from fl_app.data.encoding import Encoding, in_company
-from fl_app.data.tabular import Found, mostly_other
+from fl_app.data.roles import mostly_other
+from fl_app.data.tabular import Found
 from fl_app.federation import protocol
 
 __all__ = ["Description", "describe", "describe_left", "draft"]

@@ -11,10 +11,7 @@ from flwr.common.constant import (
     ErrorCode,
 )
 
-from fl_app.grid.messages import (
-    answers,
-    expiry,
-)
+from fl_app.grid.messages import answers, expiry
 
 __all__ = ["CallTimes", "check_reply", "error_reply", "link_error"]
 

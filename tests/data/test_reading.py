@@ -17,10 +17,10 @@ from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict, to_dict, to_json
 from fl_app.data.catalogue import load
 from fl_app.data.client_data import encode, own_partition
-from fl_app.data.columns import MISSING_WORDS, Spelling, tidied
 from fl_app.data.encoding import Encoding
 from fl_app.data.files import read_frame, spelt
 from fl_app.data.frames import features_from_frame
+from fl_app.data.spelling import MISSING_WORDS, Spelling, tidied
 from fl_app.errors import ConfigError, DataError, FederationError
 from fl_app.federation import protocol
 from fl_app.federation.handshake import shake_hands

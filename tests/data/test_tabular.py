@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_app.data.columns import cell_text, is_text, numbers, plain, texts
 from fl_app.data.file_report import report
 from fl_app.data.files import read_frame
+from fl_app.data.reading import Reading
 from fl_app.data.stratification import classes_of
-from fl_app.data.tabular import Reading, bracket, load_tabular, quoted
+from fl_app.data.tabular import load_tabular
 from fl_app.errors import ConfigError, DataError, InputError
 
 PATIENTS = """age,chest pain,smoker,hospital,diagnosis
@@ -381,19 +381,6 @@ def test_a_long_list_of_columns_is_cut(write):
     message = refusal(path, **CLASSES)
     assert "c19, … (30 in all)" in message
     assert "c20" not in message
-
-
-HYDRA = OverridesParser.create()
-
-
-@given(st.lists(st.text("aZ_é 1.-/,=[]{}:\"'$", min_size=1) | st.sampled_from(["null", "True"])))
-def test_names_are_suggested_as_hydra_reads_them(names):
-    """An override that a message suggests gives the very names that the file has."""
-    override = HYDRA.parse_override(f"dataset.categorical={bracket(names)}")
-    assert [getattr(value, "text", value) for value in override.value()] == names
-    for name in names:
-        value = HYDRA.parse_override(f"dataset.target={quoted(name)}").value()
-        assert getattr(value, "text", value) == name
 
 
 # ---------------------------------------------------------------------------- cells
