@@ -27,6 +27,6 @@ def quoted(text: str) -> str:
     is_word = re.fullmatch(r"[A-Za-z_/][\w./-]*", text, re.ASCII)
     if is_word and text.lower() not in ("null", "true", "false", "nan", "inf"):
         return text
-    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)
     text = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
     return f'"{text}"'

@@ -24,7 +24,7 @@ from fl_app.config.site import settings, site_text
 from fl_app.dashboard import uploads
 from fl_app.data.catalogue import load
 from fl_app.data.client_data import most_rows
-from fl_app.data.roles import listed
+from fl_app.data.encoding import some
 from fl_app.errors import ConfigError, InputError, printable
 
 __all__ = [
@@ -356,7 +356,7 @@ def _with_columns(choices: Choices, home: Path | None) -> tuple[Choices, list[st
         value = getattr(choices, name)
         wanted = value if isinstance(value, tuple) else (value,) * bool(value)
         if strange := [column for column in wanted if column not in columns]:
-            allowed = f"one of {listed(columns)} is allowed"
+            allowed = f"one of {some(columns, 20)} is allowed"
             complaints.append(_complaint(name, strange[0], allowed, ""))
             choices = replace(choices, **{name: getattr(_DEFAULTS, name)})
     return choices, complaints

@@ -136,13 +136,13 @@ def numbers(column: Any) -> NDArray[np.float64]:
 
 def no_numbers(column: Any) -> Counter[str]:
     """Return a column's texts that :func:`numbers` would take for no number, with their cells."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for cell, count in column.dropna().value_counts().items():
         try:
             _number(0, cell)
         except NotANumberError:
-            found[str(cell).strip()] += count
-    return found
+            counts[str(cell).strip()] += count
+    return counts
 
 
 def texts(column: Any) -> NDArray[Any]:

@@ -251,10 +251,10 @@ def counted(values: Iterable[Any], names: Iterable[Any]) -> str:
     return some([f"{printable(value, 80)} ({_rows(counts[value])})" for value in rare])
 
 
-def some(things: Sequence[str], most: int = 5) -> str:
+def some(things: Sequence[object], most: int = 5) -> str:
     """List things, the first ``most`` of them and how many there are in all."""
     more = f", … ({len(things)} in all)" if len(things) > most else ""
-    return ", ".join(things[:most]) + more
+    return ", ".join(map(str, things[:most])) + more
 
 
 def nearly(cells: NDArray[Any], names: Iterable[Any]) -> str:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from fl_app.config.dataset_options import MAX_AUTO_LEVELS
 from fl_app.config.options import Task
 from fl_app.data.columns import is_text, no_numbers, plain
+from fl_app.data.encoding import some
 from fl_app.data.files import spelt
 from fl_app.data.missing import may_be_names
-from fl_app.data.roles import Roles, listed
+from fl_app.data.roles import Roles
 
 __all__ = ["FEW", "RARE", "OddTexts", "guess_task", "label_words", "odd_texts"]
 
@@ -43,17 +44,17 @@ class OddTexts(NamedTuple):
     mixed: dict[str, int]
     texts: list[str]
 
-    def told(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Say what becomes of them."""
-        words = [f"{word!r} ({listed(names, 2)})" for word, names in self.words.items()]
+        words = [f"{word!r} ({some(names, 2)})" for word, names in self.words.items()]
         mixed = [f"{name} ({count} different)" for name, count in self.mixed.items()]
-        told = {
+        by_fate = {
             "texts among numbers, below read as missing cells": words,
             "texts among few numbers, below taken as levels": self.levels,
             "left out below, as texts stand among their numbers": mixed,
             "left out below, as texts that are not named as categorical": self.texts,
         }
-        return [f"{what}: {listed(things, 5)}" for what, things in told.items() if things]
+        return [f"{what}: {some(things)}" for what, things in by_fate.items() if things]
 
 
 def odd_texts(frame: Any, roles: Roles, free: bool, auto: bool) -> OddTexts:
@@ -77,16 +78,16 @@ def odd_texts(frame: Any, roles: Roles, free: bool, auto: bool) -> OddTexts:
         column = frame[name]
         if name in texts or column.dtype.kind in "biufmM":
             continue
-        found, own = no_numbers(column), name in roles.features
+        words, is_feature = no_numbers(column), name in roles.features
         few = column.nunique() <= MAX_AUTO_LEVELS
-        if own and auto and few and sum(found.values()) >= RARE * column.count():
+        if is_feature and auto and few and sum(words.values()) >= RARE * column.count():
             odd.levels.append(name)
-        elif own and free and is_text(column):
+        elif is_feature and free and is_text(column):
             odd.texts.append(name)
-        elif own and free and (len(found) > _FEW_WORDS or taken & {*found}):
-            odd.mixed[name] = len(found)
-        elif len(found) <= _FEW_WORDS and not taken & {*found} and not is_text(column):
-            for word in found:
+        elif is_feature and free and (len(words) > _FEW_WORDS or taken & {*words}):
+            odd.mixed[name] = len(words)
+        elif len(words) <= _FEW_WORDS and not taken & {*words} and not is_text(column):
+            for word in words:
                 odd.words.setdefault(word, []).append(name)
     return odd
 

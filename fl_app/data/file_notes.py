@@ -10,10 +10,10 @@ import numpy as np
 from fl_app.config.dataset_options import MIN_LEVEL_ROWS
 from fl_app.config.schema import Config
 from fl_app.data.columns import is_missing
-from fl_app.data.encoding import counted, in_company
+from fl_app.data.encoding import counted, in_company, some
 from fl_app.data.file_guesses import FEW, RARE
 from fl_app.data.parsing import Columns, spelling_options
-from fl_app.data.roles import identifies_rows, listed
+from fl_app.data.roles import identifies_rows
 from fl_app.data.tabular import one_class
 
 __all__ = ["striking", "told_spelling", "untold"]
@@ -48,27 +48,27 @@ def striking(
     gaps = {name: float(np.mean(is_missing(cells))) for name, cells in columns.features.items()}
     bare = [f"{name} ({share:.0%} missing)" for name, share in gaps.items() if share > 0.5]
     if bare:
-        said.append(f"mostly empty: {listed(bare, 5)}; dataset.exclude leaves columns out")
+        said.append(f"mostly empty: {some(bare)}; dataset.exclude leaves columns out")
     counting = [name for name in roles.features if identifies_rows(frame[name])]
     if counting and len(frame) > FEW:
         said.append(
-            f"another whole number in each row: {listed(counting, 5)}; if these are identifiers, "
+            f"another whole number in each row: {some(counting)}; if these are identifiers, "
             "dataset.exclude leaves them out"
         )
     if units:
-        shown = listed([f"{name} ({cell!r})" for name, cell in units.items()], 5)
+        shown = some([f"{name} ({cell!r})" for name, cell in units.items()])
         said.append(f"numbers with a unit are texts: {shown}; write the numbers alone")
     same = [name for name, v in columns.features.items() if len({*v[~is_missing(v)].tolist()}) == 1]
     if same:
-        said.append(f"one value in every row: {listed(same, 5)}")
+        said.append(f"one value in every row: {some(same)}")
     counts = dict(classes)
     n = sum(counts.values())
     rare = {label: count for label, count in counts.items() if count < RARE * n / len(counts) * 2}
     if rare and len(counts) > 1:
         most = max(counts, key=lambda label: counts[label])
-        told = [f"{label} ({count / n:.1%})" for label, count in rare.items()]
+        shares = [f"{label} ({count / n:.1%})" for label, count in rare.items()]
         said.append(
-            f"rare classes of {roles.targets[0]}: {listed(told, 5)}; to say {most} of every row is "
+            f"rare classes of {roles.targets[0]}: {some(shares)}; to say {most} of every row is "
             f"right in {counts[most] / n:.1%}: look at balanced_accuracy and roc_auc too"
         )
     return said
@@ -76,9 +76,9 @@ def striking(
 
 def untold(columns: Columns, rows: int, is_open: bool) -> list[str]:
     """Say what a node with this file of its own keeps to itself, and what comes of that."""
-    roles, found = columns.roles, []
+    roles, said = columns.roles, []
     if rows < Config.min_rows:
-        found.append(f"{rows} rows: below min_rows={Config.min_rows} only their number is told")
+        said.append(f"{rows} rows: below min_rows={Config.min_rows} only their number is told")
     few = f"fewer than dataset.min_level_rows={MIN_LEVEL_ROWS} rows have them, so a node tells none"
     for name, values in columns.targets.items():
         if roles.task == "regression":
@@ -86,18 +86,18 @@ def untold(columns: Columns, rows: int, is_open: bool) -> list[str]:
         labels = values[~is_missing(values)]
         if rare := counted(labels.tolist(), in_company(labels.tolist(), MIN_LEVEL_ROWS)):
             lost = "these rows are left out unless another node or dataset.classes names the class"
-            found.append(f"{name}={rare}: {few}; {lost}")
+            said.append(f"{name}={rare}: {few}; {lost}")
         if len(set(labels.tolist())) == 1:
-            found.append(f"{one_class(name, labels)}, in the other nodes' files at least")
+            said.append(f"{one_class(name, labels)}, in the other nodes' files at least")
     rare_levels = []
     for name in () if is_open else roles.categorical:
         levels = [v for v in columns.features.get(name, np.empty(0)).tolist() if v is not None]
         if few_rows := {*levels} - {*in_company(levels, MIN_LEVEL_ROWS)}:
             rare_levels.append(f"{name} ({len(few_rows)})")
     if rare_levels:
-        found.append(
+        said.append(
             f"levels of fewer than dataset.min_level_rows={MIN_LEVEL_ROWS} rows: "
-            f"{listed(rare_levels, 5)}: a node tells none, and they count as OTHER unless another "
+            f"{some(rare_levels)}: a node tells none, and they count as OTHER unless another "
             "node or dataset.levels names them"
         )
-    return found
+    return said

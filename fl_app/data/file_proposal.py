@@ -13,10 +13,10 @@ from fl_app.config.dataset_options import MIN_LEVEL_ROWS, DatasetConfig
 from fl_app.config.overrides import quoted
 from fl_app.config.schema import Config
 from fl_app.data.columns import is_missing
+from fl_app.data.encoding import some
 from fl_app.data.file_guesses import RARE
 from fl_app.data.missing import MISSING, kept_rows
 from fl_app.data.parsing import Columns
-from fl_app.data.roles import listed
 
 __all__ = ["OPEN", "Proposal", "propose", "rows_of_each"]
 
@@ -129,7 +129,7 @@ def _names(
     why = f"fewer than dataset.min_level_rows={MIN_LEVEL_ROWS} rows at each client"
     if hidden and not words:
         said = (
-            f"{listed(hidden, 5)}: too many rows may be of levels with {why}, so "
+            f"{some(hidden)}: too many rows may be of levels with {why}, so "
             "dataset.min_level_rows=1 below: all rows are in one file; where clients have files "
             "of their own, dataset.levels names levels that are no secret"
         )
@@ -141,11 +141,11 @@ def _names(
     if not short:
         return Proposal()
     labels = [label for label, _ in rows_of_each(columns.targets, rows)]
-    told = ",".join(str(v) if isinstance(v, int) else quoted(str(v)) for v in labels)
-    some = listed([str(label) for label in labels if label in short], 5)
+    classes = ",".join(str(v) if isinstance(v, int) else quoted(str(v)) for v in labels)
+    rare_names = some([str(label) for label in labels if label in short])
     if words:
         why = "is read as missing unless dataset.classes names it, as it does below"
     else:
         why = f"may have {why}, so dataset.classes below names all classes"
-    said = f"class {some}: {why}"
-    return Proposal((f"dataset.classes=[{told}]",), notes=(said,))
+    said = f"class {rare_names}: {why}"
+    return Proposal((f"dataset.classes=[{classes}]",), notes=(said,))

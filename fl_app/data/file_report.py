@@ -19,6 +19,7 @@ from fl_app.config.checking import sign
 from fl_app.config.options import Task
 from fl_app.config.overrides import bracket, quoted
 from fl_app.data.columns import is_date, is_text
+from fl_app.data.encoding import some
 from fl_app.data.file_guesses import guess_task, label_words, odd_texts
 from fl_app.data.file_notes import striking, told_spelling, untold
 from fl_app.data.file_proposal import OPEN, Proposal, propose, rows_of_each
@@ -26,7 +27,7 @@ from fl_app.data.files import read_frame, separator_of
 from fl_app.data.missing import MISSING, kept_rows, told_missing
 from fl_app.data.parsing import Columns, parse, spelling_options
 from fl_app.data.reading import Reading
-from fl_app.data.roles import Categorical, Roles, choose, listed, told_left_out
+from fl_app.data.roles import Categorical, Roles, choose, told_left_out
 from fl_app.data.spelling import MISSING_WORDS, Spelling, is_measured, told_spellings
 from fl_app.data.tabular import MAX_CLASSES, notes, target_of
 from fl_app.errors import DataError, InputError, printable
@@ -130,11 +131,11 @@ class CheckReport:
         lines = [f"{self.path}: {self.rows} rows, {len(self.columns)} columns"]
         lines += self._table()
         if self.roles is not None and self.roles.targets:
-            lines.append(f"target: {listed(self.roles.targets)} ({self.roles.task})")
+            lines.append(f"target: {some(self.roles.targets, 20)} ({self.roles.task})")
         for what, counts in (("classes", self.classes), ("sites", self.sites)):
             if counts:
-                told = [f"{label}: {count}" for label, count in counts]
-                lines.append(f"{len(told)} {what}, rows of each: {listed(told)}")
+                each = [f"{label}: {count}" for label, count in counts]
+                lines.append(f"{len(each)} {what}, rows of each: {some(each, 20)}")
         for policy, rows, why in self.policies:
             says = f"{rows} of {self.rows} rows" if rows else f"cannot be used, {why}"
             lines.append(f"dataset.missing={policy}: {says}")
@@ -229,7 +230,7 @@ def report(
     run = propose(columns, policies, list(left), labels) if fits else Proposal()
     said = [
         *told_spelling(spellings),
-        *odd.told(),
+        *odd.notes(),
         *told_left_out(left, len(left)),
         *told_missing(frame, roles),
         *striking(frame, columns, classes, units),
@@ -319,4 +320,4 @@ def _values(column: Any) -> str:
     if column.dtype.kind in "iuf":
         return f"{filled.min():g} to {filled.max():g}"
     levels = sorted({str(value) for value in filled})
-    return f"{len(levels)} different: {listed(levels, 5)}"
+    return f"{len(levels)} different: {some(levels)}"

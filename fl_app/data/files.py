@@ -94,11 +94,11 @@ def read_frame(
         raise _refuse(file, "it has a header but no rows; give at least one row")
     if spelling is None:
         return frame
-    told, columns, attrs = {}, {}, frame.attrs
+    words, columns, attrs = {}, {}, frame.attrs
     for name in frame.columns:
-        columns[name], told[name] = tidied(frame[name], spelling, (values or {}).get(name, ()))
+        columns[name], words[name] = tidied(frame[name], spelling, (values or {}).get(name, ()))
     frame = pd.DataFrame(columns, frame.index)
-    frame.attrs = {**attrs, _SPELT: told}
+    frame.attrs = {**attrs, _SPELT: words}
     return frame
 
 
@@ -223,15 +223,15 @@ def _check_names(file: Path, names: Sequence[str]) -> None:
 
 def _explain(text: str, separator: str) -> str:
     """Say pandas' parser error in the words of a table."""
-    found = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text)
-    if found:
-        expected, line, saw = found.groups()
+    match = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text)
+    if match:
+        expected, line, saw = match.groups()
         names = {",": "commas", ";": "semicolons", "\t": "tabs"}
         sign = names.get(separator, repr(separator))
         return f"line {line} has {saw} cells, the header {expected}; quote cells that hold {sign}"
-    found = re.search(r"EOF inside string starting at row (\d+)", text)
-    if found:
-        return f"a quote opened in row {found[1]} is never closed"
+    match = re.search(r"EOF inside string starting at row (\d+)", text)
+    if match:
+        return f"a quote opened in row {match[1]} is never closed"
     return f"it is no CSV text ({text.removeprefix('Error tokenizing data. C error: ')})"
 
 

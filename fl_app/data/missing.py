@@ -47,11 +47,11 @@ def kept_rows(
     if missing == "error":
         for name, gap in gaps.items():
             if gap.any():
-                told = [word for word in (words or {}).get(name, ()) if word]
-                spelt_ = f" ({', '.join(map(repr, told[:5]))})" if told else ""
+                spellings = [word for word in (words or {}).get(name, ()) if word]
+                shown = f" ({', '.join(map(repr, spellings[:5]))})" if spellings else ""
                 first = place(int(gap.argmax()))
-                value = f"missing{spelt_} in {gap.sum()} of {len(gap)} rows, first {first}"
-                raise DataError(name, value, _value_wanted(name, columns.roles, told))
+                value = f"missing{shown} in {gap.sum()} of {len(gap)} rows, first {first}"
+                raise DataError(name, value, _value_wanted(name, columns.roles, spellings))
     lost = [gap for name, gap in gaps.items() if missing == "drop" or name in must]
     kept = ~np.any(lost, axis=0) if lost else np.ones(len(next(iter(gaps.values()))), dtype=bool)
     if not kept.any():
@@ -101,11 +101,11 @@ def told_missing(frame: Any, roles: Roles) -> list[str]:
         f"{repr(word) if word else 'blank'} ({count} cell{'s'[: count > 1]} of {where[word]})"
         for word, count in sorted(total.items())
     ]
-    found = [f"read as missing: {some(cells)}"]
+    said = [f"read as missing: {some(cells)}"]
     for name, counts in words.items():
         if says := _maybe_name(name, roles, [word for word in counts if word]):
-            found.append(f"{name}: {says}")
-    return found
+            said.append(f"{name}: {says}")
+    return said
 
 
 def dropped(kept: NDArray[np.bool_], missing: str) -> list[str]:

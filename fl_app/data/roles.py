@@ -30,7 +30,6 @@ __all__ = [
     "assign_roles",
     "choose",
     "identifies_rows",
-    "listed",
     "mostly_other",
     "told_left_out",
     "why_no_levels",
@@ -93,7 +92,7 @@ def assign_roles(
             raise DataError("dataset.features", name, "columns other than the target, as this is")
     for name in categorical:
         if name not in chosen:
-            raise DataError("dataset.categorical", name, f"features only: {listed(chosen)}")
+            raise DataError("dataset.categorical", name, f"features only: {some(chosen, 20)}")
     if not chosen:
         raise DataError("dataset.features", "[]", "at least one column beside target and key")
     levels = tuple(name for name in chosen if name in categorical)
@@ -152,8 +151,8 @@ def choose(
             left = {n: why for n, why in left.items() if why != _IDENTIFIER or is_text(frame[n])}
             features = [name for name in others if name not in left]
         if not features and left:
-            reasons = f"at least one column to predict from; left out are {_reasons(left)}"
-            raise DataError("dataset.features", "null", reasons)
+            allowed = f"at least one column to predict from; left out are {_reasons(left)}"
+            raise DataError("dataset.features", "null", allowed)
     if auto:
         named = [n for n in features if n in levels or (n in names and is_text(frame[n]))]
     for name in reading.exclude:
@@ -233,14 +232,14 @@ def identifies_rows(column: Any) -> bool:
     return len(np.unique(values)) == len(column) and bool((values == np.round(values)).all())
 
 
-def _reasons(left: Mapping[str, str]) -> str:
-    return some([f"{name} ({why})" for name, why in left.items()])
+def _reasons(left: Mapping[str, str], most: int = 5) -> str:
+    return some([f"{name} ({why})" for name, why in left.items()], most)
 
 
 def told_left_out(left: Mapping[str, str], most: int = 5) -> list[str]:
     """Say which columns are left out, and why; the first ``most`` where there are more."""
-    told = some([f"{name} ({why})" for name, why in left.items()], most)
-    return [f"left out as features: {told}; dataset.features names those to take"] if left else []
+    says = f"left out as features: {_reasons(left, most)}; dataset.features names those to take"
+    return [says] if left else []
 
 
 def _check_known(option: str, wanted: Sequence[str], names: Sequence[str]) -> None:
@@ -248,11 +247,6 @@ def _check_known(option: str, wanted: Sequence[str], names: Sequence[str]) -> No
         if name not in names:
             near = get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise DataError(option, name, f"no such column; {hint}the file has {listed(names)}")
+            raise DataError(option, name, f"no such column; {hint}the file has {some(names, 20)}")
         if name in wanted[:position]:
             raise DataError(option, name, "each column once")
-
-
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """List names, the first ``most`` of them where there are more."""
-    return some([*map(str, names)], most)

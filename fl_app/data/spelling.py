@@ -100,9 +100,9 @@ def tidied(
     if column.dtype.kind in "biuf":
         wrong = {word for word in custom if word is not None and NUMBER.fullmatch(word)}
         for word in sorted(wrong):
-            found = (column == float(word)).fillna(False).to_numpy(dtype=bool)
-            if found.any():
-                column, spelt[word] = column.where(~found), int(found.sum())
+            is_word = (column == float(word)).fillna(False).to_numpy(dtype=bool)
+            if is_word.any():
+                column, spelt[word] = column.where(~is_word), int(is_word.sum())
         return column, spelt
     if column.dtype.kind in "mM":
         return column, spelt
@@ -124,14 +124,14 @@ def tidied(
             spelt[str(cell_text(cell))] += count
             new = None
         cells.append(new)
-    told = [canonical(cell) for cell in cells]
-    present = [cell for cell in told if cell is not None]
+    plain = [canonical(cell) for cell in cells]
+    present = [cell for cell in plain if cell is not None]
     if present and all(isinstance(cell, int | float) for cell in present):
-        cells = told
+        cells = plain
     array = as_objects([*cells, None])[codes]
-    if cells is told and -1 not in codes and None not in told and _are_int64(told):
+    if cells is plain and -1 not in codes and None not in plain and _are_int64(plain):
         return pd.Series(array.astype(np.int64), column.index, name=column.name), spelt
-    if cells is told and all(abs(cell) <= 2**53 for cell in present if isinstance(cell, int)):
+    if cells is plain and all(abs(cell) <= 2**53 for cell in present if isinstance(cell, int)):
         values_ = np.array([math.nan if cell is None else float(cell) for cell in array])
         return pd.Series(values_, column.index, name=column.name), spelt
     return pd.Series(array, column.index, dtype=object, name=column.name), spelt
@@ -162,7 +162,7 @@ def told_spellings(columns: Iterable[Any], separator: str = "") -> list[dict[str
         where no column becomes one of numbers by them.
     """
     texts = [_counted(column) for column in columns if column.dtype.kind not in "biufmM"]
-    best, found = (0, 0, 0), list[dict[str, str]]()
+    best, ways = (0, 0, 0), list[dict[str, str]]()
     for decimal, thousands in _READINGS if separator == ";" else _READINGS[::-1]:
         spelling = Spelling(decimal=sign(decimal), thousands=sign(thousands))
         scores = [_gained(counts, spelling) for counts in texts]
@@ -172,8 +172,8 @@ def told_spellings(columns: Iterable[Any], separator: str = "") -> list[dict[str
         score = gained, changed, -len(options)
         if None in scores or not gained or score < best:
             continue
-        best, found = score, [*(found if score == best else ()), options]
-    return found
+        best, ways = score, [*(ways if score == best else ()), options]
+    return ways
 
 
 def _counted(column: Any) -> dict[str, int]:
@@ -223,10 +223,12 @@ def is_measured(column: Any) -> bool:
     """
     if column.dtype.kind in "biufmM":
         return False
-    found = [_MEASURED.fullmatch(cell.strip()) for cell in column.dropna() if isinstance(cell, str)]
-    units = {match.groups() for match in found if match and any(match.groups())}
-    fitting = sum(match is not None and any(match.groups()) for match in found)
-    return 0 < len(units) <= 2 and fitting >= _MOSTLY * len(found) and column.nunique() > 20
+    matches = [
+        _MEASURED.fullmatch(cell.strip()) for cell in column.dropna() if isinstance(cell, str)
+    ]
+    units = {match.groups() for match in matches if match and any(match.groups())}
+    fitting = sum(match is not None and any(match.groups()) for match in matches)
+    return 0 < len(units) <= 2 and fitting >= _MOSTLY * len(matches) and column.nunique() > 20
 
 
 _MEASURED = re.compile(r"([€$£¥]|[A-Z]{3} )? ?[+-]?\d[\d.,' ]*?\s?([%‰€$£¥]|°?[A-Za-z]{1,4})?")

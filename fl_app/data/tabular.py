@@ -24,7 +24,7 @@ from fl_app.data.files import spelt
 from fl_app.data.missing import MISSING, dropped, kept_rows, told_missing
 from fl_app.data.parsing import Columns, parse
 from fl_app.data.reading import DEALT, Reading
-from fl_app.data.roles import Categorical, Roles, choose, listed, told_left_out
+from fl_app.data.roles import Categorical, Roles, choose, told_left_out
 from fl_app.data.table import Table
 from fl_app.errors import ConfigError, DataError
 
@@ -97,9 +97,9 @@ def load_tabular(
             lacking = [name for name in features or () if name not in frame.columns]
             if lacking and len(lacking) == len(features or ()):
                 raise DataError("dataset.features", bracket(lacking), "a column of the file")
-            told = frame.attrs
+            attrs = frame.attrs
             frame = frame.reindex(columns=[*frame.columns, *lacking])
-            frame.attrs = told
+            frame.attrs = attrs
     roles, left = choose(frame, target, task, features, categorical, key, reading)
     columns = parse(frame, roles, _raise, empty=reading.own and missing == "mean")
     kept = kept_rows(columns, missing, spelt(frame))
@@ -114,7 +114,7 @@ def load_tabular(
         *notes(columns),
     ]
     if lacking:
-        said.append(f"it has no {listed(lacking, 5)}: missing cells, dataset.missing=mean")
+        said.append(f"it has no {some(lacking)}: missing cells, dataset.missing=mean")
     for note in said:
         log.warning("%s: %s", Path(path).name, note)
     return table
@@ -245,22 +245,22 @@ def _owners(
 
 def notes(columns: Columns) -> list[str]:
     """Say what a run can live with and its user should know."""
-    found = []
+    said = []
     for name in columns.roles.categorical:
         values = columns.features.get(name)
         if values is None:
             continue
         filled = values[~is_missing(values)].tolist()
         if 1 < len(filled) == len(set(filled)):
-            found.append(
+            said.append(
                 f"{name} has another level in each of its {len(filled)} rows: is it an identifier? "
                 "dataset.exclude can leave it out"
             )
     names = {name: columns.features.get(name) for name in columns.roles.categorical}
     names |= columns.key | ({} if columns.roles.task == "regression" else columns.targets)
     for name, values in names.items():
-        found += told_alike(name, () if values is None else set(values[~is_missing(values)]))
-    return found
+        said += told_alike(name, () if values is None else set(values[~is_missing(values)]))
+    return said
 
 
 def told_alike(name: str, values: Iterable[object]) -> list[str]:

@@ -46,7 +46,7 @@ def find_tuned(names: Iterable[str], key: Key, runs: Sequence[RunSummary]) -> tu
     InputError
         If no run has one, or it is what is compared, or says what is to be solved and not how.
     """
-    found = []
+    params = []
     for name in names:
         param = param_of(name, runs)
         if param is None:
@@ -55,8 +55,8 @@ def find_tuned(names: Iterable[str], key: Key, runs: Sequence[RunSummary]) -> tu
             raise InputError("--tune", name, "another param than the compared one")
         if matches(param, (*APART, *PROBLEM)):
             raise InputError("--tune", name, f"a param of the method, for example {RATE}")
-        found.append(param)
-    return tuple(dict.fromkeys(found))
+        params.append(param)
+    return tuple(dict.fromkeys(params))
 
 
 def default_by(runs: Iterable[RunSummary]) -> str:
@@ -115,16 +115,16 @@ def choose(
         keys = tuple(k for k in places.tuned if not all(k in idle(run) for run in its))
         tried, chosen = {}, {}
         for seed, runs in seeds.items():
-            own = _candidates(runs, keys, places)
-            ranks = {values: _rank(same[-1], by, higher) for values, same in own.items()}
+            candidates = _candidates(runs, keys, places)
+            ranks = {values: _rank(same[-1], by, higher) for values, same in candidates.items()}
             broken, top = min(ranks.values())
             ties = [v for v, rank in ranks.items() if rank[0] == broken and equal(rank[1], top)]
             best = min(ties, key=value_order)
             seen = {digest for run in runs if (digest := run.tags.get(_DATA))}
             alike = [r for r in lost.get(place, {}).get(seed, ()) if _may_be_of(r, seen)]
             failed = _candidates(alike, keys, places)
-            tried[seed] = tuple(sorted({*own, *failed}, key=value_order))
-            chosen[seed], kept.setdefault(place, {})[seed] = best, own[best]
+            tried[seed] = tuple(sorted({*candidates, *failed}, key=value_order))
+            chosen[seed], kept.setdefault(place, {})[seed] = best, candidates[best]
         choices[place] = Choice(keys, tried, chosen)
     _check_equal(choices, places)
     return kept, choices
@@ -134,10 +134,10 @@ def _candidates(
     runs: Iterable[RunSummary], keys: Sequence[str], places: Places
 ) -> dict[Values, list[RunSummary]]:
     """Return the runs of each candidate, the one that counts last."""
-    found: dict[Values, list[RunSummary]] = {}
+    candidates: dict[Values, list[RunSummary]] = {}
     data: dict[str, RunSummary] = {}
     for run in runs:
-        same = found.setdefault(tuple(run.params.get(key, "none") for key in keys), [])
+        same = candidates.setdefault(tuple(run.params.get(key, "none") for key in keys), [])
         if same:
             places.require_same(same[-1], run)
         same.append(run)
@@ -146,7 +146,7 @@ def _candidates(
         (one, first), (other, second) = list(data.items())[:2]
         text = f"other data: {first.title} and {second.title} are candidates; run both on the same"
         raise InputError(_DATA, f"{one[:12]} and {other[:12]}", text)
-    return found
+    return candidates
 
 
 def _may_be_of(run: RunSummary, seen: Collection[str]) -> bool:
@@ -191,16 +191,16 @@ def _check_equal(choices: Mapping[Place, Choice], places: Places) -> None:
         for size, same in by_size.items():
             most = max(same)
             others = [one for one in same if one[0] < most[0]]
-            others += [o for n, own in by_size.items() if n < size for o in own if o[0] > most[0]]
+            others += [o for n, its in by_size.items() if n < size for o in its if o[0] > most[0]]
             if others:
                 break
         else:
             continue
-        told = [
+        counted = [
             f"{places.key.name}={labels[level]} has {count} "
             f"({listed([as_text(values) for values in tried])}) with seed={seed}"
             for count, (_, seed), level, tried in (most, min(others))
         ]
         text = f"the same number of candidates on each side{f' at {where}' if where else ''}: "
         remedy = "; run what is missing, or choose runs with --where"
-        raise InputError("--tune", " ".join(places.tuned), f"{text}{', '.join(told)}{remedy}")
+        raise InputError("--tune", " ".join(places.tuned), f"{text}{', '.join(counted)}{remedy}")

@@ -158,21 +158,21 @@ def compare(
     grounds = _grounds(design, metric)
     maker = TableMaker(design, metric, higher, base, tolerance, grounds)
     ends = maker.table(at_end)
-    pairs = [pair for own in ends.pairs.values() for pair in own]
+    pairs = [pair for its in ends.pairs.values() for pair in its]
     differ = any(pair.level.server_round != pair.baseline.server_round for pair in pairs)
     at_rounds = maker.table(equal_rounds) if differ else ends
     at_bytes, why = _at_bytes(maker)
-    found = Comparison(
+    comparison = Comparison(
         metric, higher, base, design, at_rounds, at_bytes, grounds, at_end=ends if differ else None
     )
-    judged = _judged(found)
+    judged = _judged(comparison)
     counted = {one.run_id for one in judged}
     ours = [run for run in runs if run.run_id in counted]  # under the paths that they were given
-    notes = [*design.notes, *_short_of(design, found.finished), *why]
-    for title, table in found.tables.items():
+    notes = [*design.notes, *_short_of(design, comparison.finished), *why]
+    for title, table in comparison.tables.items():
         notes += _gap_notes(design, title, table)
     return replace(
-        found,
+        comparison,
         judged=judged,
         data=data_sets(ours),
         made=makers(ours),
@@ -186,24 +186,24 @@ def _judged(c: Comparison) -> tuple[Judged, ...]:
 
     Where bytes cut a run, its verdict there is one about the bytes.
     """
-    found: dict[Judged, None] = {}
+    judged: dict[Judged, None] = {}
     for table in filter(None, (c.at_end, c.at_rounds)):
         for level, pairs in table.pairs.items():
-            found |= dict.fromkeys(judge_pairs(c.design, level, c.baseline, pairs, c.metric))
-    own = {one.run_id for one in found}
+            judged |= dict.fromkeys(judge_pairs(c.design, level, c.baseline, pairs, c.metric))
+    run_ids = {one.run_id for one in judged}
     for level, pairs in ({} if c.at_bytes is None else c.at_bytes.pairs).items():
         for one in judge_pairs(c.design, level, c.baseline, pairs, c.metric):
-            if one.run_id not in own:
-                found[replace(one, level=f"{one.level} at equal bytes")] = None
-    return tuple(found)
+            if one.run_id not in run_ids:
+                judged[replace(one, level=f"{one.level} at equal bytes")] = None
+    return tuple(judged)
 
 
 def _at_bytes(maker: TableMaker) -> tuple[Table | None, list[str]]:
     """Return the table at equal bytes, or why there is none."""
     design, base = maker.design, maker.baseline
     none = "no table at equal bytes"
-    own = [run for cell in design.cells for run in design.runs[cell.label, base].values()]
-    if not all(run.federates for run in own):
+    runs = [run for cell in design.cells for run in design.runs[cell.label, base].values()]
+    if not all(run.federates for run in runs):
         return None, [f"{none}: {design.key.name}={base} federates nothing and has no bytes"]
     try:
         return maker.table(partial(equal_bytes, shorter=design.shorter)), []
@@ -235,13 +235,13 @@ def _check_metric(design: Design, metric: str) -> None:
 
 def _gap_notes(design: Design, title: str, table: Table) -> list[str]:
     """Say which runs have no place in a table, and what to do."""
-    told: dict[tuple[str, str, str, str], dict[str, list[str]]] = {}
+    by_reason: dict[tuple[str, str, str, str], dict[str, list[str]]] = {}
     for level, gaps in table.gaps.items():
         for gap in gaps:
-            cells = told.setdefault((level, gap.level, gap.mark, gap.why), {})
+            cells = by_reason.setdefault((level, gap.level, gap.mark, gap.why), {})
             cells.setdefault(gap.cell, []).append(gap.seed)
     notes = []
-    for (level, lacking, mark, why), cells in told.items():
+    for (level, lacking, mark, why), cells in by_reason.items():
         name = f"{design.key.name}={lacking}"
         if mark == NO_BYTES:
             notes.append(f"{name} {why}")

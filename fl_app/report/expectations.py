@@ -47,13 +47,13 @@ class Outcome:
 
 def _split_margin(design: Design, text: str) -> tuple[str, float]:
     """Split a level and a margin; what is a level as a whole (``1e-5``) has none."""
-    found = _MARGIN.fullmatch(text)
-    if text in design.levels or found is None:
+    match = _MARGIN.fullmatch(text)
+    if text in design.levels or match is None:
         return text, 0.0
-    if not found[0][found.end("level")].isspace():
+    if not match[0][match.end("level")].isspace():
         with suppress(InputError):
             return design.level(text, "--expect"), 0.0
-    return found["level"], float(found["margin"].replace(" ", ""))
+    return match["level"], float(match["margin"].replace(" ", ""))
 
 
 _MARGIN = re.compile(r"(?P<level>.+?)\s*(?P<margin>[+-]\s*(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")

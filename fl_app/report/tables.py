@@ -201,8 +201,8 @@ def paired_difference(
     ratios = {label: ground.ratio for label, ground in grounds.items()}
     values = (abs(point.value) for pair in pairs for point in (pair.level, pair.baseline))
     scale = max(filter(math.isfinite, values), default=0.0)
-    found = mean_difference(cells, blocks, ratios, scale)
-    return with_ground(found, [grounds[cell] for cell in cells], min(map(len, cells.values())))
+    interval = mean_difference(cells, blocks, ratios, scale)
+    return with_ground(interval, [grounds[cell] for cell in cells], min(map(len, cells.values())))
 
 
 def _in(

@@ -50,21 +50,21 @@ class Choice:
     def untuned(self) -> list[str]:
         """Return tuned params of which some seed has one value beside the other chosen ones."""
         values = {key: self._values(key) for key in self.keys}
-        return [key for key, own in values.items() if any(len(v) < 2 for v in own.values())]
+        return [key for key, seeds in values.items() if any(len(v) < 2 for v in seeds.values())]
 
     def at_the_edge(self) -> dict[str, list[str]]:
         """Return choices at an end of their list, or beside its numbers: ``key=value`` -> seeds.
 
         A param's list are the candidates that have the chosen values of all other params.
         """
-        found: dict[str, list[str]] = {}
+        edges: dict[str, list[str]] = {}
         for i, key in enumerate(self.keys):
             for seed, values in self._values(key).items():
                 numbers = [v for v in values if math.isfinite(natural(v)[0])]
                 value = self.chosen[seed][i]
                 if len(values) > 1 and numbers and value not in numbers[1:-1]:
-                    found.setdefault(f"{key}={value}", []).append(seed)
-        return found
+                    edges.setdefault(f"{key}={value}", []).append(seed)
+        return edges
 
     def _values(self, key: str) -> dict[str, list[str]]:
         """Return a param's values by seed, of candidates with the other params' chosen values."""
@@ -208,7 +208,7 @@ def _told(level: str, choices: Sequence[Choice]) -> str:
     """Say of a level how many candidates it had, in some cells, and which were chosen."""
     if not any(choice.keys for choice in choices):
         return f"{level}: {_NOTHING}"
-    tried = {values for choice in choices for own in choice.tried.values() for values in own}
+    tried = {values for choice in choices for its in choice.tried.values() for values in its}
     counts = sorted({str(choice.num_candidates) for choice in choices}, key=natural)
     noun = "candidate" if counts == ["1"] else "candidates"
     candidates = listed([as_text(values) for values in sorted(tried, key=value_order)])
