@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,7 +129,8 @@ def save(home: Path | None, content: bytes, filename: str) -> Upload:
         try:
             frame = read_frame(part)
         except DataError as error:
-            raise InputError("file", filename, error.allowed) from None
+            why = error.allowed.replace(part.name, shlex.quote(filename))
+            raise InputError("file", filename, why) from None
         _check_columns(tuple(frame.columns), filename)
         texts = len(frame) * sum(column.kind not in "biuf" for column in frame.dtypes)
         if texts > MAX_TEXTS:

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import logging
 import re
+import shlex
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from fl_app.data.spelling import PLAIN, Spelling, tidied
 from fl_app.errors import DataError
@@ -113,10 +116,16 @@ def separator_of(frame: Any) -> str:
 
 
 # ---------------------------------------------------------------------------- CSV
+def _is_packed(file: Path) -> bool:
+    return file.suffix.lower() == ".gz"
+
+
+def _open_bytes(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file) if _is_packed(file) else file.open("rb"))
+
+
 def _open(file: Path) -> TextIO:
-    how: dict[str, Any] = {"encoding": "utf-8-sig", "newline": ""}
-    packed = file.suffix.lower() == ".gz"
-    return cast(TextIO, gzip.open(file, "rt", **how)) if packed else file.open(**how)
+    return io.TextIOWrapper(_open_bytes(file), encoding="utf-8-sig", newline="")
 
 
 def _read_csv(file: Path, separator: str | None, as_texts: bool) -> Any:
@@ -236,8 +245,21 @@ def _explain(text: str, separator: str) -> str:
 
 
 def _not_utf8(file: Path, error: UnicodeDecodeError) -> DataError:
-    byte = error.object[error.start]
-    return _refuse(file, f"it is not UTF-8 text (byte 0x{byte:02x}); save it as UTF-8")
+    """Name the first line that is none, and a command that converts a file of Windows."""
+    byte, number = error.object[error.start], 0
+    with _open_bytes(file) as lines, suppress(UnicodeDecodeError):
+        for line in lines:
+            number += 1
+            line.decode()
+    code = "UTF-16" if byte in b"\xff\xfe" and number == 1 else "WINDOWS-1252"
+    name, ending = shlex.quote(file.name), ".tsv" if ".tsv" in file.name.lower() else ".csv"
+    command = f"iconv -f {code} -t UTF-8"
+    command = f"gzip -dc {name} | {command}" if _is_packed(file) else f"{command} {name}"
+    return _refuse(
+        file,
+        f"it is not UTF-8 text (byte 0x{byte:02x} in line {number}); save it as UTF-8, for example "
+        f"with: {command} > utf8{ending}",
+    )
 
 
 def _refuse(file: Path, why: str) -> DataError:

@@ -21,7 +21,7 @@ BAD = {
     "blank": (b" \n\n", "it is empty; give one CSV file"),
     "a picture": (b"\x89PNG\r\n\x1a\n\0\0", "it is no text; give one CSV file"),
     "utf-16": ("a,y\n1,2\n".encode("utf-16"), "it is no text; give one CSV file"),
-    "latin-1": ("größe,y\n1,2\n".encode("latin-1"), "it is not UTF-8 text (byte 0xf6)"),
+    "latin-1": ("größe,y\n1,2\n".encode("latin-1"), "it is not UTF-8 text (byte 0xf6 in line 1)"),
     "a page": (b"<html>\n<p>hi</p>\n</html>", "it has one column only"),
     "one column": (b"y\n1\n2\n", "it has one column only"),
     "no rows": (b"a,y\n", "it has a header but no rows"),

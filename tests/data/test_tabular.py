@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import logging
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -254,15 +257,18 @@ FILES = {
     "quote.csv": ('a,y\n"1,2\n', "a quote opened in row 1 is never closed"),
     "latin.csv": (
         "a,y\né,1\n".encode("latin-1"),
-        "it is not UTF-8 text (byte 0xe9); save it as UTF-8",
+        "it is not UTF-8 text (byte 0xe9 in line 2); save it as UTF-8, for example with: "
+        "iconv -f WINDOWS-1252 -t UTF-8 latin.csv > utf8.csv",
     ),
     "late.csv": (
         b"a,y\n" + b"1,2\n" * 10_000 + b"\xe9,1\n",
-        "it is not UTF-8 text (byte 0xe9); save it as UTF-8",
+        "it is not UTF-8 text (byte 0xe9 in line 10002); save it as UTF-8, for example with: "
+        "iconv -f WINDOWS-1252 -t UTF-8 late.csv > utf8.csv",
     ),
     "utf16.csv": (
         "a,y\n1,2\n".encode("utf-16"),
-        "it is not UTF-8 text (byte 0xff); save it as UTF-8",
+        "it is not UTF-8 text (byte 0xff in line 1); save it as UTF-8, for example with: "
+        "iconv -f UTF-16 -t UTF-8 utf16.csv > utf8.csv",
     ),
     "no.parquet": (
         "no parquet at all",
@@ -288,6 +294,20 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(write, name):
     checked = report(path)
     assert not checked.usable
     assert checked.problems[0].endswith(why)
+
+
+@pytest.mark.skipif(shutil.which("iconv") is None, reason="no iconv here")
+@pytest.mark.parametrize("name", ["its sales.csv", "t.csv.gz", "t.tsv"])
+@pytest.mark.parametrize("code", ["cp1252", "latin-1", "utf-16"])
+def test_the_command_that_converts_a_file_works(tmp_path, name, code):
+    """What it writes is a file that says the same."""
+    content = "Stück,y\nä,1\nß,2\n".replace(",", "\t" if "tsv" in name else ",").encode(code)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    command = refusal(path, **CLASSES).partition("for example with: ")[2]
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    frame = read_frame(tmp_path / f"utf8{'.tsv' if 'tsv' in name else '.csv'}")
+    assert frame.to_dict("list") == {"Stück": ["ä", "ß"], "y": [1, 2]}
 
 
 def test_a_path_to_nothing_and_a_directory_are_refused(tmp_path):
