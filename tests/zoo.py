@@ -227,6 +227,24 @@ ZOO: Mapping[str, Animal] = {
         lambda: spelt(numbers(), "x1", lambda v: "?" if v > 1.8 else f"{v}"),
         says=("read as missing: '?'", "dataset.missing=mean"),
     ),
+    "-999 and 9999 among numbers": Animal(
+        lambda: numbers().assign(
+            x1=lambda f: f.x1.where(f.x1 < 1.5, -999), x3=lambda f: f.x3.where(f.x3 < 1.8, 9999)
+        ),
+        says=(
+            "far from all other numbers, and several times: -999 (x1), 9999 (x3)",
+            "read as missing: '-999'",
+            "dataset.missing_values=[-999,9999]",
+            "dataset.missing=mean",
+        ),
+    ),
+    "9, 99 and 999 that are values": Animal(
+        lambda: numbers(1000).assign(
+            percent=[k % 101 for k in range(1000)],
+            price=[(9, 49, 99, 249, 499, 999)[k % 6] for k in range(1000)],
+            change=[k % 21 - 10 for k in range(1000)],
+        ),
+    ),
     "words among numbers": Animal(
         lambda: spelt(numbers(), "x2", lambda v: "unknown" if v > 1.5 else f"{v}"),
         says=("texts among numbers, below read as missing cells: 'unknown' (x2)",),

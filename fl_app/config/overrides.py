@@ -8,9 +8,9 @@ from collections.abc import Sequence
 __all__ = ["bracket", "quoted"]
 
 
-def bracket(names: Sequence[str]) -> str:
-    """Write names as Hydra reads a list of them."""
-    return f"[{','.join(map(quoted, names))}]"
+def bracket(names: Sequence[str | int]) -> str:
+    """Write names, or whole numbers, as Hydra reads a list of them."""
+    return f"[{','.join(str(n) if isinstance(n, int) else quoted(n) for n in names)}]"
 
 
 def quoted(text: str) -> str:

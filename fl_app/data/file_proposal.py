@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fl_app.config.dataset_options import MIN_LEVEL_ROWS, DatasetConfig
-from fl_app.config.overrides import quoted
+from fl_app.config.overrides import bracket, quoted
 from fl_app.config.schema import Config
 from fl_app.data.columns import is_missing
 from fl_app.data.encoding import some
@@ -141,11 +141,10 @@ def _names(
     if not short:
         return Proposal()
     labels = [label for label, _ in rows_of_each(columns.targets, rows)]
-    classes = ",".join(str(v) if isinstance(v, int) else quoted(str(v)) for v in labels)
     rare_names = some([str(label) for label in labels if label in short])
     if words:
         why = "is read as missing unless dataset.classes names it, as it does below"
     else:
         why = f"may have {why}, so dataset.classes below names all classes"
     said = f"class {rare_names}: {why}"
-    return Proposal((f"dataset.classes=[{classes}]",), notes=(said,))
+    return Proposal((f"dataset.classes={bracket(labels)}",), notes=(said,))

@@ -20,7 +20,7 @@ from fl_app.config.options import Task
 from fl_app.config.overrides import bracket, quoted
 from fl_app.data.columns import is_date, is_text
 from fl_app.data.encoding import some
-from fl_app.data.file_guesses import guess_task, label_words, odd_texts
+from fl_app.data.file_guesses import guess_task, label_words, odd_cells
 from fl_app.data.file_notes import striking, told_spelling, untold
 from fl_app.data.file_proposal import OPEN, Proposal, propose, rows_of_each
 from fl_app.data.files import read_frame, separator_of
@@ -194,10 +194,10 @@ def report(
     auto: Categorical = "auto" if categorical is None else categorical
     try:
         roles, left = choose(frame, targets, task, features, auto, key, Reading())
-        odd = odd_texts(frame, roles, features is None, categorical is None)
+        odd = odd_cells(frame, roles, features is None, categorical is None)
         labels = label_words(frame, roles)
         if any(odd) or labels:
-            spelt_so = Spelling((*MISSING_WORDS, *odd.words), *signs)
+            spelt_so = Spelling((*MISSING_WORDS, *odd.words, *map(str, odd.codes)), *signs)
             frame = read_frame(path, spelling=spelt_so, values=dict.fromkeys(roles.targets, labels))
             if odd.levels:
                 auto = categorical = [*roles.categorical, *odd.levels]
@@ -242,11 +242,11 @@ def report(
         said.append(f"{len(classes)} classes: is {roles.targets[0]} a number or free text?")
     if not fits:
         return replace(checked, notes=tuple(said))
-    lists = {
+    lists: dict[str, Sequence[str | int] | None] = {
         "features": features,
         "exclude": [*odd.mixed, *odd.texts, *run.exclude],
         "categorical": categorical,
-        "missing_values": [*odd.words],
+        "missing_values": [*odd.words, *odd.codes],
     }
     options = [f"dataset.{name}={bracket(words)}" for name, words in lists.items() if words]
     return replace(
