@@ -96,7 +96,7 @@ def odd_cells(frame: Any, roles: Roles, free: bool, auto: bool) -> OddCells:
     free, auto : bool
         Whether nobody named the features, and whether nobody named the categorical ones.
     """
-    odd = OddCells({}, [], {}, [], {}, {})
+    odd, numeric = OddCells({}, [], {}, [], {}, {}), list[str]()
     texts = {*roles.categorical, roles.key, *(roles.targets if roles.task != "regression" else ())}
     taken = {
         str(cell).strip() for name in texts if name is not None for cell in frame[name].dropna()
@@ -106,7 +106,7 @@ def odd_cells(frame: Any, roles: Roles, free: bool, auto: bool) -> OddCells:
         if name in texts or column.dtype.kind in "bmM":
             continue
         if column.dtype.kind in "iuf":
-            _add_codes(odd.codes, column)
+            numeric.append(name)
             continue
         words, is_feature = no_numbers(column), name in roles.features
         few = column.nunique() <= MAX_AUTO_LEVELS
@@ -119,16 +119,21 @@ def odd_cells(frame: Any, roles: Roles, free: bool, auto: bool) -> OddCells:
         elif len(words) <= _FEW_WORDS and not taken & {*words} and not is_text(column):
             for word in words:
                 odd.words.setdefault(word, []).append(name)
-            _add_codes(odd.codes, column)
-    used = [name for name in (*roles.features, *roles.targets, roles.key) if name is not None]
-    for code, names in [*odd.codes.items()]:
-        if any((_as_numbers(frame[n]) == code).any() for n in used if n not in names):
-            odd.shared[code] = odd.codes.pop(code)
+            numeric.append(name)
+    far: dict[int, dict[str, int]] = {}
+    for name in numeric:
+        for code, count in _far_codes(frame[name]).items():
+            far.setdefault(code, {})[name] = count
+    used = {*roles.features, *roles.targets, roles.key} - {None}
+    for code, rows in far.items():
+        if max(rows.values()) >= _SEVERAL:
+            is_shared = any((_as_numbers(frame[name]) == code).any() for name in used - {*rows})
+            (odd.shared if is_shared else odd.codes)[code] = [*rows]
     return odd
 
 
-def _add_codes(codes: dict[int, list[str]], column: Any) -> None:
-    """Add the numbers of a column that are far from all others and written for missing cells.
+def _far_codes(column: Any) -> dict[int, int]:
+    """Count the numbers of a column that are far from all others and written for missing cells.
 
     Far: below them by their range, above by three times that, as prices end in nines and have a
     long tail; or below zero where none of them is.
@@ -138,12 +143,12 @@ def _add_codes(codes: dict[int, list[str]], column: Any) -> None:
     is_code = np.isin(values, _CODES)
     others = values[~is_code]
     if len(others) < 2:
-        return
+        return {}
     low, high = others[0], others[-1]
     reach = high - low
-    for value in values[is_code & (counts >= _SEVERAL)]:
-        if value <= low - reach or value >= high + 3 * reach or (value < -9 and low >= 0):
-            codes.setdefault(int(value), []).append(column.name)
+    is_far = (values <= low - reach) | (values >= high + 3 * reach) | ((values < -9) & (low >= 0))
+    chosen = is_code & is_far
+    return dict(zip(values[chosen].astype(int).tolist(), counts[chosen].tolist(), strict=True))
 
 
 def _as_numbers(column: Any) -> Any:

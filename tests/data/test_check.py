@@ -96,12 +96,17 @@ def test_a_number_that_another_column_has_stays(tmp_path: Path) -> None:
     """The option is for all columns, so it would take values for missing cells."""
     path = tmp_path / "t.csv"
     sure, also = [999 if k < 9 else k % 7 for k in range(100)], [993 + k % 9 for k in range(100)]
-    DataFrame({"sure": sure, "also": also, "y": [0, 1] * 50}).to_csv(path, index=False)
+    table = DataFrame({"sure": sure, "also": also, "y": [0, 1] * 50})
+    table.to_csv(path, index=False)
     found = report(path, "y")
     (note,) = (note for note in found.notes if "far from all other numbers" in note)
     assert "999 (sure); left as they are" in note
     assert "missing_values" not in found.command
     assert [column.missing for column in found.columns] == [0, 0, 0]
+    table.assign(also=[999, *range(99)]).to_csv(path, index=False)  # far there too, if once
+    found = report(path, "y")
+    assert "dataset.missing_values=[999]" in found.options
+    assert [column.missing for column in found.columns] == [9, 1, 0]
 
 
 def test_texts_beside_those_that_are_named_are_left_out_by_name(tmp_path: Path, caplog) -> None:
