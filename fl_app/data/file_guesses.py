@@ -120,6 +120,12 @@ def odd_cells(frame: Any, roles: Roles, free: bool, auto: bool) -> OddCells:
             for word in words:
                 odd.words.setdefault(word, []).append(name)
             numeric.append(name)
+    _add_codes(odd, frame, roles, numeric)
+    return odd
+
+
+def _add_codes(odd: OddCells, frame: Any, roles: Roles, numeric: Sequence[str]) -> None:
+    """Add the numbers that are far from all others of a numeric column, and several times."""
     far: dict[int, dict[str, int]] = {}
     for name in numeric:
         for code, count in _far_codes(frame[name]).items():
@@ -129,7 +135,6 @@ def odd_cells(frame: Any, roles: Roles, free: bool, auto: bool) -> OddCells:
         if max(rows.values()) >= _SEVERAL:
             is_shared = any((_as_numbers(frame[name]) == code).any() for name in used - {*rows})
             (odd.shared if is_shared else odd.codes)[code] = [*rows]
-    return odd
 
 
 def _far_codes(column: Any) -> dict[int, int]:
