@@ -12,7 +12,9 @@ import pytest
 
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
-from fl_app.dashboard.live import RunView, Tail, runs
+from fl_app.dashboard.live import Tail
+from fl_app.dashboard.run_files import runs
+from fl_app.dashboard.view import RunView
 from fl_app.home import Process
 from fl_app.runtimes.inprocess import run
 from fl_app.tracking.records import RoundRecord

@@ -19,6 +19,13 @@ NAMES: dict[str, list[str]] = json.loads(
 )
 MOVED: dict[str, tuple[str, ...]] = {
     "fl_app.commands": ("fl_app.cli.kit",),
+    "fl_app.dashboard.live": (
+        "fl_app.dashboard.run_files",
+        "fl_app.dashboard.metric_values",
+        "fl_app.dashboard.progress",
+        "fl_app.dashboard.view",
+    ),
+    "fl_app.dashboard.view": ("fl_app.dashboard.metric_values", "fl_app.dashboard.progress"),
     "fl_app.data.checkup": ("fl_app.data.file_report",),
     "fl_app.data.columns": ("fl_app.data.spelling",),
     "fl_app.data.dealers": ("fl_app.data.uneven_partitioners",),

@@ -26,14 +26,17 @@ from fl_app.dashboard import (
     compare,
     explain,
     launches,
-    live,
     picture,
     regions,
+    run_files,
     split,
     uploads,
 )
 from fl_app.dashboard.choices import Choices
-from fl_app.dashboard.live import RunView
+from fl_app.dashboard.live import Tail
+from fl_app.dashboard.metric_values import Metric, metrics
+from fl_app.dashboard.progress import phase
+from fl_app.dashboard.view import ACTIVE, RunHead, RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
 from fl_app.home import home_dir
 
@@ -403,9 +406,9 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
 def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     """Draw Start, Stop and the list of runs; return what is shown."""
     shown = str(st.session_state["shown"])
-    listed = _listed(launches.find(home)[:_LISTED], live.runs(home, 3 * _LISTED))
+    listed = _listed(launches.find(home)[:_LISTED], run_files.runs(home, 3 * _LISTED))
     launch = launches.get(shown, home)
-    if shown and launch is None and not live.heads_of(home, shown):
+    if shown and launch is None and not run_files.heads_of(home, shown):
         st.session_state["failure"] = f"run={shown[:60]}: there is no such run on this machine"
         shown = st.session_state["shown"] = ""
     go, end = st.columns(2)
@@ -447,7 +450,7 @@ def _waits(chosen: Choices) -> bool:
     return st.session_state.get("c_data") == _OWN_FILE and not chosen.upload
 
 
-def _listed(found: Sequence[launches.Launch], heads: Sequence[live.RunHead]) -> dict[str, str]:
+def _listed(found: Sequence[launches.Launch], heads: Sequence[RunHead]) -> dict[str, str]:
     """Return what can be shown, newest first, with its words in the list."""
     items = [(launch.time, launch.id, f"{_words(launch)} ({launch.state})") for launch in found] + [
         (head.start_ms / 1000, head.name, f"{_title(head)} ({head.status})")
@@ -472,7 +475,7 @@ def _words(launch: launches.Launch) -> str:
     return f"{data} {' and '.join(chosen.strategies)} seed {chosen.seed}"
 
 
-def _title(head: live.RunHead) -> str:
+def _title(head: RunHead) -> str:
     words = (head.dataset, head.strategy, f"seed {head.seed}" if head.seed else "")
     return printable(" ".join(filter(None, words)) or head.title or "a run that begins")
 
@@ -559,15 +562,15 @@ def _chart(chart: charts.Chart, key: str) -> None:
 
 # ---------------------------------------------------------------------------- a run
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _tail(home: Path, name: str) -> live.Tail:
-    return live.Tail(home, name)
+def _tail(home: Path, name: str) -> Tail:
+    return Tail(home, name)
 
 
 def _goes_on(shown: str, home: Path) -> bool:
     launch = launches.get(shown, home)
     if launch is not None:
         return launch.running
-    return any(head.status in live.ACTIVE for head in live.heads_of(home, shown))
+    return any(head.status in ACTIVE for head in run_files.heads_of(home, shown))
 
 
 def _watched(shown: str, home: Path, active: bool) -> None:
@@ -582,7 +585,9 @@ def _run(shown: str, home: Path, active: bool) -> None:
     if active and not _goes_on(shown, home):
         st.rerun()  # once: the timer goes, and the buttons are as they should be now
     launch = launches.get(shown, home)
-    views = [view for head in live.heads_of(home, shown) if (view := _tail(home, head.name).read())]
+    views = [
+        view for head in run_files.heads_of(home, shown) if (view := _tail(home, head.name).read())
+    ]
     begun = [view for view in views if view.rounds]
     view = _head_line(launch, views, shown)
     metric = _metric(view, shown) if view is not None and view.rounds else None
@@ -630,11 +635,11 @@ def _sentence(
 ) -> str:
     """Say what goes on, or how it ended."""
     if launch is None:
-        return live.phase(view, time.time())
+        return phase(view, time.time())
     if not launch.running and (view is None or view.active):
         return launch.reason or "it ended without a word"
     if view is not None and view.status == "lost" and (why := launch.reason):
-        return f"{live.phase(replace(view, error=''), time.time())}: {why}"
+        return f"{phase(replace(view, error=''), time.time())}: {why}"
     if state == "stopping":
         return "asked to end; what it did so far is kept"
     if launch.running and views and not any(v.active for v in views):
@@ -642,7 +647,7 @@ def _sentence(
     runtime = "simulation" if "runtime=simulation" in launch.overrides else "inprocess"
     if not views and (said := launches.log_tail(launch, 1)):
         return f"{said[-1]}, {time.time() - launch.time:.0f} s"
-    return live.phase(view, time.time(), launch.time, runtime)
+    return phase(view, time.time(), launch.time, runtime)
 
 
 def _mlflow(line: Any, view: RunView) -> None:
@@ -656,8 +661,8 @@ def _mlflow(line: Any, view: RunView) -> None:
         line.markdown(_plain(link.sentence))
 
 
-def _metric(view: RunView, shown: str) -> live.Metric | None:
-    found = {metric.name: metric for metric in live.metrics(view)}
+def _metric(view: RunView, shown: str) -> Metric | None:
+    found = {metric.name: metric for metric in metrics(view)}
     if not found:
         return None
     first = next(iter(found))
@@ -671,7 +676,7 @@ def _metric(view: RunView, shown: str) -> live.Metric | None:
     return found.get(name or first, found[first])
 
 
-def _body(view: RunView, metric: live.Metric | None, shown: str) -> int:
+def _body(view: RunView, metric: Metric | None, shown: str) -> int:
     """Draw picture and curves; return the round that the picture shows."""
     newest = view.rounds[-1].server_round if view.rounds else 0
     left, right = st.columns([11, 9])
@@ -689,9 +694,7 @@ def _body(view: RunView, metric: live.Metric | None, shown: str) -> int:
     return at
 
 
-def _side_by_side(
-    views: Sequence[RunView], metric: live.Metric, launch: launches.Launch | None
-) -> None:
+def _side_by_side(views: Sequence[RunView], metric: Metric, launch: launches.Launch | None) -> None:
     st.subheader("Side by side, on one split", anchor=False)
     found = compare.compare(views)
     a, b = st.columns(2)
@@ -758,7 +761,7 @@ def _drawn(
 ) -> regions.Pictures | None:
     return regions.draw(
         _view.spec,
-        regions.KeptModels(live.models_dir(home, name)),
+        regions.KeptModels(run_files.models_dir(home, name)),
         _dealt,
         at,
         strategy=_view.strategy,
@@ -769,7 +772,7 @@ def _drawn(
 def _known(view: RunView, at: int, home: Path) -> None:
     """Show what the models know, where a picture can."""
     st.subheader(f"What the models know after round {at}", anchor=False)
-    kept = regions.KeptModels(live.models_dir(home, view.name))
+    kept = regions.KeptModels(run_files.models_dir(home, view.name))
     lack = regions.why_not(
         view.spec,
         runtime=view.runtime,

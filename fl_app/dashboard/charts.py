@@ -22,18 +22,16 @@ from numpy.typing import NDArray
 from fl_app.colours import CIVIDIS, QUIET, ROLES, letters, strategy_style
 from fl_app.dashboard.compare import is_stack, last_result
 from fl_app.dashboard.explain import value_names
-from fl_app.dashboard.view import (
+from fl_app.dashboard.metric_values import (
     Metric,
-    Round,
-    RunView,
     mean_values,
-    number_of,
     shown_rows,
     strip,
     unit,
     values,
     worst_values,
 )
+from fl_app.dashboard.view import Round, RunView, number_of
 
 __all__ = [
     "MAX_LINES",
@@ -116,7 +114,7 @@ def curves(view: RunView, metric: Metric, at: int | None = None) -> Chart:
     view : RunView
         The run.
     metric : Metric
-        One of :func:`~fl_app.dashboard.view.metrics`.
+        One of :func:`~fl_app.dashboard.metric_values.metrics`.
     at : int, optional
         The chosen round, marked by an upright rule.
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fl_app.dashboard.explain import Cell, Table
-from fl_app.dashboard.view import Metric, Round, RunView, metrics, unit
+from fl_app.dashboard.metric_values import Metric, metrics, unit
+from fl_app.dashboard.view import Round, RunView
 from fl_app.tracking.metric_names import bytes_text
 
 __all__ = ["Comparison", "compare", "is_stack", "last_result"]

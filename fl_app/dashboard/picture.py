@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.colours import CIVIDIS, ROLES
-from fl_app.dashboard.view import Exchange, Metric, RunView, phase, shown_rows, strip, unit, values
+from fl_app.dashboard.metric_values import Metric, shown_rows, strip, unit, values
+from fl_app.dashboard.progress import phase
+from fl_app.dashboard.view import Exchange, RunView
 
 __all__ = ["MARKS", "assets", "picture"]
 

@@ -15,16 +15,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.models.directions import higher_is_better
-from fl_app.models.metrics import FEWEST_ROWS, NO_SCORES
-from fl_app.tracking.metric_names import directions_of
-
 __all__ = [
     "ACTIVE",
     "PHASES",
     "Exchange",
     "InRound",
-    "Metric",
     "MlflowLink",
     "Own",
     "Round",
@@ -32,15 +27,6 @@ __all__ = [
     "RunView",
     "Status",
     "counted",
-    "mean_values",
-    "metrics",
-    "own_values",
-    "phase",
-    "shown_rows",
-    "strip",
-    "unit",
-    "values",
-    "worst_values",
 ]
 
 Status = Literal["waiting", "starting", "running", "finished", "failed", "killed", "lost"]
@@ -53,12 +39,6 @@ WHY_PRIVATE = (
     "a client's rows, metrics or arrays, as they would tell what the noise hides."
 )
 
-_FIRST = ("accuracy", "mse", "log_loss", "mae", "brier", "r2", "balanced_accuracy", "roc_auc")
-_ROWS = {
-    "server": "the server's test rows",
-    "eval": "the clients' validation rows",
-    "train": "the clients' training rows, each by its own model",
-}
 Floats = NDArray[np.float64]
 
 
@@ -349,233 +329,9 @@ class RunView:
         return next((r for r in self.rounds if r.server_round == server_round), None)
 
 
-# ---------------------------------------------------------------------------- metrics of a view
-@dataclass(frozen=True)
-class Metric:
-    """A metric that the page can show.
-
-    Parameters
-    ----------
-    name : str
-        For example ``accuracy``.
-    source : {"server", "eval", "train"}
-        Whose value stands for the run: the first of these that any round has.
-    higher : bool or None
-        Whether larger is better; None where nobody knows.
-    """
-
-    name: str
-    source: str
-    higher: bool | None
-
-    @property
-    def key(self) -> str:
-        """The key in :attr:`Round.metrics`."""
-        return f"{self.source}/{self.name}"
-
-    @property
-    def rows(self) -> str:
-        """On which rows it is measured, in words."""
-        return _ROWS[self.source]
-
-
-def metrics(view: RunView) -> list[Metric]:
-    """Return what can be shown of a run, the default first.
-
-    Parameters
-    ----------
-    view : RunView
-        The run.
-
-    Returns
-    -------
-    list of Metric
-        One a name; empty before the first round.
-    """
-    best: dict[str, str] = {}
-    for source in ("train", "eval", "server"):
-        for key in view.keys:
-            first, _, name = key.partition("/")
-            if first == source and name not in NO_SCORES and name != "train_loss":
-                best[name] = source
-    places = {name: place for place, name in enumerate(_FIRST)}
-    names = sorted(best, key=lambda name: (places.get(name, len(places)), name))
-    known = directions_of(view.tags)
-    return [Metric(name, best[name], higher_is_better(name, known)) for name in names]
-
-
-def unit(view: RunView, metric: str) -> str:
-    """Return a metric's unit in words, empty where it has none."""
-    targets = [*(mapping(view.spec.get("encoding")).get("targets") or ())]
-    name = str(targets[0]) if len(targets) == 1 else "target"
-    return {"mse": f"{name}²", "mae": name}.get(metric, "")
-
-
-def values(view: RunView, metric: Metric) -> Floats:
-    """Return the run's value in each of its rounds, shape (R,), NaN where there is none."""
-    return np.array([r.metrics.get(metric.key, math.nan) for r in view.rounds])
-
-
-def shown_rows(view: RunView) -> str:
-    """Return on which rows clients' own values are: ``validation``, ``training`` or nothing."""
-    if any(len(r.validation.partitions) for r in view.rounds):
-        return "validation"
-    return "training" if any(len(r.training.partitions) for r in view.rounds) else ""
-
-
-def own_values(view: RunView, round_: Round) -> Own:
-    """Return the clients' own values in a round, on the rows that :func:`shown_rows` names."""
-    return round_.validation if shown_rows(view) == "validation" else round_.training
-
-
-def strip(view: RunView, name: str) -> Floats:
-    """Return each client's value of a metric in each round.
-
-    Parameters
-    ----------
-    view : RunView
-        The run.
-    name : str
-        The metric.
-
-    Returns
-    -------
-    ndarray of shape (K, R)
-        NaN where a client was not measured.
-    """
-    validation = shown_rows(view) == "validation"
-    own = [r.validation if validation else r.training for r in view.rounds]
-    largest = max((int(o.partitions[-1]) for o in own if len(o.partitions)), default=-1)
-    table = np.full((max(view.clients, largest + 1), len(own)), np.nan)
-    for place, o in enumerate(own):
-        if name in o.values:
-            table[o.partitions, place] = o.values[name]
-    return table
-
-
-def mean_values(view: RunView, name: str) -> Floats:
-    """Return the clients' mean in each round, weighted by rows as the server does it, (R,).
-
-    On the rows that :func:`shown_rows` names; under privacy, where it names none, on those of
-    ``eval/`` if the run has any.
-    """
-    rows = shown_rows(view)
-    validation = rows == "validation" or (not rows and f"eval/{name}" in view.keys)
-    key = f"{'eval' if validation else 'train'}/{name}"
-    return np.array([r.metrics.get(key, math.nan) for r in view.rounds])
-
-
-def worst_values(view: RunView, name: str) -> Floats:
-    """Return the worst client's value in each round, (R,); NaN where nobody knows what is worse.
-
-    Clients with fewer than five validation rows do not count where others have more.
-    """
-    higher = higher_is_better(name, directions_of(view.tags))
-    worst = np.min if higher else np.max
-    found = np.full(len(view.rounds), np.nan)
-    if higher is None:
-        return found
-    validation = shown_rows(view) == "validation"
-    for place, r in enumerate(view.rounds):
-        own = r.validation if validation else r.training
-        if name in own.values:
-            known = own.values[name]
-            enough = known[~(own.rows < FEWEST_ROWS)]
-            finite = [part[~np.isnan(part)] for part in (enough, known)]
-            part = finite[0] if len(finite[0]) else finite[1]
-            found[place] = worst(part) if len(part) else np.nan
-    return found
-
-
-# ---------------------------------------------------------------------------- what goes on
-def phase(
-    view: RunView | None, now: float, since: float | None = None, runtime: str = "inprocess"
-) -> str:
-    """Say in one sentence what is going on, or how it ended.
-
-    Parameters
-    ----------
-    view : RunView or None
-        The run; None while a launch has none yet.
-    now : float
-        Unix time in seconds.
-    since : float, optional
-        Unix time at which a run that is not there yet was launched.
-    runtime : str, default "inprocess"
-        Of a run that is not there yet.
-
-    Returns
-    -------
-    str
-        With the seconds since the last sign of life while the run goes on.
-    """
-    if view is None:
-        early = (
-            "importing" if runtime == "inprocess" else "importing, then starting Flower's engine"
-        )
-        return f"{early}{_ago(now - since if since else math.nan)}"
-    done = view.rounds[-1].server_round if view.rounds else -1
-    match view.status:
-        case "finished":
-            return f"finished after {counted(max(done, 0), 'round')}"
-        case "failed" | "killed" | "lost":
-            word = {"failed": "failed", "killed": "stopped", "lost": "ended"}[view.status]
-            where = f" in round {done + 1}" if 0 <= done < view.total else ""
-            why = "" if view.error in ("", "KeyboardInterrupt") else f": {view.error}"
-            return f"{word}{where if done >= 0 else ' before round 0'}{why}"
-    return f"{_activity(view, done)}{_ago(now - view.sign_ms / 1000)}"
-
-
-def _activity(view: RunView, done: int) -> str:
-    told = view.facts
-    if view.closing:
-        recorded = view.params.get("tracking.name") != "none"
-        return "sending the rest to MLflow" if recorded else "writing the end"
-    if view.stage == "ending":
-        return "all rounds are over: writing models and figures"
-    if view.in_round is not None:
-        return _inside(view.in_round, view.total)
-    if done >= 0:
-        of = f" of {view.total}" if view.total else ""
-        return f"round {done}{of} is over" if done else "round 0 is over: the model before training"
-    online, wanted = whole(told.get("online")), whole(told.get("wanted"))
-    waiting = f"waiting for nodes: {online} of {wanted}" if wanted else "waiting for nodes"
-    there = f"{counted(online, 'node is', 'nodes are')} there"
-    return {
-        "nodes": waiting if online < max(1, wanted) else there,
-        "tracking": "starting MLflow",
-        "data": "reading the data",
-        "handshake": f"handshake with {counted(whole(told.get('asked')), 'client')}",
-        "roster": "building the model",
-        "model": "scoring the model before training",
-    }.get(view.stage, "starting")
-
-
-def _inside(at: InRound, total: int) -> str:
-    where = f"round {at.server_round}" + (f" of {total}" if total else "")
-    now, trains = at.now, at.exchange == "train"
-    if at.closed:
-        work = "combining" if trains else "adding up the scores of"
-        lost = f", {now.num_failed} failed" if now.num_failed else ""
-        return f"{where}: {work} {counted(now.num_replied, 'reply', 'replies')}{lost}"
-    if at.one_by_one:
-        verb = "replied" if trains else "sent their scores"
-        return f"{where}: {now.num_replied} of {counted(now.num_asked, 'client')} have {verb}"
-    verb = "train" if trains else "evaluate"
-    return f"{where}: {counted(now.num_asked, 'client')} {verb}{'s' if now.num_asked == 1 else ''}"
-
-
 def counted(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun: ``1 reply``, ``2 replies``."""
     return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-def _ago(seconds: float) -> str:
-    if not seconds >= 1:
-        return ""
-    if seconds < 120:
-        return f", {seconds:.0f} s"
-    return f", {seconds / 60:.0f} min" if seconds < 7200 else f", {seconds / 3600:.0f} h"
 
 
 # ---------------------------------------------------------------------------- plain values

@@ -17,8 +17,9 @@ import pytest
 pytest.importorskip("streamlit", reason="Streamlit is not installed")
 from streamlit.testing.v1 import AppTest
 
-from fl_app.dashboard import app, choices, launches, live, split, uploads
+from fl_app.dashboard import app, choices, launches, run_files, split, uploads
 from fl_app.dashboard.choices import EXAMPLES, Choices
+from fl_app.dashboard.view import RunView
 from fl_app.errors import InputError
 from tests.recorded import GONE, NAME, Record, real_runs
 
@@ -300,11 +301,11 @@ def test_a_start_and_a_stop_that_fail_are_sentences(
 
 # ---------------------------------------------------------------------------- runs on the disk
 @pytest.fixture
-def lesson(home: Path) -> live.RunView:
+def lesson(home: Path) -> RunView:
     return real_runs(home, ["experiment=two_lines"])[0]
 
 
-def test_a_run_of_the_command_line_is_shown_whole(lesson: live.RunView) -> None:
+def test_a_run_of_the_command_line_is_shown_whole(lesson: RunView) -> None:
     """Its last round explained: the products on the page add up to the aggregate there."""
     at = opened({"run": lesson.name})
     text = said(at)
@@ -407,7 +408,7 @@ def test_a_run_that_is_not_there_is_a_sentence(name: str) -> None:
     assert "run" not in query_of(at)
 
 
-def test_a_run_that_vanishes_while_it_is_shown(lesson: live.RunView, home: Path) -> None:
+def test_a_run_that_vanishes_while_it_is_shown(lesson: RunView, home: Path) -> None:
     """Or in part; the page goes on."""
     at = opened({"run": lesson.name})
     shutil.rmtree(home / "runs" / lesson.name / "models")
@@ -450,7 +451,7 @@ def test_two_runs_of_a_launch_stand_side_by_side(home: Path) -> None:
         "choices": choices.to_query(replace(CHEAP, both=True)),
     }
     (folder / "launch.json").write_text(json.dumps(launch))
-    for job, head in enumerate(reversed(live.runs(home))):
+    for job, head in enumerate(reversed(run_files.runs(home))):
         (folder / str(job)).mkdir()
         (folder / str(job) / "result.json").write_text('{"status": "FINISHED"}')
         file = home / "runs" / head.name / "run.json"
@@ -470,7 +471,7 @@ def test_two_runs_of_a_launch_stand_side_by_side(home: Path) -> None:
 
 # ---------------------------------------------------------------------------- errors of our own
 def test_an_error_of_the_page_is_a_sentence(
-    lesson: live.RunView, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    lesson: RunView, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In a part of it that part alone; the log has the traceback."""
 

@@ -25,7 +25,8 @@ from fl_app.dashboard.charts import (
     split_sizes,
     versus,
 )
-from fl_app.dashboard.live import RunView, metrics
+from fl_app.dashboard.metric_values import metrics
+from fl_app.dashboard.view import RunView
 from fl_app.tracking.records import ClientRecord, RoundRecord, RunFacts
 from tests.recorded import GONE, Record, round_line
 

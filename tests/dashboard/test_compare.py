@@ -8,7 +8,7 @@ import pytest
 
 from fl_app.dashboard.compare import ANECDOTE, Comparison, compare, last_result
 from fl_app.dashboard.explain import Table
-from fl_app.dashboard.live import RunView
+from fl_app.dashboard.view import RunView
 from tests.recorded import GONE, Record, real_runs
 
 OTHER = "20260102-030406-0123abcd"

@@ -15,8 +15,19 @@ import pytest
 
 from fl_app.dashboard import live
 from fl_app.dashboard.known import KeptModels
-from fl_app.dashboard.live import Tail, heads_of, metrics, models_dir, phase, runs
-from fl_app.dashboard.view import PHASES, mean_values, shown_rows, strip, unit, values, worst_values
+from fl_app.dashboard.live import Tail
+from fl_app.dashboard.metric_values import (
+    mean_values,
+    metrics,
+    shown_rows,
+    strip,
+    unit,
+    values,
+    worst_values,
+)
+from fl_app.dashboard.progress import phase
+from fl_app.dashboard.run_files import heads_of, models_dir, runs
+from fl_app.dashboard.view import PHASES
 from fl_app.stacking.strategy import PHASES as STACKING_PHASES
 from fl_app.tracking.files import write_npz
 from fl_app.tracking.mlflow.uri import run_url

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fl_app.dashboard.metric_values import Metric
 from fl_app.dashboard.picture import MARKS, assets, picture
-from fl_app.dashboard.view import Exchange, InRound, Metric, Own, Round, RunView
+from fl_app.dashboard.view import Exchange, InRound, Own, Round, RunView
 
 ACCURACY = Metric("accuracy", "server", True)
 NAMES = {number: name for name, number in MARKS.items()}

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_app.dashboard import choices, launches, live
+from fl_app.dashboard import choices, launches, run_files
 from fl_app.dashboard.choices import Choices
-from fl_app.dashboard.live import RunView
+from fl_app.dashboard.live import Tail
+from fl_app.dashboard.view import RunView
 from tests.dashboard.test_app import BAD as BAD_VALUES
 from tests.dashboard.test_app import LESSON
 from tests.dashboard.test_uploads import BAD as BAD_FILES
@@ -81,8 +82,8 @@ def lesson(server: Server) -> RunView:
 
 def mlflow_status(server: Server, launch_id: str) -> str:
     """Return what MLflow's store says of a launch's run."""
-    (head,) = [head for head in live.runs(server.home) if head.launch == launch_id]
-    view = live.Tail(server.home, head.name).read()
+    (head,) = [head for head in run_files.runs(server.home) if head.launch == launch_id]
+    view = Tail(server.home, head.name).read()
     assert view is not None
     with sqlite3.connect(server.home / "mlflow.db") as store:
         run_id = view.mlflow.url.rpartition("/runs/")[2].partition("?")[0]

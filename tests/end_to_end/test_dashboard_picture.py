@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 APP = """
 import numpy as np, streamlit as st
 from fl_app.dashboard.picture import assets, picture
-from fl_app.dashboard.view import Exchange, Metric, Own, Round, RunView
+from fl_app.dashboard.metric_values import Metric
+from fl_app.dashboard.view import Exchange, Own, Round, RunView
 
 def a_round(r):
     accuracy = np.array([0.50, 0.60, 0.70, 0.80]) + r / 100

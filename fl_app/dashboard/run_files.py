@@ -1,0 +1,253 @@
+"""How a run is found on this machine's disk, and the list of runs; no other module knows.
+
+A run ``<name>`` lies in two folders of ``FL_APP_HOME``. What :mod:`fl_app.tracking.outbox` wrote is
+in ``spool/<name>/`` while MLflow has not got all of it, else in ``runs/<name>/``; a file may move
+from there to here at any moment and keeps its bytes. ``runs/<name>/`` also holds ``events.jsonl``
+(what goes on before round 0 and inside a round) and ``models/round_<r>.npz`` of small models.
+
+No file, whatever is in it, raises.
+"""
+
+from __future__ import annotations
+
+import calendar
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fl_app.dashboard.view import RunHead, Status, mapping, parsed, texts_of, whole
+from fl_app.home import Process
+from fl_app.tracking.files import read_lines
+
+__all__ = ["RunStart", "heads_of", "launch_of", "models_dir", "runs"]
+
+_STAMP = len("20260131-101500")
+RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4,32}")
+ENDS: Mapping[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
+
+
+def paths_of(home: Path, name: str, file: str) -> tuple[Path, Path]:
+    return home / "spool" / name / file, home / "runs" / name / file
+
+
+def read_json(home: Path, name: str, file: str) -> dict[str, Any]:
+    """Return a file's JSON object; empty where there is none, or another thing."""
+    for path in paths_of(home, name, file):
+        try:
+            return parsed(path.read_bytes())
+        except OSError:
+            continue
+    return {}
+
+
+def models_dir(home: Path, name: str) -> Path:
+    """Return the folder of a run's small models, ``round_0003.npz`` and so on.
+
+    Each file holds ``global/<array>`` after the round and ``client/003/<array>`` as sent. There is
+    no such folder where the run keeps none.
+    """
+    return home / "runs" / name / "models"
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What the page uses of ``run.json``."""
+
+    title: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    start_ms: int = 0
+    total: int = 0
+    output_dir: str = ""
+    uri: str = ""
+    process: Process | None = None
+    config: str = ""
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> RunStart:
+        """Read the file's content."""
+        run = mapping(content.get("run"))
+        return cls(
+            str(run.get("name") or ""),
+            texts_of(run.get("params")),
+            texts_of(run.get("tags")),
+            whole(content.get("start_ms")),
+            whole(run.get("num_server_rounds")),
+            _output_dir(run),
+            str(mapping(content.get("target")).get("uri") or ""),
+            process_of(content.get("process")),
+            str(mapping(run.get("texts")).get("config/config.yaml") or ""),
+        )
+
+
+def _output_dir(run: Mapping[str, Any]) -> str:
+    if run.get("output_dir"):
+        return str(run["output_dir"])
+    config = str(mapping(run.get("texts")).get("config/config.yaml", ""))
+    line = re.search(r"^output_dir:.*$", config, re.MULTILINE)
+    try:
+        return str(yaml.safe_load(line.group())["output_dir"] or "") if line else ""
+    except (yaml.YAMLError, TypeError, KeyError):
+        return ""
+
+
+def runs(home: Path, limit: int = 200) -> list[RunHead]:
+    """Return the runs that this machine's disk knows, newest first.
+
+    Parameters
+    ----------
+    home : Path
+        As :func:`~fl_app.home.home_dir` returns it.
+    limit : int, default 200
+        Runs at most.
+
+    Returns
+    -------
+    list of RunHead
+    """
+    heads = (_head(home, name) for name in sorted(_names(home), reverse=True))
+    found = (head for head in heads if head is not None)
+    return [head for head, _ in zip(found, range(limit), strict=False)]
+
+
+def heads_of(home: Path, shown: str) -> list[RunHead]:
+    """Return the run of a name, or the runs of a launch of the page in the order of its jobs.
+
+    Parameters
+    ----------
+    home : Path
+        As :func:`~fl_app.home.home_dir` returns it.
+    shown : str
+        The run's name on this machine, or the launch's id.
+
+    Returns
+    -------
+    list of RunHead
+        Empty where there is none.
+    """
+    if RUN_NAME.fullmatch(shown):
+        names = [shown]
+    else:  # both begin with the time of their start
+        later = (name for name in _names(home) if name[:_STAMP] >= shown[:_STAMP])
+        starts = ((name, _start_of(home, name)) for name in later)
+        names = [n for n, s in starts if s and launch_of(home, s.output_dir)[0] == shown]
+    found = [head for name in names if (head := _head(home, name)) is not None]
+    return sorted(found, key=lambda head: (head.job, head.name))
+
+
+def _names(home: Path) -> set[str]:
+    names: set[str] = set()
+    for folder in ("spool", "runs"):
+        try:
+            names |= {name for name in os.listdir(home / folder) if RUN_NAME.fullmatch(name)}
+        except OSError:
+            continue
+    return names
+
+
+def _head(home: Path, name: str) -> RunHead | None:
+    start = _start_of(home, name)
+    events = home / "runs" / name / "events.jsonl"
+    began = _first_event(events) if start is None else {}
+    if start is None and not began:
+        return None
+    start = start or RunStart(process=process_of(began.get("process")))
+    last = _last_event(events)
+    end = last if last.get("event") == "end" else {}
+    if not end and (last.get("event") is None or is_gone(start.process)):
+        end = read_json(home, name, "end.json")
+    status = ENDS.get(str(end.get("status")))
+    if status is None:
+        waiting = waits_for_nodes(last)
+        active: Status = "waiting" if waiting else "running" if start.title else "starting"
+        status = "lost" if is_gone(start.process) else active
+    launch, job = launch_of(home, start.output_dir)
+    params = start.params
+    return RunHead(
+        name,
+        start.title,
+        status,
+        params.get("strategy.name") or start.tags.get("strategy", ""),
+        params.get("dataset.name", ""),
+        params.get("seed", ""),
+        start.start_ms or start_of_name(name),
+        launch,
+        job,
+    )
+
+
+def _start_of(home: Path, name: str) -> RunStart | None:
+    for path in paths_of(home, name, "run.json"):
+        try:
+            return _cached_start(path, path.stat().st_mtime_ns)
+        except OSError:
+            continue
+    return None
+
+
+@lru_cache(maxsize=512)
+def _cached_start(path: Path, mtime_ns: int) -> RunStart:
+    return RunStart.of(parsed(path.read_bytes()))
+
+
+def _first_event(path: Path) -> dict[str, Any]:
+    return next((event for event, _ in lines_from(path, 0)), {})
+
+
+def _last_event(path: Path) -> dict[str, Any]:
+    """Return the last whole line of a file of events, without reading all of it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 65536))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return {}
+    return next((event for line in reversed(lines) if (event := parsed(line))), {})
+
+
+def start_of_name(name: str) -> int:
+    try:
+        return 1000 * calendar.timegm(time.strptime(name[:15], "%Y%m%d-%H%M%S"))
+    except ValueError:
+        return 0
+
+
+def launch_of(home: Path, output_dir: str) -> tuple[str, str]:
+    """Return the page's launch that a run's folder belongs to, and its job there."""
+    folder = home / "dashboard" / "launches"
+    try:
+        launch, job, *_ = (*Path(output_dir).relative_to(folder).parts, "")
+    except ValueError:
+        return "", ""
+    return launch, job
+
+
+def waits_for_nodes(event: Mapping[str, Any]) -> bool:
+    wanted = max(1, whole(event.get("wanted")))
+    return event.get("event") == "nodes" and whole(event.get("online")) < wanted
+
+
+def process_of(value: Any) -> Process | None:
+    told = mapping(value)
+    pid = whole(told.get("pid"))
+    if pid <= 0:
+        return None
+    return Process(str(told.get("host")), pid, str(told.get("started", "")))
+
+
+def is_gone(process: Process | None) -> bool:
+    return process is not None and process.is_gone()
+
+
+def lines_from(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+    try:
+        yield from read_lines(path, offset)
+    except OSError:
+        return
