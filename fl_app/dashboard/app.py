@@ -21,6 +21,8 @@ import numpy as np
 import streamlit as st
 
 from fl_app.dashboard import (
+    address,
+    arguments,
     charts,
     choices,
     compare,
@@ -30,12 +32,15 @@ from fl_app.dashboard import (
     regions,
     run_files,
     split,
+    split_charts,
     uploads,
 )
 from fl_app.dashboard.choices import Choices
+from fl_app.dashboard.line_chart import Chart
 from fl_app.dashboard.live import Tail
 from fl_app.dashboard.metric_values import Metric, metrics
 from fl_app.dashboard.progress import phase
+from fl_app.dashboard.replies import Table
 from fl_app.dashboard.view import ACTIVE, RunHead, RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
 from fl_app.home import home_dir
@@ -95,10 +100,10 @@ def _page(home: Path) -> None:
     chosen, complaints = _begun(home)
     with st.sidebar:
         chosen = _widgets(chosen, home)
-        fault = choices.check(chosen, home)
+        fault = arguments.check(chosen, home)
         shown = _buttons(chosen, fault, home)
     st.session_state["chosen"] = chosen
-    st.query_params.from_dict(choices.to_query(chosen) | ({"run": shown} if shown else {}))
+    st.query_params.from_dict(address.to_query(chosen) | ({"run": shown} if shown else {}))
     for text in complaints:
         st.warning(_plain(text))
     if failure := st.session_state.pop("failure", ""):
@@ -127,7 +132,7 @@ def _begun(home: Path) -> tuple[Choices, Sequence[str]]:
         launch = launches.get(shown, home)
         if launch is not None and not query:
             query = dict(launch.choices)
-        chosen, complaints = choices.from_query(query, home)
+        chosen, complaints = address.from_query(query, home)
         st.session_state["chosen"], st.session_state["complaints"] = chosen, complaints
     return st.session_state["chosen"], st.session_state.pop("complaints", ())
 
@@ -156,7 +161,7 @@ def _take_data() -> None:
     chosen = replace(Choices(), rounds=st.session_state["chosen"].rounds)
     if name != _OWN_FILE:
         fresh = replace(chosen, dataset=name)
-        natural = "natural" in choices.offered(fresh)["partitioner"]
+        natural = "natural" in arguments.offered(fresh)["partitioner"]
         chosen = replace(fresh, partitioner="natural") if natural else fresh
     _take(chosen)
     st.session_state["c_data"] = name
@@ -234,13 +239,13 @@ def _widgets(chosen: Choices, home: Path) -> Choices:
     )
     chosen = _own_file(chosen, home) if name == _OWN_FILE else replace(chosen, dataset=name)
     ready = name != _OWN_FILE or chosen.upload
-    options = choices.offered(chosen, home) if ready else dict(choices.OPTIONS)
+    options = arguments.offered(chosen, home) if ready else dict(choices.OPTIONS)
     return _experiment(chosen, options, home)
 
 
 def _experiment(chosen: Choices, options: Mapping[str, tuple[str, ...]], home: Path) -> Choices:
     found: dict[str, Any] = {}
-    if not chosen.upload and (own := choices.drawn(chosen.dataset)):
+    if not chosen.upload and (own := arguments.drawn(chosen.dataset)):
         for column, (name, made) in zip(st.columns(2), own.items(), strict=False):
             with column:
                 found[name] = _drawn_number(chosen, name, made)
@@ -285,7 +290,7 @@ def _experiment(chosen: Choices, options: Mapping[str, tuple[str, ...]], home: P
     return replace(chosen, **found)
 
 
-def _drawn_number(chosen: Choices, name: str, made: choices.Drawn) -> int:
+def _drawn_number(chosen: Choices, name: str, made: arguments.Drawn) -> int:
     """Ask for rows or classes of data that are made; 0 stands for what they begin with."""
     now: dict[str, Any] = {name: getattr(chosen, name) or made.begins}
     shown = replace(chosen, **now)
@@ -344,7 +349,7 @@ def _details(
 
 def _fixed(chosen: Choices, home: Path) -> int | None:
     try:
-        return choices.fixed_clients(chosen, home)
+        return arguments.fixed_clients(chosen, home)
     except InputError:
         return None  # `check` says why
 
@@ -470,7 +475,7 @@ def _clock(at: float) -> str:
 
 
 def _words(launch: launches.Launch) -> str:
-    chosen, _ = choices.from_query(launch.choices, None)
+    chosen, _ = address.from_query(launch.choices, None)
     data = "own file" if "upload" in launch.choices else chosen.dataset
     return f"{data} {' and '.join(chosen.strategies)} seed {chosen.seed}"
 
@@ -483,7 +488,7 @@ def _title(head: RunHead) -> str:
 def _start(chosen: Choices, home: Path) -> None:
     try:
         uploads.tidy(home)
-        words, query = choices.overrides(chosen, home), choices.to_query(chosen)
+        words, query = arguments.overrides(chosen, home), address.to_query(chosen)
         launch = launches.start(home, words, sweep=chosen.both, choices=query)
         st.session_state["shown"] = launch.id
     except InputError as error:
@@ -502,7 +507,7 @@ def _show(home: Path) -> None:
     shown = st.session_state["shown"] = st.session_state["c_run"] or ""
     launch = launches.get(shown, home)
     if launch is not None:
-        chosen, complaints = choices.from_query(launch.choices, home)
+        chosen, complaints = address.from_query(launch.choices, home)
         _take(chosen)
         st.session_state["complaints"] = complaints
 
@@ -515,7 +520,7 @@ def _dealt(words: tuple[str, ...]) -> split.Split:
 
 def _split(chosen: Choices, home: Path, open_: bool) -> None:
     """Show who gets which rows, before anything trains."""
-    found = _dealt(tuple(choices.jobs(chosen, home)[0]))
+    found = _dealt(tuple(arguments.jobs(chosen, home)[0]))
     with st.expander(f"The split: {found.sentences[0]}", expanded=open_, key=f"split-{open_}"):
         _deal(found, "next")
 
@@ -532,7 +537,7 @@ def _own_split(view: RunView) -> None:
             _deal(found, "own")
             return
         sizes = [view.roster.get(k, (0, 0))[0] for k in range(view.clients)]
-        _chart(charts.split_sizes(sizes), "own-sizes")
+        _chart(split_charts.split_sizes(sizes), "own-sizes")
         at_nodes = "As the nodes told; which labels their rows have, only they know."
         st.markdown(at_nodes if view.runtime == "deployment" else split.GONE)
 
@@ -545,16 +550,16 @@ def _dealt_before(text: str, sha256: str) -> split.Split | None:
 def _deal(found: split.Split, key: str) -> None:
     counts = np.array(found.counts)
     by_label = (
-        charts.split_heat(found.labels, counts)
+        split_charts.split_heat(found.labels, counts)
         if found.task == "classification"
-        else charts.split_histogram(found.edges, counts, found.target)
+        else split_charts.split_histogram(found.edges, counts, found.target)
     )
-    _chart(charts.split_sizes(found.sizes), f"{key}-sizes")
+    _chart(split_charts.split_sizes(found.sizes), f"{key}-sizes")
     _chart(by_label, f"{key}-labels")
     st.markdown("  \n".join(map(_plain, found.sentences[1:])))
 
 
-def _chart(chart: charts.Chart, key: str) -> None:
+def _chart(chart: Chart, key: str) -> None:
     st.vega_lite_chart(spec=chart.spec, width="stretch", alt=chart.alt, key=key)
     if chart.note:
         st.markdown(_plain(chart.note))
@@ -706,10 +711,10 @@ def _side_by_side(views: Sequence[RunView], metric: Metric, launch: launches.Lau
         _table(table, f"compared-{place}")
     st.markdown("  \n".join(map(_plain, found.sentences)))
     if launch is not None:
-        st.code(choices.five_seeds(launch.overrides), language=None, wrap_lines=True)
+        st.code(arguments.five_seeds(launch.overrides), language=None, wrap_lines=True)
 
 
-def _table(table: explain.Table, key: str) -> None:
+def _table(table: Table, key: str) -> None:
     if table.title:
         st.markdown(f"**{_plain(table.title)}**")
     config: dict[str, Any] = {

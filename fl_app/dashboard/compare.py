@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_app.dashboard.explain import Cell, Table
 from fl_app.dashboard.metric_values import Metric, metrics, unit
+from fl_app.dashboard.replies import Cell, Table
 from fl_app.dashboard.view import Round, RunView
 from fl_app.tracking.metric_names import bytes_text
 

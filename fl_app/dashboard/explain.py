@@ -7,29 +7,35 @@ is worked out anew but the products and their sum, which are held against what t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl_app.config.strategy_options import is_pooled
-from fl_app.dashboard.view import Exchange, Round, RunView, number_of
+from fl_app.dashboard.replies import (
+    AVERAGES,
+    Cell,
+    Reply,
+    Table,
+    norm_of,
+    norm_table,
+    products_table,
+    replies_of,
+    replies_table,
+    table_of,
+    value_names,
+    vector_of,
+)
+from fl_app.dashboard.view import Exchange, Floats, Round, RunView
 
-__all__ = ["Explanation", "Table", "explain", "value_names"]
+__all__ = ["Explanation", "explain"]
 
-Floats = NDArray[np.float64]
-Cell = str | int | float | None
-
-NARROW = 4
-"""Values of a model up to which one table holds them beside their products."""
 TOLERANCE = 1e-6
 """Share of the largest value by which a sum may miss what the rule returned."""
 NOT_FINITE = "NaN or infinity"
 """What the reason says of a reply that throws a round away (:mod:`fl_app.federation.replies`)."""
-AVERAGES = frozenset({"FedAvg", "FedProx"})
-"""Rules that return the weighted average itself."""
 SERVER_STEPS = frozenset({"FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"})
 """Rules that take a step from the weighted average."""
 OTHERS: Mapping[str, str] = {
@@ -52,32 +58,6 @@ FAMILIES: Mapping[str, str] = {
     "non_negative": "one weight a member and class",
     "ridge": "full matrix",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of plain values.
-
-    Parameters
-    ----------
-    title : str
-        What it shows.
-    columns : tuple of str
-        Names, no two alike.
-    rows : tuple of tuple
-        A value a column; None is an empty cell.
-    shares : frozenset of str
-        Columns that hold shares from 0 to 1.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    shares: frozenset[str] = frozenset()
-
-    def records(self) -> list[dict[str, Cell]]:
-        """Return a mapping a row."""
-        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -174,30 +154,32 @@ def _asked(word: str, exchange: Exchange) -> str:
 # ---------------------------------------------------------------------------- averaging
 def _averaging(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanation:
     rule = str(told.get("rule") or view.strategy)
-    replies = _replies(told)
-    returned = _flat(told.get("aggregate"))
+    replies = replies_of(told)
+    returned = vector_of(told.get("aggregate"))
     names = value_names(round_, told.get("aggregate"))
     sizes = {None if reply.values is None else len(reply.values) for reply in replies}
     small = returned is not None and sizes == {len(returned)}
     if round_.went_back:
-        tables = _replies_table(replies, names if small else None)
+        tables = replies_table(replies, names if small else None)
         return Explanation("", None, tables, (_went_back(view, round_),))
     sentences = _about(view, round_, rule, replies)
     if rule == "Local" or not replies:
-        return Explanation("", None, _replies_table(replies, None), sentences)
+        return Explanation("", None, replies_table(replies, None), sentences)
     if rule not in AVERAGES | SERVER_STEPS:
-        norm = _norm(told.get("aggregate"))
-        tables = _replies_table(replies, names if small else None, rule, returned, norm)
+        norm = norm_of(told.get("aggregate"))
+        tables = replies_table(replies, names if small else None, rule, returned, norm)
         return Explanation("", None, tables, (*sentences, *_large(small, replies)))
     formula = _formula(round_, told) if rule in AVERAGES else _formula(round_, told, r"\bar W")
     if not small:
-        tables = _replies_table(replies, None, rule, None, _norm(told.get("aggregate")))
+        tables = replies_table(replies, None, rule, None, norm_of(told.get("aggregate")))
         return Explanation("", formula, tables, (*sentences, *_large(False, replies)))
     assert returned is not None
     total = sum((r.product for r in replies), np.zeros(len(returned)))
     if rule in AVERAGES:
         sentences = (*sentences, _check(total, returned, rule))
-    return Explanation("", formula, _products(replies, names, total, returned, rule), sentences)
+    return Explanation(
+        "", formula, products_table(replies, names, total, returned, rule), sentences
+    )
 
 
 def _formula(round_: Round, told: Mapping[str, Any], left: str = "") -> str:
@@ -208,7 +190,7 @@ def _formula(round_: Round, told: Mapping[str, Any], left: str = "") -> str:
     return rf"{left} = \sum_k \frac{{n_k}}{{N}}\, W_k{n}"
 
 
-def _about(view: RunView, round_: Round, rule: str, replies: Sequence[_Reply]) -> tuple[str, ...]:
+def _about(view: RunView, round_: Round, rule: str, replies: Sequence[Reply]) -> tuple[str, ...]:
     if is_pooled(view.strategy):
         return ("All rows lie in one place here: there is one reply, and nothing to average.",)
     if rule == "Local":
@@ -234,7 +216,7 @@ def _about(view: RunView, round_: Round, rule: str, replies: Sequence[_Reply]) -
     return (f"{rule} makes something of its own of these replies.",)
 
 
-def _large(small: bool, replies: Sequence[_Reply]) -> tuple[str, ...]:
+def _large(small: bool, replies: Sequence[Reply]) -> tuple[str, ...]:
     if small or not replies:
         return ()
     text = "The model has more than 32 values: the replies are shown by their norm ‖W_k‖."
@@ -273,172 +255,6 @@ def _check(total: Floats, returned: Floats, rule: str) -> str:
     return f"The products miss what {rule} returned by up to {off:.3g}."
 
 
-# ---------------------------------------------------------------------------- replies
-@dataclass(frozen=True)
-class _Reply:
-    """One client's reply as it was recorded."""
-
-    partition: int
-    num_examples: Cell
-    weight: float | None
-    values: Floats | None
-    norm: float | None
-
-    @property
-    def product(self) -> Floats:
-        """n_k/N times W_k."""
-        assert self.values is not None
-        return (math.nan if self.weight is None else self.weight) * self.values
-
-
-def _replies(told: Mapping[str, Any]) -> list[_Reply]:
-    found = []
-    for client in told.get("clients") or ():
-        arrays = client.get("arrays")
-        found.append(
-            _Reply(
-                number_of(client),
-                client.get("num_examples"),
-                client.get("weight"),
-                _flat(arrays),
-                _norm(arrays),
-            )
-        )
-    return found
-
-
-def _is_norm(arrays: Any) -> bool:
-    return isinstance(arrays, Mapping) and set(arrays) == {"norm"} and np.ndim(arrays["norm"]) == 0
-
-
-def _norm(arrays: Any) -> float | None:
-    return arrays["norm"] if _is_norm(arrays) else None
-
-
-def _flat(arrays: Any) -> Floats | None:
-    """Return recorded arrays as one vector, None where only a norm, or nothing, is recorded."""
-    if not isinstance(arrays, Mapping) or _is_norm(arrays):
-        return None
-    try:
-        parts = [np.ravel(np.array(values, dtype=np.float64)) for values in arrays.values()]
-    except (TypeError, ValueError):
-        return None
-    return np.concatenate(parts) if parts else np.empty(0)
-
-
-def value_names(round_: Round, arrays: Any) -> list[str]:
-    """Return the names of a model's values in the order of its arrays.
-
-    Parameters
-    ----------
-    round_ : Round
-        Its metrics name them: ``model/coef.bmi``.
-    arrays : mapping or None
-        Nested lists by name, as a record holds them.
-
-    Returns
-    -------
-    list of str
-        ``coef.bmi``; where the metrics do not name them ``coef``, or ``coef[0,1]`` by index.
-    """
-    if not isinstance(arrays, Mapping) or _is_norm(arrays):
-        return []
-    shapes = {name: np.shape(values) for name, values in arrays.items()}
-    names = []
-    for array, shape in shapes.items():
-        key = f"model/{array}"
-        own = [k.removeprefix("model/") for k in round_.metrics if _is_of(k, key, shapes)]
-        if len(own) != math.prod(shape):
-            indices = [",".join(map(str, index)) for index in np.ndindex(shape)]
-            own = [array] if len(indices) == 1 else [f"{array}[{index}]" for index in indices]
-        names += own
-    return names
-
-
-def _is_of(key: str, array: str, shapes: Mapping[str, Any]) -> bool:
-    """Say whether a metric is a value of an array, and not of one with a longer name."""
-    if key != array and not key.startswith(f"{array}."):
-        return False
-    longer = (f"model/{name}" for name in shapes if len(f"model/{name}") > len(array))
-    return not any(key == name or key.startswith(f"{name}.") for name in longer)
-
-
-def _replies_table(
-    replies: Sequence[_Reply],
-    names: Sequence[str] | None,
-    rule: str = "",
-    returned: Floats | None = None,
-    norm: float | None = None,
-) -> tuple[Table, ...]:
-    """Return the replies, with their values where they are named, and what the rule returned."""
-    if not replies:
-        return ()
-    normed = any(reply.norm is not None for reply in replies)
-    columns = ["client", "n_k", "n_k/N", *([] if names is None else names)]
-    columns += ["‖W_k‖"] if normed else []
-    rows: list[list[Cell]] = []
-    for reply in replies:
-        row: list[Cell] = [reply.partition, reply.num_examples, reply.weight]
-        if names is not None and reply.values is not None:
-            row += reply.values.tolist()
-        rows.append(row + ([reply.norm] if normed else []))
-    if rule and names is not None and returned is not None:
-        rows.append([f"{rule} returned", None, None, *returned.tolist()])
-    elif norm is not None and normed:
-        rows.append([f"{rule} returned", None, None, *[None] * len(names or ()), norm])
-    return (_table("Replies", columns, rows),)
-
-
-def _norms(rule: str, told: Mapping[str, Any]) -> tuple[Table, ...]:
-    norm = _norm(told.get("aggregate"))
-    if norm is None:
-        return ()
-    return (_table(f"What {rule} returned", ["rule", "‖W‖"], [[rule, norm]]),)
-
-
-def _products(
-    replies: Sequence[_Reply], names: Sequence[str], total: Floats, returned: Floats, rule: str
-) -> tuple[Table, ...]:
-    """Return W_k, the products and their sum: in one table where models are tiny, else in two."""
-    products = [f"n_k/N · {name}" for name in names]
-    weights = [reply.weight for reply in replies if reply.weight is not None]
-    rows_ = [r.num_examples for r in replies if isinstance(r.num_examples, int | float)]
-    n = [sum(rows_), math.fsum(weights)]
-    made = "Σ" if rule in AVERAGES else "Σ = W̄"
-    if len(names) <= NARROW:
-        empty: list[Cell] = [None] * len(names)
-        rows: list[list[Cell]] = [
-            [
-                r.partition,
-                r.num_examples,
-                r.weight,
-                *(() if r.values is None else r.values.tolist()),
-                *r.product.tolist(),
-            ]
-            for r in replies
-        ]
-        rows.append([made, *n, *empty, *total.tolist()])
-        rows.append([f"{rule} returned", None, None, *empty, *returned.tolist()])
-        columns = ["client", "n_k", "n_k/N", *names, *products]
-        return (_table("Replies W_k and their share in the average", columns, rows),)
-    terms: list[list[Cell]] = [[r.partition, *r.product.tolist()] for r in replies]
-    terms.append([made, *total.tolist()])
-    terms.append([f"{rule} returned", *returned.tolist()])
-    return (
-        *_replies_table(replies, names),
-        _table("Products n_k/N · W_k and their sum", ["client", *products], terms),
-    )
-
-
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
-    """Make a table; a column of clients and words is one of texts."""
-    made = [tuple(row) for row in rows]
-    if any(isinstance(row[0], str) for row in made):
-        made = [(str(row[0]), *row[1:]) for row in made]
-    shares = frozenset({"n_k/N", "share"} & set(columns))
-    return Table(title, tuple(columns), tuple(made), shares)
-
-
 # ---------------------------------------------------------------------------- privacy
 def _private(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanation:
     get = round_.metrics.get
@@ -456,19 +272,19 @@ def _private(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanati
         sentences.append(f"Spent so far: epsilon {spent:.4g} at delta {delta:g}.")
     if round_.went_back:
         sentences.append(_went_back(view, round_))
-    returned, rule = _flat(told.get("aggregate")), str(told.get("rule") or view.strategy)
-    tables = _norms(rule, told)
+    returned, rule = vector_of(told.get("aggregate")), str(told.get("rule") or view.strategy)
+    tables = norm_table(rule, told)
     if returned is not None:
         names = value_names(round_, told.get("aggregate"))
         row = [rule, *returned.tolist()]
-        tables = (_table(f"What {rule} returned, noise and all", ["rule", *names], [row]),)
+        tables = (table_of(f"What {rule} returned, noise and all", ["rule", *names], [row]),)
     return Explanation("", None, tables, tuple(sentences))
 
 
 # ---------------------------------------------------------------------------- stacking
 def _stacking(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanation:
     phase, get = view.stack_phase(round_), round_.metrics.get
-    replies = _replies_table(_replies(told), None)
+    replies = replies_table(replies_of(told), None)
     if round_.went_back:
         return Explanation(
             "", None, replies, (_went_back(view, round_), *_bases(get("stack/base_models")))
@@ -544,7 +360,7 @@ def _candidates(round_: Round) -> tuple[Table, ...]:
         ]
         for candidate in found
     ]
-    return (_table("Ways of combining", ["chosen", "family", *names.values()], rows),)
+    return (table_of("Ways of combining", ["chosen", "family", *names.values()], rows),)
 
 
 def _members(round_: Round) -> tuple[Table, ...]:
@@ -560,7 +376,7 @@ def _members(round_: Round) -> tuple[Table, ...]:
         ]
         for member in found
     ]
-    return (_table("Members and their share", ["member", "kind", "n_k", "share"], rows),)
+    return (table_of("Members and their share", ["member", "kind", "n_k", "share"], rows),)
 
 
 def _member(name: str) -> str:

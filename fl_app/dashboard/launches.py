@@ -93,7 +93,7 @@ class Launch:
     sweep : bool
         Whether these are several jobs, one a strategy.
     choices : mapping of str to str
-        The choices as :func:`fl_app.dashboard.choices.to_query` writes them.
+        The choices as :func:`fl_app.dashboard.address.to_query` writes them.
     """
 
     folder: Path
@@ -186,7 +186,7 @@ def start(
     home : Path or None
         See :func:`fl_app.home.home_dir`.
     overrides : sequence of str
-        What to run (:func:`fl_app.dashboard.choices.overrides`).
+        What to run (:func:`fl_app.dashboard.arguments.overrides`).
     sweep : bool, default False
         Whether they are a sweep over strategies.
     choices : mapping of str to str, optional

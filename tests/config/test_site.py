@@ -18,7 +18,8 @@ from fl_app.config.run_request import read_launch
 from fl_app.config.site import site_file
 from fl_app.config.strategy_options import FedAdamConfig
 from fl_app.config.sweep import check_sweep
-from fl_app.dashboard.choices import Choices, check, overrides
+from fl_app.dashboard.arguments import check, overrides
+from fl_app.dashboard.choices import Choices
 from fl_app.errors import ConfigError
 from fl_app.runtimes.bundle import app_dir
 

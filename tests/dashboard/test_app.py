@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("streamlit", reason="Streamlit is not installed")
 from streamlit.testing.v1 import AppTest
 
-from fl_app.dashboard import app, choices, launches, run_files, split, uploads
+from fl_app.dashboard import address, app, arguments, choices, launches, run_files, split, uploads
 from fl_app.dashboard.choices import EXAMPLES, Choices
 from fl_app.dashboard.view import RunView
 from fl_app.errors import InputError
@@ -44,7 +44,7 @@ def home(tmp_path: Path) -> Path:
 def opened(query: Mapping[str, str] = {}, chosen: Choices = CHEAP) -> AppTest:
     """Open the page in a tab of its own; whatever happens, no traceback is on it."""
     at = AppTest.from_file(PAGE, default_timeout=60)
-    for key, value in {**choices.to_query(chosen), **query}.items():
+    for key, value in {**address.to_query(chosen), **query}.items():
         at.query_params[key] = value
     return whole(at.run())
 
@@ -132,7 +132,7 @@ def test_what_is_chosen_stands_in_the_address_and_comes_back() -> None:
         learning_rate=0.03,
     )
     assert chosen_in(at) == expected
-    assert query_of(at) == choices.to_query(expected)
+    assert query_of(at) == address.to_query(expected)
     again = opened(query_of(at), Choices())
     assert chosen_in(again) == expected
     assert (list(again.error), list(again.warning)) == ([], [])
@@ -183,7 +183,7 @@ def test_what_cannot_run_is_a_sentence_and_start_is_disabled() -> None:
     """Until it is mended; what a number may be at most is never exceeded."""
     at = opened(chosen=replace(CHEAP, clients=500))
     assert [e.value.replace("\\", "") for e in at.error] == [
-        choices.check(replace(CHEAP, clients=500))
+        arguments.check(replace(CHEAP, clients=500))
     ]
     assert button(at, "Start").disabled
     assert not any(e.label.startswith("The split") for e in at.main.expander)
@@ -260,9 +260,9 @@ def test_start_writes_a_launch_of_these_choices(home: Path) -> None:
     button(at, "Start").click()
     whole(at.run())
     (launch,) = launches.find(home)
-    assert list(launch.overrides) == choices.overrides(CHEAP)
-    assert launch.choices == choices.to_query(CHEAP)
-    assert query_of(at) == {**choices.to_query(CHEAP), "run": launch.id}
+    assert list(launch.overrides) == arguments.overrides(CHEAP)
+    assert launch.choices == address.to_query(CHEAP)
+    assert query_of(at) == {**address.to_query(CHEAP), "run": launch.id}
     again = opened({"run": launch.id})
     assert again.selectbox(key="c_run").value == launch.id
     assert "iris fedavg seed 0" in again.selectbox(key="c_run").options[0]
@@ -274,10 +274,10 @@ def test_a_run_whose_file_is_gone_says_so(home: Path) -> None:
     """Also where it is chosen in the list: what is chosen then is not what has run."""
     kept = uploads.save(None, b"x,y\n" + b"1,0\n2,1\n" * 30, "own.csv")
     chosen = Choices(upload=kept.id, target="y", clients=2, rounds=2)
-    words = choices.overrides(chosen)
-    launch = launches.start(home, words, choices=choices.to_query(chosen))
+    words = arguments.overrides(chosen)
+    launch = launches.start(home, words, choices=address.to_query(chosen))
     kept.path.unlink()
-    assert f"dataset.path={kept.path}" in choices.five_seeds(launch.overrides)
+    assert f"dataset.path={kept.path}" in arguments.five_seeds(launch.overrides)
     at = opened()
     at.selectbox(key="c_run").set_value(launch.id)
     whole(at.run())
@@ -448,7 +448,7 @@ def test_two_runs_of_a_launch_stand_side_by_side(home: Path) -> None:
         "time": 1.0,
         "overrides": ["strategy=fedavg,fedstacking", "seed=0"],
         "sweep": True,
-        "choices": choices.to_query(replace(CHEAP, both=True)),
+        "choices": address.to_query(replace(CHEAP, both=True)),
     }
     (folder / "launch.json").write_text(json.dumps(launch))
     for job, head in enumerate(reversed(run_files.runs(home))):
@@ -486,7 +486,7 @@ def test_an_error_of_the_page_is_a_sentence(
     assert "Traceback" in caplog.text
     whole(at.run())
     assert list(at.error) == []
-    monkeypatch.setattr(choices, "check", broken)
+    monkeypatch.setattr(arguments, "check", broken)
     at.run()
     assert list(at.exception) == []
     assert "This cannot be shown: " in at.error[0].value

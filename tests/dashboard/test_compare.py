@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fl_app.dashboard.compare import ANECDOTE, Comparison, compare, last_result
-from fl_app.dashboard.explain import Table
+from fl_app.dashboard.replies import Table
 from fl_app.dashboard.view import RunView
 from tests.recorded import GONE, Record, real_runs
 

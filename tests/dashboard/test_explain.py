@@ -12,7 +12,8 @@ import pytest
 
 from fl_app.config.schema import GROUPS
 from fl_app.dashboard import explain as module
-from fl_app.dashboard.explain import Explanation, Table, explain, value_names
+from fl_app.dashboard.explain import Explanation, explain
+from fl_app.dashboard.replies import Table, value_names
 from fl_app.dashboard.view import RunView
 from fl_app.strategies import build_strategy
 from fl_app.tracking.records import ClientRecord, RoundRecord, RunFacts

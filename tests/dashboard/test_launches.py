@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from fl_app.dashboard import launches, uploads
-from fl_app.dashboard.choices import EXAMPLES, Choices, overrides, to_query
+from fl_app.dashboard.address import to_query
+from fl_app.dashboard.arguments import overrides
+from fl_app.dashboard.choices import EXAMPLES, Choices
 from fl_app.dashboard.launches import Launch, find, get, log_tail, start, stop, tidy
 from fl_app.errors import InputError
 from fl_app.home import Process

@@ -12,7 +12,8 @@ import yaml
 from fl_app.config.compose import compose_config
 from fl_app.config.serialization import to_dict
 from fl_app.dashboard import uploads
-from fl_app.dashboard.choices import Choices, jobs
+from fl_app.dashboard.arguments import jobs
+from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.split import MAX_POINTS, config_of_text, split_of, split_of_text
 from fl_app.data.client_data import partition_of, whole_table
 from fl_app.errors import InputError
