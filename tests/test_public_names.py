@@ -22,6 +22,10 @@ MOVED: dict[str, tuple[str, ...]] = {
     "fl_app.dashboard.charts": ("fl_app.dashboard.line_chart", "fl_app.dashboard.split_charts"),
     "fl_app.dashboard.choices": ("fl_app.dashboard.address", "fl_app.dashboard.arguments"),
     "fl_app.dashboard.explain": ("fl_app.dashboard.replies",),
+    "fl_app.dashboard.launches": (
+        "fl_app.dashboard.process_control",
+        "fl_app.dashboard.processes",
+    ),
     "fl_app.dashboard.live": (
         "fl_app.dashboard.run_files",
         "fl_app.dashboard.metric_values",

@@ -27,8 +27,9 @@ from fl_app.dashboard import (
     choices,
     compare,
     explain,
-    launches,
     picture,
+    process_control,
+    processes,
     regions,
     run_files,
     split,
@@ -39,6 +40,7 @@ from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.line_chart import Chart
 from fl_app.dashboard.live import Tail
 from fl_app.dashboard.metric_values import Metric, metrics
+from fl_app.dashboard.processes import Launch
 from fl_app.dashboard.progress import phase
 from fl_app.dashboard.replies import Table
 from fl_app.dashboard.view import ACTIVE, RunHead, RunView
@@ -129,7 +131,7 @@ def _begun(home: Path) -> tuple[Choices, Sequence[str]]:
     if "chosen" not in st.session_state:
         query = st.query_params.to_dict()
         shown = st.session_state["shown"] = query.pop("run", "")
-        launch = launches.get(shown, home)
+        launch = processes.get(shown, home)
         if launch is not None and not query:
             query = dict(launch.choices)
         chosen, complaints = address.from_query(query, home)
@@ -411,8 +413,8 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
 def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     """Draw Start, Stop and the list of runs; return what is shown."""
     shown = str(st.session_state["shown"])
-    listed = _listed(launches.find(home)[:_LISTED], run_files.runs(home, 3 * _LISTED))
-    launch = launches.get(shown, home)
+    listed = _listed(processes.find(home)[:_LISTED], run_files.runs(home, 3 * _LISTED))
+    launch = processes.get(shown, home)
     if shown and launch is None and not run_files.heads_of(home, shown):
         st.session_state["failure"] = f"run={shown[:60]}: there is no such run on this machine"
         shown = st.session_state["shown"] = ""
@@ -455,7 +457,7 @@ def _waits(chosen: Choices) -> bool:
     return st.session_state.get("c_data") == _OWN_FILE and not chosen.upload
 
 
-def _listed(found: Sequence[launches.Launch], heads: Sequence[RunHead]) -> dict[str, str]:
+def _listed(found: Sequence[Launch], heads: Sequence[RunHead]) -> dict[str, str]:
     """Return what can be shown, newest first, with its words in the list."""
     items = [(launch.time, launch.id, f"{_words(launch)} ({launch.state})") for launch in found] + [
         (head.start_ms / 1000, head.name, f"{_title(head)} ({head.status})")
@@ -474,7 +476,7 @@ def _clock(at: float) -> str:
     return time.strftime("%H:%M:%S" if today else "%d %b %H:%M", then)
 
 
-def _words(launch: launches.Launch) -> str:
+def _words(launch: Launch) -> str:
     chosen, _ = address.from_query(launch.choices, None)
     data = "own file" if "upload" in launch.choices else chosen.dataset
     return f"{data} {' and '.join(chosen.strategies)} seed {chosen.seed}"
@@ -489,15 +491,15 @@ def _start(chosen: Choices, home: Path) -> None:
     try:
         uploads.tidy(home)
         words, query = arguments.overrides(chosen, home), address.to_query(chosen)
-        launch = launches.start(home, words, sweep=chosen.both, choices=query)
+        launch = process_control.start(home, words, sweep=chosen.both, choices=query)
         st.session_state["shown"] = launch.id
     except InputError as error:
         st.session_state["failure"] = str(error)
 
 
-def _stop(launch: launches.Launch) -> None:
+def _stop(launch: Launch) -> None:
     try:
-        launches.stop(launch)
+        process_control.stop(launch)
     except InputError as error:
         st.session_state["failure"] = str(error)
 
@@ -505,7 +507,7 @@ def _stop(launch: launches.Launch) -> None:
 def _show(home: Path) -> None:
     """Show a run; one that the page has started brings its choices along."""
     shown = st.session_state["shown"] = st.session_state["c_run"] or ""
-    launch = launches.get(shown, home)
+    launch = processes.get(shown, home)
     if launch is not None:
         chosen, complaints = address.from_query(launch.choices, home)
         _take(chosen)
@@ -572,7 +574,7 @@ def _tail(home: Path, name: str) -> Tail:
 
 
 def _goes_on(shown: str, home: Path) -> bool:
-    launch = launches.get(shown, home)
+    launch = processes.get(shown, home)
     if launch is not None:
         return launch.running
     return any(head.status in ACTIVE for head in run_files.heads_of(home, shown))
@@ -589,7 +591,7 @@ def _watched(shown: str, home: Path, active: bool) -> None:
 def _run(shown: str, home: Path, active: bool) -> None:
     if active and not _goes_on(shown, home):
         st.rerun()  # once: the timer goes, and the buttons are as they should be now
-    launch = launches.get(shown, home)
+    launch = processes.get(shown, home)
     views = [
         view for head in run_files.heads_of(home, shown) if (view := _tail(home, head.name).read())
     ]
@@ -608,9 +610,7 @@ def _run(shown: str, home: Path, active: bool) -> None:
     _log(launch, failed=not begun and not active)
 
 
-def _head_line(
-    launch: launches.Launch | None, views: Sequence[RunView], shown: str
-) -> RunView | None:
+def _head_line(launch: Launch | None, views: Sequence[RunView], shown: str) -> RunView | None:
     """Say how it goes; let one of several runs be chosen, and return it if there is one."""
     line = st.container(horizontal=True, vertical_alignment="center", key="headline")
     current = next((v for v in views if v.active), views[-1] if views else None)
@@ -636,7 +636,7 @@ def _head_line(
 
 
 def _sentence(
-    launch: launches.Launch | None, state: str, view: RunView | None, views: Sequence[RunView]
+    launch: Launch | None, state: str, view: RunView | None, views: Sequence[RunView]
 ) -> str:
     """Say what goes on, or how it ended."""
     if launch is None:
@@ -650,7 +650,7 @@ def _sentence(
     if launch.running and views and not any(v.active for v in views):
         return "its process is ending"
     runtime = "simulation" if "runtime=simulation" in launch.overrides else "inprocess"
-    if not views and (said := launches.log_tail(launch, 1)):
+    if not views and (said := processes.log_tail(launch, 1)):
         return f"{said[-1]}, {time.time() - launch.time:.0f} s"
     return phase(view, time.time(), launch.time, runtime)
 
@@ -699,7 +699,7 @@ def _body(view: RunView, metric: Metric | None, shown: str) -> int:
     return at
 
 
-def _side_by_side(views: Sequence[RunView], metric: Metric, launch: launches.Launch | None) -> None:
+def _side_by_side(views: Sequence[RunView], metric: Metric, launch: Launch | None) -> None:
     st.subheader("Side by side, on one split", anchor=False)
     found = compare.compare(views)
     a, b = st.columns(2)
@@ -806,13 +806,13 @@ def _mark(mark: regions.Mark) -> str:
     return f'<span style="margin-right:1.2em">{sign} {words}</span>'
 
 
-def _log(launch: launches.Launch | None, failed: bool) -> None:
+def _log(launch: Launch | None, failed: bool) -> None:
     if launch is None:
         return
     with st.expander("Log and command", expanded=failed):
         st.code(shlex.join(["fl-app", *launch.argv]), language=None, wrap_lines=True)
         st.code(
-            "\n".join(launches.log_tail(launch, 40)) or "nothing yet",
+            "\n".join(processes.log_tail(launch, 40)) or "nothing yet",
             language=None,
             wrap_lines=True,
         )

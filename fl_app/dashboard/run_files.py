@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from fl_app.dashboard.processes import launches_dir
 from fl_app.dashboard.view import RunHead, Status, mapping, parsed, texts_of, whole
 from fl_app.home import Process
 from fl_app.tracking.files import read_lines
@@ -221,9 +222,8 @@ def start_of_name(name: str) -> int:
 
 def launch_of(home: Path, output_dir: str) -> tuple[str, str]:
     """Return the page's launch that a run's folder belongs to, and its job there."""
-    folder = home / "dashboard" / "launches"
     try:
-        launch, job, *_ = (*Path(output_dir).relative_to(folder).parts, "")
+        launch, job, *_ = (*Path(output_dir).relative_to(launches_dir(home)).parts, "")
     except ValueError:
         return "", ""
     return launch, job

@@ -139,9 +139,9 @@ def link(port: int, token: str) -> str:
 
 def going_on(home: Path) -> list[str]:
     """Return the names of the launches that have not ended."""
-    from fl_app.dashboard import launches  # which loads Hydra
+    from fl_app.dashboard import processes  # which loads Hydra
 
-    return [each.id for each in launches.find(home) if each.state in ("running", "stopping")]
+    return [each.id for each in processes.find(home) if each.state in ("running", "stopping")]
 
 
 def open_when_up(port: int, token: str, folder: Path) -> None:

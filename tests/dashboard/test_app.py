@@ -17,7 +17,17 @@ import pytest
 pytest.importorskip("streamlit", reason="Streamlit is not installed")
 from streamlit.testing.v1 import AppTest
 
-from fl_app.dashboard import address, app, arguments, choices, launches, run_files, split, uploads
+from fl_app.dashboard import (
+    address,
+    app,
+    arguments,
+    choices,
+    process_control,
+    processes,
+    run_files,
+    split,
+    uploads,
+)
 from fl_app.dashboard.choices import EXAMPLES, Choices
 from fl_app.dashboard.view import RunView
 from fl_app.errors import InputError
@@ -248,9 +258,9 @@ print("did", *sys.argv[1:])
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what is started end at once."""
-    monkeypatch.setattr(launches, "_COMMAND", (sys.executable, "-c", QUICK))
+    monkeypatch.setattr(process_control, "_COMMAND", (sys.executable, "-c", QUICK))
     yield
-    assert all(not launch.running or launch.process.is_gone() for launch in launches.find())
+    assert all(not launch.running or launch.process.is_gone() for launch in processes.find())
 
 
 @pytest.mark.usefixtures("quick")
@@ -259,7 +269,7 @@ def test_start_writes_a_launch_of_these_choices(home: Path) -> None:
     at = opened()
     button(at, "Start").click()
     whole(at.run())
-    (launch,) = launches.find(home)
+    (launch,) = processes.find(home)
     assert list(launch.overrides) == arguments.overrides(CHEAP)
     assert launch.choices == address.to_query(CHEAP)
     assert query_of(at) == {**address.to_query(CHEAP), "run": launch.id}
@@ -275,7 +285,7 @@ def test_a_run_whose_file_is_gone_says_so(home: Path) -> None:
     kept = uploads.save(None, b"x,y\n" + b"1,0\n2,1\n" * 30, "own.csv")
     chosen = Choices(upload=kept.id, target="y", clients=2, rounds=2)
     words = arguments.overrides(chosen)
-    launch = launches.start(home, words, choices=address.to_query(chosen))
+    launch = process_control.start(home, words, choices=address.to_query(chosen))
     kept.path.unlink()
     assert f"dataset.path={kept.path}" in arguments.five_seeds(launch.overrides)
     at = opened()
@@ -290,7 +300,7 @@ def test_a_start_and_a_stop_that_fail_are_sentences(
     def refuse(*_: Any, **__: Any) -> Any:
         raise InputError("start", "run 5", "at most 4 runs at a time: wait for one to end")
 
-    monkeypatch.setattr(launches, "start", refuse)
+    monkeypatch.setattr(process_control, "start", refuse)
     at = opened()
     button(at, "Start").click()
     whole(at.run())

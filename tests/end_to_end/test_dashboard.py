@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_app.dashboard import address, arguments, launches, run_files
+from fl_app.dashboard import address, arguments, process_control, processes, run_files
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import Tail
 from fl_app.dashboard.view import RunView
@@ -157,13 +157,13 @@ class TestARunThatGoesOn:
     """For longer than these tests look at it."""
 
     @pytest.fixture(scope="class")
-    def going(self, server: Server) -> Iterator[launches.Launch]:
+    def going(self, server: Server) -> Iterator[processes.Launch]:
         words = arguments.overrides(LONG, server.home)
-        found = launches.start(server.home, words, choices=address.to_query(LONG))
+        found = process_control.start(server.home, words, choices=address.to_query(LONG))
         yield found
-        launches.stop(found)
+        process_control.stop(found)
 
-    def test_a_reload_in_the_middle_finds_it(self, open_tab: Open, going: launches.Launch) -> None:
+    def test_a_reload_in_the_middle_finds_it(self, open_tab: Open, going: processes.Launch) -> None:
         tab = open_tab(run=going.id)
         tab.badge("running")
         before = newest(tab)
@@ -174,7 +174,7 @@ class TestARunThatGoesOn:
         assert tab.button("Stop").is_enabled()
 
     def test_it_outlives_the_pages_server(
-        self, open_tab: Open, server: Server, going: launches.Launch
+        self, open_tab: Open, server: Server, going: processes.Launch
     ) -> None:
         """Started again, it has the run: in the tab that was open, and by the same link."""
         tab = open_tab(run=going.id)
@@ -207,7 +207,7 @@ def test_another_browser_finds_a_run_and_stops_it(
     other.page.get_by_role("option", name=re.compile("digits fedavg seed 0 .running")).first.click()
     assert other.shown() == name
     other.badge("running")
-    launch = launches.get(name, server.home)
+    launch = processes.get(name, server.home)
     assert launch is not None
     other.button("Stop", disabled=False).click()
     other.badge("stopping", "stopped")

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.dashboard import launches, uploads
+from fl_app.dashboard import process_control, processes, uploads
 from fl_app.dashboard.address import to_query
 from fl_app.dashboard.arguments import overrides
 from fl_app.dashboard.choices import EXAMPLES, Choices
-from fl_app.dashboard.launches import Launch, find, get, log_tail, start, stop, tidy
+from fl_app.dashboard.process_control import start, stop
+from fl_app.dashboard.processes import Launch, find, get, log_tail, tidy
 from fl_app.errors import InputError
 from fl_app.home import Process
 
@@ -63,8 +64,8 @@ end("FINISHED")
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Launch]]:
-    """Return a function that launches the fake; what still runs in the end is killed."""
-    monkeypatch.setattr(launches, "_COMMAND", (sys.executable, "-c", FAKE))
+    """Return a function that starts the fake; what still runs in the end is killed."""
+    monkeypatch.setattr(process_control, "_COMMAND", (sys.executable, "-c", FAKE))
     started: list[Launch] = []
 
     def launch(*words: str, sweep: bool = False) -> Launch:
@@ -136,7 +137,7 @@ def test_all_jobs_of_a_sweep_count(fake):
 
 def test_the_process_has_a_session_and_a_folder_of_its_own_and_no_token(fake, monkeypatch):
     """Relative places of the environment mean the same in that folder."""
-    monkeypatch.setenv(launches.TOKEN, "secret")
+    monkeypatch.setenv(process_control.TOKEN, "secret")
     monkeypatch.setenv("FL_APP_HOME", "home")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
     monkeypatch.setenv("PYTHONPATH", "lib")
@@ -191,8 +192,8 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(fake, monkeypatch, tm
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(launches, "_write", full)
-    monkeypatch.setattr(launches, "_popen", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(process_control, "write_json", full)
+    monkeypatch.setattr(process_control, "_popen", lambda *_: pytest.fail("started"))
     with pytest.raises(InputError, match="the run cannot be started: No space left on device"):
         fake("wait")
     assert [path.name for path in (tmp_path / "fl_app_home/dashboard/launches").iterdir()] == [
@@ -202,7 +203,7 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(fake, monkeypatch, tm
 
 def test_a_process_whose_record_cannot_be_kept_is_ended(fake, monkeypatch):
     """Or nobody would find it."""
-    write, popen, children = launches._write, launches._popen, []
+    write, popen, children = process_control.write_json, process_control._popen, []
 
     def keep(*args):
         children.append(popen(*args))
@@ -213,8 +214,8 @@ def test_a_process_whose_record_cannot_be_kept_is_ended(fake, monkeypatch):
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(launches, "_popen", keep)
-    monkeypatch.setattr(launches, "_write", fails)
+    monkeypatch.setattr(process_control, "_popen", keep)
+    monkeypatch.setattr(process_control, "write_json", fails)
     with pytest.raises(InputError, match="No space left on device"):
         fake("wait")
     assert children[0].returncode == -signal.SIGKILL
@@ -237,7 +238,7 @@ def test_the_first_stop_is_ctrl_c(fake):
     assert {stop(launch), stop(launch)} <= {"stopping", "stopped"}
     until(lambda: not launch.running)
     assert (launch.state, launch.reason) == ("stopped", "no clients")
-    assert len(launches._asked(launch)) == 1
+    assert len(processes.stops_of(launch)) == 1
     assert stop(launch) == "stopped"
 
 
@@ -275,7 +276,7 @@ def test_another_process_with_the_number_is_never_told(fake):
     process = replace(launch.process, started=f"{launch.process.started}1")
     other = replace(launch, process=process, folder=launch.folder.with_name("other"))
     assert (stop(other), other.state) == ("lost", "lost")
-    launches._send(process, signal.SIGKILL)
+    process_control._send(process, signal.SIGKILL)
     assert launch.state == "running"
 
 
@@ -317,7 +318,8 @@ def test_a_later_server_finds_the_launch_and_its_choices(fake):
     choices = Choices(rounds=3, both=True)
     launch = start(None, ["wait", "strategy=fedavg,fedstacking"], True, to_query(choices))
     code = (
-        "from fl_app.dashboard.launches import find, stop; launch, = find();"
+        "from fl_app.dashboard.process_control import stop;"
+        "from fl_app.dashboard.processes import find; launch, = find();"
         "print(launch.id, launch.state, dict(launch.choices), len(launch.jobs), stop(launch))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -330,7 +332,7 @@ def test_old_launches_go_and_running_ones_stay(fake, monkeypatch):
     ended, runs = fake("finish"), begun(fake("wait"))
     until(lambda: not ended.running)
     assert tidy() == 0
-    monkeypatch.setattr(launches, "_KEEP_DAYS", -1)
+    monkeypatch.setattr(processes, "_KEEP_DAYS", -1)
     assert tidy() == 1
     assert find() == [runs]
     assert get(ended.id) is None
@@ -359,7 +361,7 @@ def test_a_start_keeps_its_upload_from_being_tidied(fake):
 def test_a_process_that_ended_before_it_was_looked_at_is_gone():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    assert launches._process(child).is_gone()
+    assert process_control._process(child).is_gone()
     assert not Process.current().is_gone()
 
 
