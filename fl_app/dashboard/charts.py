@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,13 +13,8 @@ from fl_app.dashboard.line_chart import (
     MAX_POINTS,
     Chart,
     Line,
-    bulk,
-    described,
-    drawn,
-    layer,
-    plain,
-    quantity,
-    short,
+    draw_lines,
+    in_words,
 )
 from fl_app.dashboard.metric_values import (
     Metric,
@@ -32,8 +25,8 @@ from fl_app.dashboard.metric_values import (
     values,
     worst_values,
 )
-from fl_app.dashboard.replies import value_names
-from fl_app.dashboard.view import Round, RunView, number_of
+from fl_app.dashboard.replies import replies_of, value_names
+from fl_app.dashboard.view import RunView
 
 __all__ = ["MAX_LINES", "curves", "model_values", "versus"]
 
@@ -68,16 +61,15 @@ def curves(view: RunView, metric: Metric, at: int | None = None) -> Chart:
     """
     x = [float(r.server_round) for r in view.rounds]
     lines = [*_client_lines(view, metric.name, x), *_roles(view, metric, x)]
-    spec, note = drawn(lines, at, view.total, _title(view, metric))
+    spec, note = draw_lines(lines, at, view.total, _title(view, metric))
     spec["height"] = _TALL if view.clients > _FEW_CLIENTS else HEIGHT  # as the picture beside it
-    rows = shown_rows(view)
-    told = [f"{_better(metric)} by round"]
-    told += [described(line) for line in lines if line.labelled and line.width > 1]
-    if rows and view.clients > MAX_LINES:
-        told.append(f"{view.clients} clients, drawn as mean and worst")
+    parts = [f"{_better(metric)} by round"]
+    parts += [in_words(line) for line in lines if line.width > 1]
+    if shown_rows(view) and view.clients > MAX_LINES:
+        parts.append(f"{view.clients} clients, drawn as mean and worst")
     if at is not None:
-        told.append(f"round {at} is marked")
-    return Chart(spec, "; ".join([*told, *([note] if note else [])]) + ".", note)
+        parts.append(f"round {at} is marked")
+    return Chart(spec, "; ".join(filter(None, [*parts, note])) + ".", note)
 
 
 def _client_lines(view: RunView, name: str, x: Sequence[float]) -> list[Line]:
@@ -92,7 +84,7 @@ def _client_lines(view: RunView, name: str, x: Sequence[float]) -> list[Line]:
 
 
 def _roles(view: RunView, metric: Metric, x: Sequence[float]) -> list[Line]:
-    found = {
+    curve_of = {
         "worst": worst_values(view, metric.name),
         "mean": mean_values(view, metric.name),
         **({"server": values(view, metric)} if metric.source == "server" else {}),
@@ -101,9 +93,9 @@ def _roles(view: RunView, metric: Metric, x: Sequence[float]) -> list[Line]:
     if shown_rows(view) == "training" and metric.source != "train":
         words = {name: f"{words.get(name, name)}, training rows" for name in ("mean", "worst")}
     return [
-        Line(words.get(name, name), x, own.tolist(), role.colour, role.dash, role.width)
-        for name, own in found.items()
-        if np.isfinite(own).any() and (role := ROLES[name])
+        Line(words.get(name, name), x, curve.tolist(), role.colour, role.dash, role.width)
+        for name, curve in curve_of.items()
+        if np.isfinite(curve).any() and (role := ROLES[name])
     ]
 
 
@@ -136,41 +128,28 @@ def versus(views: Sequence[RunView], metric: Metric, by: str = "round") -> Chart
     -------
     Chart
     """
-    lines, extra, told = [], [], []
+    lines = []
     for view in views:
-        x = [r.server_round if by == "round" else r.total_bytes / 1e6 for r in view.rounds]
-        x = [0.0 if r.server_round == 0 else v for r, v in zip(view.rounds, x, strict=True)]
-        colour, dash = strategy_style(view.strategy)
-        y = values(view, metric).tolist()
-        points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a)]
-        x, y = [a for a, _ in points], [b for _, b in points]
-        stack, done = is_stack(view), last_result(view)
-        name = view.strategy if not stack or done else f"{view.strategy}, collecting"
-        line = Line(name, x, y, colour, dash, 2.0, 0.35 if stack else 1.0)
-        lines.append(line)
-        told.append(described(line))
-        if stack and done and line.end:
-            extra.append((line.end, colour))
-            told[-1] = f"{name} {short(line.end[1])} at its end, {short(line.end[0])}"
+        at = [r.server_round if by == "round" else r.total_bytes / 1e6 for r in view.rounds]
+        at = [0.0 if r.server_round == 0 else x for r, x in zip(view.rounds, at, strict=True)]
+        points = [(x, y) for x, y in zip(at, values(view, metric), strict=True) if np.isfinite(x)]
+        stack, done = is_stack(view), last_result(view) is not None
+        lines.append(
+            Line(
+                view.strategy if done or not stack else f"{view.strategy}, collecting",
+                [x for x, _ in points],
+                [float(y) for _, y in points],
+                *strategy_style(view.strategy),
+                opacity=0.35 if stack else 1.0,
+                result=stack and done,
+            )
+        )
     total = max((view.total for view in views), default=0) if by == "round" else 0.0
     title = _title(views[0], metric) if views else metric.name
     x_title = "round" if by == "round" else "MB sent, up and down"
-    low, high, _ = bulk([v for line in lines for v in line.y])
-    right = max([total, *(line.end[0] for line in lines if line.end)], default=1.0)
-    x_axis = quantity("x", x_title, [0, right or 1], {"grid": False})
-    if by == "round":
-        x_axis["axis"] |= {"tickMinStep": 1, "format": "d"}
-    y_axis = quantity("y", title, [low, high], {"minExtent": 40})
-    marks = [
-        layer(
-            [{"x": plain(end[0]), "y": plain(end[1])}],
-            {"type": "point", "shape": "diamond", "size": 130, "filled": True, "color": colour},
-            {"x": x_axis, "y": y_axis},
-        )
-        for end, colour in extra
-    ]
-    spec, note = drawn(lines, None, total, title, x_title, marks)
-    text = f"{_better(metric)} by {'round' if by == 'round' else 'MB sent'}: " + "; ".join(told)
+    spec, note = draw_lines(lines, None, total, title, x_title)
+    text = f"{_better(metric)} by {'round' if by == 'round' else 'MB sent'}: "
+    text += "; ".join(map(in_words, lines))
     return Chart(spec, f"{text}{'; ' + note if note else ''}.", note)
 
 
@@ -189,52 +168,35 @@ def model_values(view: RunView, at: int | None = None) -> list[Chart]:
     list of Chart
         One a value; empty where the model has more than four, or clients may not be shown.
     """
-    found: dict[str, dict[int, dict[int, float]]] = {}
+    curves_of: dict[str, dict[int, dict[int, float]]] = {}
     for round_ in view.rounds[:: max(1, len(view.rounds) // MAX_POINTS)]:
-        told = round_.aggregation
-        names = value_names(round_, told.get("aggregate"))
+        aggregation = round_.aggregation
+        names = value_names(round_, aggregation.get("aggregate"))
         if len(names) > MAX_VALUES or view.clients > MAX_LINES or view.private:
             return []
-        for client in told.get("clients") or ():
-            own = _flattened(client.get("arrays"))
-            if len(own) == len(names):
-                for name, value in zip(names, own, strict=True):
-                    by_client = found.setdefault(name, {}).setdefault(number_of(client), {})
+        for reply in replies_of(aggregation):
+            if reply.values is not None and len(reply.values) == len(names):
+                for name, value in zip(names, reply.values.tolist(), strict=True):
+                    by_client = curves_of.setdefault(name, {}).setdefault(reply.partition, {})
                     by_client[round_.server_round] = value
-    return [_model_value(view, name, by, at) for name, by in found.items()]
-
-
-def _flattened(arrays: Any) -> list[float]:
-    if not isinstance(arrays, Mapping):
-        return []
-    try:
-        return [float(v) for value in arrays.values() for v in np.ravel(np.array(value, float))]
-    except (TypeError, ValueError):
-        return []
+    return [_model_value(view, name, by_client, at) for name, by_client in curves_of.items()]
 
 
 def _model_value(
-    view: RunView, name: str, by: Mapping[int, Mapping[int, float]], at: int | None
+    view: RunView, name: str, by_client: Mapping[int, Mapping[int, float]], at: int | None
 ) -> Chart:
-    role = ROLES["clients"]
-    lines = [
-        Line(
-            f"client {k}",
-            [float(r) for r in sorted(own)],
-            [own[r] for r in sorted(own)],
-            role.colour,
-            _DASHES[number % len(_DASHES)],
-            1.0,
+    lines = []
+    for number, (k, curve) in enumerate(sorted(by_client.items())):
+        x = sorted(curve)
+        dash = _DASHES[number % len(_DASHES)]
+        lines.append(
+            Line(f"client {k}", x, [curve[r] for r in x], ROLES["clients"].colour, dash, 1.0)
         )
-        for number, (k, own) in enumerate(sorted(by.items()))
-    ]
-    known: list[tuple[Round, float]] = [
-        (r, r.metrics[f"model/{name}"]) for r in view.rounds if f"model/{name}" in r.metrics
-    ]
-    server = ROLES["server"]
-    x = [float(r.server_round) for r, _ in known]
-    made = Line("global", x, [v for _, v in known], server.colour, server.dash, server.width)
-    lines += [made] if known else []
-    spec, note = drawn(lines, at, view.total, name)
-    told = "; ".join(described(line) for line in lines[-9:])
-    return Chart(spec, f"{name} by round, of each client and of the global model: {told}.", note)
+    key, server = f"model/{name}", ROLES["server"]
+    known = {r.server_round: r.metrics[key] for r in view.rounds if key in r.metrics}
+    if known:
+        x, y = [*known], [*known.values()]
+        lines.append(Line("global", x, y, server.colour, server.dash, server.width))
+    spec, note = draw_lines(lines, at, view.total, name)
+    text = "; ".join(map(in_words, lines[-9:]))
+    return Chart(spec, f"{name} by round, of each client and of the global model: {text}.", note)

@@ -20,7 +20,7 @@ import numpy as np
 
 from fl_app.colours import QUIET, letters
 
-__all__ = ["Chart", "Line", "apart", "bulk", "drawn", "short"]
+__all__ = ["Chart", "Line", "apart", "bulk", "draw_lines", "short"]
 
 Spec = dict[str, Any]
 MAX_POINTS = 200
@@ -54,7 +54,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: where it is and how it is drawn."""
+    """One line: where it is and how it is drawn; a result of its own at its end is a diamond."""
 
     name: str
     x: Sequence[float]
@@ -63,7 +63,7 @@ class Line:
     dash: tuple[int, ...] = ()
     width: float = 2.0
     opacity: float = 1.0
-    labelled: bool = True
+    result: bool = False
 
     @property
     def end(self) -> tuple[float, float] | None:
@@ -72,9 +72,12 @@ class Line:
         return points[-1] if points else None
 
 
-def described(line: Line) -> str:
+def in_words(line: Line) -> str:
+    """Say where a line begins and ends."""
     if line.end is None:
         return f"{line.name} not measured"
+    if line.result:
+        return f"{line.name} {short(line.end[1])} at its end, {short(line.end[0])}"
     points = zip(line.x, line.y, strict=True)
     first = next((a, b) for a, b in points if math.isfinite(b))
     if first == line.end:
@@ -83,15 +86,22 @@ def described(line: Line) -> str:
     return f"{line.name} from {short(b)} at {short(a)} to {short(d)} at {short(c)}"
 
 
-def drawn(
-    lines: Sequence[Line],
-    at: float | None,
-    total: float,
-    title: str,
-    x_title: str = "round",
-    extra: Sequence[Spec] = (),
+def draw_lines(
+    lines: Sequence[Line], at: float | None, total: float, title: str, x_title: str = "round"
 ) -> tuple[Spec, str]:
-    """Return the layers of lines, labels and rule, and what was cut."""
+    """Return a chart of lines, labels and a rule, and what was cut.
+
+    Parameters
+    ----------
+    lines : sequence of Line
+        The last one is on top.
+    at : float or None
+        Where there is an upright rule.
+    total : float
+        Least right end of the x axis.
+    title, x_title : str
+        Of the axes.
+    """
     low, high, note = bulk([v for line in lines for v in line.y])
     ends = [line.end[0] for line in lines if line.end]
     starts = [line.x[0] for line in lines if line.end]
@@ -99,13 +109,14 @@ def drawn(
     right = max([total, *ends, *([at] if at is not None else [])], default=1.0)
     left = min(starts, default=0.0)
     axis = {"grid": False, **({"tickMinStep": 1, "format": "d"} if whole else {})}
-    x = quantity("x", x_title, [left, right if right > left else left + 1], axis)
-    y = quantity("y", title, [low, high], {"minExtent": 40})
+    wide = [left, right if right > left else left + 1]
+    x = quantity("x", x_title, [*map(plain, wide)], axis)
+    y = quantity("y", title, [plain(low), plain(high)], {"minExtent": 40})
     layers = [_line_layer(line, x, y, whole) for line in lines if line.end]
     if at is not None:
         mark = {"type": "rule", "color": _RULE, "strokeDash": [4, 3]}
         layers.append(layer([{"x": at}], mark, {"x": x}))
-    layers += extra
+    layers += [_diamond(line, x, y) for line in lines if line.end and line.result]
     # Vega fits what hangs over the right end in by itself.
     layers += _labels(lines, low, high, right, x, y)
     spec: Spec = {
@@ -116,19 +127,28 @@ def drawn(
     return spec, note
 
 
-def quantity(field: str, title: str, domain: Sequence[float], axis: Spec) -> Spec:
-    scale = {"domain": [plain(v) for v in domain], "nice": False, "zero": False}
+def quantity(field: str, title: str, domain: Sequence[float | None], axis: Spec) -> Spec:
+    """Return the encoding of a number on an axis that is just as long as its domain."""
+    scale = {"domain": [*domain], "nice": False, "zero": False}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
 def frame() -> Spec:
+    """Return what a chart has around it."""
     # Streamlit writes into the padding: a number alone would break the page.
     padding = {"left": 5, "top": 8, "bottom": 5, "right": 5}
     return {"padding": padding, "config": {"axis": {"labelColor": QUIET, "titleColor": QUIET}}}
 
 
 def layer(rows: Sequence[Spec], mark: Spec, encoding: Spec) -> Spec:
+    """Return one layer of a chart, or a chart of one."""
     return {"data": {"values": list(rows)}, "mark": mark, "encoding": encoding}
+
+
+def _diamond(line: Line, x: Spec, y: Spec) -> Spec:
+    assert line.end is not None
+    mark = {"type": "point", "shape": "diamond", "size": 130, "filled": True, "color": line.colour}
+    return layer([{"x": plain(line.end[0]), "y": plain(line.end[1])}], mark, {"x": x, "y": y})
 
 
 def _line_layer(line: Line, x: Spec, y: Spec, whole: bool) -> Spec:
@@ -168,13 +188,12 @@ def _labels(
     lines: Sequence[Line], low: float, high: float, right: float, x: Spec, y: Spec
 ) -> list[Spec]:
     """Return each line's name and last value at its end, pushed apart; without clients if many."""
-    named = [line for line in lines if line.end and line.labelled]
+    named = [line for line in lines if line.end]
     room = (HEIGHT - _AXIS) / _LINE
     if len(named) > room:
         named = [line for line in named if line.width > 1]
-    span = high - low
     wanted = [min(max(line.end[1], low), high) for line in named if line.end]
-    places = apart(wanted, span * _LINE / (HEIGHT - _AXIS), low, high)
+    places = apart(wanted, (high - low) * _LINE / (HEIGHT - _AXIS), low, high)
     layers = []
     for line, place in zip(named, places, strict=True):
         assert line.end is not None

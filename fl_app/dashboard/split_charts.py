@@ -21,7 +21,7 @@ def split_sizes(sizes: Sequence[int]) -> Chart:
     rows = [{"client": k, "n": int(n)} for k, n in enumerate(sizes)]
     mark = {"type": "bar", "color": ROLES["server"].colour}
     most = max((*sizes, 1))
-    y = quantity("n", "rows n_k", [0, 1.05 * most], {"minExtent": 40}) | {"stack": None}
+    y = quantity("n", "rows n_k", [0.0, plain(1.05 * most)], {"minExtent": 40}) | {"stack": None}
     tooltip = [{"field": f, "type": "quantitative"} for f in ("client", "n")]
     spec = layer(rows, mark, {"x": _clients(len(sizes)), "y": y, "tooltip": tooltip})
     alt = f"Training rows of {len(sizes)} clients"
@@ -123,18 +123,13 @@ def split_histogram(edges: Sequence[float], counts: NDArray[Any], target: str = 
         if n
     ]
     domain = [plain(edges[0]), plain(edges[-1])]
-    y: Spec = {"field": "low", "type": "quantitative", "title": target, "axis": {"minExtent": 40}}
-    y["scale"] = {"domain": domain, "nice": False, "zero": False}
+    y = quantity("low", target, domain, {"minExtent": 40})
     x = _clients(table.shape[1])
     x["scale"] = {"domain": list(range(table.shape[1]))}
     tooltip = [{"field": f, "type": "quantitative"} for f in ("client", "low", "high", "rows")]
-    encoding = {
-        "x": x,
-        "y": y,
-        "y2": {"field": "high"},
-        "color": _shade(float(table.max(initial=0))),
-    }
-    spec = layer(rows, {"type": "rect"}, encoding | {"tooltip": tooltip})
+    colour = _shade(float(table.max(initial=0)))
+    encoding = {"x": x, "y": y, "y2": {"field": "high"}, "color": colour, "tooltip": tooltip}
+    spec = layer(rows, {"type": "rect"}, encoding)
     alt = f"{target} of the training rows of {table.shape[1]} clients, "
     alt += f"from {short(edges[0])} to {short(edges[-1])}, in {len(table)} bins."
     return Chart(spec | {"height": 220, **frame()}, alt)

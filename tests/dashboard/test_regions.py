@@ -19,7 +19,8 @@ from fl_app.config.schema import Config
 from fl_app.config.serialization import from_dict
 from fl_app.dashboard import regions
 from fl_app.dashboard.known import KeptModels, Known, known
-from fl_app.dashboard.regions import CELLS, areas_png, draw, rows_of, why_not
+from fl_app.dashboard.plane import CELLS, LEVELS, MAX_POINTS, STRENGTHS, areas_png
+from fl_app.dashboard.regions import draw, rows_of, why_not
 from fl_app.data.table import Table, numeric_table
 from fl_app.models.serving import predictor
 from fl_app.stacking.members import pack
@@ -195,7 +196,7 @@ def test_areas_part_where_the_model_does() -> None:
     assert [panel.title for panel in pictures.panels] == ["client 0", "averaged model"]
     number, _ = pixels(pictures.panels[0])
     assert number.shape == (CELLS, CELLS)
-    classes, level = np.divmod(number, regions.LEVELS)
+    classes, level = np.divmod(number, LEVELS)
     assert (classes == (np.arange(CELLS) >= CELLS // 2)).all()
     outwards = np.diff(level[:, CELLS // 2 :], axis=1)
     assert (outwards >= 0).all()
@@ -209,7 +210,7 @@ def test_a_picture_stands_upright() -> None:
     rows = {0: plane((-1.0, -1.0), (1.0, 1.0))}
     pictures = draw(softmax_spec(), {1: pack("global", above)}, rows, 1)
     assert pictures is not None
-    classes = pixels(pictures.panels[-1])[0] // regions.LEVELS
+    classes = pixels(pictures.panels[-1])[0] // LEVELS
     assert (classes[: CELLS // 2] == 1).all()
     assert (classes[CELLS // 2 :] == 0).all()
 
@@ -217,8 +218,8 @@ def test_a_picture_stands_upright() -> None:
 def test_a_pixel_is_the_class_and_how_likely_it_is() -> None:
     """Chance is the faintest colour of its class, certainty the strongest, both over white."""
     number, palette = read_png(areas_png(np.array([[[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]]])))
-    assert number.tolist() == [[0, 2 * regions.LEVELS - 1, regions.LEVELS - 1]]
-    for position, label, strength in ((0, 0, regions.STRENGTHS[0]), (1, 1, regions.STRENGTHS[1])):
+    assert number.tolist() == [[0, 2 * LEVELS - 1, LEVELS - 1]]
+    for position, label, strength in ((0, 0, STRENGTHS[0]), (1, 1, STRENGTHS[1])):
         hue = np.array([int(CLASSES[label][k : k + 2], 16) for k in (1, 3, 5)])
         expected = np.round(255 + strength * (hue - 255.0))
         assert palette[number[0, position]].tolist() == expected.tolist()
@@ -241,7 +242,7 @@ def test_a_stacks_areas_are_its_predictions(kind: str, server_round: int) -> Non
     grid = pd.DataFrame({"x0": np.tile(x, CELLS), "x1": np.repeat(y, CELLS)})
     arrays = ran.rounds[server_round].arrays
     predicted = predictor(ran.predictor.to_spec(), arrays)(grid)
-    assert (pixels(panel)[0].ravel() // regions.LEVELS == predicted).all()
+    assert (pixels(panel)[0].ravel() // LEVELS == predicted).all()
     assert len(set(predicted.tolist())) > 1
 
 
@@ -398,10 +399,10 @@ def test_a_chart_is_small() -> None:
     ran = rings({})
     image = drawn(ran, T)["stack"].chart["layer"][0]["data"]["values"][0]["url"]
     assert len(image) < 6000
-    many = plane(*np.random.default_rng(0).normal(size=(5 * regions.MAX_POINTS, 2)).tolist())
+    many = plane(*np.random.default_rng(0).normal(size=(5 * MAX_POINTS, 2)).tolist())
     pictures = draw(softmax_spec(), {1: pack("global", SEPARATING)}, {0: many}, 1)
     assert pictures is not None
-    assert len(pictures.panels[0].chart["layer"][-1]["data"]["values"]) == regions.MAX_POINTS
+    assert len(pictures.panels[0].chart["layer"][-1]["data"]["values"]) == MAX_POINTS
 
 
 # ---------------------------------------------------------------------------- none
