@@ -11,7 +11,6 @@ import html
 import logging
 import re
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -30,8 +29,10 @@ from fl_app.dashboard import (
     picture,
     process_control,
     processes,
+    progress,
     regions,
     run_files,
+    run_list,
     split,
     split_charts,
     uploads,
@@ -41,9 +42,8 @@ from fl_app.dashboard.line_chart import Chart
 from fl_app.dashboard.live import Tail
 from fl_app.dashboard.metric_values import Metric, metrics
 from fl_app.dashboard.processes import Launch
-from fl_app.dashboard.progress import phase
 from fl_app.dashboard.replies import Table
-from fl_app.dashboard.view import ACTIVE, RunHead, RunView
+from fl_app.dashboard.view import RunView
 from fl_app.errors import FlAppError, InputError, one_line, printable
 from fl_app.home import home_dir
 
@@ -52,32 +52,14 @@ __all__ = ["main"]
 _LOG = logging.getLogger("fl_app")
 _OWN_FILE = "a CSV file of your own"
 _TICK, _SLOW_TICK, _MANY_ROUNDS = 1.0, 3.0, 200
-_LISTED, _TALL, _SHORT = 40, 14, 8
-_WORDS = {
-    "iid": "iid: like one another",
-    "dirichlet": "dirichlet: skewed by label",
-    "shards": "shards: a few labels each",
-    "quantity": "quantity: unequal sizes",
-    "natural": "natural: as collected",
-}
+_TALL, _SHORT = 14, 8
 _Badge = Literal["blue", "orange", "green", "red"]
 _BADGES: Mapping[str, tuple[_Badge, str]] = {
     **dict.fromkeys(("waiting", "starting", "running"), ("blue", ":material/autorenew:")),
     **dict.fromkeys(("stopping", "stopped", "killed"), ("orange", ":material/stop_circle:")),
     "finished": ("green", ":material/check:"),
 }
-_STYLE = """<style>
-.stMainBlockContainer { padding: 2.4rem 2rem 3rem; max-width: 1600px; }
-.stSidebar [data-testid=stSidebarHeader] { height: 2.5rem; }
-.stSidebar [data-testid=stVerticalBlock] { gap: 0.5rem; }
-.stMain [data-testid=stHorizontalBlock] { flex-wrap: wrap; }
-.stMain [data-testid=stColumn] { min-width: min(21rem, 100%); }
-.stMain h3 { font-size: 1.25rem; padding: 0.8rem 0 0.3rem; }
-.stMain .katex-display { padding-top: 0.4rem; }
-.st-key-known [data-testid=stElementToolbar] { display: none; }
-@media (max-width: 900px) { .stMainBlockContainer { padding: 2.4rem 1rem 2rem; } }
-</style>"""
-
+_STYLE = Path(__file__).with_name("page.css")
 _HTML, _CSS, _JS = picture.assets()
 _exchange = st.components.v2.component("fl_app_exchange", html=_HTML, css=_CSS, js=_JS)
 
@@ -118,7 +100,7 @@ def _page(home: Path) -> None:
     else:
         _split(chosen, home, open_=not shown)
     if shown:
-        active = _goes_on(shown, home)
+        active = run_list.goes_on(shown, home)
         tick = _SLOW_TICK if chosen.rounds > _MANY_ROUNDS else _TICK
         st.fragment(_watched, run_every=tick if active else None)(shown, home, active)
     elif not fault:
@@ -202,8 +184,11 @@ def _key(name: str, value: Any, options: Sequence[Any] | None = None) -> str:
     return key
 
 
-def _pick(label: str, name: str, chosen: Choices, options: Sequence[str], **more: Any) -> str:
-    return str(st.selectbox(label, options, key=_key(name, getattr(chosen, name), options), **more))
+def _pick(
+    label: str, name: str, chosen: Choices, options: Sequence[str], at: Any = st, **more: Any
+) -> str:
+    key = _key(name, getattr(chosen, name), options)
+    return str(at.selectbox(label, options, key=key, **more))
 
 
 def _number(
@@ -212,13 +197,14 @@ def _number(
     chosen: Choices,
     high: float | None = None,
     low: int | None = None,
+    at: Any = st,
     **more: Any,
 ) -> int:
     first, top = map(int, choices.LIMITS[name])
     low, top = first if low is None else low, int(top if high is None else high)
     key = _key(name, getattr(chosen, name))
     st.session_state[key] = min(max(int(st.session_state[key] or low), low), top)
-    return int(st.number_input(label, low, top, step=1, key=key, **more))
+    return int(at.number_input(label, low, top, step=1, key=key, **more))
 
 
 def _widgets(chosen: Choices, home: Path) -> Choices:
@@ -246,107 +232,74 @@ def _widgets(chosen: Choices, home: Path) -> Choices:
 
 
 def _experiment(chosen: Choices, options: Mapping[str, tuple[str, ...]], home: Path) -> Choices:
-    found: dict[str, Any] = {}
-    if not chosen.upload and (own := arguments.drawn(chosen.dataset)):
-        for column, (name, made) in zip(st.columns(2), own.items(), strict=False):
-            with column:
-                found[name] = _drawn_number(chosen, name, made)
+    picked: dict[str, Any] = {}
+    if not chosen.upload and (made := arguments.drawn(chosen.dataset)):
+        for at, (name, number) in zip(st.columns(2), made.items(), strict=False):
+            picked[name] = _drawn_number(chosen, name, number, at)
     a, b = st.columns(2)
-    with a:
-        found["partitioner"] = _pick(
-            "Split",
-            "partitioner",
-            chosen,
-            options["partitioner"],
-            help=" · ".join(_WORDS.get(name, name) for name in options["partitioner"]),
-        )
-    chosen = replace(chosen, **found)
+    names = options["partitioner"]
+    words = " · ".join(choices.SPLITS.get(name, name) for name in names)
+    picked["partitioner"] = _pick("Split", "partitioner", chosen, names, a, help=words)
+    chosen = replace(chosen, **picked)
     fixed = _fixed(chosen, home)
-    with b:
-        if fixed is None:
-            found["clients"] = _number("Clients K", "clients", chosen)
-        else:
-            st.number_input("Clients K", fixed, fixed, fixed, disabled=True, key="c_fixed")
+    if fixed is None:
+        picked["clients"] = _number("Clients K", "clients", chosen, at=b)
+    else:
+        b.number_input("Clients K", fixed, fixed, fixed, disabled=True, key="c_fixed")
     if chosen.partitioner in ("dirichlet", "quantity"):
         steps = sorted({0.05, 0.1, 0.3, 0.5, 1.0, 3.0, 10.0, 100.0, chosen.alpha})
         key = _key("alpha", chosen.alpha, steps)
-        found["alpha"] = st.select_slider("α (small: unequal)", steps, key=key)
+        picked["alpha"] = st.select_slider("α (small: unequal)", steps, key=key)
     a, b = st.columns(2)
-    with a:
-        found["model"] = _pick("Model", "model", chosen, options["model"])
-    with b:
-        found["strategy"] = _pick(
-            "Strategy", "strategy", chosen, options["strategy"], disabled=_is_on("both", chosen)
-        )
-    found["both"] = st.toggle(
-        "Averaging and stacking, on this split", key=_key("both", chosen.both)
-    )
+    both = bool(st.session_state.get("c_both", chosen.both))
+    picked["model"] = _pick("Model", "model", chosen, options["model"], a)
+    strategies = options["strategy"]
+    picked["strategy"] = _pick("Strategy", "strategy", chosen, strategies, b, disabled=both)
+    key = _key("both", chosen.both)
+    picked["both"] = st.toggle("Averaging and stacking, on this split", key=key)
     a, b = st.columns(2)
-    with a:
-        found["rounds"] = _number("Rounds", "rounds", chosen)
-    with b:
-        found["seed"] = _number("Seed", "seed", chosen)
-    found["fraction"] = _fraction(chosen)
-    with st.expander("Local training, faults, engine", expanded=bool(chosen.faulty)):
-        found |= _details(chosen, options, fixed or found.get("clients", chosen.clients))
-    return replace(chosen, **found)
-
-
-def _drawn_number(chosen: Choices, name: str, made: arguments.Drawn) -> int:
-    """Ask for rows or classes of data that are made; 0 stands for what they begin with."""
-    now: dict[str, Any] = {name: getattr(chosen, name) or made.begins}
-    shown = replace(chosen, **now)
-    number = _number(made.label, name, shown, low=2)
-    return 0 if number == made.begins else number
-
-
-def _is_on(name: str, chosen: Choices) -> bool:
-    return bool(st.session_state.get(f"c_{name}", getattr(chosen, name)))
-
-
-def _fraction(chosen: Choices) -> float:
+    picked["rounds"] = _number("Rounds", "rounds", chosen, at=a)
+    picked["seed"] = _number("Seed", "seed", chosen, at=b)
     steps = sorted({*(k / 10 for k in range(1, 11)), chosen.fraction})
     key = _key("fraction", chosen.fraction, steps)
-    return float(
-        st.select_slider(
-            "Clients asked in a round", steps, key=key, format_func=lambda share: f"{share:.0%}"
-        )
+    picked["fraction"] = st.select_slider(
+        "Clients asked in a round", steps, key=key, format_func=lambda share: f"{share:.0%}"
     )
+    with st.expander("Local training, faults, engine", expanded=bool(chosen.faulty)):
+        picked |= _details(chosen, options, fixed or picked.get("clients", chosen.clients))
+    return replace(chosen, **picked)
+
+
+def _drawn_number(chosen: Choices, name: str, made: arguments.Drawn, at: Any) -> int:
+    """Ask for rows or classes of data that are made; 0 stands for what they begin with."""
+    now: dict[str, Any] = {name: getattr(chosen, name) or made.begins}
+    number = _number(made.label, name, replace(chosen, **now), low=2, at=at)
+    return 0 if number == made.begins else number
 
 
 def _details(
     chosen: Choices, options: Mapping[str, tuple[str, ...]], clients: int
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
     a, b = st.columns(2)
-    with a:
-        found["local_epochs"] = _number("Local epochs", "local_epochs", chosen)
-    with b:
-        found["batch_size"] = _number(
-            "Batch (0: all rows)", "batch_size", chosen, help="Rows of a step."
-        )
+    epochs = _number("Local epochs", "local_epochs", chosen, at=a)
+    batch = _number("Batch (0: all rows)", "batch_size", chosen, at=b, help="Rows of a step.")
     rates = sorted({0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, chosen.learning_rate or 0.1})
     words = {"auto": None, **{f"{rate:g}": rate for rate in rates}}
     now = "auto" if chosen.learning_rate is None else f"{chosen.learning_rate:g}"
-    key = _key("learning_rate", now, [*words])
-    found["learning_rate"] = words[st.selectbox("Learning rate", [*words], key=key)]
+    rate = st.selectbox("Learning rate", [*words], key=_key("learning_rate", now, [*words]))
     a, b = st.columns(2)
-    with a:
-        found["faulty"] = _number("Faulty clients", "faulty", chosen, clients)
-    with b:
-        about = "crash: no reply in half of the rounds; nan: NaN; flip: four steps back"
-        found["fault"] = _pick("Fault", "fault", chosen, options["fault"], help=about)
-    found["min_replies"] = _number(
-        "Fewest replies",
-        "min_replies",
-        chosen,
-        clients,
-        help="A round with fewer usable ones fails, and the run with it.",
-    )
-    found["runtime"] = _pick(
-        "Engine", "runtime", chosen, options["runtime"], help="simulation: Flower's Ray engine"
-    )
-    return found
+    about = "crash: no reply in half of the rounds; nan: NaN; flip: four steps back"
+    fewest = "A round with fewer usable ones fails, and the run with it."
+    engine = "simulation: Flower's Ray engine"
+    return {
+        "local_epochs": epochs,
+        "batch_size": batch,
+        "learning_rate": words[rate],
+        "faulty": _number("Faulty clients", "faulty", chosen, clients, at=a),
+        "fault": _pick("Fault", "fault", chosen, options["fault"], b, help=about),
+        "min_replies": _number("Fewest replies", "min_replies", chosen, clients, help=fewest),
+        "runtime": _pick("Engine", "runtime", chosen, options["runtime"], help=engine),
+    }
 
 
 def _fixed(chosen: Choices, home: Path) -> int | None:
@@ -413,7 +366,7 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
 def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     """Draw Start, Stop and the list of runs; return what is shown."""
     shown = str(st.session_state["shown"])
-    listed = _listed(processes.find(home)[:_LISTED], run_files.runs(home, 3 * _LISTED))
+    listed = run_list.listed(home)
     launch = processes.get(shown, home)
     if shown and launch is None and not run_files.heads_of(home, shown):
         st.session_state["failure"] = f"run={shown[:60]}: there is no such run on this machine"
@@ -455,36 +408,6 @@ def _buttons(chosen: Choices, fault: str, home: Path) -> str:
 def _waits(chosen: Choices) -> bool:
     """Say whether a file is still to be chosen."""
     return st.session_state.get("c_data") == _OWN_FILE and not chosen.upload
-
-
-def _listed(found: Sequence[Launch], heads: Sequence[RunHead]) -> dict[str, str]:
-    """Return what can be shown, newest first, with its words in the list."""
-    items = [(launch.time, launch.id, f"{_words(launch)} ({launch.state})") for launch in found] + [
-        (head.start_ms / 1000, head.name, f"{_title(head)} ({head.status})")
-        for head in heads
-        if not head.launch
-    ]
-    return {
-        name: f"{_clock(at)} {words}" for at, name, words in sorted(items, reverse=True)[:_LISTED]
-    }
-
-
-def _clock(at: float) -> str:
-    """Return the time of day, with the day where that is another one."""
-    then = time.localtime(at)
-    today = time.strftime("%F", then) == time.strftime("%F")
-    return time.strftime("%H:%M:%S" if today else "%d %b %H:%M", then)
-
-
-def _words(launch: Launch) -> str:
-    chosen, _ = address.from_query(launch.choices, None)
-    data = "own file" if "upload" in launch.choices else chosen.dataset
-    return f"{data} {' and '.join(chosen.strategies)} seed {chosen.seed}"
-
-
-def _title(head: RunHead) -> str:
-    words = (head.dataset, head.strategy, f"seed {head.seed}" if head.seed else "")
-    return printable(" ".join(filter(None, words)) or head.title or "a run that begins")
 
 
 def _start(chosen: Choices, home: Path) -> None:
@@ -561,23 +484,16 @@ def _deal(found: split.Split, key: str) -> None:
     st.markdown("  \n".join(map(_plain, found.sentences[1:])))
 
 
-def _chart(chart: Chart, key: str) -> None:
-    st.vega_lite_chart(spec=chart.spec, width="stretch", alt=chart.alt, key=key)
+def _chart(chart: Chart, key: str, at: Any = st) -> None:
+    at.vega_lite_chart(spec=chart.spec, width="stretch", alt=chart.alt, key=key)
     if chart.note:
-        st.markdown(_plain(chart.note))
+        at.markdown(_plain(chart.note))
 
 
 # ---------------------------------------------------------------------------- a run
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _tail(home: Path, name: str) -> Tail:
     return Tail(home, name)
-
-
-def _goes_on(shown: str, home: Path) -> bool:
-    launch = processes.get(shown, home)
-    if launch is not None:
-        return launch.running
-    return any(head.status in ACTIVE for head in run_files.heads_of(home, shown))
 
 
 def _watched(shown: str, home: Path, active: bool) -> None:
@@ -589,12 +505,11 @@ def _watched(shown: str, home: Path, active: bool) -> None:
 
 
 def _run(shown: str, home: Path, active: bool) -> None:
-    if active and not _goes_on(shown, home):
+    if active and not run_list.goes_on(shown, home):
         st.rerun()  # once: the timer goes, and the buttons are as they should be now
     launch = processes.get(shown, home)
-    views = [
-        view for head in run_files.heads_of(home, shown) if (view := _tail(home, head.name).read())
-    ]
+    tails = (_tail(home, head.name) for head in run_files.heads_of(home, shown))
+    views = [view for tail in tails if (view := tail.read())]
     begun = [view for view in views if view.rounds]
     view = _head_line(launch, views, shown)
     metric = _metric(view, shown) if view is not None and view.rounds else None
@@ -629,30 +544,10 @@ def _head_line(launch: Launch | None, views: Sequence[RunView], shown: str) -> R
             label_visibility="collapsed",
         )
         current = next((v for v in views if v.name == picked), views[0])
-    line.markdown(_plain(_sentence(launch, state, current, views)))
+    line.markdown(_plain(progress.sentence(launch, state, current, views)))
     if current is not None:
         _mlflow(line, current)
     return current
-
-
-def _sentence(
-    launch: Launch | None, state: str, view: RunView | None, views: Sequence[RunView]
-) -> str:
-    """Say what goes on, or how it ended."""
-    if launch is None:
-        return phase(view, time.time())
-    if not launch.running and (view is None or view.active):
-        return launch.reason or "it ended without a word"
-    if view is not None and view.status == "lost" and (why := launch.reason):
-        return f"{phase(replace(view, error=''), time.time())}: {why}"
-    if state == "stopping":
-        return "asked to end; what it did so far is kept"
-    if launch.running and views and not any(v.active for v in views):
-        return "its process is ending"
-    runtime = "simulation" if "runtime=simulation" in launch.overrides else "inprocess"
-    if not views and (said := processes.log_tail(launch, 1)):
-        return f"{said[-1]}, {time.time() - launch.time:.0f} s"
-    return phase(view, time.time(), launch.time, runtime)
 
 
 def _mlflow(line: Any, view: RunView) -> None:
@@ -694,8 +589,7 @@ def _body(view: RunView, metric: Metric | None, shown: str) -> int:
         ).round
     at = newest if chosen is None or view.round(int(chosen)) is None else int(chosen)
     if metric is not None:
-        with right:
-            _chart(charts.curves(view, metric, at), f"curves-{shown}")
+        _chart(charts.curves(view, metric, at), f"curves-{shown}", right)
     return at
 
 
@@ -703,10 +597,8 @@ def _side_by_side(views: Sequence[RunView], metric: Metric, launch: Launch | Non
     st.subheader("Side by side, on one split", anchor=False)
     found = compare.compare(views)
     a, b = st.columns(2)
-    with a:
-        _chart(charts.versus(views, metric), "by-round")
-    with b:
-        _chart(charts.versus(views, metric, "MB"), "by-bytes")
+    _chart(charts.versus(views, metric), "by-round", a)
+    _chart(charts.versus(views, metric, "MB"), "by-bytes", b)
     for place, table in enumerate(found.tables):
         _table(table, f"compared-{place}")
     st.markdown("  \n".join(map(_plain, found.sentences)))
@@ -747,11 +639,9 @@ def _explained(view: RunView, at: int) -> None:
     for text in found.sentences:
         st.markdown(_plain(text))
     if by_value := charts.model_values(view, at):
-        for place, (column, chart) in enumerate(
-            zip(st.columns(len(by_value)), by_value, strict=True)
-        ):
-            with column:
-                _chart(chart, f"value-{place}")
+        columns = st.columns(len(by_value))
+        for place, (column, chart) in enumerate(zip(columns, by_value, strict=True)):
+            _chart(chart, f"value-{place}", column)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -811,11 +701,8 @@ def _log(launch: Launch | None, failed: bool) -> None:
         return
     with st.expander("Log and command", expanded=failed):
         st.code(shlex.join(["fl-app", *launch.argv]), language=None, wrap_lines=True)
-        st.code(
-            "\n".join(processes.log_tail(launch, 40)) or "nothing yet",
-            language=None,
-            wrap_lines=True,
-        )
+        lines = "\n".join(processes.log_tail(launch, 40)) or "nothing yet"
+        st.code(lines, language=None, wrap_lines=True)
 
 
 def _plain(text: str) -> str:

@@ -15,7 +15,7 @@ from fl_app.config.schema import GROUPS
 from fl_app.dashboard import uploads
 from fl_app.errors import ConfigError
 
-__all__ = ["BOTH", "EXAMPLES", "LIMITS", "LOOK_AT", "OPTIONS", "Choices"]
+__all__ = ["BOTH", "EXAMPLES", "LIMITS", "LOOK_AT", "OPTIONS", "SPLITS", "Choices"]
 
 BOTH = ("fedavg", "fedstacking")
 """Averaging and stacking: the strategies of a run of ``both``."""
@@ -46,6 +46,14 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "faulty": (0, 1000),
 }
 """Smallest and largest number that a field of :class:`Choices` may be."""
+SPLITS: Mapping[str, str] = {
+    "iid": "iid: like one another",
+    "dirichlet": "dirichlet: skewed by label",
+    "shards": "shards: a few labels each",
+    "quantity": "quantity: unequal sizes",
+    "natural": "natural: as collected",
+}
+"""What partitioners do, in words."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 
+from fl_app.dashboard.processes import Launch, log_tail
 from fl_app.dashboard.view import InRound, RunView, counted, whole
 
-__all__ = ["phase"]
+__all__ = ["phase", "sentence"]
 
 
 def phase(
@@ -48,7 +52,7 @@ def phase(
 
 
 def _activity(view: RunView, done: int) -> str:
-    told = view.facts
+    facts = view.facts
     if view.closing:
         recorded = view.params.get("tracking.name") != "none"
         return "sending the rest to MLflow" if recorded else "writing the end"
@@ -59,14 +63,14 @@ def _activity(view: RunView, done: int) -> str:
     if done >= 0:
         of = f" of {view.total}" if view.total else ""
         return f"round {done}{of} is over" if done else "round 0 is over: the model before training"
-    online, wanted = whole(told.get("online")), whole(told.get("wanted"))
+    online, wanted = whole(facts.get("online")), whole(facts.get("wanted"))
     waiting = f"waiting for nodes: {online} of {wanted}" if wanted else "waiting for nodes"
     there = f"{counted(online, 'node is', 'nodes are')} there"
     return {
         "nodes": waiting if online < max(1, wanted) else there,
         "tracking": "starting MLflow",
         "data": "reading the data",
-        "handshake": f"handshake with {counted(whole(told.get('asked')), 'client')}",
+        "handshake": f"handshake with {counted(whole(facts.get('asked')), 'client')}",
         "roster": "building the model",
         "model": "scoring the model before training",
     }.get(view.stage, "starting")
@@ -92,3 +96,35 @@ def _ago(seconds: float) -> str:
     if seconds < 120:
         return f", {seconds:.0f} s"
     return f", {seconds / 60:.0f} min" if seconds < 7200 else f", {seconds / 3600:.0f} h"
+
+
+def sentence(
+    launch: Launch | None, state: str, view: RunView | None, views: Sequence[RunView]
+) -> str:
+    """Say what goes on, or how it ended, of a run or of what the page has started.
+
+    Parameters
+    ----------
+    launch : Launch or None
+        What the page has started; None for a run of others.
+    state : str
+        The launch's.
+    view : RunView or None
+        The run that is shown; None while there is none.
+    views : sequence of RunView
+        All runs of the launch.
+    """
+    if launch is None:
+        return phase(view, time.time())
+    if not launch.running and (view is None or view.active):
+        return launch.reason or "it ended without a word"
+    if view is not None and view.status == "lost" and (why := launch.reason):
+        return f"{phase(replace(view, error=''), time.time())}: {why}"
+    if state == "stopping":
+        return "asked to end; what it did so far is kept"
+    if launch.running and views and not any(v.active for v in views):
+        return "its process is ending"
+    runtime = "simulation" if "runtime=simulation" in launch.overrides else "inprocess"
+    if not views and (lines := log_tail(launch, 1)):
+        return f"{lines[-1]}, {time.time() - launch.time:.0f} s"
+    return phase(view, time.time(), launch.time, runtime)
