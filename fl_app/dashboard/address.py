@@ -127,8 +127,8 @@ def _with_columns(choices: Choices, home: Path | None) -> tuple[Choices, list[st
     without = replace(choices, upload="", **{name: getattr(DEFAULTS, name) for name in _COLUMNS})
     if not choices.upload:
         names = [name for name in _COLUMNS if getattr(choices, name) != getattr(DEFAULTS, name)]
-        told = "of an uploaded file, and there is none"
-        return without, [_complaint(n, _text(n, getattr(choices, n)), told, "") for n in names]
+        allowed = "of an uploaded file, and there is none"
+        return without, [_complaint(n, _text(n, getattr(choices, n)), allowed, "") for n in names]
     try:
         columns = uploads.columns(choices.upload, home)
     except InputError as error:

@@ -445,21 +445,21 @@ def _dealt(words: tuple[str, ...]) -> split.Split:
 
 def _split(chosen: Choices, home: Path, open_: bool) -> None:
     """Show who gets which rows, before anything trains."""
-    found = _dealt(tuple(arguments.jobs(chosen, home)[0]))
-    with st.expander(f"The split: {found.sentences[0]}", expanded=open_, key=f"split-{open_}"):
-        _deal(found, "next")
+    preview = _dealt(tuple(arguments.jobs(chosen, home)[0]))
+    with st.expander(f"The split: {preview.sentences[0]}", expanded=open_, key=f"split-{open_}"):
+        _deal(preview, "next")
 
 
 def _own_split(view: RunView) -> None:
     """Show who has which rows in a run that somebody else started."""
     if view.private:
         return  # whoever has the data could deal them again, but the page shows no client
-    found = _dealt_before(view.config, view.tags.get("data.sha256", ""))
-    if found is None and not view.roster:
+    preview = _dealt_before(view.config, view.tags.get("data.sha256", ""))
+    if preview is None and not view.roster:
         return
     with st.expander("The split of this run", key="own-split"):
-        if found is not None:
-            _deal(found, "own")
+        if preview is not None:
+            _deal(preview, "own")
             return
         sizes = [view.roster.get(k, (0, 0))[0] for k in range(view.clients)]
         _chart(split_charts.split_sizes(sizes), "own-sizes")
@@ -472,16 +472,16 @@ def _dealt_before(text: str, sha256: str) -> split.Split | None:
     return split.split_of_text(text, sha256)
 
 
-def _deal(found: split.Split, key: str) -> None:
-    counts = np.array(found.counts)
+def _deal(dealt: split.Split, key: str) -> None:
+    counts = np.array(dealt.counts)
     by_label = (
-        split_charts.split_heat(found.labels, counts)
-        if found.task == "classification"
-        else split_charts.split_histogram(found.edges, counts, found.target)
+        split_charts.split_heat(dealt.labels, counts)
+        if dealt.task == "classification"
+        else split_charts.split_histogram(dealt.edges, counts, dealt.target)
     )
-    _chart(split_charts.split_sizes(found.sizes), f"{key}-sizes")
+    _chart(split_charts.split_sizes(dealt.sizes), f"{key}-sizes")
     _chart(by_label, f"{key}-labels")
-    st.markdown("  \n".join(map(_plain, found.sentences[1:])))
+    st.markdown("  \n".join(map(_plain, dealt.sentences[1:])))
 
 
 def _chart(chart: Chart, key: str, at: Any = st) -> None:
@@ -562,18 +562,18 @@ def _mlflow(line: Any, view: RunView) -> None:
 
 
 def _metric(view: RunView, shown: str) -> Metric | None:
-    found = {metric.name: metric for metric in metrics(view)}
-    if not found:
+    by_name = {metric.name: metric for metric in metrics(view)}
+    if not by_name:
         return None
-    first = next(iter(found))
+    first = next(iter(by_name))
     name = st.segmented_control(
         "Metric",
-        list(found),
+        list(by_name),
         default=first,
         key=f"metric-{shown}",
         label_visibility="collapsed",
     )
-    return found.get(name or first, found[first])
+    return by_name.get(name or first, by_name[first])
 
 
 def _body(view: RunView, metric: Metric | None, shown: str) -> int:
@@ -595,13 +595,13 @@ def _body(view: RunView, metric: Metric | None, shown: str) -> int:
 
 def _side_by_side(views: Sequence[RunView], metric: Metric, launch: Launch | None) -> None:
     st.subheader("Side by side, on one split", anchor=False)
-    found = compare.compare(views)
+    compared = compare.compare(views)
     a, b = st.columns(2)
     _chart(charts.versus(views, metric), "by-round", a)
     _chart(charts.versus(views, metric, "MB"), "by-bytes", b)
-    for place, table in enumerate(found.tables):
+    for place, table in enumerate(compared.tables):
         _table(table, f"compared-{place}")
-    st.markdown("  \n".join(map(_plain, found.sentences)))
+    st.markdown("  \n".join(map(_plain, compared.sentences)))
     if launch is not None:
         st.code(arguments.five_seeds(launch.overrides), language=None, wrap_lines=True)
 
@@ -626,17 +626,17 @@ def _table(table: Table, key: str) -> None:
 
 
 def _explained(view: RunView, at: int) -> None:
-    found = explain.explain(view, at)
-    st.subheader(_plain(found.title), anchor=False)
-    if found.formula:
-        st.latex(found.formula)
+    explained = explain.explain(view, at)
+    st.subheader(_plain(explained.title), anchor=False)
+    if explained.formula:
+        st.latex(explained.formula)
         st.markdown(
             "n_k: the rows that client k trains on; N: their sum over the replies; W_k: the model "
             f"that it sent, after training from the server's of round {at - 1}."
         )
-    for place, table in enumerate(found.tables):
+    for place, table in enumerate(explained.tables):
         _table(table, f"made-{place}")
-    for text in found.sentences:
+    for text in explained.sentences:
         st.markdown(_plain(text))
     if by_value := charts.model_values(view, at):
         columns = st.columns(len(by_value))
@@ -678,15 +678,15 @@ def _known(view: RunView, at: int, home: Path) -> None:
     )
     dealt = None if lack else _rows(view.config, view.tags.get("data.sha256", ""))
     lack = lack or ("" if dealt else split.GONE)
-    found = _drawn(home, view.name, at, view, dealt) if dealt else None
-    if found is None:
+    pictures = _drawn(home, view.name, at, view, dealt) if dealt else None
+    if pictures is None:
         st.markdown(_plain(lack or "Nothing of this round is kept."))
         return
     st.markdown("Points and shares: rows to train on, a client's own and all clients'.")
-    if found.legend:
-        st.html("".join(_mark(mark) for mark in found.legend))
+    if pictures.legend:
+        st.html("".join(_mark(mark) for mark in pictures.legend))
     with st.container(horizontal=True, key="known"):
-        for place, panel in enumerate(found.panels):
+        for place, panel in enumerate(pictures.panels):
             st.vega_lite_chart(spec=panel.chart, width="content", key=f"known-{place}")
 
 

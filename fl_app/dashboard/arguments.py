@@ -195,35 +195,35 @@ def five_seeds(overrides: Sequence[str]) -> str:
 
 def _overrides(choices: Choices, home: Path | None, strategy: str) -> list[str]:
     clients = fixed_clients(choices, home) or choices.clients
-    found = [*_data(choices, home), f"partitioner={choices.partitioner}"]
-    dealer = GROUPS["partitioner"][choices.partitioner]
-    if any(f.name == "alpha" for f in fields(dealer)):
-        found.append(f"partitioner.alpha={choices.alpha}")
+    words = [*_data(choices, home), f"partitioner={choices.partitioner}"]
+    option = GROUPS["partitioner"][choices.partitioner]
+    if any(f.name == "alpha" for f in fields(option)):
+        words.append(f"partitioner.alpha={choices.alpha}")
     if choices.upload and choices.key and choices.partitioner == "natural":
-        found.append(f"partitioner.key={quoted(choices.key)}")
-    found += [f"num_clients={clients}", f"model={choices.model}", f"strategy={strategy}"]
+        words.append(f"partitioner.key={quoted(choices.key)}")
+    words += [f"num_clients={clients}", f"model={choices.model}", f"strategy={strategy}"]
     site = settings()
     for name, key in _KEYS.items():
         value = getattr(choices, name)
         if name in _ALWAYS or value != getattr(DEFAULTS, name) or key in site:
-            found.append(f"{key}={'auto' if value is None else value}")
+            words.append(f"{key}={'auto' if value is None else value}")
     if choices.faulty or any(key.startswith("faults.") for key in site):
-        found += [f"faults.clients={choices.faulty}", f"faults.kind={choices.fault}"]
-    return [*found, f"runtime={choices.runtime}"]
+        words += [f"faults.clients={choices.faulty}", f"faults.kind={choices.fault}"]
+    return [*words, f"runtime={choices.runtime}"]
 
 
 def _data(choices: Choices, home: Path | None) -> list[str]:
     if not choices.upload:
-        wanted = [(own, getattr(choices, name)) for name, own in drawn(choices.dataset).items()]
-        more = [own.override.format(number) for own, number in wanted if number]
+        wanted = [(made, getattr(choices, name)) for name, made in drawn(choices.dataset).items()]
+        more = [made.override.format(number) for made, number in wanted if number]
         return [f"dataset={choices.dataset}", *more]
-    own = _opened(choices, home)
+    upload = _opened(choices, home)
     return [
         "dataset=tabular",
-        f"dataset.path={quoted(str(own.path))}",
-        f"dataset.target={quoted(own.target)}",
-        f"dataset.task={own.task}",
-        *own.options,
+        f"dataset.path={quoted(str(upload.path))}",
+        f"dataset.target={quoted(upload.target)}",
+        f"dataset.task={upload.task}",
+        *upload.options,
     ]
 
 
@@ -237,15 +237,15 @@ class Drawn(NamedTuple):
 
 def drawn(dataset: str) -> dict[str, Drawn]:
     """Return those fields of :class:`Choices` that such data have."""
-    own = GROUPS["dataset"][dataset]()
+    option = GROUPS["dataset"][dataset]()
     if dataset == "two_lines":
-        first, begins = own.rows
+        first, begins = option.rows
         return {"examples": Drawn("Rows of client 1", f"dataset.rows=[{first},{{}}]", begins)}
-    kinds = {"examples": ("Rows", "num_examples"), "classes": ("Classes", "num_classes")}
+    fields_of = {"examples": ("Rows", "num_examples"), "classes": ("Classes", "num_classes")}
     return {
-        name: Drawn(label, f"dataset.{key}={{}}", getattr(own, key))
-        for name, (label, key) in kinds.items()
-        if hasattr(own, key)
+        name: Drawn(label, f"dataset.{key}={{}}", getattr(option, key))
+        for name, (label, key) in fields_of.items()
+        if hasattr(option, key)
     }
 
 

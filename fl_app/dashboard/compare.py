@@ -82,9 +82,9 @@ def compare(views: Sequence[RunView]) -> Comparison:
     tables: list[Table] = []
     if shown:
         tables.append(_equal_rounds(begun, shown))
-        found = _equal_bytes(begun, shown)
-        tables += found[0]
-        sentences += found[1]
+        within_budget, more = _equal_bytes(begun, shown)
+        tables += within_budget
+        sentences += more
     return Comparison(tuple(tables), (*sentences, ANECDOTE))
 
 

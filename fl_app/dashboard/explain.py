@@ -104,11 +104,11 @@ def explain(view: RunView, server_round: int) -> Explanation:
     if server_round == 0:
         start = "Nothing was sent yet: every client starts from the same arrays."
         return Explanation(title, sentences=(start,))
-    told = round_.aggregation
+    aggregation = round_.aggregation
     make = _private if view.private else _stacking if view.stack_phase(round_) else _averaging
     unreadable = Explanation("", sentences=("The record of this round's replies cannot be read.",))
     try:
-        made = make(view, round_, told) if told or view.private else unreadable
+        made = make(view, round_, aggregation) if aggregation or view.private else unreadable
     except (KeyError, TypeError, ValueError, AttributeError):
         made = unreadable
     who = _who(round_)
@@ -152,11 +152,11 @@ def _asked(word: str, exchange: Exchange) -> str:
 
 
 # ---------------------------------------------------------------------------- averaging
-def _averaging(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanation:
-    rule = str(told.get("rule") or view.strategy)
-    replies = replies_of(told)
-    returned = vector_of(told.get("aggregate"))
-    names = value_names(round_, told.get("aggregate"))
+def _averaging(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> Explanation:
+    rule = str(aggregation.get("rule") or view.strategy)
+    replies = replies_of(aggregation)
+    returned = vector_of(aggregation.get("aggregate"))
+    names = value_names(round_, aggregation.get("aggregate"))
     sizes = {None if reply.values is None else len(reply.values) for reply in replies}
     small = returned is not None and sizes == {len(returned)}
     if round_.went_back:
@@ -166,12 +166,12 @@ def _averaging(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explana
     if rule == "Local" or not replies:
         return Explanation("", None, replies_table(replies, None), sentences)
     if rule not in AVERAGES | SERVER_STEPS:
-        norm = norm_of(told.get("aggregate"))
+        norm = norm_of(aggregation.get("aggregate"))
         tables = replies_table(replies, names if small else None, rule, returned, norm)
         return Explanation("", None, tables, (*sentences, *_large(small, replies)))
-    formula = _formula(round_, told) if rule in AVERAGES else _formula(round_, told, r"\bar W")
+    formula = _formula(round_, aggregation, "" if rule in AVERAGES else r"\bar W")
     if not small:
-        tables = replies_table(replies, None, rule, None, norm_of(told.get("aggregate")))
+        tables = replies_table(replies, None, rule, None, norm_of(aggregation.get("aggregate")))
         return Explanation("", formula, tables, (*sentences, *_large(False, replies)))
     assert returned is not None
     total = sum((r.product for r in replies), np.zeros(len(returned)))
@@ -182,10 +182,10 @@ def _averaging(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explana
     )
 
 
-def _formula(round_: Round, told: Mapping[str, Any], left: str = "") -> str:
+def _formula(round_: Round, aggregation: Mapping[str, Any], left: str = "") -> str:
     """Return the weighted average as LaTeX."""
     left = left or f"W^{{({round_.server_round})}}"
-    total = told.get("num_examples")
+    total = aggregation.get("num_examples")
     n = rf",\quad N = {total}" if isinstance(total, int) else ""
     return rf"{left} = \sum_k \frac{{n_k}}{{N}}\, W_k{n}"
 
@@ -256,7 +256,7 @@ def _check(total: Floats, returned: Floats, rule: str) -> str:
 
 
 # ---------------------------------------------------------------------------- privacy
-def _private(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanation:
+def _private(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> Explanation:
     get = round_.metrics.get
     train = round_.train
     norm, spent = get("privacy/clipping_norm"), get("privacy/epsilon")
@@ -272,19 +272,20 @@ def _private(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanati
         sentences.append(f"Spent so far: epsilon {spent:.4g} at delta {delta:g}.")
     if round_.went_back:
         sentences.append(_went_back(view, round_))
-    returned, rule = vector_of(told.get("aggregate")), str(told.get("rule") or view.strategy)
-    tables = norm_table(rule, told)
+    returned = vector_of(aggregation.get("aggregate"))
+    rule = str(aggregation.get("rule") or view.strategy)
+    tables = norm_table(rule, aggregation)
     if returned is not None:
-        names = value_names(round_, told.get("aggregate"))
+        names = value_names(round_, aggregation.get("aggregate"))
         row = [rule, *returned.tolist()]
         tables = (table_of(f"What {rule} returned, noise and all", ["rule", *names], [row]),)
     return Explanation("", None, tables, tuple(sentences))
 
 
 # ---------------------------------------------------------------------------- stacking
-def _stacking(view: RunView, round_: Round, told: Mapping[str, Any]) -> Explanation:
+def _stacking(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> Explanation:
     phase, get = view.stack_phase(round_), round_.metrics.get
-    replies = replies_table(replies_of(told), None)
+    replies = replies_table(replies_of(aggregation), None)
     if round_.went_back:
         return Explanation(
             "", None, replies, (_went_back(view, round_), *_bases(get("stack/base_models")))
@@ -340,32 +341,32 @@ def _family(candidate: Mapping[str, Any]) -> str:
 
 def _candidates(round_: Round) -> tuple[Table, ...]:
     """Return the families that were tried, in words, with what was counted of each."""
-    found = round_.candidates
-    if not found:
+    candidates = round_.candidates
+    if not candidates:
         return ()
     # A regression counts no row as right.
-    counted = any(candidate.get("right") for candidate in found)
+    counted = any(candidate.get("right") for candidate in candidates)
     wanted = {
         "cv_loss": "cross-validated loss",
         "rows": "rows",
         **({"right": "right"} if counted else {}),
         "loss": "loss",
     }
-    names = {key: title for key, title in wanted.items() if any(key in c for c in found)}
+    names = {key: title for key, title in wanted.items() if any(key in c for c in candidates)}
     rows = [
         [
             "✔" if candidate.get("chosen") else "",
             _family(candidate),
             *(candidate.get(key) for key in names),
         ]
-        for candidate in found
+        for candidate in candidates
     ]
     return (table_of("Ways of combining", ["chosen", "family", *names.values()], rows),)
 
 
 def _members(round_: Round) -> tuple[Table, ...]:
-    found = round_.members
-    if not found:
+    members = round_.members
+    if not members:
         return ()
     rows = [
         [
@@ -374,7 +375,7 @@ def _members(round_: Round) -> tuple[Table, ...]:
             member.get("num_examples"),
             member.get("influence"),
         ]
-        for member in found
+        for member in members
     ]
     return (table_of("Members and their share", ["member", "kind", "n_k", "share"], rows),)
 

@@ -114,9 +114,9 @@ class Known:
         with np.errstate(over="ignore", invalid="ignore"):
             if not self.base:
                 return np.asarray(predictor.outputs(self.arrays, x), np.float64)
-            kinds = predictor.kinds()
-            layout = stacking.Layout(1, kinds.num_outputs, False)
-            outputs = kinds.outputs(Member(self.base, self.arrays), x, layout)
+            members = predictor.kinds()
+            layout = stacking.Layout(1, members.num_outputs, False)
+            outputs = members.outputs(Member(self.base, self.arrays), x, layout)
             return np.asarray(predictor.encoding.in_units(outputs), np.float64)
 
 
@@ -175,24 +175,24 @@ def known(
 
 def _clients(predictor: Predictor, kept: Mapping[int, Arrays], server_round: int) -> list[Known]:
     """Return the last model that each client sent up to a round."""
-    found: dict[int, Known] = {}
+    last: dict[int, Known] = {}
     for sent in range(server_round, max(0, server_round - LOOK_BACK), -1):
         by_client: dict[int, dict[str, NDArray[Any]]] = {}
         for name, array in unpack("client", kept.get(sent, {})).items():
             client, _, rest = name.partition("/")
             by_client.setdefault(int(client), {})[rest] = array
         late = f", sent in round {sent}," if sent < server_round else ""
-        for partition in by_client.keys() - found.keys():
+        for partition in by_client.keys() - last.keys():
             model = _sent(predictor, partition, by_client[partition], late)
             if model is not None:
-                found[partition] = model
-    return [found[partition] for partition in sorted(found)]
+                last[partition] = model
+    return [last[partition] for partition in sorted(last)]
 
 
-def _sent(predictor: Predictor, partition: int, own: Arrays, late: str) -> Known | None:
+def _sent(predictor: Predictor, partition: int, arrays: Arrays, late: str) -> Known | None:
     """Return the model in one client's reply: what it trained, else its base model, else None."""
-    base = Member.from_arrays("base", own) if predictor.stacked else None
-    trained = unpack("global", own) if predictor.stacked else own
+    base = Member.from_arrays("base", arrays) if predictor.stacked else None
+    trained = unpack("global", arrays) if predictor.stacked else arrays
     if trained:
         plain = replace(predictor, many=False, stacked=False)
         return Known(

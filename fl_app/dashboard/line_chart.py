@@ -264,7 +264,7 @@ def _middle(
     return min(max(mean, low + half), high - half)
 
 
-def bulk(found: Iterable[float]) -> tuple[float, float, str]:
+def bulk(values: Iterable[float]) -> tuple[float, float, str]:
     """Return a range that shows the bulk of values, and a note where it leaves some out.
 
     Values count as far off where they would squeeze the middle nine tenths into a thirtieth of the
@@ -272,7 +272,7 @@ def bulk(found: Iterable[float]) -> tuple[float, float, str]:
 
     Parameters
     ----------
-    found : iterable of float
+    values : iterable of float
         NaN and infinity do not count.
 
     Returns
@@ -285,7 +285,7 @@ def bulk(found: Iterable[float]) -> tuple[float, float, str]:
     >>> bulk([0.5, 0.6, 0.7])[2]
     ''
     """
-    known = np.array([v for v in found if math.isfinite(v)])
+    known = np.array([v for v in values if math.isfinite(v)])
     if not len(known):
         return 0.0, 1.0, ""
     low, high, note = float(known.min()), float(known.max()), ""

@@ -176,14 +176,14 @@ class Tail:
         for line in self._new_lines("rounds.jsonl"):
             before = self._rounds[-1] if self._rounds else None
             try:
-                found = round_of(line, before, self._seen)
+                new = round_of(line, before, self._seen)
             except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
                 continue
-            if before is None or found.server_round > before.server_round:
+            if before is None or new.server_round > before.server_round:
                 changed = True
-                self._rounds.append(found)
-                self._keys |= dict.fromkeys(found.metrics)
-                self._sizes |= found.sizes
+                self._rounds.append(new)
+                self._keys |= dict.fromkeys(new.metrics)
+                self._sizes |= new.sizes
         return changed
 
     def _read_notes(self) -> bool:
@@ -281,9 +281,11 @@ class Tail:
         )
 
     def _link(self, start: RunStart, state: _State) -> MlflowLink:
-        told = start.params.get("tracking.name", "mlflow" if start.uri else "")
-        if not start.uri or told == "none":
-            none = "This run is not recorded in MLflow (tracking=none)." if told == "none" else ""
+        tracking = start.params.get("tracking.name", "mlflow" if start.uri else "")
+        if not start.uri or tracking == "none":
+            none = (
+                "This run is not recorded in MLflow (tracking=none)." if tracking == "none" else ""
+            )
             return MlflowLink("", "", none)
         rest = ""
         if state.spooled and state.status not in ACTIVE:
@@ -311,5 +313,5 @@ def _ui(uri: str, home: Path) -> str:
     """Return the command that opens the page of a store."""
     if is_http(uri):
         return ""
-    own = masked(default_uri(home))
-    return "fl-kit ui" if uri == own else f"fl-kit ui --uri {shlex.quote(uri)}"
+    default = masked(default_uri(home))
+    return "fl-kit ui" if uri == default else f"fl-kit ui --uri {shlex.quote(uri)}"

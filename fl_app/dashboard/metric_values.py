@@ -128,10 +128,10 @@ def strip(view: RunView, name: str) -> Floats:
         NaN where a client was not measured.
     """
     validation = shown_rows(view) == "validation"
-    own = [r.validation if validation else r.training for r in view.rounds]
-    largest = max((int(o.partitions[-1]) for o in own if len(o.partitions)), default=-1)
-    table = np.full((max(view.clients, largest + 1), len(own)), np.nan)
-    for place, o in enumerate(own):
+    measured = [r.validation if validation else r.training for r in view.rounds]
+    largest = max((int(o.partitions[-1]) for o in measured if len(o.partitions)), default=-1)
+    table = np.full((max(view.clients, largest + 1), len(measured)), np.nan)
+    for place, o in enumerate(measured):
         if name in o.values:
             table[o.partitions, place] = o.values[name]
     return table
@@ -156,16 +156,16 @@ def worst_values(view: RunView, name: str) -> Floats:
     """
     higher = higher_is_better(name, directions_of(view.tags))
     worst = np.min if higher else np.max
-    found = np.full(len(view.rounds), np.nan)
+    curve = np.full(len(view.rounds), np.nan)
     if higher is None:
-        return found
+        return curve
     validation = shown_rows(view) == "validation"
     for place, r in enumerate(view.rounds):
-        own = r.validation if validation else r.training
-        if name in own.values:
-            known = own.values[name]
-            enough = known[~(own.rows < FEWEST_ROWS)]
+        measured = r.validation if validation else r.training
+        if name in measured.values:
+            known = measured.values[name]
+            enough = known[~(measured.rows < FEWEST_ROWS)]
             finite = [part[~np.isnan(part)] for part in (enough, known)]
             part = finite[0] if len(finite[0]) else finite[1]
-            found[place] = worst(part) if len(part) else np.nan
-    return found
+            curve[place] = worst(part) if len(part) else np.nan
+    return curve

@@ -132,14 +132,14 @@ def _mark(row: NDArray[np.uint8], exchange: Exchange, waiting: int) -> None:
 
 def _failures(view: RunView) -> tuple[list[list[int]], list[str]]:
     """Return (round, client, number of the reason, 1 if in evaluation) of each, and the reasons."""
-    found: list[list[int]] = []
+    failures: list[list[int]] = []
     reasons: dict[str, int] = {}
     for r in view.rounds:
         for evaluates, exchange in enumerate((r.train, r.evaluate)):
             for client, reason in sorted(exchange.failed.items()):
                 number = reasons.setdefault(_short(reason), len(reasons))
-                found.append([r.server_round, client, number, evaluates])
-    return found, [*reasons]
+                failures.append([r.server_round, client, number, evaluates])
+    return failures, [*reasons]
 
 
 def _short(reason: str) -> str:
@@ -178,11 +178,11 @@ def _nodes(view: RunView) -> list[int]:
     return [online, wanted] if isinstance(online, int) and isinstance(wanted, int) else []
 
 
-def _numbers(found: Iterable[float]) -> list[float | None]:
+def _numbers(numbers: Iterable[float]) -> list[float | None]:
     """Return values as JSON has them, to four digits or, if larger, to whole numbers."""
     return [
         (round(v) if abs(v) >= 1e4 else float(f"{v:.4g}")) if math.isfinite(v) else None
-        for v in map(float, found)
+        for v in map(float, numbers)
     ]
 
 

@@ -182,22 +182,22 @@ def _environment(root: Path) -> dict[str, str]:
     ConfigError
         If ``MLFLOW_TRACKING_URI`` names a database that cannot be.
     """
-    found = {name: value for name, value in os.environ.items() if name != TOKEN}
-    found |= {"FL_APP_HOME": str(root), "PYTHONUNBUFFERED": "1"}
-    if path := found.get("PYTHONPATH"):
-        found["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
-    if home := found.get("FLWR_HOME"):
-        found["FLWR_HOME"] = os.path.abspath(home)
-    if (uri := found.get("MLFLOW_TRACKING_URI", "")).startswith("sqlite"):
-        found["MLFLOW_TRACKING_URI"] = check_uri(uri, "MLFLOW_TRACKING_URI")
-    return found
+    environment = {name: value for name, value in os.environ.items() if name != TOKEN}
+    environment |= {"FL_APP_HOME": str(root), "PYTHONUNBUFFERED": "1"}
+    if path := environment.get("PYTHONPATH"):
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
+    if home := environment.get("FLWR_HOME"):
+        environment["FLWR_HOME"] = os.path.abspath(home)
+    if (uri := environment.get("MLFLOW_TRACKING_URI", "")).startswith("sqlite"):
+        environment["MLFLOW_TRACKING_URI"] = check_uri(uri, "MLFLOW_TRACKING_URI")
+    return environment
 
 
 def _process(child: subprocess.Popen[bytes]) -> Process:
-    found = Process.of(child.pid)
-    if not found.started and child.poll() is not None:
-        return replace(found, started="gone before it could be looked at")
-    return found
+    process = Process.of(child.pid)
+    if not process.started and child.poll() is not None:
+        return replace(process, started="gone before it could be looked at")
+    return process
 
 
 def _await(child: subprocess.Popen[bytes], folder: Path) -> None:
@@ -251,16 +251,16 @@ def _send(process: Process, signum: signal.Signals) -> None:
             if not process.is_gone():
                 _kill(process.pid, signum)
             return
-        held = os.pidfd_open(process.pid)
+        descriptor = os.pidfd_open(process.pid)
         try:
             if process.is_gone():
                 return
             if signum == signal.SIGKILL:
                 _kill(process.pid, signum)
             else:
-                signal.pidfd_send_signal(held, signum)
+                signal.pidfd_send_signal(descriptor, signum)
         finally:
-            os.close(held)
+            os.close(descriptor)
 
 
 def _kill(pid: int, signum: signal.Signals) -> None:

@@ -38,7 +38,7 @@ __all__ = ["Launch", "State", "find", "get", "log_tail", "tidy"]
 State = Literal["running", "stopping", "finished", "failed", "stopped", "lost"]
 
 PATIENCE = {"inprocess": 20.0, "simulation": 60.0}
-"""Seconds that a launch has to end before it can be told in a harder way, by runtime."""
+"""Seconds that a launch has to end before it can be asked in a harder way, by runtime."""
 _KEEP_DAYS, _KEEP = 7, 500
 _LAST_BYTES = 65_536
 _ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{8}")
@@ -92,8 +92,8 @@ class Launch:
     @property
     def patience(self) -> float:
         """Seconds between a stop and a harder one."""
-        found = (PATIENCE[name] for name in PATIENCE if f"runtime={name}" in self.overrides)
-        return next(found, PATIENCE["inprocess"])
+        seconds = (PATIENCE[name] for name in PATIENCE if f"runtime={name}" in self.overrides)
+        return next(seconds, PATIENCE["inprocess"])
 
     @property
     def state(self) -> State:
@@ -127,8 +127,8 @@ class Launch:
         While it runs, what a job of a sweep failed of already.
         """
         errors = [_read(job / "result.json").get("error") for job in self.jobs]
-        if told := next(filter(None, errors), None):
-            return printable(told)
+        if error := next(filter(None, errors), None):
+            return printable(error)
         words = _own_words(self)
         if not words and self.state in ("failed", "lost"):
             words = log_tail(self, 1)
@@ -154,8 +154,8 @@ def find(home: Path | None = None) -> list[Launch]:
         names = [name for name in os.listdir(launches_dir(home)) if _ID.fullmatch(name)]
     except OSError:
         return []
-    found = [launch for name in names if (launch := get(name, home)) is not None]
-    return sorted(found, key=lambda launch: (launch.time, launch.id), reverse=True)
+    launches = [launch for name in names if (launch := get(name, home)) is not None]
+    return sorted(launches, key=lambda launch: (launch.time, launch.id), reverse=True)
 
 
 def get(name: str, home: Path | None = None) -> Launch | None:

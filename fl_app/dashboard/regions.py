@@ -68,7 +68,7 @@ def why_not(
     kept : bool
         Whether models of any round are there.
     over : bool
-        Whether the run is over: what it has not told it never will.
+        Whether the run is over: what it has not recorded it never will.
     """
     if private:
         return "Under differential privacy no client's model is kept, so there is no picture."
@@ -189,22 +189,22 @@ class _Scene:
     # ------------------------------------------------------------------------- panels
     def client(self, partition: int) -> Panel:
         """Return a client's panel: its rows, and its model where one is known."""
-        own, title = self.rows[partition], f"client {partition}"
+        rows, title = self.rows[partition], f"client {partition}"
         model = self._own.get(partition)
-        text = f"{title}: {self._counted(own)}."
-        if model is None or not len(own):
+        text = f"{title}: {self._counted(rows)}."
+        if model is None or not len(rows):
             later = "has not trained yet" if self.server_round == 0 else "has sent no model so far"
-            later = later if len(own) else "has no row of the run's classes"
+            later = later if len(rows) else "has no row of the run's classes"
             return self._panel(
-                "client", title, [later, *self._share(None)], f"{text} It {later}.", own, []
+                "client", title, [later, *self._share(None)], f"{text} It {later}.", rows, []
             )
-        here, everywhere = self._score(model, own), self._score(model, self._everybody)
+        here, everywhere = self._score(model, rows), self._score(model, self._everybody)
         text += f" {model.what}{self._equation(model)} {here.long} them"
         text += f" and {everywhere.also} {self._all}.{_shared(model)}"
         about = [f"own rows {here.short}, all {everywhere.short}", *self._share(model)]
         server = [m for m in self.models if m.kind == "server"]
         head = f"{title}: base model" if model.base else title
-        return self._panel("client", title, about, text, own, [model, *server], head)
+        return self._panel("client", title, about, text, rows, [model, *server], head)
 
     def server(self, model: Known) -> Panel:
         """Return the server's or the stack's panel: all rows, and beside a line the clients'."""

@@ -71,11 +71,11 @@ class Reply:
         return (math.nan if self.weight is None else self.weight) * self.values
 
 
-def replies_of(told: Mapping[str, Any]) -> list[Reply]:
-    found = []
-    for client in told.get("clients") or ():
+def replies_of(aggregation: Mapping[str, Any]) -> list[Reply]:
+    replies = []
+    for client in aggregation.get("clients") or ():
         arrays = client.get("arrays")
-        found.append(
+        replies.append(
             Reply(
                 number_of(client),
                 client.get("num_examples"),
@@ -84,7 +84,7 @@ def replies_of(told: Mapping[str, Any]) -> list[Reply]:
                 norm_of(arrays),
             )
         )
-    return found
+    return replies
 
 
 def _is_norm(arrays: Any) -> bool:
@@ -127,11 +127,11 @@ def value_names(round_: Round, arrays: Any) -> list[str]:
     names = []
     for array, shape in shapes.items():
         key = f"model/{array}"
-        own = [k.removeprefix("model/") for k in round_.metrics if _is_of(k, key, shapes)]
-        if len(own) != math.prod(shape):
+        named = [k.removeprefix("model/") for k in round_.metrics if _is_of(k, key, shapes)]
+        if len(named) != math.prod(shape):
             indices = [",".join(map(str, index)) for index in np.ndindex(shape)]
-            own = [array] if len(indices) == 1 else [f"{array}[{index}]" for index in indices]
-        names += own
+            named = [array] if len(indices) == 1 else [f"{array}[{index}]" for index in indices]
+        names += named
     return names
 
 
@@ -169,8 +169,8 @@ def replies_table(
     return (table_of("Replies", columns, rows),)
 
 
-def norm_table(rule: str, told: Mapping[str, Any]) -> tuple[Table, ...]:
-    norm = norm_of(told.get("aggregate"))
+def norm_table(rule: str, aggregation: Mapping[str, Any]) -> tuple[Table, ...]:
+    norm = norm_of(aggregation.get("aggregate"))
     if norm is None:
         return ()
     return (table_of(f"What {rule} returned", ["rule", "‖W‖"], [[rule, norm]]),)

@@ -35,7 +35,7 @@ def round_of(line: Mapping[str, Any], before: Round | None, seen: dict[Any, Any]
     """Make a round of its line; `seen` holds equal keys and tuples once."""
     given = {str(key): _float(value) for key, value in line["metrics"].items()}
     texts = mapping(line.get("texts"))
-    told = {
+    by_part = {
         part: str(text)
         for path, text in texts.items()
         for part, prefix in (
@@ -45,7 +45,7 @@ def round_of(line: Mapping[str, Any], before: Round | None, seen: dict[Any, Any]
         )
         if path.startswith(prefix)
     }
-    aggregation = parsed(told.get("aggregation", ""))
+    aggregation = parsed(by_part.get("aggregation", ""))
     clients = [mapping(client) for client in aggregation.get("clients") or ()]
     rows = [mapping(row) for row in line.get("clients") or ()]
     train, evaluate = _participation(aggregation, clients, rows, given)
@@ -61,7 +61,7 @@ def round_of(line: Mapping[str, Any], before: Round | None, seen: dict[Any, Any]
         validation=_validation(rows, seen),
         training=_training(given, seen),
         sizes=_shared({number_of(c): whole(c["num_examples"]) for c in clients}, seen),
-        packed=zlib.compress(json.dumps(told).encode(), 1) if told else b"",
+        packed=zlib.compress(json.dumps(by_part).encode(), 1) if by_part else b"",
     )
 
 
@@ -80,7 +80,7 @@ def _participation(
     metrics: Mapping[str, float],
 ) -> tuple[Exchange, Exchange]:
     """Return who trained and who evaluated."""
-    own = mapping(aggregation.get("evaluate"))
+    evaluation = mapping(aggregation.get("evaluate"))
     replied = [number_of(client) for client in clients]
     counts = {"count": metrics.get("cost/clients_asked", 0.0)}
     answered = whole(metrics.get("cost/clients_replied"))
@@ -89,7 +89,7 @@ def _participation(
     lost = whole(metrics.get("cost/clients_failed"))
     train = replace(train, num_failed=train.num_failed or lost)
     scored = [number_of(row) for row in rows]
-    evaluate = _exchange(own.get("asked") or scored, scored, own.get("failed"), {}, 0)
+    evaluate = _exchange(evaluation.get("asked") or scored, scored, evaluation.get("failed"), {}, 0)
     return train, evaluate
 
 
@@ -118,39 +118,39 @@ def _validation(rows: Sequence[Mapping[str, Any]], seen: dict[Any, Any]) -> Own:
 
 def _training(metrics: Mapping[str, float], seen: dict[Any, Any]) -> Own:
     """Return the clients' metrics from ``train_client_<metric>/NNN``."""
-    found: dict[str, dict[int, float]] = {}
+    by_name: dict[str, dict[int, float]] = {}
     for key, value in metrics.items():
         match = _OWN_KEY.fullmatch(key)
         if match and match[1] == "train":
-            found.setdefault(match[2], {})[int(match[3])] = value
-    partitions = sorted({k for values in found.values() for k in values})
+            by_name.setdefault(match[2], {})[int(match[3])] = value
+    partitions = sorted({k for values in by_name.values() for k in values})
     if not partitions:
         return NOBODY
-    own = {
+    arrays = {
         sys.intern(name): np.array([by.get(k, math.nan) for k in partitions])
-        for name, by in found.items()
+        for name, by in by_name.items()
     }
     unknown = _array([math.nan] * len(partitions), np.float64, seen)
-    return Own(_array(partitions, np.int32, seen), unknown, own)
+    return Own(_array(partitions, np.int32, seen), unknown, arrays)
 
 
 def _array(values: Sequence[float], dtype: type[Any], seen: dict[Any, Any]) -> NDArray[Any]:
     """Return an array, the same object for the same values: most rounds have the same clients."""
     array = np.array(values, dtype)
-    found: NDArray[Any] = seen.setdefault((array.dtype.char, array.tobytes()), array)
-    return found
+    shared: NDArray[Any] = seen.setdefault((array.dtype.char, array.tobytes()), array)
+    return shared
 
 
 def _once(exchange: Exchange, seen: dict[Any, Any]) -> Exchange:
     reasons, counts = tuple(exchange.failed.items()), (exchange.num_asked, exchange.num_replied)
     key = exchange.asked, exchange.replied, reasons, counts, exchange.num_failed
-    found: Exchange = seen.setdefault(key, exchange)
-    return found
+    shared: Exchange = seen.setdefault(key, exchange)
+    return shared
 
 
 def _shared(sizes: dict[int, int], seen: dict[Any, Any]) -> Mapping[int, int]:
-    found: Mapping[int, int] = seen.setdefault(tuple(sizes.items()), sizes)
-    return found
+    shared: Mapping[int, int] = seen.setdefault(tuple(sizes.items()), sizes)
+    return shared
 
 
 def _float(value: Any) -> float:

@@ -114,8 +114,8 @@ def runs(home: Path, limit: int = 200) -> list[RunHead]:
     list of RunHead
     """
     heads = (_head(home, name) for name in sorted(_names(home), reverse=True))
-    found = (head for head in heads if head is not None)
-    return [head for head, _ in zip(found, range(limit), strict=False)]
+    known = (head for head in heads if head is not None)
+    return [head for head, _ in zip(known, range(limit), strict=False)]
 
 
 def heads_of(home: Path, shown: str) -> list[RunHead]:
@@ -139,8 +139,8 @@ def heads_of(home: Path, shown: str) -> list[RunHead]:
         later = (name for name in _names(home) if name[:_STAMP] >= shown[:_STAMP])
         starts = ((name, _start_of(home, name)) for name in later)
         names = [n for n, s in starts if s and launch_of(home, s.output_dir)[0] == shown]
-    found = [head for name in names if (head := _head(home, name)) is not None]
-    return sorted(found, key=lambda head: (head.job, head.name))
+    heads = [head for name in names if (head := _head(home, name)) is not None]
+    return sorted(heads, key=lambda head: (head.job, head.name))
 
 
 def _names(home: Path) -> set[str]:
@@ -235,11 +235,11 @@ def waits_for_nodes(event: Mapping[str, Any]) -> bool:
 
 
 def process_of(value: Any) -> Process | None:
-    told = mapping(value)
-    pid = whole(told.get("pid"))
+    process = mapping(value)
+    pid = whole(process.get("pid"))
     if pid <= 0:
         return None
-    return Process(str(told.get("host")), pid, str(told.get("started", "")))
+    return Process(str(process.get("host")), pid, str(process.get("started", "")))
 
 
 def is_gone(process: Process | None) -> bool:

@@ -96,20 +96,22 @@ class Split:
     def sentences(self) -> tuple[str, ...]:
         """What the deal comes to, in words."""
         k = len(self.sizes)
-        found = [
+        lines = [
             f"{sum(self.sizes)} rows train on {counted(k, 'client')}, {sum(self.validation)} "
             f"validate, {self.test} test on the server"
         ]
         if k > 1:
-            found.append(f"n_k, a client's rows to train on: {_range(self.sizes)}")
+            lines.append(f"n_k, a client's rows to train on: {_range(self.sizes)}")
         if self.pooled:
-            found.append("strategy=pooled trains on the rows of all clients in one place")
+            lines.append("strategy=pooled trains on the rows of all clients in one place")
         if self.task == "classification" and k > 1:
-            held = np.count_nonzero(np.array(self.counts), axis=0)
-            found.append(f"a client has {_range(held.tolist())} of the {len(self.labels)} classes")
+            classes = np.count_nonzero(np.array(self.counts), axis=0)
+            lines.append(
+                f"a client has {_range(classes.tolist())} of the {len(self.labels)} classes"
+            )
         if not self.test:
-            found.append("the server has no test rows: look at the clients' own numbers")
-        return tuple(found)
+            lines.append("the server has no test rows: look at the clients' own numbers")
+        return tuple(lines)
 
 
 def split_of(overrides: Sequence[str]) -> Split:
@@ -216,14 +218,14 @@ def _drawable(table: Table) -> tuple[str, ...]:
 
 def _points(parts: Sequence[Partition], rows: int) -> tuple[Points, ...]:
     step = -(-rows // MAX_POINTS)
-    found = []
+    points = []
     for table in (part.train for part in parts):
         kept = np.flatnonzero(~np.isnan(table.numeric).any(axis=1))[::step]
         target = table.target[kept]
         regression = table.task == "regression"
         y = target[:, 0].tolist() if regression else [str(label) for label in target.tolist()]
-        found.append(Points(tuple(map(tuple, table.numeric[kept].tolist())), tuple(y)))
-    return tuple(found)
+        points.append(Points(tuple(map(tuple, table.numeric[kept].tolist())), tuple(y)))
+    return tuple(points)
 
 
 def _range(values: Sequence[int]) -> str:

@@ -227,12 +227,12 @@ def open(
     try:
         if not is_id(name):
             raise FileNotFoundError
-        found = path.stat()
+        status = path.stat()
     except OSError:
         raise InputError(
             "upload", name, "there is no such file any more; upload it again"
         ) from None
-    stamp = (found.st_mtime_ns, found.st_size)
+    stamp = (status.st_mtime_ns, status.st_size)
     return _looked_at(name, path, stamp, target, task, key, tuple(features))
 
 
@@ -249,9 +249,9 @@ def _looked_at(
     names = _names(path, stamp)
     target = target or _guess(names)
     kind = cast(Task, task) if task else None
-    found = report(path, target, kind, features or None, None, key or None)
-    roles = found.roles
-    sentences, one_class = _sentences(found), len(found.classes) == 1
+    checked = report(path, target, kind, features or None, None, key or None)
+    roles = checked.roles
+    sentences, one_class = _sentences(checked), len(checked.classes) == 1
     if one_class:  # which a node could live with, whose fellows have other ones
         sentences = [s for s in sentences if not s.endswith("in the other nodes' files at least")]
         sentences.append(f"problem: {target} is the same in every row: at least 2 classes")
@@ -261,9 +261,9 @@ def _looked_at(
         names,
         target,
         "classification" if roles is None else roles.task,
-        found.options,
+        checked.options,
         tuple(sentences),
-        found.usable and not one_class,
+        checked.usable and not one_class,
     )
 
 
@@ -277,11 +277,11 @@ def _guess(names: Sequence[str]) -> str:
     return next((lower[guess] for guess in _GUESSES if guess in lower), names[-1])
 
 
-def _sentences(found: CheckReport) -> list[str]:
+def _sentences(checked: CheckReport) -> list[str]:
     """Return the report's lines without its table and what names the file."""
-    lines = found.render().split("\n")
-    begin = f"{found.rows} rows, {len(found.columns)} columns"
-    table = len(found.columns) + 1 if found.columns else 0
+    lines = checked.render().split("\n")
+    begin = f"{checked.rows} rows, {len(checked.columns)} columns"
+    table = len(checked.columns) + 1 if checked.columns else 0
     return [
         begin,
         *(line for line in lines[1 + table :] if not line.startswith(("usable: ", "try: "))),
@@ -307,8 +307,8 @@ def tidy(home: Path | None = None) -> int:
     removed = 0
     for file in _folder(home).glob("*.csv"):
         with contextlib.suppress(OSError):
-            found = file.stat()
-            if time.time() - max(found.st_atime, found.st_mtime) > KEEP_DAYS * 86400:
+            status = file.stat()
+            if time.time() - max(status.st_atime, status.st_mtime) > KEEP_DAYS * 86400:
                 file.unlink()
                 removed += 1
     return removed

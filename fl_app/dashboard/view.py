@@ -354,10 +354,10 @@ def whole(value: Any) -> int:
 
 def parsed(text: str | bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def rows_of(table: Mapping[str, Any]) -> list[dict[str, Any]]:
