@@ -82,6 +82,10 @@ class Explanation:
     sentences: tuple[str, ...] = ()
 
 
+_Made = tuple[str | None, tuple[Table, ...], tuple[str, ...]]
+"""An explanation without its title: formula, tables and sentences."""
+
+
 def explain(view: RunView, server_round: int) -> Explanation:
     """Explain a round.
 
@@ -106,14 +110,14 @@ def explain(view: RunView, server_round: int) -> Explanation:
         return Explanation(title, sentences=(start,))
     aggregation = round_.aggregation
     make = _private if view.private else _stacking if view.stack_phase(round_) else _averaging
-    unreadable = Explanation("", sentences=("The record of this round's replies cannot be read.",))
+    unreadable: _Made = (None, (), ("The record of this round's replies cannot be read.",))
     try:
-        made = make(view, round_, aggregation) if aggregation or view.private else unreadable
+        known = aggregation or view.private
+        formula, tables, sentences = make(view, round_, aggregation) if known else unreadable
     except (KeyError, TypeError, ValueError, AttributeError):
-        made = unreadable
-    who = _who(round_)
-    sentences = (*made.sentences, *who[1], *_faulty(view))
-    return Explanation(title, made.formula, (*made.tables, *who[0]), sentences)
+        formula, tables, sentences = unreadable
+    failed, why = _who(round_)
+    return Explanation(title, formula, (*tables, *failed), (*sentences, *why, *_faulty(view)))
 
 
 # ---------------------------------------------------------------------------- who took part
@@ -152,34 +156,32 @@ def _asked(word: str, exchange: Exchange) -> str:
 
 
 # ---------------------------------------------------------------------------- averaging
-def _averaging(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> Explanation:
+def _averaging(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> _Made:
     rule = str(aggregation.get("rule") or view.strategy)
     replies = replies_of(aggregation)
-    returned = vector_of(aggregation.get("aggregate"))
-    names = value_names(round_, aggregation.get("aggregate"))
+    aggregate = aggregation.get("aggregate")
+    returned, norm = vector_of(aggregate), norm_of(aggregate)
+    names = value_names(round_, aggregate)
     sizes = {None if reply.values is None else len(reply.values) for reply in replies}
     small = returned is not None and sizes == {len(returned)}
     if round_.went_back:
         tables = replies_table(replies, names if small else None)
-        return Explanation("", None, tables, (_went_back(view, round_),))
+        return None, tables, (_went_back(view, round_),)
     sentences = _about(view, round_, rule, replies)
     if rule == "Local" or not replies:
-        return Explanation("", None, replies_table(replies, None), sentences)
+        return None, replies_table(replies, None), sentences
     if rule not in AVERAGES | SERVER_STEPS:
-        norm = norm_of(aggregation.get("aggregate"))
         tables = replies_table(replies, names if small else None, rule, returned, norm)
-        return Explanation("", None, tables, (*sentences, *_large(small, replies)))
+        return None, tables, (*sentences, *_large(small, replies))
     formula = _formula(round_, aggregation, "" if rule in AVERAGES else r"\bar W")
     if not small:
-        tables = replies_table(replies, None, rule, None, norm_of(aggregation.get("aggregate")))
-        return Explanation("", formula, tables, (*sentences, *_large(False, replies)))
+        tables = replies_table(replies, None, rule, None, norm)
+        return formula, tables, (*sentences, *_large(False, replies))
     assert returned is not None
     total = sum((r.product for r in replies), np.zeros(len(returned)))
     if rule in AVERAGES:
         sentences = (*sentences, _check(total, returned, rule))
-    return Explanation(
-        "", formula, products_table(replies, names, total, returned, rule), sentences
-    )
+    return formula, products_table(replies, names, total, returned, rule), sentences
 
 
 def _formula(round_: Round, aggregation: Mapping[str, Any], left: str = "") -> str:
@@ -256,7 +258,7 @@ def _check(total: Floats, returned: Floats, rule: str) -> str:
 
 
 # ---------------------------------------------------------------------------- privacy
-def _private(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> Explanation:
+def _private(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> _Made:
     get = round_.metrics.get
     train = round_.train
     norm, spent = get("privacy/clipping_norm"), get("privacy/epsilon")
@@ -279,19 +281,17 @@ def _private(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> Ex
         names = value_names(round_, aggregation.get("aggregate"))
         row = [rule, *returned.tolist()]
         tables = (table_of(f"What {rule} returned, noise and all", ["rule", *names], [row]),)
-    return Explanation("", None, tables, tuple(sentences))
+    return None, tables, tuple(sentences)
 
 
 # ---------------------------------------------------------------------------- stacking
-def _stacking(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> Explanation:
+def _stacking(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> _Made:
     phase, get = view.stack_phase(round_), round_.metrics.get
     replies = replies_table(replies_of(aggregation), None)
     if round_.went_back:
-        return Explanation(
-            "", None, replies, (_went_back(view, round_), *_bases(get("stack/base_models")))
-        )
+        return None, replies, (_went_back(view, round_), *_bases(get("stack/base_models")))
     if phase == "collect":
-        return Explanation("", None, replies, _collected(view, round_))
+        return None, replies, _collected(view, round_)
     rows = int(get("stack/rows", 0))
     tables = (*_candidates(round_), *_members(round_))
     chosen = _family(next((c for c in round_.candidates if c.get("chosen")), {}))
@@ -310,7 +310,7 @@ def _stacking(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> E
             f"Select: the candidates went to all clients, which {what}, over {rows} training rows "
             f"that each is new to. The choice: {chosen}.",
         ]
-    return Explanation("", None, tables, tuple(sentences))
+    return None, tables, tuple(sentences)
 
 
 def _bases(number: float | None) -> tuple[str, ...]:
