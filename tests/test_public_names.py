@@ -19,8 +19,8 @@ NAMES: dict[str, list[str]] = json.loads(
 )
 MOVED: dict[str, tuple[str, ...]] = {
     "fl_app.commands": ("fl_app.cli.kit",),
-    "fl_app.dashboard.charts": ("fl_app.dashboard.line_chart", "fl_app.dashboard.split_charts"),
-    "fl_app.dashboard.choices": ("fl_app.dashboard.address", "fl_app.dashboard.arguments"),
+    "fl_app.dashboard.charts": ("fl_app.dashboard.line_chart",),
+    "fl_app.dashboard.choices": ("fl_app.dashboard.arguments",),
     "fl_app.dashboard.explain": ("fl_app.dashboard.replies",),
     "fl_app.dashboard.launches": (
         "fl_app.dashboard.process_control",

@@ -20,7 +20,6 @@ import numpy as np
 import streamlit as st
 
 from fl_app.dashboard import (
-    address,
     arguments,
     charts,
     choices,
@@ -32,9 +31,7 @@ from fl_app.dashboard import (
     progress,
     regions,
     run_files,
-    run_list,
     split,
-    split_charts,
     uploads,
 )
 from fl_app.dashboard.choices import Choices
@@ -87,7 +84,7 @@ def _page(home: Path) -> None:
         fault = arguments.check(chosen, home)
         shown = _buttons(chosen, fault, home)
     st.session_state["chosen"] = chosen
-    st.query_params.from_dict(address.to_query(chosen) | ({"run": shown} if shown else {}))
+    st.query_params.from_dict(choices.to_query(chosen) | ({"run": shown} if shown else {}))
     for text in complaints:
         st.warning(_plain(text))
     if failure := st.session_state.pop("failure", ""):
@@ -100,7 +97,7 @@ def _page(home: Path) -> None:
     else:
         _split(chosen, home, open_=not shown)
     if shown:
-        active = run_list.goes_on(shown, home)
+        active = run_files.goes_on(shown, home)
         tick = _SLOW_TICK if chosen.rounds > _MANY_ROUNDS else _TICK
         st.fragment(_watched, run_every=tick if active else None)(shown, home, active)
     elif not fault:
@@ -116,7 +113,7 @@ def _begun(home: Path) -> tuple[Choices, Sequence[str]]:
         launch = processes.get(shown, home)
         if launch is not None and not query:
             query = dict(launch.choices)
-        chosen, complaints = address.from_query(query, home)
+        chosen, complaints = choices.from_query(query, home)
         st.session_state["chosen"], st.session_state["complaints"] = chosen, complaints
     return st.session_state["chosen"], st.session_state.pop("complaints", ())
 
@@ -366,7 +363,7 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
 def _buttons(chosen: Choices, fault: str, home: Path) -> str:
     """Draw Start, Stop and the list of runs; return what is shown."""
     shown = str(st.session_state["shown"])
-    listed = run_list.listed(home)
+    listed = run_files.listed(home)
     launch = processes.get(shown, home)
     if shown and launch is None and not run_files.heads_of(home, shown):
         st.session_state["failure"] = f"run={shown[:60]}: there is no such run on this machine"
@@ -413,7 +410,7 @@ def _waits(chosen: Choices) -> bool:
 def _start(chosen: Choices, home: Path) -> None:
     try:
         uploads.tidy(home)
-        words, query = arguments.overrides(chosen, home), address.to_query(chosen)
+        words, query = arguments.overrides(chosen, home), choices.to_query(chosen)
         launch = process_control.start(home, words, sweep=chosen.both, choices=query)
         st.session_state["shown"] = launch.id
     except InputError as error:
@@ -432,7 +429,7 @@ def _show(home: Path) -> None:
     shown = st.session_state["shown"] = st.session_state["c_run"] or ""
     launch = processes.get(shown, home)
     if launch is not None:
-        chosen, complaints = address.from_query(launch.choices, home)
+        chosen, complaints = choices.from_query(launch.choices, home)
         _take(chosen)
         st.session_state["complaints"] = complaints
 
@@ -462,7 +459,7 @@ def _own_split(view: RunView) -> None:
             _deal(preview, "own")
             return
         sizes = [view.roster.get(k, (0, 0))[0] for k in range(view.clients)]
-        _chart(split_charts.split_sizes(sizes), "own-sizes")
+        _chart(charts.split_sizes(sizes), "own-sizes")
         at_nodes = "As the nodes told; which labels their rows have, only they know."
         st.markdown(at_nodes if view.runtime == "deployment" else split.GONE)
 
@@ -475,11 +472,11 @@ def _dealt_before(text: str, sha256: str) -> split.Split | None:
 def _deal(dealt: split.Split, key: str) -> None:
     counts = np.array(dealt.counts)
     by_label = (
-        split_charts.split_heat(dealt.labels, counts)
+        charts.split_heat(dealt.labels, counts)
         if dealt.task == "classification"
-        else split_charts.split_histogram(dealt.edges, counts, dealt.target)
+        else charts.split_histogram(dealt.edges, counts, dealt.target)
     )
-    _chart(split_charts.split_sizes(dealt.sizes), f"{key}-sizes")
+    _chart(charts.split_sizes(dealt.sizes), f"{key}-sizes")
     _chart(by_label, f"{key}-labels")
     st.markdown("  \n".join(map(_plain, dealt.sentences[1:])))
 
@@ -505,7 +502,7 @@ def _watched(shown: str, home: Path, active: bool) -> None:
 
 
 def _run(shown: str, home: Path, active: bool) -> None:
-    if active and not run_list.goes_on(shown, home):
+    if active and not run_files.goes_on(shown, home):
         st.rerun()  # once: the timer goes, and the buttons are as they should be now
     launch = processes.get(shown, home)
     tails = (_tail(home, head.name) for head in run_files.heads_of(home, shown))

@@ -66,7 +66,7 @@ class Launch:
     sweep : bool
         Whether these are several jobs, one a strategy.
     choices : mapping of str to str
-        The choices as :func:`fl_app.dashboard.address.to_query` writes them.
+        The choices as :func:`fl_app.dashboard.choices.to_query` writes them.
     """
 
     folder: Path

@@ -22,13 +22,18 @@ from typing import Any
 
 import yaml
 
-from fl_app.dashboard.processes import launches_dir
-from fl_app.dashboard.view import RunHead, Status, mapping, parsed, texts_of, whole
+from fl_app.dashboard import processes
+from fl_app.dashboard.choices import from_query
+from fl_app.dashboard.processes import Launch, launches_dir
+from fl_app.dashboard.view import ACTIVE, RunHead, Status, mapping, parsed, texts_of, whole
+from fl_app.errors import printable
 from fl_app.home import Process
 from fl_app.tracking.files import read_lines
 
-__all__ = ["RunStart", "heads_of", "launch_of", "models_dir", "runs"]
+__all__ = ["RunStart", "goes_on", "heads_of", "launch_of", "listed", "models_dir", "runs"]
 
+MOST_LISTED = 40
+"""Entries of the list of runs at most."""
 _STAMP = len("20260131-101500")
 RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4,32}")
 ENDS: Mapping[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
@@ -141,6 +146,45 @@ def heads_of(home: Path, shown: str) -> list[RunHead]:
         names = [n for n, s in starts if s and launch_of(home, s.output_dir)[0] == shown]
     heads = [head for name in names if (head := _head(home, name)) is not None]
     return sorted(heads, key=lambda head: (head.job, head.name))
+
+
+def listed(home: Path) -> dict[str, str]:
+    """Return what can be shown by its name, newest first, with its words in the list."""
+    launches = processes.find(home)[:MOST_LISTED]
+    items = [(each.time, each.id, f"{_words(each)} ({each.state})") for each in launches]
+    items += [
+        (head.start_ms / 1000, head.name, f"{_title(head)} ({head.status})")
+        for head in runs(home, 3 * MOST_LISTED)
+        if not head.launch
+    ]
+    newest = sorted(items, reverse=True)[:MOST_LISTED]
+    return {name: f"{_clock(at)} {words}" for at, name, words in newest}
+
+
+def _clock(at: float) -> str:
+    """Return the time of day, with the day where that is another one."""
+    then = time.localtime(at)
+    today = time.strftime("%F", then) == time.strftime("%F")
+    return time.strftime("%H:%M:%S" if today else "%d %b %H:%M", then)
+
+
+def _words(launch: Launch) -> str:
+    chosen, _ = from_query(launch.choices, None)
+    data = "own file" if "upload" in launch.choices else chosen.dataset
+    return f"{data} {' and '.join(chosen.strategies)} seed {chosen.seed}"
+
+
+def _title(head: RunHead) -> str:
+    words = (head.dataset, head.strategy, f"seed {head.seed}" if head.seed else "")
+    return printable(" ".join(filter(None, words)) or head.title or "a run that begins")
+
+
+def goes_on(shown: str, home: Path) -> bool:
+    """Return whether a run, or what the page has started, still goes on."""
+    launch = processes.get(shown, home)
+    if launch is not None:
+        return launch.running
+    return any(head.status in ACTIVE for head in heads_of(home, shown))
 
 
 def _names(home: Path) -> set[str]:

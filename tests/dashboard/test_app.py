@@ -18,7 +18,6 @@ pytest.importorskip("streamlit", reason="Streamlit is not installed")
 from streamlit.testing.v1 import AppTest
 
 from fl_app.dashboard import (
-    address,
     app,
     arguments,
     choices,
@@ -54,7 +53,7 @@ def home(tmp_path: Path) -> Path:
 def opened(query: Mapping[str, str] = {}, chosen: Choices = CHEAP) -> AppTest:
     """Open the page in a tab of its own; whatever happens, no traceback is on it."""
     at = AppTest.from_file(PAGE, default_timeout=60)
-    for key, value in {**address.to_query(chosen), **query}.items():
+    for key, value in {**choices.to_query(chosen), **query}.items():
         at.query_params[key] = value
     return whole(at.run())
 
@@ -142,7 +141,7 @@ def test_what_is_chosen_stands_in_the_address_and_comes_back() -> None:
         learning_rate=0.03,
     )
     assert chosen_in(at) == expected
-    assert query_of(at) == address.to_query(expected)
+    assert query_of(at) == choices.to_query(expected)
     again = opened(query_of(at), Choices())
     assert chosen_in(again) == expected
     assert (list(again.error), list(again.warning)) == ([], [])
@@ -271,8 +270,8 @@ def test_start_writes_a_launch_of_these_choices(home: Path) -> None:
     whole(at.run())
     (launch,) = processes.find(home)
     assert list(launch.overrides) == arguments.overrides(CHEAP)
-    assert launch.choices == address.to_query(CHEAP)
-    assert query_of(at) == {**address.to_query(CHEAP), "run": launch.id}
+    assert launch.choices == choices.to_query(CHEAP)
+    assert query_of(at) == {**choices.to_query(CHEAP), "run": launch.id}
     again = opened({"run": launch.id})
     assert again.selectbox(key="c_run").value == launch.id
     assert "iris fedavg seed 0" in again.selectbox(key="c_run").options[0]
@@ -285,7 +284,7 @@ def test_a_run_whose_file_is_gone_says_so(home: Path) -> None:
     kept = uploads.save(None, b"x,y\n" + b"1,0\n2,1\n" * 30, "own.csv")
     chosen = Choices(upload=kept.id, target="y", clients=2, rounds=2)
     words = arguments.overrides(chosen)
-    launch = process_control.start(home, words, choices=address.to_query(chosen))
+    launch = process_control.start(home, words, choices=choices.to_query(chosen))
     kept.path.unlink()
     assert f"dataset.path={kept.path}" in arguments.five_seeds(launch.overrides)
     at = opened()
@@ -458,7 +457,7 @@ def test_two_runs_of_a_launch_stand_side_by_side(home: Path) -> None:
         "time": 1.0,
         "overrides": ["strategy=fedavg,fedstacking", "seed=0"],
         "sweep": True,
-        "choices": address.to_query(replace(CHEAP, both=True)),
+        "choices": choices.to_query(replace(CHEAP, both=True)),
     }
     (folder / "launch.json").write_text(json.dumps(launch))
     for job, head in enumerate(reversed(run_files.runs(home))):

@@ -14,10 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_app.colours import ROLES, strategy_style
-from fl_app.dashboard.charts import curves, model_values, versus
+from fl_app.dashboard.charts import (
+    curves,
+    model_values,
+    split_heat,
+    split_histogram,
+    split_sizes,
+    versus,
+)
 from fl_app.dashboard.line_chart import Chart, apart, bulk
 from fl_app.dashboard.metric_values import metrics
-from fl_app.dashboard.split_charts import split_heat, split_histogram, split_sizes
 from fl_app.dashboard.view import RunView
 from fl_app.tracking.records import ClientRecord, RoundRecord, RunFacts
 from tests.recorded import GONE, Record, round_line

@@ -17,7 +17,6 @@ from fl_app.config.dataset_options import TabularConfig
 from fl_app.config.schema import GROUPS
 from fl_app.config.sweep import check_sweep
 from fl_app.dashboard import uploads
-from fl_app.dashboard.address import from_query, to_query
 from fl_app.dashboard.arguments import (
     check,
     command,
@@ -28,7 +27,16 @@ from fl_app.dashboard.arguments import (
     overrides,
     task_for,
 )
-from fl_app.dashboard.choices import BOTH, EXAMPLES, LIMITS, LOOK_AT, OPTIONS, Choices
+from fl_app.dashboard.choices import (
+    BOTH,
+    EXAMPLES,
+    LIMITS,
+    LOOK_AT,
+    OPTIONS,
+    Choices,
+    from_query,
+    to_query,
+)
 from fl_app.data.tabular import quoted
 from fl_app.errors import ConfigError, InputError, printable
 

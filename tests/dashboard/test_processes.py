@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from fl_app.dashboard import process_control, processes, uploads
-from fl_app.dashboard.address import to_query
 from fl_app.dashboard.arguments import overrides
-from fl_app.dashboard.choices import EXAMPLES, Choices
+from fl_app.dashboard.choices import EXAMPLES, Choices, to_query
 from fl_app.dashboard.process_control import start, stop
 from fl_app.dashboard.processes import Launch, find, get, log_tail, tidy
 from fl_app.errors import InputError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_app.dashboard import address, arguments, process_control, processes, run_files
+from fl_app.dashboard import arguments, choices, process_control, processes, run_files
 from fl_app.dashboard.choices import Choices
 from fl_app.dashboard.live import Tail
 from fl_app.dashboard.view import RunView
@@ -159,7 +159,7 @@ class TestARunThatGoesOn:
     @pytest.fixture(scope="class")
     def going(self, server: Server) -> Iterator[processes.Launch]:
         words = arguments.overrides(LONG, server.home)
-        found = process_control.start(server.home, words, choices=address.to_query(LONG))
+        found = process_control.start(server.home, words, choices=choices.to_query(LONG))
         yield found
         process_control.stop(found)
 
@@ -197,7 +197,7 @@ def test_another_browser_finds_a_run_and_stops_it(
     open_tab: Open, browser: Any, server: Server
 ) -> None:
     """It is "stopping" until its process is gone, in both; MLflow has it as KILLED."""
-    tab = open_tab(**address.to_query(LONG))
+    tab = open_tab(**choices.to_query(LONG))
     name = tab.start()
     tab.badge("running")
     newest(tab)
