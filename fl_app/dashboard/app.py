@@ -435,14 +435,13 @@ def _show(home: Path) -> None:
 
 
 # ---------------------------------------------------------------------------- the split
-@st.cache_data(max_entries=16, show_spinner=False)
-def _dealt(words: tuple[str, ...]) -> split.Split:
-    return split.split_of(words)
+_dealt = st.cache_data(max_entries=16, show_spinner=False)(split.split_of)
+_dealt_before = st.cache_data(max_entries=16, show_spinner=False)(split.split_of_text)
 
 
 def _split(chosen: Choices, home: Path, open_: bool) -> None:
     """Show who gets which rows, before anything trains."""
-    preview = _dealt(tuple(arguments.jobs(chosen, home)[0]))
+    preview = _dealt(arguments.jobs(chosen, home)[0])
     with st.expander(f"The split: {preview.sentences[0]}", expanded=open_, key=f"split-{open_}"):
         _deal(preview, "next")
 
@@ -462,11 +461,6 @@ def _own_split(view: RunView) -> None:
         _chart(charts.split_sizes(sizes), "own-sizes")
         at_nodes = "As the nodes told; which labels their rows have, only they know."
         st.markdown(at_nodes if view.runtime == "deployment" else split.GONE)
-
-
-@st.cache_data(max_entries=16, show_spinner=False)
-def _dealt_before(text: str, sha256: str) -> split.Split | None:
-    return split.split_of_text(text, sha256)
 
 
 def _deal(dealt: split.Split, key: str) -> None:

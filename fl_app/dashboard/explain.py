@@ -20,7 +20,6 @@ from fl_app.dashboard.replies import (
     Reply,
     Table,
     norm_of,
-    norm_table,
     products_table,
     replies_of,
     replies_table,
@@ -28,7 +27,7 @@ from fl_app.dashboard.replies import (
     value_names,
     vector_of,
 )
-from fl_app.dashboard.view import Exchange, Floats, Round, RunView
+from fl_app.dashboard.view import Floats, Round, RunView
 
 __all__ = ["Explanation", "explain"]
 
@@ -128,7 +127,8 @@ def _who(round_: Round) -> tuple[list[Table], list[str]]:
     for word, exchange in (("train", round_.train), ("evaluate", round_.evaluate)):
         rows += [(k, word, why) for k, why in exchange.failed.items()]
         if exchange.num_failed:
-            sentences.append(_asked(word, exchange))
+            asked, failed = exchange.num_asked, exchange.num_failed
+            sentences.append(f"{asked} clients were asked to {word}; {failed} of them failed.")
     tables = [Table("Who failed, and why", ("client", "to", "reason"), tuple(rows))] if rows else []
     return tables, sentences
 
@@ -147,12 +147,6 @@ def _faulty(view: RunView) -> list[str]:
         return []
     last = range(view.clients - int(number), view.clients)
     return [f"On purpose, clients {', '.join(map(str, last))} {FAULTS[kind]}."]
-
-
-def _asked(word: str, exchange: Exchange) -> str:
-    return (
-        f"{exchange.num_asked} clients were asked to {word}; {exchange.num_failed} of them failed."
-    )
 
 
 # ---------------------------------------------------------------------------- averaging
@@ -261,8 +255,8 @@ def _check(total: Floats, returned: Floats, rule: str) -> str:
 def _private(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> _Made:
     get = round_.metrics.get
     train = round_.train
-    norm, spent = get("privacy/clipping_norm"), get("privacy/epsilon")
-    clip = "a norm" if norm is None else f"the norm {norm:.4g}"
+    bound, spent = get("privacy/clipping_norm"), get("privacy/epsilon")
+    clip = "a norm" if bound is None else f"the norm {bound:.4g}"
     sentences = [
         view.why_private,
         f"{train.num_asked} clients were asked, {train.num_replied} replied. Each reply's update "
@@ -274,13 +268,14 @@ def _private(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> _M
         sentences.append(f"Spent so far: epsilon {spent:.4g} at delta {delta:g}.")
     if round_.went_back:
         sentences.append(_went_back(view, round_))
-    returned = vector_of(aggregation.get("aggregate"))
-    rule = str(aggregation.get("rule") or view.strategy)
-    tables = norm_table(rule, aggregation)
+    aggregate, rule = aggregation.get("aggregate"), str(aggregation.get("rule") or view.strategy)
+    returned, norm = vector_of(aggregate), norm_of(aggregate)
+    tables: tuple[Table, ...] = ()
     if returned is not None:
-        names = value_names(round_, aggregation.get("aggregate"))
-        row = [rule, *returned.tolist()]
-        tables = (table_of(f"What {rule} returned, noise and all", ["rule", *names], [row]),)
+        columns, row = ["rule", *value_names(round_, aggregate)], [rule, *returned.tolist()]
+        tables = (table_of(f"What {rule} returned, noise and all", columns, [row]),)
+    elif norm is not None:
+        tables = (table_of(f"What {rule} returned", ["rule", "‖W‖"], [[rule, norm]]),)
     return None, tables, tuple(sentences)
 
 

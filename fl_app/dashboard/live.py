@@ -14,20 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.config.strategy_options import is_pooled
+from fl_app.dashboard import run_files
 from fl_app.dashboard.round_lines import OpenRound, round_of
-from fl_app.dashboard.run_files import (
-    ENDS,
-    RUN_NAME,
-    RunStart,
-    is_gone,
-    launch_of,
-    lines_from,
-    paths_of,
-    process_of,
-    read_json,
-    start_of_name,
-    waits_for_nodes,
-)
+from fl_app.dashboard.run_files import RunStart
 from fl_app.dashboard.view import (
     ACTIVE,
     MlflowLink,
@@ -104,7 +93,7 @@ class Tail:
             seen, a run whose files are removed stays as it was, ``vanished``.
         """
         with self._lock:
-            if not RUN_NAME.fullmatch(self.name):
+            if not run_files.RUN_NAME.fullmatch(self.name):
                 return None
             changed = self._read_events() | self._read_start() | self._read_rounds()
             changed |= self._read_notes() | self._read_end()
@@ -117,13 +106,13 @@ class Tail:
     def _new_lines(self, file: str, skip: bool = False) -> Iterator[dict[str, Any]]:
         """Yield what is new; with `skip` not what lies between a file's head and its end."""
         offset = self._offsets.get(file, 0)
-        for path in paths_of(self.home, self.name, file):
+        for path in run_files.paths_of(self.home, self.name, file):
             try:
                 size = path.stat().st_size
             except OSError:
                 continue
             if size > offset:
-                for line, self._offsets[file] in lines_from(path, offset):
+                for line, self._offsets[file] in run_files.lines_from(path, offset):
                     yield line
                     if skip and _HEAD < self._offsets[file] < size - _LAST:
                         self._offsets[file] = _line_after(path, size - _LAST)
@@ -134,7 +123,7 @@ class Tail:
     def _read_start(self) -> bool:
         if self._start is not None:
             return False
-        content = read_json(self.home, self.name, "run.json")
+        content = run_files.read_json(self.home, self.name, "run.json")
         self._start = RunStart.of(content) if content else None
         return self._start is not None
 
@@ -205,9 +194,9 @@ class Tail:
     def _read_end(self) -> bool:
         before = self._end, self._sent
         if not self._end:
-            self._end = read_json(self.home, self.name, "end.json")
+            self._end = run_files.read_json(self.home, self.name, "end.json")
         if "run_id" not in self._sent:
-            sent = read_json(self.home, self.name, "sent.json")
+            sent = run_files.read_json(self.home, self.name, "sent.json")
             self._sent = sent if sent.get("run_id") else {}
         return (self._end, self._sent) != before
 
@@ -215,9 +204,7 @@ class Tail:
     def _now(self) -> _State:
         spooled = (self.home / "spool" / self.name).is_dir()
         vanished = not spooled and not (self.home / "runs" / self.name).is_dir()
-        gone = is_gone(
-            self._start.process if self._start else process_of(self._begin.get("process"))
-        )
+        gone = (self._start or RunStart.early(self._begin)).gone
         status, error, closing = self._status(gone)
         if vanished and status in ACTIVE:
             status, error = "lost", "its files were removed from this machine"
@@ -226,19 +213,19 @@ class Tail:
     def _status(self, gone: bool) -> tuple[Status, str, bool]:
         last = self._event if self._event.get("event") == "end" else {}
         end = last or self._end
-        over = ENDS.get(str(end.get("status")))
+        over = run_files.ENDS.get(str(end.get("status")))
         if over and (last or not self._begin or gone):
             return over, str(end.get("error") or ""), False
         if gone:
             return "lost", LOST, False
         if self._rounds or self._in_round:
             return "running", "", bool(over)
-        return "waiting" if waits_for_nodes(self._event) else "starting", "", bool(over)
+        return "waiting" if run_files.waits_for_nodes(self._event) else "starting", "", bool(over)
 
     def _make(self, state: _State) -> RunView:
         start = self._start or RunStart()
         params, rounds = start.params, tuple(self._rounds)
-        launch, job = launch_of(self.home, start.output_dir)
+        launch, job = run_files.launch_of(self.home, start.output_dir)
         private = params.get("privacy.name", "none") != "none"
         watch = self._in_round
         if watch and rounds and watch.server_round <= rounds[-1].server_round:
@@ -253,7 +240,7 @@ class Tail:
         return RunView(
             name=self.name,
             title=start.title,
-            strategy=params.get("strategy.name") or start.tags.get("strategy", ""),
+            strategy=start.strategy,
             runtime=str(self._begin.get("runtime") or params.get("runtime.name", "")),
             output_dir=start.output_dir,
             launch=launch,
@@ -263,7 +250,7 @@ class Tail:
             tags={**start.tags, **self._tags, **texts_of(self._end.get("tags"))},
             status=state.status,
             error=state.error,
-            start_ms=begun or start.start_ms or start_of_name(self.name),
+            start_ms=begun or start.start_ms or run_files.start_of_name(self.name),
             sign_ms=max(signs),
             total=start.total,
             clients=max([count, *(k + 1 for k in self._sizes)]),
@@ -281,12 +268,10 @@ class Tail:
         )
 
     def _link(self, start: RunStart, state: _State) -> MlflowLink:
-        tracking = start.params.get("tracking.name", "mlflow" if start.uri else "")
-        if not start.uri or tracking == "none":
-            none = (
-                "This run is not recorded in MLflow (tracking=none)." if tracking == "none" else ""
-            )
-            return MlflowLink("", "", none)
+        if start.params.get("tracking.name") == "none":
+            return MlflowLink("", "", "This run is not recorded in MLflow (tracking=none).")
+        if not start.uri:
+            return MlflowLink()
         rest = ""
         if state.spooled and state.status not in ACTIVE:
             rest = "MLflow has not got all of this run: the record waits in the spool"

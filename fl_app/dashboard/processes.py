@@ -24,6 +24,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -228,10 +229,9 @@ def launches_dir(home: Path | None) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return a JSON object, or nothing where there is none."""
-    try:
+    with suppress(OSError):
         return parsed(path.read_bytes())
-    except OSError:
-        return {}
+    return {}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -169,13 +169,6 @@ def replies_table(
     return (table_of("Replies", columns, rows),)
 
 
-def norm_table(rule: str, aggregation: Mapping[str, Any]) -> tuple[Table, ...]:
-    norm = norm_of(aggregation.get("aggregate"))
-    if norm is None:
-        return ()
-    return (table_of(f"What {rule} returned", ["rule", "‖W‖"], [[rule, norm]]),)
-
-
 def products_table(
     replies: Sequence[Reply], names: Sequence[str], total: Floats, returned: Floats, rule: str
 ) -> tuple[Table, ...]:

@@ -49,6 +49,7 @@ def round_of(line: Mapping[str, Any], before: Round | None, seen: dict[Any, Any]
     clients = [mapping(client) for client in aggregation.get("clients") or ()]
     rows = [mapping(row) for row in line.get("clients") or ()]
     train, evaluate = _participation(aggregation, clients, rows, given)
+    sizes = {number_of(c): whole(c["num_examples"]) for c in clients}
     kept = {sys.intern(key): v for key, v in given.items() if not _OWN_KEY.fullmatch(key)}
     return Round(
         server_round=int(line["server_round"]),
@@ -60,7 +61,7 @@ def round_of(line: Mapping[str, Any], before: Round | None, seen: dict[Any, Any]
         evaluate=_once(evaluate, seen),
         validation=_validation(rows, seen),
         training=_training(given, seen),
-        sizes=_shared({number_of(c): whole(c["num_examples"]) for c in clients}, seen),
+        sizes=seen.setdefault(tuple(sizes.items()), sizes),
         packed=zlib.compress(json.dumps(by_part).encode(), 1) if by_part else b"",
     )
 
@@ -145,11 +146,6 @@ def _once(exchange: Exchange, seen: dict[Any, Any]) -> Exchange:
     reasons, counts = tuple(exchange.failed.items()), (exchange.num_asked, exchange.num_replied)
     key = exchange.asked, exchange.replied, reasons, counts, exchange.num_failed
     shared: Exchange = seen.setdefault(key, exchange)
-    return shared
-
-
-def _shared(sizes: dict[int, int], seen: dict[Any, Any]) -> Mapping[int, int]:
-    shared: Mapping[int, int] = seen.setdefault(tuple(sizes.items()), sizes)
     return shared
 
 

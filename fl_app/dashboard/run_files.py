@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -40,16 +41,15 @@ ENDS: Mapping[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLE
 
 
 def paths_of(home: Path, name: str, file: str) -> tuple[Path, Path]:
+    """Return the two places where a run's file may be, the first one first."""
     return home / "spool" / name / file, home / "runs" / name / file
 
 
 def read_json(home: Path, name: str, file: str) -> dict[str, Any]:
     """Return a file's JSON object; empty where there is none, or another thing."""
     for path in paths_of(home, name, file):
-        try:
+        with suppress(OSError):
             return parsed(path.read_bytes())
-        except OSError:
-            continue
     return {}
 
 
@@ -88,9 +88,32 @@ class RunStart:
             whole(run.get("num_server_rounds")),
             _output_dir(run),
             str(mapping(content.get("target")).get("uri") or ""),
-            process_of(content.get("process")),
+            _process_of(content),
             str(mapping(run.get("texts")).get("config/config.yaml") or ""),
         )
+
+    @classmethod
+    def early(cls, event: Mapping[str, Any]) -> RunStart:
+        """Make one of the first event, where there is no such file yet."""
+        return cls(process=_process_of(event))
+
+    @property
+    def strategy(self) -> str:
+        """Name of the strategy; empty where unknown."""
+        return self.params.get("strategy.name") or self.tags.get("strategy", "")
+
+    @property
+    def gone(self) -> bool:
+        """Whether the run's process is known to have ended."""
+        return self.process is not None and self.process.is_gone()
+
+
+def _process_of(content: Mapping[str, Any]) -> Process | None:
+    process = mapping(content.get("process"))
+    pid = whole(process.get("pid"))
+    if pid <= 0:
+        return None
+    return Process(str(process.get("host")), pid, str(process.get("started", "")))
 
 
 def _output_dir(run: Mapping[str, Any]) -> str:
@@ -190,38 +213,36 @@ def goes_on(shown: str, home: Path) -> bool:
 def _names(home: Path) -> set[str]:
     names: set[str] = set()
     for folder in ("spool", "runs"):
-        try:
+        with suppress(OSError):
             names |= {name for name in os.listdir(home / folder) if RUN_NAME.fullmatch(name)}
-        except OSError:
-            continue
     return names
 
 
 def _head(home: Path, name: str) -> RunHead | None:
     start = _start_of(home, name)
     events = home / "runs" / name / "events.jsonl"
-    began = _first_event(events) if start is None else {}
-    if start is None and not began:
-        return None
-    start = start or RunStart(process=process_of(began.get("process")))
+    if start is None:
+        first = next((event for event, _ in lines_from(events, 0)), None)
+        if not first:
+            return None
+        start = RunStart.early(first)
     last = _last_event(events)
     end = last if last.get("event") == "end" else {}
-    if not end and (last.get("event") is None or is_gone(start.process)):
+    if not end and (last.get("event") is None or start.gone):
         end = read_json(home, name, "end.json")
     status = ENDS.get(str(end.get("status")))
     if status is None:
         waiting = waits_for_nodes(last)
         active: Status = "waiting" if waiting else "running" if start.title else "starting"
-        status = "lost" if is_gone(start.process) else active
+        status = "lost" if start.gone else active
     launch, job = launch_of(home, start.output_dir)
-    params = start.params
     return RunHead(
         name,
         start.title,
         status,
-        params.get("strategy.name") or start.tags.get("strategy", ""),
-        params.get("dataset.name", ""),
-        params.get("seed", ""),
+        start.strategy,
+        start.params.get("dataset.name", ""),
+        start.params.get("seed", ""),
         start.start_ms or start_of_name(name),
         launch,
         job,
@@ -230,20 +251,14 @@ def _head(home: Path, name: str) -> RunHead | None:
 
 def _start_of(home: Path, name: str) -> RunStart | None:
     for path in paths_of(home, name, "run.json"):
-        try:
+        with suppress(OSError):
             return _cached_start(path, path.stat().st_mtime_ns)
-        except OSError:
-            continue
     return None
 
 
 @lru_cache(maxsize=512)
 def _cached_start(path: Path, mtime_ns: int) -> RunStart:
     return RunStart.of(parsed(path.read_bytes()))
-
-
-def _first_event(path: Path) -> dict[str, Any]:
-    return next((event for event, _ in lines_from(path, 0)), {})
 
 
 def _last_event(path: Path) -> dict[str, Any]:
@@ -258,6 +273,7 @@ def _last_event(path: Path) -> dict[str, Any]:
 
 
 def start_of_name(name: str) -> int:
+    """Return the Unix time in ms that a run's name begins with; 0 where it is none."""
     try:
         return 1000 * calendar.timegm(time.strptime(name[:15], "%Y%m%d-%H%M%S"))
     except ValueError:
@@ -274,24 +290,12 @@ def launch_of(home: Path, output_dir: str) -> tuple[str, str]:
 
 
 def waits_for_nodes(event: Mapping[str, Any]) -> bool:
+    """Return whether a run whose last event this is waits for nodes."""
     wanted = max(1, whole(event.get("wanted")))
     return event.get("event") == "nodes" and whole(event.get("online")) < wanted
 
 
-def process_of(value: Any) -> Process | None:
-    process = mapping(value)
-    pid = whole(process.get("pid"))
-    if pid <= 0:
-        return None
-    return Process(str(process.get("host")), pid, str(process.get("started", "")))
-
-
-def is_gone(process: Process | None) -> bool:
-    return process is not None and process.is_gone()
-
-
 def lines_from(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-    try:
+    """Yield the lines of a file from an offset on, each with where it ends; none if it is gone."""
+    with suppress(OSError):
         yield from read_lines(path, offset)
-    except OSError:
-        return
