@@ -343,10 +343,7 @@ def _own_file(chosen: Choices, home: Path) -> Choices:
     others = [name for name in columns if name not in (target, key)]
     known = [name for name in chosen.features if name in others]
     features = st.multiselect(
-        "Columns to predict from",
-        others,
-        key=_key("features", known),
-        placeholder="all others",
+        "Columns to predict from", others, key=_key("features", known), placeholder="all others"
     )
     chosen = replace(chosen, features=tuple(features))
     kept = uploads.open(
@@ -558,11 +555,7 @@ def _metric(view: RunView, shown: str) -> Metric | None:
         return None
     first = next(iter(by_name))
     name = st.segmented_control(
-        "Metric",
-        list(by_name),
-        default=first,
-        key=f"metric-{shown}",
-        label_visibility="collapsed",
+        "Metric", list(by_name), default=first, key=f"metric-{shown}", label_visibility="collapsed"
     )
     return by_name.get(name or first, by_name[first])
 
@@ -643,33 +636,27 @@ def _rows(text: str, sha256: str) -> Mapping[int, Any] | None:
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _drawn(
-    home: Path, name: str, at: int, _view: RunView, _dealt: Mapping[int, Any]
+    folder: Path, at: int, _view: RunView, _rows: Mapping[int, Any]
 ) -> regions.Pictures | None:
-    return regions.draw(
-        _view.spec,
-        regions.KeptModels(run_files.models_dir(home, name)),
-        _dealt,
-        at,
-        strategy=_view.strategy,
-        num_rounds=_view.total,
-    )
+    kept, strategy, total = regions.KeptModels(folder), _view.strategy, _view.total
+    return regions.draw(_view.spec, kept, _rows, at, strategy=strategy, num_rounds=total)
 
 
 def _known(view: RunView, at: int, home: Path) -> None:
     """Show what the models know, where a picture can."""
     st.subheader(f"What the models know after round {at}", anchor=False)
-    kept = regions.KeptModels(run_files.models_dir(home, view.name))
+    folder = run_files.models_dir(home, view.name)
     lack = regions.why_not(
         view.spec,
         runtime=view.runtime,
         private=view.private,
         num_clients=view.clients,
-        kept=at in kept,
+        kept=at in regions.KeptModels(folder),
         over=not view.active,
     )
     dealt = None if lack else _rows(view.config, view.tags.get("data.sha256", ""))
     lack = lack or ("" if dealt else split.GONE)
-    pictures = _drawn(home, view.name, at, view, dealt) if dealt else None
+    pictures = _drawn(folder, at, view, dealt) if dealt else None
     if pictures is None:
         st.markdown(_plain(lack or "Nothing of this round is kept."))
         return

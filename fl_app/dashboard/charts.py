@@ -238,7 +238,9 @@ def split_sizes(sizes: Sequence[int]) -> Chart:
 
 def _clients(count: int) -> Spec:
     axis: Spec = {"labelAngle": 0, "labelOverlap": True, "ticks": count <= 60}
-    return {"field": "client", "type": "ordinal", "title": "client", "sort": None, "axis": axis}
+    scale = {"domain": list(range(count))}
+    encoding = {"field": "client", "type": "ordinal", "title": "client", "sort": None}
+    return {**encoding, "axis": axis, "scale": scale}
 
 
 def _shade(most: float) -> Spec:
@@ -277,7 +279,6 @@ def split_heat(labels: Sequence[str], counts: NDArray[Any]) -> Chart:
     y["axis"] = {"minExtent": 40, "labelOverlap": len(labels) > MAX_COUNTS}
     y["scale"] = {"domain": [str(label) for label in labels]}
     x = _clients(table.shape[1])
-    x["scale"] = {"domain": list(range(table.shape[1]))}
     tooltip = [{"field": f, "type": "nominal"} for f in ("client", "label", "rows")]
     most = int(table.max(initial=0))
     encoding = {"x": x, "y": y, "color": _shade(most), "tooltip": tooltip}
@@ -288,11 +289,7 @@ def split_heat(labels: Sequence[str], counts: NDArray[Any]) -> Chart:
         text = {"field": "rows", "type": "quantitative"}
         encoding = {"x": x, "y": y, "text": text, "color": ink | {"value": "#000000"}}
         layers.append(layer(rows, {"type": "text", "fontSize": 11}, encoding))
-    spec = {
-        "height": max(120, min(320, 60 + 20 * len(labels))),
-        **frame(),
-        "layer": layers,
-    }
+    spec = {"height": max(120, min(320, 60 + 20 * len(labels))), **frame(), "layer": layers}
     return Chart(spec, _split_alt(labels, table))
 
 
@@ -330,7 +327,6 @@ def split_histogram(edges: Sequence[float], counts: NDArray[Any], target: str = 
     domain = [plain(edges[0]), plain(edges[-1])]
     y = quantity("low", target, domain, {"minExtent": 40})
     x = _clients(table.shape[1])
-    x["scale"] = {"domain": list(range(table.shape[1]))}
     tooltip = [{"field": f, "type": "quantitative"} for f in ("client", "low", "high", "rows")]
     colour = _shade(float(table.max(initial=0)))
     encoding = {"x": x, "y": y, "y2": {"field": "high"}, "color": colour, "tooltip": tooltip}

@@ -303,7 +303,7 @@ def _stacking(view: RunView, round_: Round, aggregation: Mapping[str, Any]) -> _
         what = "counted what each has right" if counted else "added up the errors of each"
         sentences = [
             f"Select: the candidates went to all clients, which {what}, over {rows} training rows "
-            f"that each is new to. The choice: {chosen}.",
+            f"that each is new to. The choice: {chosen}."
         ]
     return None, tables, tuple(sentences)
 

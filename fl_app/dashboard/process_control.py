@@ -116,11 +116,7 @@ def start(
 
 
 def _start(
-    root: Path,
-    parent: Path,
-    overrides: tuple[str, ...],
-    sweep: bool,
-    choices: Mapping[str, str],
+    root: Path, parent: Path, overrides: tuple[str, ...], sweep: bool, choices: Mapping[str, str]
 ) -> Launch:
     now = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))

@@ -91,10 +91,14 @@ class Launch:
         return tuple(self.folder / str(job) for job in range(number))
 
     @property
+    def runtime(self) -> str:
+        """Where its clients run: ``inprocess`` or ``simulation``."""
+        return "simulation" if "runtime=simulation" in self.overrides else "inprocess"
+
+    @property
     def patience(self) -> float:
         """Seconds between a stop and a harder one."""
-        seconds = (PATIENCE[name] for name in PATIENCE if f"runtime={name}" in self.overrides)
-        return next(seconds, PATIENCE["inprocess"])
+        return PATIENCE[self.runtime]
 
     @property
     def state(self) -> State:

@@ -124,7 +124,6 @@ def sentence(
         return "asked to end; what it did so far is kept"
     if launch.running and views and not any(v.active for v in views):
         return "its process is ending"
-    runtime = "simulation" if "runtime=simulation" in launch.overrides else "inprocess"
     if not views and (lines := log_tail(launch, 1)):
         return f"{lines[-1]}, {time.time() - launch.time:.0f} s"
-    return phase(view, time.time(), launch.time, runtime)
+    return phase(view, time.time(), launch.time, launch.runtime)
