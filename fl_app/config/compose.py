@@ -194,6 +194,8 @@ def _of_option(
 ) -> dict[Any, Any]:
     """Return a group's values without those, of `loose` if given, that only other options have."""
     name = values.get("name")
+    if isinstance(name, str):
+        look_for(group, name)  # a process of joblib's does not know a project's options yet
     return {
         key: value
         for key, value in values.items()
