@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import fl_app
 from fl_app.cli.broken_pipe import reader_may_leave
+from fl_app.cli.own_path import folder_stays_off_the_path
 from fl_app.cli.sweep import (
     Job,
     finished_before,
@@ -169,6 +170,7 @@ def _run(config: Config) -> RunResult:
 
 
 @reader_may_leave()
+@folder_stays_off_the_path()
 def main() -> None:
     """Run the command line."""
     if "--version" in sys.argv[1:]:  # Hydra would tell its own
