@@ -18,6 +18,7 @@ import fl_app
 from fl_app.cli.broken_pipe import reader_may_leave
 from fl_app.config.options import Task
 from fl_app.errors import FlAppError, InputError, printable
+from fl_app.home import home_dir
 
 __all__ = ["main"]
 
@@ -74,6 +75,8 @@ def ui(
     words = [sys.executable, "-m", "mlflow", "server"]
     words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
+    home_dir().mkdir(parents=True, exist_ok=True)
+    os.chdir(home_dir())  # uvicorn looks for modules in its working directory first
     os.execv(words[0], words)
 
 
