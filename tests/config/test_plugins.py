@@ -14,13 +14,18 @@ import pytest
 
 from fl_app.cli.project import init, options
 from fl_app.config import plugins
+from fl_app.config.compose import compose_config
 from fl_app.config.plugins import Project, project_in
+from fl_app.config.run_request import RunRequest
 from fl_app.errors import ConfigError, InputError
 from fl_app.federation import protocol
 from fl_app.federation.agreement import with_same_code
+from fl_app.home import home_dir
+from fl_app.runtimes import run as run_request
 from fl_app.runtimes.bundle import app_dir
+from tests.end_to_end.support import BIN, ROOT, free_port
+from tests.kit import fl_kit
 
-ROOT = Path(__file__).parents[2]
 TABLES = """
 [tool.flwr.app.components]
 clientapp = "own.client_app:app"
@@ -40,14 +45,22 @@ class TinyConfig(ModelConfig):
 """
 
 
-def python(*words: str, cwd: Path, path: str = "") -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder, with this source tree and perhaps one more folder on the path."""
+def run(*words: str, cwd: Path, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a program in a folder, with this source tree and perhaps one more folder on the path."""
     env = {k: v for k, v in os.environ.items() if k != plugins.VARIABLE}
     env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [path])])}
     env |= {"FL_APP_HOME": str(cwd / "home")}
-    return subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True
-    )
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def python(*words: str, cwd: Path, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Python, which has the folder on its path."""
+    return run(sys.executable, *words, cwd=cwd, path=path)
+
+
+def script(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command as it is typed, which has not."""
+    return run(str(BIN / name), *words, cwd=cwd)
 
 
 def project(root: Path, table: str = "[tool.fl_app]\n", option: str = OPTION) -> Path:
@@ -70,6 +83,44 @@ def test_a_folder_without_the_table_is_not_imported(tmp_path: Path) -> None:
     assert project_in(folder) is None
     with pytest.raises(ConfigError, match="--app"):
         project_in(folder, asked=True)
+
+
+def test_what_fl_app_starts_imports_nothing_of_a_strangers_folder(tmp_path: Path) -> None:
+    """Nor do workers and joblib's jobs, which ``python -m`` starts, if names there are theirs."""
+    folder = project(tmp_path / "app", table="", option="1 / 0\n")
+    for name in ("joblib", "numpy", "secrets", "flwr", "hydra"):
+        (folder / f"{name}.py").write_text("1 / 0\n")
+    own = ["dataset=iris", "num_clients=2", "num_server_rounds=1", "tracking=none"]
+    jobs = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "runtime.num_workers=2"]
+    done = script("fl-app", *jobs, *own, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2/2 clients" in done.stdout
+
+
+def test_commands_around_a_run_import_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a project whose modules fail, and whose names are MLflow's and Streamlit's, they go on."""
+    folder = project(tmp_path / "app", option="1 / 0\n")
+    for name in ("mlflow", "uvicorn", "streamlit", "sqlalchemy"):
+        (folder / f"{name}.py").write_text("1 / 0\n")
+    own = ["dataset=iris", "num_clients=2", "num_server_rounds=1", f"output_dir={tmp_path}"]
+    run_request(RunRequest(compose_config([*own, "tracking.figures=false"])))
+    (folder / "home").symlink_to(home_dir())
+    told = script("fl-kit", "report", "--metric", "server/accuracy", cwd=folder)
+    assert told.returncode == 0, told.stderr
+    assert "fedavg" in told.stdout
+    started: list[tuple[list[str], str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, words: started.append((words, os.getcwd())))
+    monkeypatch.setattr(os, "execve", lambda _, words, env: started.append((words, os.getcwd())))
+    for command in ("ui", "dashboard"):
+        monkeypatch.chdir(folder)
+        assert fl_kit(monkeypatch, command, "--port", str(free_port())) == 0
+    assert not {"own", "own.model"} & set(sys.modules)
+    (ui, where), (page, _) = started
+    assert ui[1:4] == ["-m", "mlflow", "server"]
+    assert where == str(home_dir())
+    assert page[1:4] == ["-P", "-m", "streamlit"]
 
 
 def test_an_option_needs_a_class_alone(tmp_path: Path) -> None:
@@ -196,6 +247,17 @@ def test_a_project_runs_with_workers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "FINISHED"
+
+
+def test_a_project_runs_in_jobs_of_joblib(tmp_path: Path) -> None:
+    """Each is a process that knows nothing of the project, one option of which has no file."""
+    init(root := tmp_path / "gauges")
+    (root / "conf" / "model" / "huber.yaml").unlink()
+    jobs = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "dataset=readings"]
+    own = ["num_clients=2", "num_server_rounds=1", "tracking=none", "model.learning_rate=0.1"]
+    done = script("fl-app", *jobs, *own, "model=huber,linear", cwd=root)
+    assert (done.returncode, done.stdout.count("2/2 clients")) == (0, 2), done.stderr
+    assert {"model=huber", "model=linear"} <= set(done.stdout.split())
 
 
 def test_a_project_is_read_without_importing_it(tmp_path: Path) -> None:
