@@ -20,6 +20,7 @@ from fl_app.config.compose import config_dir
 from fl_app.config.run_request import _KEYS
 from fl_app.config.schema import GROUPS, SECTIONS, Config
 from fl_app.config.serialization import to_dict
+from tests.wheel import build_wheel
 from tools import pins, template
 
 ROOT = Path(__file__).parents[1]
@@ -153,10 +154,8 @@ def test_the_template_is_made_of_the_project() -> None:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder that the wheel was unpacked into, beside a stranger's ``conf``."""
-    made, folder = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site-packages")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory"]
-    subprocess.run([*build, str(made)], cwd=ROOT, check=True, capture_output=True)
-    with zipfile.ZipFile(next(made.glob("*.whl"))) as wheel:
+    folder = tmp_path_factory.mktemp("site-packages")
+    with zipfile.ZipFile(build_wheel(tmp_path_factory.mktemp("dist"))) as wheel:
         wheel.extractall(folder)
     (folder / "conf").mkdir()
     (folder / "conf" / "config.yaml").write_text("seed: 99\n")
