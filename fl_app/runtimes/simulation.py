@@ -12,7 +12,7 @@ https://docs.ray.io/en/latest/cluster/running-applications/job-submission/quicks
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from filelock import FileLock, Timeout
@@ -27,6 +27,9 @@ from fl_app.runtimes.submit import Outcome, submit
 from fl_app.runtimes.superlink import PrivateSuperLink
 
 __all__ = ["run"]
+
+# Flower's own words and spelling, in its log: a run's status says "An error was encountered" alone.
+_CRASH = "An exception occured!! "
 
 
 def run(request: RunRequest) -> RunResult:
@@ -64,6 +67,13 @@ def run(request: RunRequest) -> RunResult:
             request = with_whole_uri(request)
             config = request.config
 
+            crashes: list[str] = []
+
+            def read(line: str) -> None:
+                if _CRASH in line:
+                    crashes.append(line.partition(_CRASH)[2].strip())
+                _show(line)
+
             def ready() -> None:
                 check_before(request)
                 if address is not None:
@@ -84,13 +94,13 @@ def run(request: RunRequest) -> RunResult:
                     client_num_cpus=runtime.num_cpus,
                     env=link.client_env,
                     flwr_home=link.flwr_home,
-                    on_line=_show,
+                    on_line=read,
                     patience=0.0,
                     ready=ready,
                 )
             if outcome.status == "completed":
                 link.grace = 0.0  # Ray has ended; what is left has nothing to save
-        return _end(outcome, config.output_dir or "")
+        return _end(outcome, config.output_dir or "", crashes)
     except InputError:
         raise
     except BaseException:
@@ -127,9 +137,10 @@ def _show(line: str) -> None:
         print(printable(text), flush=True)
 
 
-def _end(outcome: Outcome, output_dir: str) -> RunResult:
+def _end(outcome: Outcome, output_dir: str, crashes: Sequence[str] = ()) -> RunResult:
+    """Return a run's result, or raise what it failed with, as Flower's status and log tell."""
     if outcome.status != "completed":
-        details = " ".join(outcome.details.split())
+        details = " ".join(" ".join([outcome.details, *crashes[:1]]).split())
         kind = RunStoppedError if outcome.status == "stopped" else RunError
         raise kind(f"the run {outcome.status}: {details or 'Flower gave no reason'}")
     result = read_result(output_dir)
