@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_app.cli.project import init
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.runtimes import RunResult, run
@@ -192,3 +193,18 @@ def test_each_supernode_reads_its_own_file(lab: Lab, tmp_path: Path) -> None:
     assert result["weights_sha256"] == here.weights_sha256
     train = {k: v for k, v in here.metrics.items() if k.startswith("train/")}
     assert result["metrics"] == train
+
+
+def test_supernodes_have_the_options_of_a_project(lab: Lab, tmp_path: Path) -> None:
+    """The bundle brings them: two processes learn what one does, and MLflow names the model."""
+    init(project := tmp_path / "gauges")
+    own = [f"--app={project}", "experiment=gauges", "num_server_rounds=1", "fraction_evaluate=0"]
+    own.append("dataset.test_fraction=0")
+    there = lab.fl_app(tmp_path / "there", *own)
+    assert there.returncode == 0, there.stdout + there.stderr
+    words = ["fl-app", *own, "num_clients=2", "tracking=none", f"output_dir={tmp_path / 'here'}"]
+    here = command(*words, cwd=tmp_path, **lab.env)
+    assert here.returncode == 0, here.stderr
+    results = [json.loads((tmp_path / x / "result.json").read_text()) for x in ("there", "here")]
+    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
+    assert lab.recorded(results[0]["run_id"]).data.params["model.name"] == "huber"
