@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fl_app.dashboard.run_files import runs
 from fl_app.dashboard.view import RunView
 from fl_app.home import Process
 from fl_app.runtimes.inprocess import run
+from fl_app.tracking.journal import Journal, _put_fact
 from fl_app.tracking.records import RoundRecord
 from fl_app.tracking.round_texts import aggregation_text
 
@@ -25,7 +27,7 @@ LIVING, GONE = asdict(Process.current()), asdict(replace(Process.current(), star
 
 
 class Record:
-    """A run's files, written as the record of a run is.
+    """A run's journal, written piece by piece.
 
     Parameters
     ----------
@@ -33,14 +35,25 @@ class Record:
         The home.
     name : str
         The run's name.
-    where : str
-        ``spool`` or ``runs``: the folder of all files but the events.
+    sent : bool
+        Whether MLflow has all of it.
     """
 
-    def __init__(self, home: Path, name: str = NAME, where: str = "spool") -> None:
+    def __init__(self, home: Path, name: str = NAME, sent: bool = False) -> None:
         self.home, self.name = home, name
-        self.folder, self.own = home / where / name, home / "runs" / name
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = home / "runs" / name
+        with self.journal() as journal:
+            if sent:
+                journal.mark_whole()
+
+    @contextmanager
+    def journal(self) -> Iterator[Journal]:
+        """Open it for a moment, as the one who writes."""
+        journal = Journal.claim(self.folder) or Journal.create(self.home, self.name)
+        try:
+            yield journal
+        finally:
+            journal.release()
 
     def start(
         self,
@@ -49,7 +62,7 @@ class Record:
         uri: str = "http://127.0.0.1:9",
         **run_facts: Any,
     ) -> Record:
-        """Write run.json."""
+        """Write the start."""
         known = {"strategy.name": "fedavg", "num_clients": "3", "dataset.name": "iris", "seed": "0"}
         run_ = {"name": "fedavg s0", "params": {**known, **params}, "tags": {}, "texts": {}}
         start = {
@@ -58,25 +71,19 @@ class Record:
             "process": dict(process),
             "run": {**run_, "num_server_rounds": 3, **run_facts},
         }
-        self.write("run.json", start)
+        return self.fact("start", start)
+
+    def fact(self, key: str, content: Mapping[str, Any]) -> Record:
+        """Write a fact."""
+        with self.journal() as journal:
+            journal._write([_put_fact(key, content)])
         return self
-
-    def write(self, file: str, content: Any) -> None:
-        """Write a JSON file."""
-        (self.folder / file).write_text(json.dumps(content))
-
-    def line(self, file: str, content: Mapping[str, Any], folder: Path | None = None) -> None:
-        """Append a line."""
-        folder = folder or self.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / file).open("a") as lines:
-            lines.write(json.dumps(content) + "\n")
 
     def events(self, *told: tuple[str, Mapping[str, Any]], time_ms: int = 1_000_000) -> Record:
         """Append events, all of one time."""
-        for kind, facts in told:
-            event = {"time_ms": time_ms, "event": kind, **facts}
-            self.line("events.jsonl", event, self.own)
+        with self.journal() as journal:
+            for kind, facts in told:
+                journal.add_event({"time_ms": time_ms, "event": kind, **facts})
         return self
 
     def begin(self, process: Mapping[str, Any] = LIVING, runtime: str = "inprocess") -> Record:
@@ -85,14 +92,32 @@ class Record:
 
     def rounds(self, *numbers: int, **facts: Any) -> Record:
         """Append rounds as :func:`round_line` makes them."""
-        for number in numbers:
-            self.line("rounds.jsonl", round_line(number, **facts))
+        with self.journal() as journal:
+            for number in numbers:
+                journal.add_round(round_line(number, **facts))
+        return self
+
+    def line(self, line: Mapping[str, Any]) -> Record:
+        """Append a round's line."""
+        with self.journal() as journal:
+            journal.add_round(line)
+        return self
+
+    def whole(self) -> Record:
+        """Say that MLflow has all of it."""
+        with self.journal() as journal:
+            journal.mark_whole()
+        return self
+
+    def note(self, tags: Mapping[str, str] = {}, texts: Mapping[str, str] = {}) -> Record:
+        """Append a note."""
+        with self.journal() as journal:
+            journal.add_note(tags, texts)
         return self
 
     def end(self, status: str = "FINISHED", error: str = "") -> Record:
-        """Write end.json."""
-        self.write("end.json", {"status": status, "error": error, "end_ms": 2_000_000})
-        return self
+        """Write the end."""
+        return self.fact("end", {"status": status, "error": error, "end_ms": 2_000_000})
 
     def view(self) -> RunView:
         """Read it."""

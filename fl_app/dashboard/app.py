@@ -645,7 +645,7 @@ def _drawn(
 def _known(view: RunView, at: int, home: Path) -> None:
     """Show what the models know, where a picture can."""
     st.subheader(f"What the models know after round {at}", anchor=False)
-    folder = run_files.models_dir(home, view.name)
+    folder = run_files.run_dir(home, view.name)
     lack = regions.why_not(
         view.spec,
         runtime=view.runtime,

@@ -1,13 +1,13 @@
 """Which models there were after a round of a run, by what it left on disk.
 
-A run keeps ``models/round_0003.npz`` for each round: the global arrays after it and what each
-accepted client sent. What these arrays are depends on the strategy: a client of FedStacking sends
-the global member as it trained it and once its base model, and no model at all in the two rounds
-that combine them.
+A run's journal keeps for each round the global arrays after it and what each accepted client sent.
+What these arrays are depends on the strategy: a client of FedStacking sends the global member as it
+trained it and once its base model, and no model at all in the two rounds that combine them.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,7 +23,7 @@ from fl_app.data.table import Table
 from fl_app.models.base import Arrays
 from fl_app.models.serving import Predictor
 from fl_app.stacking.members import MODEL, Member, Stack, unpack
-from fl_app.tracking.files import read_npz
+from fl_app.tracking.journal import JournalReader
 
 __all__ = ["KeptModels", "Known", "known"]
 
@@ -45,24 +45,25 @@ class KeptModels(Mapping[int, Arrays]):
     Parameters
     ----------
     folder : Path
-        ``FL_APP_HOME/runs/<name>/models``.
+        The run's folder, ``FL_APP_HOME/runs/<name>``.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._journal = JournalReader(folder)
 
     def __getitem__(self, server_round: int) -> Arrays:
         """Return ``global/<array>`` and ``client/003/<array>`` of a round."""
-        path = self.folder / f"round_{server_round:04d}.npz"
         try:
-            return _read(path, path.stat().st_mtime_ns)
-        except Exception:  # not there yet, or pruned; bytes of a broken archive raise anything
+            return _read(self._journal, server_round)
+        except Exception:  # not there yet, or pruned; a broken archive raises anything
             raise KeyError(server_round) from None
 
     def __iter__(self) -> Iterator[int]:
         """Yield the rounds in order."""
-        names = (path.stem.removeprefix("round_") for path in self.folder.glob("round_*.npz"))
-        return iter(sorted(int(name) for name in names if name.isdigit()))
+        try:
+            return iter(self._journal.kept("seen"))
+        except (OSError, sqlite3.Error):
+            return iter(())
 
     def __len__(self) -> int:
         """Return how many rounds were kept."""
@@ -70,8 +71,8 @@ class KeptModels(Mapping[int, Arrays]):
 
 
 @lru_cache(maxsize=64)
-def _read(path: Path, stamp: int) -> Arrays:
-    return read_npz(path)
+def _read(journal: JournalReader, server_round: int) -> Arrays:
+    return journal.arrays("seen", server_round)
 
 
 @dataclass(frozen=True)

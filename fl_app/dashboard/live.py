@@ -1,4 +1,4 @@
-"""A run as the page sees it, read while its files grow.
+"""A run as the page sees it, read while its journal grows.
 
 :class:`Tail` reads what is new and returns a :class:`~fl_app.dashboard.view.RunView`. Nothing here
 imports or asks MLflow, and no file, whatever is in it, raises.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,29 +31,20 @@ from fl_app.dashboard.view import (
     whole,
 )
 from fl_app.errors import masked
+from fl_app.tracking.journal import UNREADABLE, JournalReader
 from fl_app.tracking.mlflow.uri import default_uri, is_http, run_url
 
 __all__ = ["Tail"]
 
 LOST = "the process ended without closing the run"
 
-_HEAD, _LAST = 1 << 18, 1 << 19
-"""Bytes of the events before round 0, and of a round that is not over: others are not needed."""
-
 
 def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _line_after(path: Path, offset: int) -> int:
-    """Return where the first line begins after an offset."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return offset + len(file.readline())
-
-
 class Tail:
-    """Reads a run's files as they grow. One object serves any number of tabs and threads.
+    """Reads a run's journal as it grows. One object serves any number of tabs and threads.
 
     Parameters
     ----------
@@ -65,7 +57,8 @@ class Tail:
     def __init__(self, home: Path, name: str) -> None:
         self.home, self.name = home, name
         self._lock = threading.Lock()
-        self._offsets: dict[str, int] = {}
+        self._journal = JournalReader(run_files.run_dir(home, name))
+        self._positions = {"events": 0, "rounds": 0, "notes": 0}
         self._start: RunStart | None = None
         self._begin: Mapping[str, Any] = {}
         self._end: Mapping[str, Any] = {}
@@ -95,41 +88,33 @@ class Tail:
         with self._lock:
             if not run_files.RUN_NAME.fullmatch(self.name):
                 return None
-            changed = self._read_events() | self._read_start() | self._read_rounds()
-            changed |= self._read_notes() | self._read_end()
+            changed = False
+            with suppress(*UNREADABLE), self._journal.reading():
+                changed = self._read_events() | self._read_start() | self._read_rounds()
+                changed |= self._read_notes() | self._read_end()
             state = self._now()
             if changed or self._view is None or state != self._state:
                 self._state, self._view = state, self._make(state)
             return self._view if self._start or self._begin else None
 
-    # ------------------------------------------------------------ files
-    def _new_lines(self, file: str, skip: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield what is new; with `skip` not what lies between a file's head and its end."""
-        offset = self._offsets.get(file, 0)
-        for path in run_files.paths_of(self.home, self.name, file):
-            try:
-                size = path.stat().st_size
-            except OSError:
-                continue
-            if size > offset:
-                for line, self._offsets[file] in run_files.lines_from(path, offset):
-                    yield line
-                    if skip and _HEAD < self._offsets[file] < size - _LAST:
-                        self._offsets[file] = _line_after(path, size - _LAST)
-                        yield from self._new_lines(file)
-                        return
-            return
+    # ------------------------------------------------------------ the journal
+    def _new(self, table: str) -> Iterator[dict[str, Any]]:
+        """Yield what is new."""
+        read = getattr(self._journal, table)
+        for content, position in read(self._positions[table]):
+            self._positions[table] = position
+            yield content
 
     def _read_start(self) -> bool:
         if self._start is not None:
             return False
-        content = run_files.read_json(self.home, self.name, "run.json")
+        content = run_files.whole_fact(lambda: self._journal.start)
         self._start = RunStart.of(content) if content else None
         return self._start is not None
 
     def _read_events(self) -> bool:
         changed = False
-        for event in self._new_lines("events.jsonl", skip=True):
+        for event in self._new("events"):
             changed = True
             try:
                 self._take(event)
@@ -162,7 +147,7 @@ class Tail:
 
     def _read_rounds(self) -> bool:
         changed = False
-        for line in self._new_lines("rounds.jsonl"):
+        for line in self._new("rounds"):
             before = self._rounds[-1] if self._rounds else None
             try:
                 new = round_of(line, before, self._seen)
@@ -177,7 +162,7 @@ class Tail:
 
     def _read_notes(self) -> bool:
         changed = False
-        for note in self._new_lines("notes.jsonl"):
+        for note in self._new("notes"):
             changed = True
             self._tags |= texts_of(note.get("tags"))
             if not self._roster:
@@ -194,21 +179,21 @@ class Tail:
     def _read_end(self) -> bool:
         before = self._end, self._sent
         if not self._end:
-            self._end = run_files.read_json(self.home, self.name, "end.json")
+            self._end = run_files.whole_fact(lambda: self._journal.end)
         if "run_id" not in self._sent:
-            sent = run_files.read_json(self.home, self.name, "sent.json")
+            sent = run_files.whole_fact(lambda: self._journal.sent)
             self._sent = sent if sent.get("run_id") else {}
         return (self._end, self._sent) != before
 
     # ------------------------------------------------------------ the view
     def _now(self) -> _State:
-        spooled = (self.home / "spool" / self.name).is_dir()
-        vanished = not spooled and not (self.home / "runs" / self.name).is_dir()
+        waits = (self._journal.folder / "lock").exists()
+        vanished = not self._journal.folder.is_dir()
         gone = (self._start or RunStart.early(self._begin)).gone
         status, error, closing = self._status(gone)
         if vanished and status in ACTIVE:
             status, error = "lost", "its files were removed from this machine"
-        return _State(status, error, closing, spooled, gone, vanished)
+        return _State(status, error, closing, waits, gone, vanished)
 
     def _status(self, gone: bool) -> tuple[Status, str, bool]:
         last = self._event if self._event.get("event") == "end" else {}
@@ -273,8 +258,8 @@ class Tail:
         if not start.uri:
             return MlflowLink()
         rest = ""
-        if state.spooled and state.status not in ACTIVE:
-            rest = "MLflow has not got all of this run: the record waits in the spool"
+        if state.waits and state.status not in ACTIVE:
+            rest = "MLflow has not got all of this run: the rest waits on this machine"
             rest += ", and the next run sends it." if state.gone else "."
         if "run_id" not in self._sent:
             return MlflowLink("", "", rest or "MLflow has not got this run yet.")
@@ -289,7 +274,7 @@ class _State:
     status: Status
     error: str
     closing: bool
-    spooled: bool
+    waits: bool
     gone: bool
     vanished: bool
 

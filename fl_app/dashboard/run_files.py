@@ -1,10 +1,6 @@
 """How a run is found on this machine's disk, and the list of runs; no other module knows.
 
-A run ``<name>`` lies in two folders of ``FL_APP_HOME``. What :mod:`fl_app.tracking.outbox` wrote is
-in ``spool/<name>/`` while MLflow has not got all of it, else in ``runs/<name>/``; a file may move
-from there to here at any moment and keeps its bytes. ``runs/<name>/`` also holds ``events.jsonl``
-(what goes on before round 0 and inside a round) and ``models/round_<r>.npz`` of small models.
-
+A run ``<name>`` is the journal in ``FL_APP_HOME/runs/<name>/`` (:mod:`fl_app.tracking.journal`).
 No file, whatever is in it, raises.
 """
 
@@ -14,10 +10,9 @@ import calendar
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +21,12 @@ import yaml
 from fl_app.dashboard import processes
 from fl_app.dashboard.choices import from_query
 from fl_app.dashboard.processes import Launch, launches_dir
-from fl_app.dashboard.view import ACTIVE, RunHead, Status, mapping, parsed, texts_of, whole
+from fl_app.dashboard.view import ACTIVE, RunHead, Status, mapping, texts_of, whole
 from fl_app.errors import printable
 from fl_app.home import Process
-from fl_app.tracking.files import read_lines
+from fl_app.tracking.journal import UNREADABLE, JournalReader
 
-__all__ = ["RunStart", "goes_on", "heads_of", "launch_of", "listed", "models_dir", "runs"]
+__all__ = ["RunStart", "goes_on", "heads_of", "launch_of", "listed", "run_dir", "runs"]
 
 MOST_LISTED = 40
 """Entries of the list of runs at most."""
@@ -40,31 +35,26 @@ RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4,32}")
 ENDS: Mapping[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 
 
-def paths_of(home: Path, name: str, file: str) -> tuple[Path, Path]:
-    """Return the two places where a run's file may be, the first one first."""
-    return home / "spool" / name / file, home / "runs" / name / file
+_STARTS: dict[Path, RunStart] = {}
+_MAX_STARTS = 2000
 
 
-def read_json(home: Path, name: str, file: str) -> dict[str, Any]:
-    """Return a file's JSON object; empty where there is none, or another thing."""
-    for path in paths_of(home, name, file):
-        with suppress(OSError):
-            return parsed(path.read_bytes())
-    return {}
+def run_dir(home: Path, name: str) -> Path:
+    """Return the folder of a run."""
+    return home / "runs" / name
 
 
-def models_dir(home: Path, name: str) -> Path:
-    """Return the folder of a run's small models, ``round_0003.npz`` and so on.
-
-    Each file holds ``global/<array>`` after the round and ``client/003/<array>`` as sent. There is
-    no such folder where the run keeps none.
-    """
-    return home / "runs" / name / "models"
+def whole_fact(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what is read of a journal; empty where it is damaged."""
+    try:
+        return read()
+    except UNREADABLE:
+        return {}
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """What the page uses of ``run.json``."""
+    """What the page uses of a run's start."""
 
     title: str = ""
     params: Mapping[str, str] = field(default_factory=dict)
@@ -78,7 +68,7 @@ class RunStart:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> RunStart:
-        """Read the file's content."""
+        """Read a journal's start."""
         run = mapping(content.get("run"))
         return cls(
             str(run.get("name") or ""),
@@ -94,7 +84,7 @@ class RunStart:
 
     @classmethod
     def early(cls, event: Mapping[str, Any]) -> RunStart:
-        """Make one of the first event, where there is no such file yet."""
+        """Make one of the first event, where no start is known yet."""
         return cls(process=_process_of(event))
 
     @property
@@ -211,25 +201,28 @@ def goes_on(shown: str, home: Path) -> bool:
 
 
 def _names(home: Path) -> set[str]:
-    names: set[str] = set()
-    for folder in ("spool", "runs"):
-        with suppress(OSError):
-            names |= {name for name in os.listdir(home / folder) if RUN_NAME.fullmatch(name)}
-    return names
+    with suppress(OSError):
+        return {name for name in os.listdir(home / "runs") if RUN_NAME.fullmatch(name)}
+    return set()
 
 
 def _head(home: Path, name: str) -> RunHead | None:
-    start = _start_of(home, name)
-    events = home / "runs" / name / "events.jsonl"
+    journal = JournalReader(run_dir(home, name))
+    try:
+        with journal.reading():
+            start = _start_of(home, name)
+            first, last = whole_fact(journal.first_event), whole_fact(journal.last_event)
+            end = whole_fact(lambda: journal.end)
+    except UNREADABLE:
+        return None
     if start is None:
-        first = next((event for event, _ in lines_from(events, 0)), None)
         if not first:
             return None
         start = RunStart.early(first)
-    last = _last_event(events)
-    end = last if last.get("event") == "end" else {}
-    if not end and (last.get("event") is None or start.gone):
-        end = read_json(home, name, "end.json")
+    if last.get("event") == "end":
+        end = last
+    elif last and not start.gone:
+        end = {}  # it is written, and its delivery goes on
     status = ENDS.get(str(end.get("status")))
     if status is None:
         waiting = waits_for_nodes(last)
@@ -250,26 +243,16 @@ def _head(home: Path, name: str) -> RunHead | None:
 
 
 def _start_of(home: Path, name: str) -> RunStart | None:
-    for path in paths_of(home, name, "run.json"):
-        with suppress(OSError):
-            return _cached_start(path, path.stat().st_mtime_ns)
-    return None
-
-
-@lru_cache(maxsize=512)
-def _cached_start(path: Path, mtime_ns: int) -> RunStart:
-    return RunStart.of(parsed(path.read_bytes()))
-
-
-def _last_event(path: Path) -> dict[str, Any]:
-    """Return the last whole line of a file of events, without reading all of it."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65536))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return {}
-    return next((event for line in reversed(lines) if (event := parsed(line))), {})
+    """Return a run's start, which is written once."""
+    folder = run_dir(home, name)
+    if folder not in _STARTS:
+        content = whole_fact(lambda: JournalReader(folder).start)
+        if not content:
+            return None
+        if len(_STARTS) > _MAX_STARTS:
+            _STARTS.clear()
+        _STARTS[folder] = RunStart.of(content)
+    return _STARTS[folder]
 
 
 def start_of_name(name: str) -> int:
@@ -293,9 +276,3 @@ def waits_for_nodes(event: Mapping[str, Any]) -> bool:
     """Return whether a run whose last event this is waits for nodes."""
     wanted = max(1, whole(event.get("wanted")))
     return event.get("event") == "nodes" and whole(event.get("online")) < wanted
-
-
-def lines_from(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the lines of a file from an offset on, each with where it ends; none if it is gone."""
-    with suppress(OSError):
-        yield from read_lines(path, offset)

@@ -1,9 +1,9 @@
-"""What goes on in a run, for whoever watches: lines in ``FL_APP_HOME/runs/<run>/events.jsonl``.
+"""What goes on in a run, for whoever watches: the events of its journal.
 
 A run says more than its rounds: what it waits for before round 0, who was asked, who replied, who
-failed and why, and that it is over. None of that is worth a wait for the disk, so lines are
-collected and written at most 0.5 s later, without ``fsync``. Each is a JSON object with
-``time_ms``, ``event`` and facts:
+failed and why, and that it is over. None of that is worth a wait for the disk, so events are
+collected and written at most 0.5 s later, and those inside a round go when it is recorded. Each is
+a JSON object with ``time_ms``, ``event`` and facts:
 
 ============= ====================================================================================
 ``begin``     the first line: ``runtime``, ``process`` (host, pid, started)
@@ -18,30 +18,27 @@ collected and written at most 0.5 s later, without ``fsync``. Each is a JSON obj
 ``end``       the last line: ``status``, ``error``
 ============= ====================================================================================
 
-Beside it stand the run's other files (:mod:`fl_app.tracking.outbox`) and, where pictures of models
-can be drawn, ``models/round_0003.npz``: ``global/<array>`` after that round and
-``client/007/<array>``, what an accepted client sent in training. Folders stay for 7 days, and no
-more than 500 of them.
+Where pictures of models can be drawn, the journal also keeps arrays of the kind ``seen`` for each
+round: ``global/<array>`` after it and ``client/007/<array>``, what an accepted client sent in
+training. Folders of runs stay for 7 days, and no more than 500 of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 import shutil
-import time
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from fl_app.errors import one_line
-from fl_app.home import Process, home_dir, new_name, run_folder
-from fl_app.tracking.files import json_line, npz_bytes, write
-from fl_app.tracking.late import LateFile
+from fl_app.errors import FlAppError, one_line
+from fl_app.home import Process, home_dir, new_name
+from fl_app.tracking.journal import JOURNAL, Journal
 from fl_app.tracking.recorder import now_ms
 from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart
 
@@ -91,17 +88,17 @@ class Events:
         self.name = new_name(start_ms)
         self.folder: Path | None = None
         self.keeps_models = False
-        self._file: LateFile | None = None
+        self._journal: Journal | None = None
         self._end: tuple[str, str] | None = None
         self._models: Mapping[int, Arrays] = {}
         self._model_bytes = 0
         try:
-            self.folder = run_folder(home_dir(home), self.name)
-            self._file = LateFile(self.folder / "events.jsonl")
+            self._journal = Journal.create(home_dir(home), self.name)
+            self.folder = self._journal.folder
             self.event("begin", {"runtime": runtime, "process": asdict(Process.current())})
-            self._file.flush()
+            self._journal.flush()
             prune(self.folder.parent)
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             _LOG.warning("a page cannot follow this run: %s", one_line(error))
 
     def event(self, kind: str, facts: Mapping[str, Any] = _NOTHING) -> None:
@@ -114,9 +111,8 @@ class Events:
         facts : mapping of str to object
             JSON-ready.
         """
-        if self._file is not None:
-            with contextlib.suppress(RuntimeError):  # no more threads: the interpreter ends
-                self._file.add(json_line({"time_ms": now_ms(), "event": kind, **facts}))
+        if self._journal is not None:
+            self._journal.add_event({"time_ms": now_ms(), "event": kind, **facts})
 
     def close(self, status: str = "KILLED", error: str = "") -> None:
         """Write what is left and the last line: how :meth:`finish` said that the run ended.
@@ -128,9 +124,12 @@ class Events:
         """
         status, error = self._end or (status, error)
         self.event("end", {"status": status, "error": error})
-        if self._file is not None:
-            self._file.flush()
-        self._file = None
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            with contextlib.suppress(sqlite3.Error):
+                if not journal.start:  # it was over before any tracker knew of it
+                    journal.mark_whole()
+            journal.release()
 
     def __enter__(self) -> Events:
         """Return itself."""
@@ -151,10 +150,10 @@ class Events:
     # ------------------------------------------------------------ the tracker
 
     def start(self, run: RunStart) -> None:
-        """Do nothing: the run's start is in ``run.json``."""
+        """Do nothing: a tracker of the journal keeps the start."""
 
     def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
-        """Do nothing: tags and texts are in ``notes.jsonl``."""
+        """Do nothing: a tracker of the journal keeps tags and texts."""
 
     def see_models(self, server_round: int, models: Mapping[int, Arrays]) -> None:
         """Hold the arrays of a round's clients until the round is over."""
@@ -163,19 +162,16 @@ class Events:
     def record(self, record: RoundRecord) -> None:
         """Keep a round's arrays, where that was asked for."""
         models, self._models = self._models, {}
-        if not self.keeps_models or self.folder is None:
+        if not self.keeps_models or self._journal is None:
             return
         arrays = {f"global/{name}": array for name, array in record.arrays.items()}
         for partition, own in sorted(models.items()):
             arrays |= {f"client/{partition:03d}/{name}": array for name, array in own.items()}
-        content = npz_bytes(arrays)
-        self._model_bytes += len(content)
+        self._model_bytes += sum(array.nbytes for array in arrays.values())
         if self._model_bytes > _MAX_MODEL_BYTES:
             self.keeps_models = False
             return
-        folder = self.folder / "models"
-        folder.mkdir(exist_ok=True)
-        write(folder / f"round_{record.server_round:04d}.npz", content, sync=False)
+        self._journal.keep_arrays("seen", record.server_round, arrays)
 
     def finish(self, end: RunEnd) -> None:
         """Note how the run ended, for :meth:`close`: other trackers may still have to send."""
@@ -185,8 +181,7 @@ class Events:
 def prune(folder: Path) -> None:
     """Remove the folders of runs that began more than 7 days ago, and all but the 500 newest.
 
-    One whose process lives stays, and one of which nobody here knows for 7 days after its last
-    line.
+    One that goes on stays, and one that waits for a tracking server.
 
     Parameters
     ----------
@@ -206,13 +201,15 @@ def prune(folder: Path) -> None:
 
 
 def _may_live(run: Path) -> bool:
-    file = run / "events.jsonl"
+    if not (run / "lock").exists():
+        return False
     try:
-        with file.open("rb") as lines:
-            process = Process(**json.loads(lines.readline())["process"])
-        if process.is_gone():
-            return False
-        here = process.started and process.host == Process.current().host
-        return bool(here) or time.time() - file.stat().st_mtime < _KEPT_SECONDS
-    except (OSError, ValueError, KeyError, TypeError):
+        journal = Journal.claim(run)
+        if journal is None:
+            return (run / JOURNAL).exists()
+        try:
+            return bool(journal.start.get("target"))  # it waits for a tracking server
+        finally:
+            journal.release()
+    except (OSError, sqlite3.Error, FlAppError):
         return False

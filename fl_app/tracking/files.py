@@ -1,74 +1,24 @@
-"""Files that are whole or not there: lines, JSON and arrays."""
+"""Arrays as files and as bytes, without pickle."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
-import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.errors import FlAppError
-from fl_app.home import whole, write
+from fl_app.home import whole
 from fl_app.tracking.records import Arrays
 
-__all__ = [
-    "append",
-    "json_line",
-    "json_or_empty",
-    "npz_bytes",
-    "plain",
-    "read_lines",
-    "read_npz",
-    "share",
-    "sync_dir",
-    "write",
-    "write_npz",
-]
+__all__ = ["npz_bytes", "plain", "read_npz", "sync_dir", "write_npz"]
 
 
-def read_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the objects of a file of JSON lines.
-
-    Parameters
-    ----------
-    path : Path
-        The file; one that does not exist has no lines.
-    offset : int, default 0
-        Byte at which a line begins.
-
-    Yields
-    ------
-    dict, int
-        The object, and the offset after its line. A last line without its end is not there yet;
-        a line that is no JSON object (a disk that lost power can leave one) is skipped.
-    """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            try:
-                content = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(content, dict):
-                yield content, offset
-
-
-def write_npz(path: Path, arrays: Arrays) -> None:
+def write_npz(path: Path, arrays: Arrays, sync: bool = True) -> None:
     """Write named arrays so that the file is whole or not there; no pickle.
 
     The bytes depend on names, order and values alone.
@@ -79,13 +29,15 @@ def write_npz(path: Path, arrays: Arrays) -> None:
         Where to; its directory exists.
     arrays : mapping of str to ndarray
         The arrays.
+    sync : bool, default True
+        Whether its bytes are on the disk when this returns.
 
     Raises
     ------
     ValueError
         For an array of Python objects.
     """
-    with whole(path) as file:
+    with whole(path, sync, 0o600) as file:
         _write_npz(file, arrays)
 
 
@@ -112,12 +64,12 @@ def _write_npz(file: IO[bytes], arrays: Arrays) -> None:
                 np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
 
 
-def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def read_npz(path: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
     """Read named arrays; no pickle is loaded.
 
     Parameters
     ----------
-    path : Path
+    path : Path or binary file
         A file of :func:`write_npz` or ``numpy.savez``.
 
     Returns
@@ -125,55 +77,9 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     dict of str to ndarray
     """
     # Given a path, NumPy leaves a file that is no archive open.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    opened = path.open("rb") if isinstance(path, Path) else path
+    with opened as file, np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)
-
-
-def append(path: Path, lines: bytes, sync: bool = True) -> None:
-    """Append whole lines; what could not be written whole leaves nothing behind.
-
-    Parameters
-    ----------
-    path : Path
-        The file; made where it does not exist, for its owner alone.
-    lines : bytes
-        They end with a line's end.
-    sync : bool, default True
-        Whether they are on the disk when this returns, whatever the machine does next.
-
-    Raises
-    ------
-    OSError, FlAppError
-        If they could not be written.
-    """
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        size = os.fstat(file).st_size
-        try:
-            written = os.write(file, lines)
-            if written < len(lines):
-                raise FlAppError(f"{path}: only {written} of {len(lines)} bytes were written")
-            if sync:
-                os.fsync(file)
-        except (OSError, FlAppError):
-            os.ftruncate(file, size)
-            raise
-    finally:
-        os.close(file)
-
-
-def json_line(content: Mapping[str, Any]) -> bytes:
-    """Return an object as a line of JSON, NumPy's values as JSON's."""
-    return _JSON.encode(dict(content)).encode() + b"\n"
-
-
-def share(file: Path, target: Path) -> None:
-    """Give a file a second name; a copy where the file system has no hard links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copyfile(file, target)
 
 
 def sync_dir(path: Path) -> None:
@@ -186,19 +92,8 @@ def sync_dir(path: Path) -> None:
             os.close(directory)
 
 
-def json_or_empty(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a file that is not there is an empty one."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return {}
-
-
 def plain(value: Any) -> Any:
     """Turn what NumPy adds to JSON's types into them."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON-ready")
-
-
-_JSON = json.JSONEncoder(default=plain)

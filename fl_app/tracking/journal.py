@@ -1,71 +1,486 @@
-"""The lines of a run, on the disk before anything else is done with them."""
+"""What happened in one run, in one SQLite file: ``FL_APP_HOME/runs/<run>/journal.db``.
+
+It is written once, by one writer, and everybody else reads it: the uploader, the live page, and
+whoever sends the rest of a run that was killed. A round is in it when :meth:`Journal.add_round`
+returns, whatever kills the process or the machine.
+
+=========== ======================================================================================
+``facts``   ``start`` (where the run goes, its start, its process), ``end``, and ``sent``: how much
+            of all this the tracking server has; JSON
+``rounds``  one row a round: metrics under their final keys, texts, rows of tables
+``notes``   one row for each set of tags and texts that was learnt on the way
+``events``  what goes on (:mod:`fl_app.tracking.events`); those inside a round go when it is over
+``arrays``  by kind and round: ``weights`` to send, ``model/final``, ``seen`` by the page; large
+            ones stand beside, in ``arrays/``
+``files``   further artifacts of the end
+=========== ======================================================================================
+
+JSON is compressed by zlib. While a run goes on there are two more files, ``journal.db-wal`` and
+``-shm``; at its end it is one file that can be copied. ``lock`` is held by the process that writes,
+and is there until the run is over and sent.
+
+References
+----------
+SQLite, write-ahead log: https://www.sqlite.org/wal.html
+SQLite, ``synchronous``: https://www.sqlite.org/pragma.html#pragma_synchronous
+filelock: https://py-filelock.readthedocs.io
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Mapping
+import logging
+import shutil
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from fl_app.home import Process
-from fl_app.tracking.files import append, json_line, write
+from filelock import FileLock, Timeout
+
+from fl_app.errors import FlAppError, one_line
+from fl_app.home import Process, new_name, run_folder
+from fl_app.tracking.files import npz_bytes, plain, read_npz, sync_dir, write_npz
 from fl_app.tracking.records import Arrays, RunEnd, RunStart
 
-__all__ = ["Journal"]
+__all__ = ["JOURNAL", "UNREADABLE", "Journal", "JournalReader"]
+
+JOURNAL = "journal.db"
+"""Name of the file in a run's folder."""
+Step = tuple[str, Sequence[Any]]
+_LOG = logging.getLogger("fl_app")
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE facts (key TEXT PRIMARY KEY, content BLOB NOT NULL);
+CREATE TABLE rounds (id INTEGER PRIMARY KEY, server_round INTEGER NOT NULL, content BLOB NOT NULL);
+CREATE TABLE notes (id INTEGER PRIMARY KEY, content BLOB NOT NULL);
+CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, server_round INTEGER,
+                     content BLOB NOT NULL);
+CREATE TABLE arrays (kind TEXT, server_round INTEGER, file TEXT, content BLOB,
+                     PRIMARY KEY (kind, server_round));
+CREATE TABLE files (path TEXT PRIMARY KEY, content BLOB NOT NULL);
+"""
+_BESIDE_BYTES = 1 << 18
+_BUFFER_SECONDS = 0.5
+_BUSY_SECONDS, _READ_SECONDS = 20.0, 1.0
+_PAGE = 200  # rows of a read: none takes long
+_STALE_SECONDS = 3600.0
+_SHARED_DISKS = ("nfs", "cifs", "smb", "fuse", "9p", "lustre", "gpfs", "ceph", "glusterfs", "afs")
 
 
-class Journal:
-    """The record of one run in a folder, without arrays and without promises about a crash.
+_BROKEN = (ValueError, TypeError, zlib.error)
+UNREADABLE = (OSError, sqlite3.Error, *_BROKEN)
+"""What reading raises where there is no journal, or a damaged one."""
+
+
+def _packed(content: Any) -> bytes:
+    return zlib.compress(json.dumps(content, default=plain).encode(), 1)
+
+
+def _unpacked(content: bytes) -> dict[str, Any]:
+    return dict(json.loads(zlib.decompress(content)))
+
+
+class JournalReader:
+    """Reads a run's journal, which may be written meanwhile; nothing is held between two reads.
 
     Parameters
     ----------
-    path : Path
-        The folder.
+    folder : Path
+        The run's folder.
+
+    Notes
+    -----
+    Every method raises one of :data:`UNREADABLE` where there is no journal, or where it is damaged.
+    Damaged rows of rounds, notes and events are left out.
     """
 
-    _sync = False
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._reading: sqlite3.Connection | None = None
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __eq__(self, other: object) -> bool:
+        """Return whether it is of the same run."""
+        return isinstance(other, JournalReader) and other.folder == self.folder
 
-    def begin(self, target: Mapping[str, Any], run: RunStart, start_ms: int) -> None:
-        """Keep the start; the parameters are those of :meth:`Outbox.create`."""
+    def __hash__(self) -> int:
+        """Return a hash of the run's folder."""
+        return hash(self.folder)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Open the file once for all that is read in this block, by one thread."""
+        with self._opened() as self._reading:
+            try:
+                yield
+            finally:
+                self._reading = None
+
+    def _opened(self) -> contextlib.closing[sqlite3.Connection]:
+        path = (self.folder / JOURNAL).as_uri()
+        base = sqlite3.connect(f"{path}?mode=ro", timeout=_READ_SECONDS, uri=True)
+        return contextlib.closing(base)
+
+    @property
+    def name(self) -> str:
+        """The run's name on this machine."""
+        return self.folder.name
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        if self._reading is not None:
+            return self._reading.execute(query, values).fetchall()
+        with self._opened() as base:
+            return base.execute(query, values).fetchall()
+
+    def fact(self, key: str) -> dict[str, Any]:
+        """Return a fact; an empty dict where there is none."""
+        return self._one("SELECT content FROM facts WHERE key = ?", key)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The start: ``target``, ``start_ms``, ``process`` and ``run``."""
+        return self.fact("start")
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """What :meth:`Journal.mark_sent` kept; empty at first."""
+        return self.fact("sent")
+
+    @property
+    def end(self) -> dict[str, Any]:
+        """The end, or an empty dict while there is none."""
+        return self.fact("end")
+
+    def rounds(self, after: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield each round after a position, with its own position."""
+        return self._each("rounds", after)
+
+    def notes(self, after: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield each note after a position, with its own position."""
+        return self._each("notes", after)
+
+    def events(self, after: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield each event after a position, with its own position."""
+        return self._each("events", after)
+
+    def first_event(self) -> dict[str, Any]:
+        """Return the first event; an empty dict where there is none."""
+        return self._event("ORDER BY id")
+
+    def last_event(self) -> dict[str, Any]:
+        """Return the last event; an empty dict where there is none."""
+        return self._event("ORDER BY id DESC")
+
+    def _event(self, order: str) -> dict[str, Any]:
+        return self._one(f"SELECT content FROM events {order} LIMIT 1")
+
+    def _one(self, query: str, *values: Any) -> dict[str, Any]:
+        rows = self._rows(query, *values)
+        return _unpacked(rows[0][0]) if rows else {}
+
+    def _each(self, table: str, after: int) -> Iterator[tuple[dict[str, Any], int]]:
+        query = f"SELECT content, id FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE}"
+        while rows := self._rows(query, after):
+            for content, after in rows:
+                with contextlib.suppress(*_BROKEN):
+                    yield _unpacked(content), after
+
+    def kept(self, kind: str) -> list[int]:
+        """Return the rounds of which there are arrays of a kind, in order."""
+        query = "SELECT server_round FROM arrays WHERE kind = ? ORDER BY server_round"
+        return [number for (number,) in self._rows(query, kind)]
+
+    def arrays(self, kind: str, server_round: int) -> Arrays:
+        """Return the arrays of a kind and a round; KeyError where there are none."""
+        found = self._content(kind, server_round)
+        if found is None:
+            raise KeyError(f"no arrays {kind!r} of round {server_round}")
+        return read_npz(found)
+
+    def _content(self, kind: str, server_round: int) -> Path | io.BytesIO | None:
+        query = "SELECT file, content FROM arrays WHERE kind = ? AND server_round = ?"
+        for file, content in self._rows(query, kind, server_round):
+            return self.folder / file if file else io.BytesIO(content)
+        return None
+
+    def copy_arrays(self, kind: str, server_round: int, target: Path) -> bool:
+        """Write arrays into an ``.npz`` file; return whether there were any."""
+        found = self._content(kind, server_round)
+        if isinstance(found, Path):
+            try:
+                target.hardlink_to(found)
+            except OSError:
+                shutil.copyfile(found, target)
+        elif found is not None:
+            target.write_bytes(found.getbuffer())
+        return found is not None
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Yield path and content of the end's further artifacts."""
+        for (path,) in self._rows("SELECT path FROM files ORDER BY path"):
+            for (content,) in self._rows("SELECT content FROM files WHERE path = ?", path):
+                yield path, content
+
+    def last_sign_ms(self) -> int:
+        """Return the Unix time in milliseconds of the last thing that is known of the run."""
+        last = self._one("SELECT content FROM rounds ORDER BY id DESC LIMIT 1")
+        signs = self.last_event().get("time_ms"), last.get("timestamp_ms"), self.start["start_ms"]
+        return max(int(sign or 0) for sign in signs)
+
+
+class Journal(JournalReader):
+    """One run's journal, held by this process; made by :meth:`create` or :meth:`claim`.
+
+    All who write in one process share one object: each calls :meth:`hold`, but for the one that
+    made it, and :meth:`release`.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    lock : FileLock
+        Its lock, held.
+    """
+
+    _open: ClassVar[dict[Path, Journal]] = {}
+
+    def __init__(self, folder: Path, lock: FileLock) -> None:
+        super().__init__(folder)
+        self._lock = lock
+        self._base_lock, self._buffer_lock = threading.RLock(), threading.Lock()
+        self._buffer: list[tuple[str, Sequence[Any], int | None]] = []
+        self._timer: threading.Timer | None = None
+        self._holders = 1
+        self._durable, self._warned, self._is_sent = True, False, False
+        self._base = sqlite3.connect(
+            folder / JOURNAL, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        self._prepare()
+        self._open[folder] = self
+
+    def _prepare(self) -> None:
+        """Choose how what is written gets to the disk, and make the tables."""
+        mode = "wal"
+        if kind := _shared_disk(self.folder):
+            mode = f"delete ({kind})"
+        elif (got := self._base.execute("PRAGMA journal_mode=WAL").fetchone()[0]) != "wal":
+            mode = f"delete (SQLite: {got})"
+        if mode != "wal":
+            self._base.execute("PRAGMA journal_mode=DELETE")
+            _LOG.info("%s: no write-ahead log on this file system: %s", self.folder, mode)
+        self._is_wal = mode == "wal"
+        self._base.execute("PRAGMA synchronous=FULL")
+        (version,) = self._base.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise FlAppError(f"{self.folder}: this journal was written by a later fl_app")
+        if version < _VERSION:
+            self._base.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+
+    @classmethod
+    def create(cls, home: Path, name: str = "") -> Self:
+        """Begin a run's journal.
+
+        Parameters
+        ----------
+        home : Path
+            As :func:`~fl_app.home.home_dir` returns it; made where it does not exist.
+        name : str, optional
+            The run's name on this machine; by default a new one.
+
+        Raises
+        ------
+        OSError, sqlite3.Error
+            If it cannot be made.
+        """
+        folder = run_folder(home, name or new_name(time.time_ns() // 1_000_000))
+        lock = _lock(folder)
+        lock.acquire(timeout=0)
+        try:
+            journal = cls(folder, lock)
+        except BaseException:
+            lock.release()
+            raise
+        sync_dir(folder)
+        sync_dir(folder.parent)
+        return journal
+
+    @classmethod
+    def opened(cls, home: Path, name: str) -> Journal | None:
+        """Return the journal of a run that this process writes, held once more."""
+        journal = cls._open.get(home / "runs" / name)
+        if journal is not None:
+            journal.hold()
+        return journal
+
+    @classmethod
+    def claim(cls, folder: Path) -> Self | None:
+        """Take the journal of a run that nobody holds; None if somebody does or there is none."""
+        if not (folder / JOURNAL).exists():
+            return None
+        lock = _lock(folder)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        try:
+            return cls(folder, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @staticmethod
+    def pending(home: Path) -> list[Path]:
+        """Return the folders of runs that go on or are not sent, oldest first."""
+        folders = []
+        for lock in (home / "runs").glob("*/lock"):
+            folder = lock.parent
+            if (folder / JOURNAL).exists():
+                folders.append(folder)
+            elif time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed
+        return sorted(folders)
+
+    # ------------------------------------------------------------ the connection
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._base_lock:
+            return self._base.execute(query, values).fetchall()
+
+    def _write(self, steps: Iterable[Step], sync: bool = True) -> None:
+        """Do all of some steps, or none."""
+        with self._base_lock:
+            late = not sync and self._durable and self._is_wal
+            if late:  # an event is not worth a wait for the disk
+                self._base.execute("PRAGMA synchronous=NORMAL")
+            try:
+                self._base.execute("BEGIN IMMEDIATE")
+                for query, values in steps:
+                    self._base.execute(query, values)
+                self._base.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._base.execute("ROLLBACK")
+                raise
+            finally:
+                if late:
+                    self._base.execute("PRAGMA synchronous=FULL")
+
+    # ------------------------------------------------------------ writing
+
+    def begin(
+        self, target: Mapping[str, Any], run: RunStart, start_ms: int, durable: bool = True
+    ) -> None:
+        """Keep the start.
+
+        Parameters
+        ----------
+        target : mapping
+            Where the run goes, JSON-ready: what its sender needs to know.
+        run : RunStart
+            The run's start.
+        start_ms : int
+            Its Unix time in milliseconds.
+        durable : bool, default True
+            Whether each round is on the disk before the next; else rounds are written within 0.5 s.
+        """
+        process = asdict(Process.current())
         start = {
             "target": dict(target),
             "start_ms": start_ms,
-            "process": asdict(Process.current()),
+            "process": process,
             "run": asdict(run),
         }
-        write(self.path / "run.json", json.dumps(start).encode(), self._sync)
-        (self.path / "rounds.jsonl").touch()
-        (self.path / "notes.jsonl").touch()
+        self._durable = durable
+        if not durable:
+            with self._base_lock:
+                self._base.execute("PRAGMA synchronous=OFF")
+        self._write([_put_fact("start", start)])
 
-    def add_round(self, line: Mapping[str, Any], arrays: Arrays | None) -> None:
+    def add_round(self, line: Mapping[str, Any], **arrays: Arrays) -> None:
         """Keep a round.
 
         Parameters
         ----------
         line : mapping
             JSON-ready; NaN is kept. Holds ``server_round``.
-        arrays : mapping of str to ndarray or None
-            Global arrays; here they are left out.
+        **arrays : mapping of str to ndarray
+            Its arrays by kind: ``weights`` to send, or ``last`` to send at the end.
         """
-        append(self.path / "rounds.jsonl", json_line(line), self._sync)
+        number = line["server_round"]
+        steps: list[Step] = [
+            self._put_arrays(kind, number, values) for kind, values in arrays.items()
+        ]
+        query = "INSERT INTO rounds (server_round, content) VALUES (?, ?)"
+        steps.append((query, (number, _packed(line))))
+        steps.append(("DELETE FROM events WHERE server_round <= ?", (number,)))
+        with self._buffer_lock:  # what went on inside the round is over
+            self._buffer = [step for step in self._buffer if step[2] is None or step[2] > number]
+        if self._durable:
+            self.flush(steps, sync=True)
+        else:
+            for query, values in steps:
+                self._later(query, values)
 
-    def keep_last(self, server_round: int, arrays: Arrays | None) -> None:
-        """Keep a round's arrays until the end, or with None no longer; here they are left out."""
+    def keep_arrays(self, kind: str, server_round: int, arrays: Arrays) -> None:
+        """Keep arrays of a kind for a round, within 0.5 s."""
+        self._later(*self._put_arrays(kind, server_round, arrays))
+
+    def drop_arrays(self, kind: str, server_rounds: Sequence[int]) -> None:
+        """Forget arrays of a kind."""
+        where = f"kind = ? AND server_round IN ({', '.join('?' * len(server_rounds))})"
+        values = (kind, *server_rounds)
+        files = self._rows(f"SELECT file FROM arrays WHERE {where}", *values)
+        self.flush([(f"DELETE FROM arrays WHERE {where}", values)])
+        self._unlink(files)
+
+    def _unlink(self, files: Iterable[tuple[Any, ...]]) -> None:
+        for (file,) in files:
+            if file:
+                (self.folder / file).unlink(missing_ok=True)
+
+    def _put_arrays(self, kind: str, server_round: int, arrays: Arrays) -> Step:
+        query = "INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?)"
+        if sum(array.nbytes for array in arrays.values()) < _BESIDE_BYTES:
+            return query, (kind, server_round, None, npz_bytes(arrays))
+        # There, with its name, before the commit that counts on it.
+        path = self.folder / "arrays" / f"{kind.replace('/', '_')}_{server_round:04d}.npz"
+        is_new = not path.parent.exists()
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_npz(path, arrays, sync=self._durable)
+        if self._durable:
+            sync_dir(path.parent)
+            if is_new:
+                sync_dir(self.folder)
+        return query, (kind, server_round, f"arrays/{path.name}", None)
 
     def add_note(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
         """Keep tags and texts that were learnt after the start."""
-        note = {"tags": dict(tags), "texts": dict(texts)}
-        append(self.path / "notes.jsonl", json_line(note), self._sync)
+        content = _packed({"tags": dict(tags), "texts": dict(texts)})
+        self.flush([("INSERT INTO notes (content) VALUES (?)", (content,))], sync=True)
+
+    def add_event(self, event: Mapping[str, Any]) -> None:
+        """Keep an event, within 0.5 s; one with a ``round`` until that round is recorded."""
+        number = event.get("round")
+        query = "INSERT INTO events (server_round, content) VALUES (?, ?)"
+        self._later(query, (number, _packed(event)), number)
 
     def add_end(self, end: RunEnd, end_ms: int) -> None:
-        """Keep the end, without its models and files."""
-        self._write_end(end, end_ms, [])
-
-    def _write_end(self, end: RunEnd, end_ms: int, models: list[dict[str, Any]]) -> None:
+        """Keep the end, with its models and files."""
+        steps: list[Step] = [("DELETE FROM files", ())]
+        for model in end.models:
+            steps.append(self._put_arrays(f"model/{model.name}", model.server_round, model.arrays))
+        for path, content in end.files.items():
+            steps.append(_put_file(path, content))
+        models = [
+            {"name": m.name, "server_round": m.server_round, "spec": dict(m.spec)}
+            for m in end.models
+        ]
         summary = {
             "status": end.status,
             "error": end.error,
@@ -74,4 +489,118 @@ class Journal:
             "end_ms": end_ms,
             "models": models,
         }
-        write(self.path / "end.json", json.dumps(summary).encode(), self._sync)
+        self.flush([*steps, _put_fact("end", summary)], sync=True)
+
+    def mark_sent(self, sent: Mapping[str, Any]) -> None:
+        """Keep how far sending got. What it forgets is sent again, which does no harm."""
+        self._write([_put_fact("sent", dict(sent))], sync=False)
+
+    def restore(self, facts: Mapping[str, Mapping[str, Any]], files: Mapping[str, bytes]) -> None:
+        """Put facts and files of another kind of record here, all or none; empty facts are none."""
+        steps = [_put_fact(key, fact) for key, fact in facts.items() if fact]
+        self.flush([*steps, *(_put_file(path, content) for path, content in files.items())], True)
+
+    # ------------------------------------------------------------ later
+
+    def _later(self, query: str, values: Sequence[Any], number: int | None = None) -> None:
+        with self._buffer_lock:
+            self._buffer.append((query, values, number))
+            if self._timer is None:
+                self._timer = threading.Timer(_BUFFER_SECONDS, self._flush_quietly)
+                self._timer.daemon = True
+                with contextlib.suppress(RuntimeError):  # no more threads: the interpreter ends
+                    self._timer.start()
+
+    def _flush_quietly(self) -> None:
+        try:
+            self.flush()
+        except Exception as error:
+            if not self._warned:
+                self._warned = True
+                _LOG.warning("a page cannot follow this run: %s", one_line(error))
+
+    def flush(self, steps: Iterable[Step] = (), sync: bool = False) -> None:
+        """Write what is buffered, and `steps` after it, now.
+
+        Raises
+        ------
+        sqlite3.Error
+            If it cannot be written; then what was buffered is lost.
+        """
+        with self._base_lock:
+            with self._buffer_lock:
+                buffered, self._buffer = self._buffer, []
+                timer, self._timer = self._timer, None
+            if timer is not None:
+                timer.cancel()
+            if every := [*((query, values) for query, values, _ in buffered), *steps]:
+                self._write(every, sync)
+
+    # ------------------------------------------------------------ the end
+
+    def reopen(self) -> None:
+        """Say that a run which has ended goes on."""
+        self._is_sent = False
+        self.flush([("DELETE FROM facts WHERE key = 'end'", ())], sync=True)
+        self.mark_sent({**self.sent, "ended": True})
+
+    def mark_whole(self) -> None:
+        """Say that all of it was sent, or that there is nowhere to send it."""
+        self._is_sent = True
+
+    def hold(self) -> None:
+        """Say that one more writes."""
+        with self._buffer_lock:
+            self._holders += 1
+
+    def release(self) -> None:
+        """Say that one writes no longer; the last one closes it, as one file, and gives it up."""
+        with self._buffer_lock:
+            self._holders -= 1
+            if self._holders:
+                return
+        self._flush_quietly()
+        with self._base_lock:
+            with contextlib.suppress(OSError, sqlite3.Error):
+                if self._is_sent:
+                    self._clear()
+            for pragma in ("wal_checkpoint(TRUNCATE)", "journal_mode=DELETE"):
+                with contextlib.suppress(sqlite3.Error):  # somebody reads: it stays as it is
+                    self._base.execute(f"PRAGMA {pragma}").fetchone()
+            self._base.close()
+        self._open.pop(self.folder, None)
+        if self._is_sent:
+            (self.folder / "lock").unlink(missing_ok=True)
+        self._lock.release()
+
+    def _clear(self) -> None:
+        """Forget arrays and files of a run that was sent, but its models' and what a page shows."""
+        where = "kind NOT LIKE 'model/%' AND kind != 'seen'"
+        files = self._rows(f"SELECT file FROM arrays WHERE {where}")
+        self._write([(f"DELETE FROM arrays WHERE {where}", ()), ("DELETE FROM files", ())])
+        self._unlink(files)
+        self._base.execute("VACUUM")
+
+
+def _put_fact(key: str, content: Mapping[str, Any]) -> Step:
+    return "INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, _packed(content))
+
+
+def _put_file(path: str, content: bytes) -> Step:
+    return "INSERT OR REPLACE INTO files VALUES (?, ?)", (path, bytes(content))
+
+
+def _lock(folder: Path) -> FileLock:
+    # Taken in the run's thread, given up in the sender's: hence not bound to a thread.
+    return FileLock(folder / "lock", thread_local=False, mode=0o600)
+
+
+def _shared_disk(folder: Path) -> str:
+    """Return the kind of the file system where it may be that of several machines, else ''."""
+    with contextlib.suppress(OSError):
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        parents = {str(parent) for parent in (folder.resolve(), *folder.resolve().parents)}
+        found = [(len(m[1]), m[2]) for m in mounts if m[1].replace("\\040", " ") in parents]
+        kind = max(found, default=(0, ""))[1]
+        return kind if kind.startswith(_SHARED_DISKS) else ""
+    return ""

@@ -1,7 +1,7 @@
 """Writes a run into a journal: a line a round, with everything that MLflow will show of it.
 
-:class:`JournalTracker` keeps a run without MLflow (``tracking=none``): the same lines, in
-``FL_APP_HOME/runs/<run>/``, without arrays and without waiting for the disk.
+:class:`JournalTracker` keeps a run without MLflow (``tracking=none``): the same lines, without
+waiting for the disk, and of the arrays only those of the models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from fl_app.errors import FlAppError
 from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import NO_SCORES
 from fl_app.tracking.journal import Journal
-from fl_app.tracking.late import LateJournal
 from fl_app.tracking.metric_names import (
     DIRECTIONS_TAG,
     MAX_SHOWN_CLIENTS,
@@ -58,7 +57,7 @@ class Recorder:
         self._last: list[int] = []
 
     def move(self, journal: Journal) -> None:
-        """Go on in another journal of the same run."""
+        """Go on with the same run, whose journal was closed meanwhile."""
         self._journal = journal
 
     def record(self, record: RoundRecord) -> None:
@@ -76,13 +75,13 @@ class Recorder:
             "clients": client_rows(record.server_round, record.evaluate_clients, record.client_key),
         }
         kept = bool(self._every) and record.server_round % self._every == 0
-        self._journal.add_round(line, record.arrays if kept else None)
+        kind = "weights" if kept else "last" if self._num_last else None
+        self._journal.add_round(line, **({} if kind is None else {kind: record.arrays}))
         if self._num_last:
-            self._journal.keep_last(record.server_round, None if kept else record.arrays)
             self._last.append(record.server_round)
-            for server_round in self._last[: -self._num_last]:
-                self._journal.keep_last(server_round, None)
-            del self._last[: -self._num_last]
+            if dropped := self._last[: -self._num_last]:
+                self._journal.drop_arrays("last", dropped)
+                del self._last[: len(dropped)]
 
     def _metrics(self, record: RoundRecord) -> dict[str, float]:
         """Return a round's metrics under their final keys."""
@@ -131,31 +130,43 @@ class Recorder:
 
 
 class JournalTracker:
-    """A tracker that keeps a run's lines in a folder, and nothing else of it.
+    """A tracker that keeps a run's rounds on this machine, without arrays, and sends them nowhere.
 
     Parameters
     ----------
-    folder : Path
-        There already.
+    home : Path
+        As :func:`~fl_app.home.home_dir` returns it.
+    name : str, optional
+        The run's name on this machine; by default a new one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._journal = LateJournal(folder)
+    def __init__(self, home: Path, name: str = "") -> None:
+        self._home, self._name = home, name
+        self._journal: Journal | None = None
         self._recorder: Recorder | None = None
 
     @property
     def started(self) -> bool:
         """Whether a run goes on."""
-        return self._recorder is not None
+        return self._journal is not None
 
     def start(self, run: RunStart) -> None:
-        """Keep the start."""
-        self._journal.begin({}, run, now_ms())
-        self._recorder = Recorder(self._journal)
+        """Keep the start; where `run` says that it continues, the run before goes on."""
+        journal = Journal.opened(self._home, self._name) or Journal.claim(
+            self._home / "runs" / self._name
+        )
+        if journal is not None and run.continues and self._recorder is not None:
+            journal.reopen()
+            self._recorder.move(journal)
+        else:
+            journal = journal or Journal.create(self._home, self._name)
+            journal.begin({}, run, now_ms(), durable=False)
+            self._recorder = Recorder(journal, (0, 0))
+        self._journal, self._name = journal, journal.name
 
     def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
         """Keep tags and texts that were learnt after the start."""
-        self._journal.add_note(tags, texts)
+        self._running().add_note(tags, texts)
 
     def record(self, record: RoundRecord) -> None:
         """Keep a round.
@@ -165,14 +176,23 @@ class JournalTracker:
         FlAppError
             If no run goes on.
         """
-        if self._recorder is None:
-            raise FlAppError("this tracker was not started")
+        self._running()
+        assert self._recorder is not None
         self._recorder.record(record)
 
     def finish(self, end: RunEnd) -> None:
-        """Keep the end, without its models and files."""
-        self._recorder = None
-        self._journal.add_end(end, now_ms())
+        """Keep the end, with its models."""
+        journal, self._journal = self._running(), None
+        try:
+            journal.add_end(end, now_ms())
+        finally:
+            journal.mark_whole()
+            journal.release()
+
+    def _running(self) -> Journal:
+        if self._journal is None:
+            raise FlAppError("this tracker was not started")
+        return self._journal
 
 
 def now_ms() -> int:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import EXAMPLES, Choices
 from fl_app.dashboard.view import RunView
 from fl_app.errors import InputError
+from fl_app.tracking.journal import JournalReader
 from tests.recorded import GONE, NAME, Record, real_runs
 
 PAGE = Path(app.__file__).with_name("page.py")
@@ -337,7 +339,7 @@ def test_a_run_of_the_command_line_is_shown_whole(lesson: RunView) -> None:
 def test_a_private_run_says_why_there_is_nothing_of_a_client(home: Path) -> None:
     told = {"rule": "FedAvg", "num_examples": None, "clients": [], "aggregate": {"norm": 1.0}}
     cost = {"cost/clients_asked": 4, "cost/clients_replied": 3, "cost/clients_failed": 1}
-    record = Record(home, where="runs").begin(GONE)
+    record = Record(home, sent=True).begin(GONE)
     params = {"privacy.name": "dp_fixed", "num_clients": "4"}
     texts = {"config/config.yaml": "num_clients: 4\ndataset: {name: iris}\n"}
     record.start(params=params, process=GONE, texts=texts).rounds(0, clients=())
@@ -369,7 +371,7 @@ def test_rows_that_are_not_those_of_the_run_are_not_shown(home: Path, now: str) 
 
 def test_a_launch_that_could_not_write_its_end_says_why(home: Path) -> None:
     """As on a full disk: its log knows more than its record, which has no spec either."""
-    record = Record(home, where="runs").begin(GONE)
+    record = Record(home, sent=True).begin(GONE)
     folder = home / "dashboard" / "launches" / "20260102-030405-000-0123abcd"
     record.start(process=GONE, output_dir=str(folder / "0")).rounds(0, 1)
     folder.mkdir(parents=True)
@@ -381,25 +383,33 @@ def test_a_launch_that_could_not_write_its_end_says_why(home: Path) -> None:
     assert "What kind of models these are is not recorded" in said(at)
 
 
-BROKEN = {
-    "run.json": "{",
-    "rounds.jsonl": '{"server_round": "x"}\n\x00\n[]\n{"server_round": 1, "metrics": {"a": "b"}}\n',
-    "events.jsonl": '{"event": "roster", "nodes": [[1]]}\nnull\n{"event": "model", "spec": 3}\n',
-    "notes.jsonl": '{"texts": {"clients/roster.json": "[[["}}\n',
-    "end.json": '"x"',
-    "sent.json": '{"run_id": {}, "experiment_id": []}',
+BROKEN: dict[str, list[bytes]] = {
+    "start": [b"{"],
+    "rounds": [b'{"server_round": "x"}', b"\x00", b'{"server_round": 1, "metrics": {"a": "b"}}'],
+    "events": [b'{"event": "roster", "nodes": [[1]]}', b"null", b'{"event": "model", "spec": 3}'],
+    "notes": [b'{"texts": {"clients/roster.json": "[[["}}'],
+    "end": [b'"x"'],
+    "sent": [b'{"run_id": {}, "experiment_id": []}'],
 }
 
 
 @pytest.mark.parametrize("where", ["begun", "over"])
-def test_broken_files_are_shown_as_far_as_they_go(home: Path, where: str) -> None:
-    record = Record(home, where="runs").begin(GONE)
+def test_broken_rows_are_shown_as_far_as_they_go(home: Path, where: str) -> None:
+    record = Record(home, sent=True).begin(GONE)
     if where == "over":
         record.start(process=GONE).rounds(0, 1).end()
-    for file, text in BROKEN.items():
-        if where == "begun" or file.endswith("l"):
-            with (record.own / file).open("a") as broken:
-                broken.write(text)
+    with record.journal() as journal:
+        for name, contents in BROKEN.items():
+            many = name in ("rounds", "events", "notes")
+            columns = {"rounds": "server_round, content", "events": "content", "notes": "content"}
+            for content in map(zlib.compress, contents):
+                if many:
+                    marks = "7, ?" if name == "rounds" else "?"
+                    query = f"INSERT INTO {name} ({columns[name]}) VALUES ({marks})"
+                    journal._write([(query, (content,))])
+                elif where == "begun":
+                    query = "INSERT OR REPLACE INTO facts VALUES (?, ?)"
+                    journal._write([(query, (name, content))])
     at = opened({"run": NAME})
     assert list(at.error) == []
     assert ("ended" if where == "begun" else "finished") in said(at)
@@ -420,7 +430,9 @@ def test_a_run_that_is_not_there_is_a_sentence(name: str) -> None:
 def test_a_run_that_vanishes_while_it_is_shown(lesson: RunView, home: Path) -> None:
     """Or in part; the page goes on."""
     at = opened({"run": lesson.name})
-    shutil.rmtree(home / "runs" / lesson.name / "models")
+    record = Record(home, lesson.name)
+    with record.journal() as journal:
+        journal.drop_arrays("seen", range(100))
     whole(at.run())
     assert "What the models know" in said(at)
     shutil.rmtree(home / "runs" / lesson.name)
@@ -463,10 +475,10 @@ def test_two_runs_of_a_launch_stand_side_by_side(home: Path) -> None:
     for job, head in enumerate(reversed(run_files.runs(home))):
         (folder / str(job)).mkdir()
         (folder / str(job) / "result.json").write_text('{"status": "FINISHED"}')
-        file = home / "runs" / head.name / "run.json"
-        content = json.loads(file.read_text())
+        content = JournalReader(home / "runs" / head.name).start
         content["run"]["output_dir"] = str(folder / str(job))
-        file.write_text(json.dumps(content))
+        Record(home, head.name, sent=True).fact("start", content)
+    run_files._STARTS.clear()
     at = opened({"run": folder.name})
     text = said(at)
     assert "Side by side, on one split" in text

@@ -25,6 +25,7 @@ from fl_app.dashboard.charts import (
 from fl_app.dashboard.line_chart import Chart, apart, bulk
 from fl_app.dashboard.metric_values import metrics
 from fl_app.dashboard.view import RunView
+from fl_app.tracking.journal import JournalReader
 from fl_app.tracking.records import ClientRecord, RoundRecord, RunFacts
 from tests.recorded import GONE, Record, round_line
 
@@ -55,7 +56,7 @@ def check(chart: Chart) -> None:
 def view_of(home: Path, rounds: int = 4, clients: int = 3, **facts: Any) -> RunView:
     record = Record(home).start(params={"num_clients": str(clients)})
     for r in range(rounds + 1):
-        record.line("rounds.jsonl", round_line(r, clients=range(clients), **facts))
+        record.line(round_line(r, clients=range(clients), **facts))
     return record.view()
 
 
@@ -101,9 +102,9 @@ def test_one_round_alone_is_a_point(tmp_path: Path) -> None:
 def test_missing_values_are_gaps(tmp_path: Path) -> None:
     record = Record(tmp_path).start().rounds(0)
     record.rounds(1, metrics={"server/accuracy": math.nan}).rounds(2)
-    line = json.loads((record.folder / "rounds.jsonl").read_text().splitlines()[1])
+    _, (line, _), _ = JournalReader(record.folder).rounds()
     del line["metrics"]["server/accuracy"]
-    record.line("rounds.jsonl", line | {"server_round": 3})
+    record.line(line | {"server_round": 3})
     chart = curves(record.view(), metrics(record.view())[0])
     check(chart)
     server = next(
@@ -115,7 +116,7 @@ def test_missing_values_are_gaps(tmp_path: Path) -> None:
 def test_no_metric_at_all_is_an_empty_chart(tmp_path: Path) -> None:
     view = view_of(tmp_path, rounds=1)
     other = Record(tmp_path, "20260102-030406-0123abcd").start()
-    other.line("rounds.jsonl", {"server_round": 0, "metrics": {}})
+    other.line({"server_round": 0, "metrics": {}})
     chart = curves(other.view(), metrics(view)[0])
     check(chart)
     assert chart.alt == "accuracy (higher is better) by round."
@@ -130,7 +131,7 @@ def test_without_a_test_set_the_mean_stands_alone(tmp_path: Path) -> None:
             "train/mse": 1.5 / r,
         }
         line = round_line(r) | {"metrics": own, "clients": []}
-        record.line("rounds.jsonl", line)
+        record.line(line)
     view = record.view()
     chart = curves(view, metrics(view)[0])
     names = {layer["data"]["values"][0]["line"] for layer in marks(chart, "line")}
@@ -140,7 +141,7 @@ def test_without_a_test_set_the_mean_stands_alone(tmp_path: Path) -> None:
 def test_what_is_over_all_rows_is_not_called_a_mean(tmp_path: Path) -> None:
     record = Record(tmp_path).start()
     told = {"train_client_r2/000": 0.4, "train_client_r2/001": 0.6, "train/r2": 0.7}
-    record.line("rounds.jsonl", round_line(1) | {"metrics": told, "clients": []})
+    record.line(round_line(1) | {"metrics": told, "clients": []})
     view = record.view()
     chart = curves(view, metrics(view)[0])
     names = {layer["data"]["values"][0]["line"] for layer in marks(chart, "line")}

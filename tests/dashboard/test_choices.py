@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fl_app.config.compose import compose_config
 from fl_app.config.dataset_options import TabularConfig
+from fl_app.config.overrides import quoted
 from fl_app.config.schema import GROUPS
 from fl_app.config.sweep import check_sweep
 from fl_app.dashboard import uploads
@@ -37,7 +38,6 @@ from fl_app.dashboard.choices import (
     from_query,
     to_query,
 )
-from fl_app.data.tabular import quoted
 from fl_app.errors import ConfigError, InputError, printable
 
 HEAD = b"""age,chest pain,"a,b",hospital,y

@@ -244,7 +244,7 @@ def test_under_privacy_no_client_is_shown_and_it_is_said_why(tmp_path: Path) -> 
     }
     told = RoundRecord(1, {}, run=RunFacts("FedAvg"), aggregate={"w": np.array([1.0, 2.0])})
     record = Record(tmp_path).start(params={"privacy.name": "dp_fixed"}).rounds(0)
-    record.line("rounds.jsonl", {"server_round": 1, "metrics": metrics, "clients": [], "texts": {}})
+    record.line({"server_round": 1, "metrics": metrics, "clients": [], "texts": {}})
     assert explain(record.view(), 1).sentences[0].startswith("Under differential privacy")
     other = Record(tmp_path / "b").start(params={"privacy.name": "dp_fixed"}).rounds(0)
     other.rounds(1, clients=(), metrics=metrics, record=told)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fl_app.dashboard import live
 from fl_app.dashboard.known import KeptModels
 from fl_app.dashboard.live import Tail
 from fl_app.dashboard.metric_values import (
@@ -26,17 +25,17 @@ from fl_app.dashboard.metric_values import (
     worst_values,
 )
 from fl_app.dashboard.progress import phase
-from fl_app.dashboard.run_files import heads_of, models_dir, runs
+from fl_app.dashboard.run_files import heads_of, run_dir, runs
 from fl_app.dashboard.view import PHASES
 from fl_app.stacking.strategy import PHASES as STACKING_PHASES
-from fl_app.tracking.files import write_npz
+from fl_app.tracking.journal import JournalReader, _packed
 from fl_app.tracking.mlflow.uri import run_url
 from tests.recorded import GONE, LIVING, NAME, Record, real_runs, round_line
 
 
 def models(home: Path, name: str, server_round: int) -> dict[str, Any]:
     """Return what is kept of a round."""
-    return dict(KeptModels(models_dir(home, name)).get(server_round, {}))
+    return dict(KeptModels(run_dir(home, name)).get(server_round, {}))
 
 
 @pytest.fixture
@@ -74,37 +73,30 @@ def test_nothing_new_is_the_same_view(home: Path) -> None:
     assert later.rounds[:2] == view.rounds, "rounds that were read are not read again"
 
 
-def test_a_torn_line_waits_and_a_broken_one_is_skipped(home: Path) -> None:
+def test_a_broken_row_is_skipped(home: Path) -> None:
     record = Record(home).start().rounds(0)
-    lines = record.folder / "rounds.jsonl"
-    whole = json.dumps(round_line(1))
-    with lines.open("a") as file:
-        file.write('{"server_round": "x"}\n[1, 2]\n{"broken\n' + whole[:40])
+    with record.journal() as journal:
+        for content in (_packed({"server_round": "x"}), zlib.compress(b"[1, 2]"), b"no zlib"):
+            journal._write([("INSERT INTO rounds VALUES (NULL, 1, ?)", (content,))])
     tail = Tail(home, NAME)
     view = tail.read()
     assert view is not None
     assert len(view.rounds) == 1
-    with lines.open("a") as file:
-        file.write(whole[40:] + "\n")
+    record.rounds(1)
     later = tail.read()
     assert later is not None
     assert [r.server_round for r in later.rounds] == [0, 1]
 
 
-def test_files_may_move_from_the_spool_at_any_moment(home: Path) -> None:
-    """Bytes stay, so an offset does: each line is read once, wherever it is by then."""
-    record = Record(home).begin().start().rounds(0, 1)
-    tail = Tail(home, NAME)
-    assert tail.read() is not None
-    for file in ("rounds.jsonl", "run.json"):
-        shutil.move(record.folder / file, record.own / file)
-    record.folder.rmdir()
-    record.folder = record.own
-    record.rounds(2)
-    view = tail.read()
-    assert view is not None
-    assert not view.vanished
-    assert [r.server_round for r in view.rounds] == [0, 1, 2]
+@pytest.mark.parametrize("where", [0, 100, 5000])
+def test_a_damaged_journal_costs_nobody_the_page(home: Path, where: int) -> None:
+    Record(home).start().rounds(0, 1)
+    other = Record(home, "20260102-030406-0123abcd").start().rounds(0, 1)
+    with (other.folder / "journal.db").open("r+b") as file:
+        file.seek(where)
+        file.write(b"x" * 60_000)
+    Tail(home, other.name).read()
+    assert NAME in [head.name for head in runs(home)]
 
 
 def test_a_run_that_is_removed_stays_on_the_page(home: Path) -> None:
@@ -112,7 +104,6 @@ def test_a_run_that_is_removed_stays_on_the_page(home: Path) -> None:
     tail = Tail(home, NAME)
     assert tail.read() is not None
     shutil.rmtree(record.folder)
-    shutil.rmtree(record.own)
     view = tail.read()
     assert view is not None
     assert view.vanished
@@ -120,16 +111,18 @@ def test_a_run_that_is_removed_stays_on_the_page(home: Path) -> None:
     assert len(view.rounds) == 2
 
 
-@pytest.mark.parametrize("file", ["run.json", "end.json", "sent.json"])
+@pytest.mark.parametrize("fact", ["start", "end", "sent"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"null"])
-def test_a_broken_file_is_no_file(home: Path, file: str, content: bytes) -> None:
+def test_a_broken_fact_is_none(home: Path, fact: str, content: bytes) -> None:
     record = Record(home).begin().rounds(0)
-    if file != "run.json":
+    if fact != "start":
         record.start()
-    (record.folder / file).write_bytes(content)
-    view = record.view()
-    assert view.status == "running"
-    assert [head.name for head in runs(home)] == [NAME]
+    for content_ in (content, zlib.compress(content)):
+        with record.journal() as journal:
+            journal._write([("INSERT OR REPLACE INTO facts VALUES (?, ?)", (fact, content_))])
+        view = record.view()
+        assert view.status == "running"
+        assert [head.name for head in runs(home)] == [NAME]
 
 
 @pytest.mark.parametrize(
@@ -137,17 +130,18 @@ def test_a_broken_file_is_no_file(home: Path, file: str, content: bytes) -> None
 )
 def test_a_broken_event_is_skipped(home: Path, event: dict[str, object]) -> None:
     record = Record(home).begin().start()
-    record.line("events.jsonl", event, record.own)
+    with record.journal() as journal:
+        journal.add_event(event)
     record.events(("handshake", {"asked": 3}))
     assert record.view().stage == "handshake"
 
 
 def test_small_models_are_read_and_a_broken_archive_is_none(home: Path) -> None:
-    folder = Record(home).begin().own / "models"
-    folder.mkdir()
-    write_npz(folder / "round_0003.npz", {"global/coef": np.ones(2), "client/001/coef": np.eye(2)})
+    with Record(home).begin().journal() as journal:
+        journal.keep_arrays("seen", 3, {"global/coef": np.ones(2), "client/001/coef": np.eye(2)})
+        query = "INSERT INTO arrays VALUES ('seen', 4, NULL, ?)"
+        journal._write([(query, (b"PK\x03\x04 nothing",))])
     assert sorted(models(home, NAME, 3)) == ["client/001/coef", "global/coef"]
-    (folder / "round_0004.npz").write_bytes(b"PK\x03\x04 nothing")
     assert models(home, NAME, 4) == models(home, NAME, 5) == {}
 
 
@@ -269,19 +263,18 @@ def test_who_replied_in_a_round_that_failed_is_known(home: Path) -> None:
     assert record.view().in_round is None, "a round that is recorded is over"
 
 
-def test_many_events_of_rounds_that_are_over_are_not_read(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live, "_HEAD", 600)
-    monkeypatch.setattr(live, "_LAST", 400)
+def test_events_of_rounds_that_are_over_are_not_kept(home: Path) -> None:
     record = Record(home).begin().events(("roster", {"nodes": [[0, 5, 2], [1, 7, 0]]}))
-    for server_round in range(1, 60):
+    for server_round in range(1, 6):
         told = {"round": server_round, "exchange": "train"}
         record.events(("asked", told | {"clients": [0, 1]}), ("reply", told | {"client": 1}))
+        if server_round < 5:
+            record.rounds(server_round)
+    assert sum(1 for _ in JournalReader(record.folder).events()) == 4
     view = record.view()
     assert view.roster == {0: (5, 2), 1: (7, 0)}
     assert view.in_round is not None
-    assert view.in_round.server_round == 59
+    assert view.in_round.server_round == 5
     assert view.in_round.train.replied == (1,)
 
 
@@ -316,8 +309,8 @@ def test_a_private_mean_is_on_validation_rows_like_any(tmp_path: Path) -> None:
 def test_a_client_of_few_rows_is_not_the_worst_where_others_have_more(home: Path) -> None:
     rows = [{"partition": k, "num_examples": n, "mse": v} for k, n, v in ((0, 1, 9.0), (1, 5, 2.0))]
     record = Record(home).start().rounds(0)
-    record.line("rounds.jsonl", round_line(1, clients=()) | {"clients": rows})
-    record.line("rounds.jsonl", round_line(2) | {"clients": rows[:1]})
+    record.line(round_line(1, clients=()) | {"clients": rows})
+    record.line(round_line(2) | {"clients": rows[:1]})
     assert worst_values(record.view(), "mse").tolist()[1:] == [2.0, 9.0]
 
 
@@ -326,7 +319,7 @@ def test_own_values_are_of_training_rows_where_nobody_validates(home: Path) -> N
     own = {"train_client_mse/000": 1.0, "train_client_mse/012": 3.0, "train/mse": 2.0}
     line = round_line(1, metrics=own)
     del line["metrics"]["server/accuracy"], line["metrics"]["eval/accuracy"]
-    record.line("rounds.jsonl", line | {"clients": []})
+    record.line(line | {"clients": []})
     view = record.view()
     assert shown_rows(view) == "training"
     assert view.rounds[0].training.partitions.tolist() == [0, 12]
@@ -430,7 +423,7 @@ def test_the_runs_of_a_launch_are_found_in_the_order_of_its_jobs(home: Path) -> 
 def test_the_link_to_mlflow_says_what_must_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = Record(home).begin().start(uri="https://mlflow.example").rounds(0)
     assert record.view().mlflow.sentence == "MLflow has not got this run yet."
-    record.write("sent.json", {"run_id": "r", "experiment_id": "7"})
+    record.fact("sent", {"run_id": "r", "experiment_id": "7"}).whole()
     link = record.view().mlflow
     assert link.url == run_url("https://mlflow.example", "7", "r")
     assert (link.command, link.sentence) == ("", "")
@@ -442,10 +435,10 @@ def test_the_link_to_mlflow_says_what_must_run(home: Path, monkeypatch: pytest.M
         assert record.view().mlflow.command == command
 
 
-def test_what_waits_in_the_spool_is_told(home: Path) -> None:
+def test_what_waits_is_told(home: Path) -> None:
     record = Record(home).begin(GONE).start(process=GONE).rounds(0).end()
-    assert "waits in the spool" in record.view().mlflow.sentence
-    none = Record(home, "20260102-030406-0123abcd", "runs")
+    assert "the rest waits" in record.view().mlflow.sentence
+    none = Record(home, "20260102-030406-0123abcd", sent=True)
     none.start(uri="", params={"tracking.name": "none"}).end()
     assert none.view().mlflow.sentence == "This run is not recorded in MLflow (tracking=none)."
 
@@ -462,7 +455,7 @@ def test_many_clients_and_rounds_cost_little(home: Path) -> None:
     for server_round in range(101):
         texts = {"aggregation/round.json": told | {"server_round": server_round}}
         line = round_line(server_round, clients=range(100), texts=texts if server_round else {})
-        record.line("rounds.jsonl", line)
+        record.line(line)
     tail = Tail(home, NAME)
     tracemalloc.start()
     try:

@@ -24,7 +24,7 @@ from fl_app.dashboard.regions import draw, rows_of, why_not
 from fl_app.data.table import Table, numeric_table
 from fl_app.models.serving import predictor
 from fl_app.stacking.members import pack
-from fl_app.tracking.files import write_npz
+from fl_app.tracking.journal import Journal
 from tests.stacks import Arrays, Ran, calm, config_of
 
 T = 4
@@ -452,12 +452,14 @@ def test_a_round_that_was_not_kept_has_no_picture() -> None:
 
 # ---------------------------------------------------------------------------- the disk
 def test_kept_models_are_read_from_the_disk(tmp_path: Path) -> None:
-    """Rounds come in order; a file that is not there, or is no archive, is no round."""
+    """Rounds come in order; one that is not there, or is no archive, is no round."""
+    journal = Journal.create(tmp_path)
     for server_round in (2, 0, 11):
-        write_npz(tmp_path / f"round_{server_round:04d}.npz", pack("global", SEPARATING))
-    (tmp_path / "round_0003.npz").write_bytes(b"half an arch")
-    (tmp_path / "other.npz").write_bytes(b"")
-    kept = KeptModels(tmp_path)
+        journal.keep_arrays("seen", server_round, pack("global", SEPARATING))
+    query = "INSERT INTO arrays VALUES ('seen', 3, NULL, ?)"
+    journal._write([(query, (b"half an arch",))])
+    journal.release()
+    kept = KeptModels(journal.folder)
     assert [r for r in kept if r in kept] == [0, 2, 11]
     assert np.array_equal(kept[11]["global/coef"], SEPARATING["coef"])
     assert kept.get(3) is None

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fl_app.tracking.journal import Journal, JournalReader
+
 from .support import BIN, command, free_port
 
 
@@ -119,7 +121,7 @@ def test_failed_run_exits_with_1(tmp_path: Path) -> None:
 
 
 def test_server_that_is_down_costs_a_warning_only(tmp_path: Path) -> None:
-    """With a dead tracking server the run trains to its end and keeps its record in the spool."""
+    """With a dead tracking server the run trains to its end and keeps its record."""
     uri = f"http://127.0.0.1:{free_port()}"
     words = ["num_clients=3", "num_server_rounds=2", f"tracking.uri={uri}", "output_dir=out"]
     status, out, err = fl_app(tmp_path, *words)
@@ -127,7 +129,8 @@ def test_server_that_is_down_costs_a_warning_only(tmp_path: Path) -> None:
     assert uri in out + err
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["status"] == "FINISHED"
-    assert list((tmp_path / "home" / "spool").glob("*/weights/round_0002.npz"))
+    (folder,) = Journal.pending(tmp_path / "home")
+    assert JournalReader(folder).kept("weights") == [0, 1, 2]
 
 
 def test_multirun_gives_flat_runs_with_a_sweep_id(tmp_path: Path) -> None:

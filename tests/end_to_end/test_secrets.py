@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from fl_app.cli import kit
 from fl_app.report.reading import _summary
 from fl_app.runtimes.bundle import app_dir
 from fl_app.tracking import replay
+from fl_app.tracking.journal import JOURNAL, Journal, JournalReader
 from fl_app.tracking.mlflow.uri import run_url
 
 from .support import ROOT, command, free_port
@@ -28,9 +30,23 @@ SMALL = ("dataset=digits", "num_clients=2", "num_server_rounds=1", "tracking.fig
 
 def found(folder: Path, *texts: str) -> list[str]:
     """Return the files below a folder, and the texts, in which the password stands."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in folder.rglob("*") if path.is_file()]
     held = [str(path) for path in files if SECRET.encode() in path.read_bytes()]
+    for journal in (JournalReader(path.parent) for path in files if path.name == JOURNAL):
+        rows = (
+            row
+            for table in ("facts", "notes", "events", "rounds")
+            for row in _texts(journal, table)
+        )
+        held += [str(journal.folder) for text in rows if SECRET in text]
     return held + [text for text in texts if SECRET in text]
+
+
+def _texts(journal: JournalReader, table: str) -> list[str]:
+    """Return what the rows of a journal's table say."""
+    rows = journal._rows(f"SELECT content FROM {table}")
+    assert rows or table != "facts"
+    return [zlib.decompress(content).decode() for (content,) in rows]
 
 
 def run(tmp_path: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +69,7 @@ def nobody() -> str:
     ],
 )
 def test_a_server_that_is_down(words: tuple[str, ...], tmp_path: Path, nobody: str) -> None:
-    """What waits in the spool, the warnings with MLflow's reason, Hydra's folders, a mistake."""
+    """What waits here, the warnings with MLflow's reason, Hydra's folders, a mistake."""
     done = run(tmp_path, *words, f"tracking.uri={nobody}")
     assert done.returncode == (2 if "num_clients=0" in words else 0), done.stderr
     assert found(tmp_path, done.stdout, done.stderr) == []
@@ -214,7 +230,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["inprocess", "simulation"])
 def test_a_finished_run(runtime: str, server: str, tmp_path: Path) -> None:
-    """Params, artifacts, spool, output, ``FLWR_HOME``, and a report with its files."""
+    """Params, artifacts, journal, output, ``FLWR_HOME``, and a report with its files."""
     uri = f"http://me:{SECRET}@{server}"
     env = {} if runtime == "inprocess" else {"MLFLOW_TRACKING_URI": uri}
     words = [f"tracking.uri={uri}"] * (runtime == "inprocess")
@@ -224,14 +240,14 @@ def test_a_finished_run(runtime: str, server: str, tmp_path: Path) -> None:
     compared = command(*report, "--baseline", "strategy=fedavg", cwd=tmp_path)
     assert found(tmp_path, done.stdout, done.stderr, compared.stdout, compared.stderr) == []
     assert "View run" not in done.stdout
-    assert list((tmp_path / "fl_app_home" / "spool").iterdir()) == []
+    assert Journal.pending(tmp_path / "fl_app_home") == []
 
 
 @pytest.mark.slow
 def test_what_waited_is_sent_by_whoever_knows_the_password(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The spool of a run that its server missed has no password, and goes when one is known."""
+    """The journal of a run that its server missed has no password, and goes when one is known."""
     uri = f"http://me:{SECRET}@{server}"
     home = tmp_path / "fl_app_home"
     code = (
@@ -244,7 +260,7 @@ def test_what_waited_is_sent_by_whoever_knows_the_password(
     done = subprocess.run([sys.executable, "-c", code, uri], check=False, capture_output=True)
     assert done.returncode == 9, done.stderr
     assert found(home) == []
-    (name,) = (path.name for path in (home / "spool").iterdir())
+    (name,) = (path.name for path in Journal.pending(home))
     waiting = replay(home).waiting
     assert list(waiting) == [name]
     assert "password, which is not kept: give it, or set MLFLOW_TRACKING_URI" in waiting[name]

@@ -28,7 +28,7 @@ from fl_app.grid.view import GridView
 from fl_app.home import home_dir
 from fl_app.seeding import generator
 from fl_app.server_app import app as server_app
-from fl_app.tracking.files import read_lines
+from fl_app.tracking.journal import JournalReader
 from tests.end_to_end.support import server_context
 
 BOTH = ["a", "b"] * 12
@@ -117,7 +117,7 @@ def test_one_row_or_one_class_never_costs_a_reply(
     why = "none of its training rows is of a class of the run: see dataset.classes"
     said = [*left_out, f"partition 6 sits out: num-examples=0 of 1: {why}"]
     assert sorted(lines) == sorted(said)
-    rounds = [found["metrics"] for found, _ in read_lines(folder / "rounds.jsonl")][1:]
+    rounds = [found["metrics"] for found, _ in JournalReader(folder).rounds()][1:]
     assert [r["cost/clients_asked"] for r in rounds] == [7] * 3
     assert [r["cost/clients_replied"] for r in rounds] == [7] * 3
 
@@ -175,7 +175,7 @@ def test_no_name_of_a_site_leaves_its_node(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- names in the record
 def _roster(folder: Path) -> dict[str, Any]:
     """Return the recorded table of who took part."""
-    notes = [note["texts"] for note, _ in read_lines(folder / "notes.jsonl")]
+    notes = [note["texts"] for note, _ in JournalReader(folder).notes()]
     (text,) = [texts[key] for texts in notes for key in texts if key == "clients/roster.json"]
     found: dict[str, Any] = json.loads(text)
     return found

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import threading
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -29,17 +28,33 @@ from fl_app.models.serving import Predictor
 from fl_app.runtimes.result import RunResult, RunStoppedError, read_result, result_written
 from fl_app.tracking import Events, RoundRecord, RunEnd, RunStart, Trackers
 from fl_app.tracking.events import prune
-from fl_app.tracking.files import read_lines, read_npz
-from fl_app.tracking.late import LateFile
-from fl_app.tracking.outbox import Outbox
+from fl_app.tracking.journal import JOURNAL, Journal, JournalReader, _unpacked
 from fl_app.tracking.recorder import JournalTracker
 
 NUM_CLIENTS = 4
+TABLES = ("facts", "rounds", "notes", "events", "arrays", "files")
+NAME = "20260102-030405-0123abcd"
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines."""
-    return [content for content, _ in read_lines(path)]
+@pytest.fixture(autouse=True)
+def _hear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hear every event: those inside a round do not stay."""
+    heard.clear()
+    add = Journal.add_event
+
+    def add_event(self: Journal, event: Mapping[str, Any]) -> None:
+        heard.setdefault(self.folder, []).append(json.loads(json.dumps(event)))
+        add(self, event)
+
+    monkeypatch.setattr(Journal, "add_event", add_event)
+
+
+heard: dict[Path, list[dict[str, Any]]] = {}
+
+
+def kept(folder: Path, table: str) -> list[dict[str, Any]]:
+    """Read what is left of a run."""
+    return [content for content, _ in getattr(JournalReader(folder), table)()]
 
 
 def folders() -> list[Path]:
@@ -65,7 +80,7 @@ def run(tmp_path: Path, *overrides: str, app: ClientApp = client_app) -> Path:
 # ---------------------------------------------------------------------------- a run's events
 def test_a_run_tells_what_it_does_in_order(tmp_path: Path) -> None:
     """From the first line, before anything is waited for, to the last one, after result.json."""
-    events = lines(run(tmp_path) / "events.jsonl")
+    events = heard[run(tmp_path)]
     exchanges = [(r, what) for r in (1, 2) for what in ("train", "evaluate")]
     told = [(e["event"], e.get("round"), e.get("exchange")) for e in events]
     assert told == [
@@ -88,8 +103,8 @@ def test_a_run_tells_what_it_does_in_order(tmp_path: Path) -> None:
 def test_the_roster_adds_up_to_the_data(tmp_path: Path) -> None:
     """Each node's rows stand in an event and in a table of the record; their sums are the tags'."""
     folder = run(tmp_path)
-    (roster,) = [e["nodes"] for e in lines(folder / "events.jsonl") if e["event"] == "roster"]
-    notes = lines(folder / "notes.jsonl")
+    (roster,) = [e["nodes"] for e in heard[folder] if e["event"] == "roster"]
+    notes = kept(folder, "notes")
     tags = {k: v for note in notes for k, v in note["tags"].items()}
     texts = {k: v for note in notes for k, v in note["texts"].items()}
     table = json.loads(texts["clients/roster.json"])
@@ -103,12 +118,12 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
     """The last line has the status and the reason, whether or not the run got to its rounds."""
     with pytest.raises(FlAppError, match="min_rows"):
         run(tmp_path, "min_rows=100000")
-    end = lines(folders()[-1] / "events.jsonl")[-1]
+    end = heard[folders()[-1]][-1]
     assert (end["event"], end["status"]) == ("end", "FAILED")
     assert "min_rows=100000" in end["error"]
     with pytest.raises(FlAppError, match="config-json"):
         run_in_process(server_app.app, client_app, 2, {"config-json": "nonsense"})
-    begin, end = lines(folders()[-1] / "events.jsonl")
+    begin, end = heard[folders()[-1]]
     assert (begin["event"], end["status"]) == ("begin", "FAILED")
 
 
@@ -179,7 +194,7 @@ def test_who_failed_is_known_by_partition_and_reason(
     monkeypatch.setattr(fl_app.grid.run, "InProcessGrid", Losing)
     folder = run(tmp_path, app=clients(crashing_and_nan))
     for r in (1, 2):
-        (line,) = [x for x in lines(folder / "rounds.jsonl") if x["server_round"] == r]
+        (line,) = [x for x in kept(folder, "rounds") if x["server_round"] == r]
         told = json.loads(line["texts"][f"aggregation/round_{r:04d}.json"])
         assert told["asked"] == [0, 1, 2, 3]
         assert set(told["failed"]) == {"1", "2", "3"}
@@ -191,7 +206,7 @@ def test_who_failed_is_known_by_partition_and_reason(
         assert [c["partition"] for c in told["clients"]] == [0]
         (event,) = [
             e
-            for e in lines(folder / "events.jsonl")
+            for e in heard[folder]
             if (e["event"], e.get("round"), e.get("exchange")) == ("replied", r, "train")
         ]
         assert (event["clients"], event["failed"]) == ([0], told["failed"])
@@ -205,7 +220,7 @@ def test_a_round_that_fails_tells_who_was_missing(tmp_path: Path) -> None:
 
     with pytest.raises(FlAppError, match="0 usable replies"):
         run(tmp_path, app=clients(fail))
-    *_, replied, ending, _ = lines(folders()[-1] / "events.jsonl")
+    *_, replied, ending, _ = heard[folders()[-1]]
     assert (replied["event"], ending["event"]) == ("replied", "ending")
     assert (replied["clients"], set(replied["failed"])) == ([], {"0", "1", "2", "3"})
     assert {len(reason) for reason in replied["failed"].values()} == {300}
@@ -231,15 +246,20 @@ def everywhere(value: Any) -> Iterable[Any]:
 def test_a_private_run_names_no_client(
     tracking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In no file of runs/ and spool/, even of a run with failures, is anything by partition."""
+    """In no row of the journal, even of a run with failures, is anything by partition."""
 
     def crash(partition: int, reply: Message) -> Message:
         if partition == 1:
             raise RuntimeError("failed")
         return reply
 
-    kept: set[Path] = set()
-    monkeypatch.setattr(Outbox, "remove", lambda self: (kept.add(self.path), self.release()))
+    whole: list[Any] = []
+
+    def look(self: Journal) -> None:  # before anything goes
+        whole.append({t: self._rows(f"SELECT * FROM {t}") for t in TABLES})
+        self._is_sent = True
+
+    monkeypatch.setattr(Journal, "mark_whole", look)
     uri = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"] if tracking == "mlflow" else []
     folder = run(
         tmp_path,
@@ -247,21 +267,18 @@ def test_a_private_run_names_no_client(
         *(f"tracking={tracking}", *uri),
         app=clients(crash),
     )
-    assert len(kept) == (tracking == "mlflow")
-    files = [p for top in [folder, *kept] for p in top.rglob("*") if p.is_file()]
-    assert {"events.jsonl", "rounds.jsonl", "run.json"} <= {p.name for p in files}
-    assert not any("models" in p.parts[-2:-1] and p.suffix == ".npz" for p in folder.rglob("*"))
-    for path in files:
-        if path.suffix not in (".json", ".jsonl") or path.parent.name == "models":
-            continue
-        for value in (v for text in path.read_text().splitlines() for v in everywhere(text)):
-            assert not {"partition", "client", "asked", "failed", "nodes"} & value.keys() or (
-                value.get("event") == "handshake"  # how many, before the run knows its clients
-            ), (path, value)
-            assert not value.get("clients"), (path, value)
-            keys = {key for key in value if "client_" in key and key[-3:].isdigit()}
-            assert not keys, (path, keys)
-    events = [e for e in lines(folder / "events.jsonl") if e["event"] in ("asked", "replied")]
+    (tables,) = whole
+    assert len(tables["rounds"]) == 3
+    assert {kind for kind, *_ in tables["arrays"]} <= {"model/final", "weights"}
+    rows = [row[-1] for name in ("facts", "rounds", "notes", "events") for row in tables[name]]
+    for value in (v for row in rows for v in everywhere(_unpacked(row))):
+        assert not {"partition", "client", "asked", "failed", "nodes"} & value.keys() or (
+            value.get("event") == "handshake"  # how many, before the run knows its clients
+        ), value
+        assert not value.get("clients"), value
+        keys = {key for key in value if "client_" in key and key[-3:].isdigit()}
+        assert not keys, keys
+    events = [e for e in heard[folder] if e["event"] in ("asked", "replied")]
     trained = [e for e in events if e["exchange"] == "train"]
     assert [e["count"] for e in trained] == [4, 3, 4, 3]
     assert [e.get("failed_count") for e in trained] == [None, 1, None, 1]
@@ -277,7 +294,7 @@ def test_a_run_without_mlflow_keeps_the_same_rounds(tmp_path: Path) -> None:
     assert here != there
 
     def rounds(folder: Path) -> list[dict[str, Any]]:
-        found = lines(folder / "rounds.jsonl")
+        found = kept(folder, "rounds")
         for line in found:
             line["metrics"].pop("cost/seconds", None)
             line.pop("timestamp_ms")
@@ -286,55 +303,58 @@ def test_a_run_without_mlflow_keeps_the_same_rounds(tmp_path: Path) -> None:
     assert [x["server_round"] for x in rounds(here)] == [0, 1, 2]
     assert rounds(here) == rounds(there)
     for folder in (here, there):
-        start = json.loads((folder / "run.json").read_text())
-        assert start["run"]["output_dir"] == f"{tmp_path}/out"
-        assert json.loads((folder / "end.json").read_text())["status"] == "FINISHED"
-        assert not list(folder.rglob("*.npz"))
+        reader = JournalReader(folder)
+        assert reader.start["run"]["output_dir"] == f"{tmp_path}/out"
+        assert reader.end["status"] == "FINISHED"
+        assert reader.kept("weights") == []
+        assert (len(reader.kept("model/final")), len(reader.kept("model/best"))) == (1, 1)
         assert folder.stat().st_mode & 0o077 == 0
-    assert json.loads((there / "sent.json").read_text())["run_id"] == run_id
-    assert list((home_dir() / "spool").iterdir()) == []
+        assert [path.name for path in folder.iterdir()] == [JOURNAL]
+    assert JournalReader(there).sent["run_id"] == run_id
 
 
 def test_nothing_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without MLflow not one fsync; and lines are written together, half a second late at most."""
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", synced.append)
-    folder = run(tmp_path)
-    assert synced == []
-    file = LateFile(tmp_path / "late.jsonl")
+    """Without MLflow not one fsync in a round, and few writes."""
+    levels: set[Any] = set()
     writes: list[int] = []
-    written, write = threading.Event(), os.write
+    add, write = Journal.add_round, Journal._write
 
-    def counted(descriptor: int, content: bytes) -> int:
-        writes.append(content.count(b"\n"))
-        written.set()
-        return write(descriptor, content)
+    def add_round(self: Journal, line: Mapping[str, Any], **arrays: Any) -> None:
+        levels.update(self._rows("PRAGMA synchronous"))
+        add(self, line, **arrays)
+        writes.append(0)
 
-    monkeypatch.setattr(os, "write", counted)
-    for number in range(100):
-        file.add(b'{"n": %d}\n' % number)
+    def count(self: Journal, *args: Any, **kwargs: Any) -> None:
+        write(self, *args, **kwargs)
+        if writes:
+            writes[-1] += 1
+
+    monkeypatch.setattr(Journal, "add_round", add_round)
+    monkeypatch.setattr(Journal, "_write", count)
     begin = time.monotonic()
-    assert not (tmp_path / "late.jsonl").exists()
-    assert written.wait(10)
-    assert time.monotonic() - begin < 5
-    file.flush()  # waits for a writer that has begun
-    assert (writes, len(lines(file.path))) == ([100], 100)
-    assert folder.exists()
+    run(tmp_path, "num_server_rounds=30")
+    assert levels == {(0,)}
+    assert sum(writes[:-1]) <= 1 + (time.monotonic() - begin) / 0.5
 
 
 def test_a_full_disk_costs_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Lines that do not fit are lost whole; the next ones are written when there is room again."""
+    """Events that do not fit are lost; the next ones are written when there is room again."""
     with Events("inprocess", tmp_path) as events:
         assert events.folder is not None
-        file, write = events.folder / "events.jsonl", os.write
-        with monkeypatch.context() as full, caplog.at_level(logging.WARNING, "fl_app"):
-            full.setattr(os, "write", lambda file, content: write(file, content[:7]))
+        journal = events._journal
+        assert journal is not None
+
+        def full(*_: Any) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "fl_app"):
+            patch.setattr(Journal, "_write", full)
             for server_round in range(3):
                 events.event("asked", {"round": server_round})
-                events._file.flush()  # type: ignore[union-attr]
-    assert [e["event"] for e in lines(file)] == ["begin", "end"]
+                journal._flush_quietly()
+    assert [e["event"] for e in kept(events.folder, "events")] == ["begin", "end"]
     assert len(caplog.messages) == 1
 
 
@@ -354,7 +374,7 @@ def test_a_home_that_cannot_be_written_to_costs_one_warning(
 def test_small_models_are_kept_round_by_round(tmp_path: Path) -> None:
     """Of the lesson: round 0's arrays, and what each client sent, whose mean is the new model."""
     folder = run(tmp_path, "experiment=two_lines", "num_clients=2")
-    rounds = [read_npz(folder / "models" / f"round_{r:04d}.npz") for r in range(3)]
+    rounds = [JournalReader(folder).arrays("seen", r) for r in range(3)]
     assert set(rounds[0]) == {"global/coef", "global/intercept"}
     for arrays in rounds[1:]:
         for name in ("coef", "intercept"):
@@ -366,7 +386,7 @@ def test_of_a_stack_only_models_are_kept(tmp_path: Path) -> None:
     """A client's models, neither its sums and scores nor the models that leave out a fold."""
     data = ("dataset=synthetic_classification", "dataset.num_features=2")
     folder = run(tmp_path, *data, "strategy=fedstacking", "num_server_rounds=4")
-    rounds = [read_npz(folder / "models" / f"round_{r:04d}.npz") for r in range(5)]
+    rounds = [JournalReader(folder).arrays("seen", r) for r in range(5)]
     kinds = [{n.split("/")[2] for n in arrays if n.startswith("client/")} for arrays in rounds]
     assert kinds == [set(), {"global", "base"}, {"global"}, set(), set()]
     assert any(name.startswith("global/member/") for name in rounds[-1])
@@ -377,10 +397,10 @@ def test_of_boosted_trees_only_the_ensemble_is_kept(tmp_path: Path) -> None:
     pytest.importorskip("xgboost")
     data = ("dataset=synthetic_classification", "dataset.num_features=2")
     folder = run(tmp_path, *data, "strategy=fedxgbbagging", "num_server_rounds=2")
-    kept = KeptModels(folder / "models")
-    assert [{name.split("/")[0] for name in kept[r]} for r in range(3)] == [{"global"}] * 3
-    spec = next(e["spec"] for e in lines(folder / "events.jsonl") if e["event"] == "model")
-    (only,) = known(spec, kept, 2, strategy="fedxgbbagging", num_rounds=2)
+    models = KeptModels(folder)
+    assert [{name.split("/")[0] for name in models[r]} for r in range(3)] == [{"global"}] * 3
+    spec = next(e["spec"] for e in heard[folder] if e["event"] == "model")
+    (only,) = known(spec, models, 2, strategy="fedxgbbagging", num_rounds=2)
     assert only.title == "boosted trees"
 
 
@@ -395,47 +415,55 @@ def test_models_have_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             trackers.see_models(server_round, {k: {"w": np.ones(1)} for k in range(25)})
             trackers.record(RoundRecord(server_round, {"w": np.ones(100)}))
     assert events.folder is not None
-    kept = sorted((events.folder / "models").iterdir())
-    assert 0 < len(kept) < 5
-    assert sum(path.stat().st_size for path in kept) <= 3000
-    assert all(set(read_npz(path)) == {"global/w"} for path in kept)
+    reader = JournalReader(events.folder)
+    rounds = [reader.arrays("seen", r) for r in reader.kept("seen")]
+    assert 0 < len(rounds) < 5
+    assert sum(array.nbytes for arrays in rounds for array in arrays.values()) <= 3000
+    assert all(set(arrays) == {"global/w"} for arrays in rounds)
     assert not trackers.keeps_models
 
 
 def test_large_or_private_models_are_not_kept(tmp_path: Path) -> None:
-    """Where no picture can be drawn, or no client may be shown, there is no folder of models."""
-    assert not (run(tmp_path) / "models").exists()
+    """Where no picture can be drawn, or no client may be shown, none is kept."""
+    assert JournalReader(run(tmp_path)).kept("seen") == []
     private = ("experiment=two_lines", "num_clients=2", "privacy=dp_fixed")
-    assert not (run(tmp_path, *private) / "models").exists()
+    assert JournalReader(run(tmp_path, *private)).kept("seen") == []
 
 
 # ---------------------------------------------------------------------------- what stays
 def test_old_runs_go_and_live_ones_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older than 7 days or beyond the number that stays; never one whose process lives."""
+    """Older than 7 days or beyond the number that stays; never one that goes on or waits."""
     monkeypatch.setattr("fl_app.tracking.events._MAX_RUNS", 4)
     day_ms, now_ms = 24 * 3600 * 1000, time.time_ns() // 1_000_000
-    own = Process.current()
-    gone, here = Process(own.host, own.pid, "another"), own
-    elsewhere = Process(f"not-{own.host}", 1, "x")
+    live: list[Journal] = []
 
-    def made(days: float, process: Process | None, silent_days: float = 0.0) -> str:
-        path = tmp_path / "runs" / new_name(int(now_ms - days * day_ms))
-        path.mkdir(parents=True)
-        if process is not None:
-            file = path / "events.jsonl"
-            file.write_text(json.dumps({"event": "begin", "process": vars(process)}) + "\n")
-            os.utime(file, (now_ms / 1000 - silent_days * 24 * 3600,) * 2)
-        return path.name
+    def made(days: float, how: str) -> str:
+        name = new_name(int(now_ms - days * day_ms))
+        if how == "old kind":  # of an earlier version
+            (tmp_path / "runs" / name).mkdir(parents=True)
+            return name
+        journal = Journal.create(tmp_path, name)
+        if how == "waits":
+            journal.begin({"uri": "x"}, RunStart(), 0)
+        elif how == "sent":
+            journal.mark_whole()
+        if how == "goes on":
+            live.append(journal)
+        else:
+            journal.release()
+        return name
 
-    stay = [made(0, gone), made(1, gone), made(2, here), made(6.9, gone)]
-    stay += [made(7.1, here), made(30, here), made(8, elsewhere, silent_days=1)]
-    go = [made(7.2, gone), made(8, None), made(6.95, gone), made(20, elsewhere, silent_days=8)]
+    stay = [made(0, "sent"), made(1, "killed"), made(2, "goes on"), made(6.9, "sent")]
+    stay += [made(7.1, "goes on"), made(30, "goes on"), made(8, "waits")]
+    go = [made(7.2, "sent"), made(8, "old kind"), made(6.95, "sent"), made(20, "killed")]
     other = tmp_path / "runs" / "12345678901234567890"
     other.mkdir()
     prune(tmp_path / "runs")
     left = {path.name for path in (tmp_path / "runs").iterdir()}
     assert left == {*stay, other.name}
     assert not left & set(go)
+    for journal in live:
+        journal.release()
 
 
 def test_a_new_run_prunes(tmp_path: Path) -> None:
@@ -484,7 +512,7 @@ def test_a_tracker_without_events_is_left_alone(
         trackers.see_models(1, {0: {"w": np.ones(1)}})
         assert not trackers.keeps_models
     assert events.folder is not None
-    told = [e["a"] for e in lines(events.folder / "events.jsonl") if e["event"] == "data"]
+    told = [e["a"] for e in heard[events.folder] if e["event"] == "data"]
     assert told == [1, 2]
     assert len(caplog.messages) == 1
 
@@ -495,16 +523,16 @@ def test_the_end_is_the_trackers_end(tmp_path: Path) -> None:
         events.finish(RunEnd("FAILED", error="why"))
         events.event("later", {})
     assert events.folder is not None
-    *_, later, end = lines(events.folder / "events.jsonl")
+    *_, later, end = heard[events.folder]
     assert (later["event"], end["status"], end["error"]) == ("later", "FAILED", "why")
     events.event("too late", {})
     events.close()
-    assert lines(events.folder / "events.jsonl")[-1] == end
+    assert heard[events.folder][-1] == end
 
 
 def test_rounds_are_there_before_the_end(tmp_path: Path) -> None:
-    """Whoever finds ``end.json`` finds every round."""
-    tracker = JournalTracker(tmp_path)
+    """Whoever finds the end finds every round."""
+    tracker = JournalTracker(tmp_path, NAME)
     with pytest.raises(FlAppError, match="not started"):
         tracker.record(RoundRecord(0, {}))
     tracker.start(RunStart("name", num_server_rounds=1))
@@ -513,9 +541,10 @@ def test_rounds_are_there_before_the_end(tmp_path: Path) -> None:
         tracker.record(RoundRecord(server_round, {"w": np.ones(3)}, server={"mse": np.inf}))
     tracker.finish(RunEnd("FINISHED"))
     assert not tracker.started
-    assert json.loads((tmp_path / "end.json").read_text())["status"] == "FINISHED"
-    assert [x["server_round"] for x in lines(tmp_path / "rounds.jsonl")] == [0, 1]
-    (note,) = lines(tmp_path / "notes.jsonl")
+    folder = tmp_path / "runs" / NAME
+    assert JournalReader(folder).end["status"] == "FINISHED"
+    assert [x["server_round"] for x in kept(folder, "rounds")] == [0, 1]
+    (note,) = kept(folder, "notes")
     assert note["tags"] == {"infinite_metrics": "server/mse"}
 
 
@@ -583,7 +612,7 @@ def test_an_interrupt_before_the_tracker_leaves_a_result(
     with pytest.raises(KeyboardInterrupt):
         run_launch(RunRequest(config))
     assert read_result(f"{tmp_path}/out").status == "KILLED"
-    begin, *_, end = lines(folders()[-1] / "events.jsonl")
+    begin, *_, end = heard[folders()[-1]]
     assert (begin["event"], end["status"]) == ("begin", "KILLED")
 
 
@@ -598,7 +627,7 @@ def test_an_interrupt_while_the_record_is_sent_leaves_the_end_as_it_was(
     monkeypatch.setattr("fl_app.tracking.recorder.JournalTracker.finish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    end = lines(folders()[-1] / "events.jsonl")[-1]
+    end = heard[folders()[-1]][-1]
     assert (end["event"], end["status"], end["error"]) == ("end", "FINISHED", "")
 
 
@@ -608,16 +637,17 @@ def test_no_clients_sums_are_in_the_record(tmp_path: Path, member: str) -> None:
     data = ["dataset=synthetic_regression", "dataset.num_features=2", "num_server_rounds=4"]
     stack = ["strategy=fedstacking", f"strategy.global_member={member}"]
     folder = run(tmp_path, *data, *stack, "strategy.base_models=[ridge]")
-    kept = [name for file in (folder / "models").iterdir() for name in read_npz(file)]
-    kept = [name.split("/", 2)[2] for name in kept if name.startswith("client/")]
+    reader = JournalReader(folder)
+    seen = [name for r in reader.kept("seen") for name in reader.arrays("seen", r)]
+    seen = [name.split("/", 2)[2] for name in seen if name.startswith("client/")]
     told = [
         name
-        for line in lines(folder / "rounds.jsonl")[1:]
+        for line in kept(folder, "rounds")[1:]
         for client in json.loads(
             line["texts"][f"aggregation/round_{line['server_round']:04d}.json"]
         )["clients"]
         for name in client["arrays"] or {}
     ]
-    assert any(name.startswith("base/") for name in kept)
-    assert {name.partition("/")[0] for name in kept} <= {"base", "global"}
+    assert any(name.startswith("base/") for name in seen)
+    assert {name.partition("/")[0] for name in seen} <= {"base", "global"}
     assert {name.partition("/")[0] for name in told} <= {"base", "global", "norm"}

@@ -50,9 +50,9 @@ from fl_app.tracking import (
     replay,
 )
 from fl_app.tracking.files import read_npz
+from fl_app.tracking.journal import Journal
 from fl_app.tracking.mlflow.backend import MlflowStore
 from fl_app.tracking.mlflow.uri import masked, sqlite_path
-from fl_app.tracking.outbox import Outbox
 
 NUM_CLIENTS, NUM_ROUNDS = 3, 3
 
@@ -218,7 +218,7 @@ def test_a_run_can_be_read_back(
     assert len(table) == NUM_CLIENTS * NUM_ROUNDS
     for name in ("config/c.yaml", "roster.json", "figures/f.txt"):
         assert (folder / name).exists()
-    assert Outbox.paths(tmp_path) == []
+    assert Journal.pending(tmp_path) == []
 
 
 def experiment_of(tracker: MlflowTracker, client: MlflowClient) -> str:
@@ -386,7 +386,7 @@ def logged(uri: str, tmp_path: Path) -> MlflowTracker:
     for server_round in range(3):
         tracker.record(record(server_round))
     tracker.finish(RunEnd("FINISHED", models=[model("final", 2), model("best", 1)]))
-    assert Outbox.paths(tmp_path) == []
+    assert Journal.pending(tmp_path) == []
     return tracker
 
 
@@ -415,7 +415,7 @@ def test_a_home_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tracker.start(RunStart())
     tracker.record(record(0))
     tracker.finish(RunEnd("FINISHED", models=[model("best")]))
-    assert Outbox.paths(home) == []
+    assert Journal.pending(home) == []
     assert [path.name for path in home.parent.iterdir()] == [home.name]
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", tracker.uri)
     # From a local folder itself MLflow would load what `%20` stands for.
@@ -446,7 +446,8 @@ def test_the_best_model_is_registered(logged: MlflowTracker, client: MlflowClien
     )
     assert champion.source == best.artifact_location
     target = {"uri": logged.uri, "experiment": "models", "register_as": "served"}
-    old = Outbox.create(logged.home, target, RunStart(), 1_000)
+    old = Journal.create(logged.home)
+    old.begin(target, RunStart(), 1_000)
     old.add_end(RunEnd("FINISHED", models=[model("final")]), 2_000)
     old.release()
     assert replay(logged.home).sent == [old.name]
@@ -454,13 +455,14 @@ def test_the_best_model_is_registered(logged: MlflowTracker, client: MlflowClien
     assert len(client.search_model_versions("name = 'served'")) > 1
 
 
-# ------------------------------------------------------------------ spools and replay
+# ------------------------------------------------------------------ journals and replay
 
 
-def spooled(home: Path, uri: str, experiment: str, end: RunEnd | None = None) -> Outbox:
-    """Make the spool of a run of another time."""
+def left_behind(home: Path, uri: str, experiment: str, end: RunEnd | None = None) -> Journal:
+    """Make the journal of a run of another time."""
+    journal = Journal.create(home)
     target = {"uri": uri, "experiment": experiment}
-    spool = Outbox.create(home, target, RunStart("old", {"a": "1"}), 1_000)
+    journal.begin(target, RunStart("old", {"a": "1"}), 1_000)
     for server_round in range(4):
         line = {
             "server_round": server_round,
@@ -469,11 +471,11 @@ def spooled(home: Path, uri: str, experiment: str, end: RunEnd | None = None) ->
             "texts": {},
             "clients": [],
         }
-        spool.add_round(line, {"w": np.ones(1)})
+        journal.add_round(line, weights={"w": np.ones(1)})
     if end is not None:
-        spool.add_end(end, 9_000)
-    spool.release()
-    return spool
+        journal.add_end(end, 9_000)
+    journal.release()
+    return journal
 
 
 def replayed(client: MlflowClient, experiment: str) -> Any:
@@ -486,8 +488,8 @@ def replayed(client: MlflowClient, experiment: str) -> Any:
 
 def test_a_replayed_run_has_its_own_times(uri: str, client: MlflowClient, tmp_path: Path) -> None:
     """Start, end and every value stand at the time at which they happened."""
-    spool = spooled(tmp_path, uri, "times", RunEnd("FAILED", error="why"))
-    assert replay(tmp_path).sent == [spool.name]
+    journal = left_behind(tmp_path, uri, "times", RunEnd("FAILED", error="why"))
+    assert replay(tmp_path).sent == [journal.name]
     found = replayed(client, "times")
     assert (found.info.start_time, found.info.end_time) == (1_000, 9_000)
     assert (found.info.status, found.data.tags["error"]) == ("FAILED", "why")
@@ -498,17 +500,17 @@ def test_a_replayed_run_has_its_own_times(uri: str, client: MlflowClient, tmp_pa
 
 
 def test_replaying_twice_is_replaying_once(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    """A spool that is sent again in full adds no run, no row and no model."""
+    """A journal that is sent again in full adds no run, no row and no model."""
     target = RunEnd("FINISHED", models=[model("final")])
-    spool = spooled(tmp_path, uri, "idempotent", target)
-    content = {p: p.read_bytes() for p in spool.path.rglob("*") if p.is_file()}
+    journal = left_behind(tmp_path, uri, "idempotent", target)
+    content = {p: p.read_bytes() for p in journal.folder.rglob("*") if p.is_file()}
     replay(tmp_path)
     first = replayed(client, "idempotent")
     before = rows(client, first.info.run_id)
     for path, data in content.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    assert replay(tmp_path).sent == [spool.name]
+    assert replay(tmp_path).sent == [journal.name]
     assert replayed(client, "idempotent").info.run_id == first.info.run_id
     # repr, because a NaN differs from itself
     assert repr(rows(client, first.info.run_id)) == repr(before)
@@ -521,7 +523,7 @@ def test_the_next_start_sends_what_was_left(uri: str, client: MlflowClient, tmp_
 
     Records that stayed here go when they are old, also where nobody tells of events.
     """
-    spooled(tmp_path, uri, "left behind")
+    left_behind(tmp_path, uri, "left behind")
     old = tmp_path / "runs" / new_name(0)
     old.mkdir(parents=True)
     tracker = MlflowTracker(uri, "next", home=tmp_path)
@@ -530,12 +532,12 @@ def test_the_next_start_sends_what_was_left(uri: str, client: MlflowClient, tmp_
     found = replayed(client, "left behind")
     assert found.info.status == "KILLED"
     assert set(history(client, found.info.run_id, "server/mse")) == set(range(4))
-    assert Outbox.paths(tmp_path) == []
+    assert Journal.pending(tmp_path) == []
     assert not old.exists()
 
 
 def test_runs_of_dead_processes_are_closed(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    """RUNNING means running: a run whose process is gone, and whose spool is lost, is KILLED."""
+    """RUNNING means running: a run whose process is gone, and whose journal is lost, is KILLED."""
     own = Process.current()
     if not own.started:
         pytest.skip("this system does not tell when a process began")
@@ -555,18 +557,18 @@ def test_runs_of_dead_processes_are_closed(uri: str, client: MlflowClient, tmp_p
     assert status["dead"].status == "KILLED"
     assert status["dead"].end_time == 5_000
     assert status["live"].status == status["far"].status == "RUNNING"
-    spooled_run = client.create_run(
+    pending_run = client.create_run(
         experiment, 1, {"fl_app.process": processes["dead"], "fl_app.spool": "here"}
     ).info.run_id
     MlflowStore(uri, tmp_path).reap({"here"})
-    assert client.get_run(spooled_run).info.status == "RUNNING"
+    assert client.get_run(pending_run).info.status == "RUNNING"
     for name in ("live", "far"):
         client.set_terminated(ids[name])
-    client.set_terminated(spooled_run)
+    client.set_terminated(pending_run)
 
 
 def test_a_deleted_run_stays_deleted(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    """A run that a user deletes while it goes on neither comes back nor leaves a spool."""
+    """A run that a user deletes while it goes on neither comes back nor leaves anything to send."""
     tracker = MlflowTracker(uri, "deleted", home=tmp_path)
     tracker.start(RunStart())
     assert tracker.run_id is not None
@@ -574,7 +576,7 @@ def test_a_deleted_run_stays_deleted(uri: str, client: MlflowClient, tmp_path: P
     tracker.record(record(0))
     tracker.finish(RunEnd("FINISHED"))
     assert client.get_run(tracker.run_id).info.lifecycle_stage == "deleted"
-    assert Outbox.paths(tmp_path) == []
+    assert Journal.pending(tmp_path) == []
 
 
 def test_a_deleted_experiment_is_restored(uri: str, client: MlflowClient, tmp_path: Path) -> None:
@@ -615,7 +617,7 @@ def test_a_server_that_is_down_costs_a_line(
     lines = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert {r.name for r in lines} <= {"fl_app"}
     assert len(lines) <= 2  # it is down; the rest waits
-    assert len(Outbox.paths(tmp_path)) == 1
+    assert len(Journal.pending(tmp_path)) == 1
     assert replay(tmp_path, uri).waiting == {}
     found = replayed(client, "down")
     assert found.info.status == "FINISHED"
@@ -791,7 +793,7 @@ def test_eight_processes_may_start_on_a_store_that_does_not_exist(tmp_path: Path
     assert [r.info.status for r in runs] == ["FINISHED"] * 8
     for r in runs:
         assert history(client, r.info.run_id, "server/mse") == {0: 0.0, 1: 1 / 7}
-    assert Outbox.paths(tmp_path) == []
+    assert Journal.pending(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -850,7 +852,7 @@ def test_a_server_that_comes_late_gets_everything(tmp_path: Path) -> None:
             assert found.info.status == "FINISHED"
             assert set(history(client, found.info.run_id, "server/mse")) == {0, 1, 2}
             assert len(client.list_artifacts(found.info.run_id, "weights")) == 3
-        assert Outbox.paths(home) == []
+        assert Journal.pending(home) == []
     finally:
         server.terminate()
         server.wait()

@@ -34,7 +34,8 @@ from fl_app.errors import FlAppError
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.tracking import MlflowTracker, RoundRecord, RunEnd, RunStart, TrackedStrategy
-from fl_app.tracking.files import read_lines, read_npz
+from fl_app.tracking.files import read_npz
+from fl_app.tracking.journal import Journal, JournalReader
 from fl_app.tracking.mlflow.backend import MlflowStore
 from fl_app.tracking.recorder import JournalTracker
 from fl_app.tracking.records import flat_norm
@@ -358,12 +359,12 @@ def test_the_log_is_the_strategys_and_says_where_the_record_is(
 def test_counters_are_no_update(tmp_path: Path) -> None:
     """``model/update_norm`` leaves out integers, also where an average made floats of them."""
     start = {"w": np.zeros(2), "num_batches_tracked": np.array([5])}
-    tracker = JournalTracker(tmp_path)
+    tracker = JournalTracker(tmp_path, "a")
     with InProcessGrid(app, NUM_CLIENTS) as grid:
         TrackedStrategy(FedAvg(**everybody()), tracker).start(grid, hold(start), NUM_ROUNDS)
     norms = [
         line["metrics"].get("model/update_norm")
-        for line, _ in read_lines(tmp_path / "rounds.jsonl")
+        for line, _ in JournalReader(tmp_path / "runs" / "a").rounds()
     ]
     assert norms == [None, *[pytest.approx(8**0.5)] * NUM_ROUNDS]
 
@@ -395,7 +396,7 @@ def test_a_start_that_goes_on_is_the_same_run(
         assert kept["w"] == pytest.approx(np.full(2, 2.0 * r))
     table = pd.read_json(folder / "clients" / "evaluate.json", orient="split")
     assert len(table) == NUM_ROUNDS * NUM_CLIENTS
-    assert list(tmp_path.glob("spool/*")) == []
+    assert Journal.pending(tmp_path) == []
 
     strategy.start(grid, hold(START), 1)  # from the beginning: another run
     assert len(client.search_runs([experiment])) == 2

@@ -1,4 +1,4 @@
-"""Whatever fails on the way, a store ends up with exactly what the spool held."""
+"""Whatever fails on the way, a store ends up with exactly what the journal held."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_app.tracking import LoggedModel, RunEnd, RunStart
+from fl_app.tracking.journal import Journal, JournalReader
 from fl_app.tracking.mlflow.upload import (
     Metric,
     Pace,
@@ -26,7 +27,6 @@ from fl_app.tracking.mlflow.upload import (
     Upload,
 )
 from fl_app.tracking.mlflow.uploader import Uploader, replay_outboxes
-from fl_app.tracking.outbox import Outbox
 
 NUM_ROUNDS = 5
 
@@ -44,16 +44,16 @@ class MemoryStore:
     def connect(self) -> None:
         self._call()
 
-    def find_run(self, target: Mapping[str, Any], spool: str) -> Run | None:
+    def find_run(self, target: Mapping[str, Any], name: str) -> Run | None:
         self._call()
-        found = [Run(i, "1") for i, run in self.runs.items() if run["spool"] == spool]
+        found = [Run(i, "1") for i, run in self.runs.items() if run["name"] == name]
         return found[0] if found else None
 
-    def create_run(self, target: Mapping[str, Any], spool: str, start: Mapping[str, Any]) -> Run:
+    def create_run(self, target: Mapping[str, Any], name: str, start: Mapping[str, Any]) -> Run:
         with self._fault():
             run_id = f"run-{len(self.runs)}"
             self.runs[run_id] = {
-                "spool": spool,
+                "name": name,
                 "start_ms": start["start_ms"],
                 "metrics": set(),
                 "params": {},
@@ -142,11 +142,12 @@ class Fault:
             raise ConnectionError("no answer")
 
 
-def recorded(home: Path) -> Outbox:
-    """Make a spool that holds one of everything."""
+def recorded(home: Path) -> Journal:
+    """Make a journal that holds one of everything."""
     run = RunStart("name", {"a": "1", "long": "x" * 7000}, {"t": "1"}, {"config.yaml": "a: 1"})
-    spool = Outbox.create(home, {"uri": "memory", "register_as": "champion"}, run, 1_000)
-    spool.add_note({"data": "2"}, {"roster.json": "{}"})
+    journal = Journal.create(home)
+    journal.begin({"uri": "memory", "register_as": "champion"}, run, 1_000)
+    journal.add_note({"data": "2"}, {"roster.json": "{}"})
     for server_round in range(NUM_ROUNDS):
         line = {
             "server_round": server_round,
@@ -155,16 +156,16 @@ def recorded(home: Path) -> Outbox:
             "texts": {f"aggregation/{server_round}.json": "{}"},
             "clients": [{"server_round": server_round, "partition": 0, "mse": 1.0}],
         }
-        spool.add_round(line, {"w": np.full(2, server_round)})
-    return spool
+        journal.add_round(line, weights={"w": np.full(2, server_round)})
+    return journal
 
 
-def finished(home: Path) -> Outbox:
-    """Make a spool whose run is over."""
-    spool = recorded(home)
+def finished(home: Path) -> Journal:
+    """Make a journal whose run is over."""
+    journal = recorded(home)
     models = [LoggedModel(name, 2, {"w": np.ones(2)}, {"n": name}) for name in ("final", "best")]
-    spool.add_end(RunEnd("FINISHED", {"sha": "3"}, models, {"end.txt": "."}), 9_000)
-    return spool
+    journal.add_end(RunEnd("FINISHED", {"sha": "3"}, models, {"end.txt": "."}), 9_000)
+    return journal
 
 
 def without(run: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -174,16 +175,16 @@ def without(run: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
-    """Send a spool with nothing failing."""
+    """Send a journal with nothing failing."""
     store = MemoryStore()
-    spool = finished(tmp_path_factory.mktemp("sent"))
-    Upload(spool, store, Pace(), fresh=True).close(spool.end)
-    spool.release()
+    journal = finished(tmp_path_factory.mktemp("sent"))
+    Upload(journal, store, Pace(), fresh=True).close(journal.end)
+    journal.release()
     return store
 
 
-def test_a_store_gets_all_that_the_spool_holds(sent: MemoryStore) -> None:
-    """Every part of a spool arrives once, at its own time."""
+def test_a_store_gets_all_that_the_journal_holds(sent: MemoryStore) -> None:
+    """Every part of a journal arrives once, at its own time."""
     (run,) = sent.runs.values()
     assert run["start_ms"] == 1_000
     assert run["end"] == ("FINISHED", 9_000)
@@ -232,86 +233,87 @@ def test_no_fault_changes_what_arrives(
     """Calls that fail before or after their work, and new processes, end in the same content."""
     store = MemoryStore()
     store.faults = faults
-    spool = finished(tmp_path_factory.mktemp("faulty"))
-    carrier = Upload(spool, store, Pace(), fresh=True)
+    journal = finished(tmp_path_factory.mktemp("faulty"))
+    carrier = Upload(journal, store, Pace(), fresh=True)
     for _ in range(len(faults) + 1):
         try:
-            carrier.close(spool.end)
+            carrier.close(journal.end)
         except ConnectionError:
             if restarts and restarts.pop():
-                carrier = Upload(spool, store, Pace())
+                carrier = Upload(journal, store, Pace())
         else:
             break
-    spool.release()
+    journal.release()
     (wanted,), (got,) = sent.runs.values(), store.runs.values()
-    assert without(got, "spool") == without(wanted, "spool")
+    assert without(got, "name") == without(wanted, "name")
     assert store.registered == sent.registered
 
 
-def test_a_spool_can_be_sent_again(sent: MemoryStore, tmp_path: Path) -> None:
-    """Sending a copy of a spool a second time, without its marker, changes nothing."""
+def test_a_journal_can_be_sent_again(tmp_path: Path) -> None:
+    """Sending a copy of a journal a second time, without its marker, changes nothing."""
     store = MemoryStore()
-    spool = finished(tmp_path)
+    finished(tmp_path).release()
     copy = tmp_path / "copy"
-    shutil.copytree(spool.path, copy)
-    Upload(spool, store, Pace(), fresh=True).close(spool.end)
-    spool.remove()
+    shutil.copytree(tmp_path / "runs", copy)
+    (name,) = replay_outboxes(tmp_path, lambda uri: store).sent
     before = json.dumps(store.runs, default=repr, sort_keys=True)
-    shutil.copytree(copy, spool.path)
-    assert replay_outboxes(tmp_path, lambda uri: store).sent == [spool.name]
+    shutil.rmtree(tmp_path / "runs")
+    shutil.copytree(copy, tmp_path / "runs")
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [name]
     assert len(store.runs) == 1
     assert json.loads(json.dumps(store.runs, default=repr, sort_keys=True)) == json.loads(before)
-    assert Outbox.paths(tmp_path) == []
+    assert Journal.pending(tmp_path) == []
 
 
 def test_a_run_without_an_end_was_killed(tmp_path: Path) -> None:
-    """A spool whose process said nothing is closed as KILLED, with all its rounds."""
-    spool = recorded(tmp_path)
-    last = spool.last_sign_ms()
-    spool.release()
+    """A journal whose process said nothing is closed as KILLED, with all its rounds."""
+    journal = recorded(tmp_path)
+    journal.add_event({"event": "asked", "time_ms": 7_000})
+    journal.release()
+    last = 7_000
     store = MemoryStore()
-    assert replay_outboxes(tmp_path, lambda uri: store).sent == [spool.name]
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [journal.name]
     (run,) = store.runs.values()
     assert run["end"] == ("KILLED", last)
     assert {m.step for m in run["metrics"]} == set(range(NUM_ROUNDS))
-    kept = json.loads((tmp_path / "runs" / spool.name / "end.json").read_text())
+    kept = JournalReader(journal.folder).end
     assert (kept["status"], kept["end_ms"]) == ("KILLED", last), "a page says so too"
 
 
 def test_a_store_that_was_made_anew_gets_a_new_run(tmp_path: Path) -> None:
     """A run that the store has forgotten is made again, with all rounds."""
     store = MemoryStore()
-    spool = recorded(tmp_path)
-    carrier = Upload(spool, store, Pace(), fresh=True)
+    journal = recorded(tmp_path)
+    carrier = Upload(journal, store, Pace(), fresh=True)
     carrier.send()
     store.runs.clear()
-    spool.add_end(RunEnd("FINISHED"), 9_000)
-    spool.add_note({"late": "1"}, {})
-    carrier.close(spool.end)
+    journal.add_end(RunEnd("FINISHED"), 9_000)
+    journal.add_note({"late": "1"}, {})
+    carrier.close(journal.end)
     (run,) = store.runs.values()
     assert run["end"] == ("FINISHED", 9_000)
     assert {m.step for m in run["metrics"]} == set(range(NUM_ROUNDS))
-    spool.release()
+    journal.release()
 
 
 def test_nobody_waits_for_a_deleted_run(tmp_path: Path) -> None:
-    """A run that a user deleted is not brought back: its spool goes."""
+    """A run that a user deleted is not brought back: the rest is given up."""
     store = MemoryStore()
-    spool = recorded(tmp_path)
-    Upload(spool, store, Pace(), fresh=True).send()
+    journal = recorded(tmp_path)
+    Upload(journal, store, Pace(), fresh=True).send()
     store.runs["run-0"]["deleted"] = True
-    spool.add_note({"late": "1"}, {})
+    journal.add_note({"late": "1"}, {})
     with pytest.raises(RunDeletedError):
-        Upload(spool, store, Pace()).send()
-    spool.release()
-    assert replay_outboxes(tmp_path, lambda uri: store).deleted == [spool.name]
-    assert Outbox.paths(tmp_path) == []
+        Upload(journal, store, Pace()).send()
+    journal.release()
+    assert replay_outboxes(tmp_path, lambda uri: store).deleted == [journal.name]
+    assert Journal.pending(tmp_path) == []
 
 
 def test_a_model_that_cannot_be_logged_does_not_hold_the_run_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run is closed, the failure is told, and the spool does not wait for ever."""
+    """The run is closed, the failure is told, and the journal does not wait for ever."""
 
     class NoModels(MemoryStore):
         def log_model(self, *_: Any) -> str:
@@ -326,20 +328,20 @@ def test_a_model_that_cannot_be_logged_does_not_hold_the_run_back(
             (reason,) = report.waiting.values()
             assert "bad model" in reason
     assert "bad model" in caplog.text
-    assert Outbox.paths(tmp_path) == []
+    assert Journal.pending(tmp_path) == []
 
 
 def test_replay_tells_what_it_did(tmp_path: Path) -> None:
-    """Live spools are skipped, a silent server is asked once, what it should get stays."""
+    """Live journals are skipped, a silent server is asked once, what it should get stays."""
     live = recorded(tmp_path)
     waiting = [finished(tmp_path) for _ in range(2)]
-    for spool in waiting:
-        spool.release()
+    for journal in waiting:
+        journal.release()
     store = MemoryStore()
     store.down = True
     report = replay_outboxes(tmp_path, lambda uri: store)
     assert report.live == [live.name]
-    assert set(report.waiting) == {spool.name for spool in waiting}
+    assert set(report.waiting) == {journal.name for journal in waiting}
     assert "no server" in report.waiting[waiting[0].name]
     assert store.calls == 1
     store.down = False
@@ -347,12 +349,15 @@ def test_replay_tells_what_it_did(tmp_path: Path) -> None:
     live.release()
 
 
-def test_one_bad_spool_does_not_stop_the_others(tmp_path: Path) -> None:
-    """A spool that cannot be read waits, and the one after it is sent."""
+def test_one_bad_journal_does_not_stop_the_others(tmp_path: Path) -> None:
+    """A journal that cannot be read waits, and the one after it is sent."""
     bad, good = finished(tmp_path), finished(tmp_path)
-    for spool in (bad, good):
-        spool.release()
-    (bad.path / "run.json").write_text("{")
+    for journal in (bad, good):
+        journal.release()
+    taken = Journal.claim(bad.folder)
+    assert taken is not None
+    taken._write([("UPDATE facts SET content = ? WHERE key = 'start'", (b"{",))])
+    taken.release()
     report = replay_outboxes(tmp_path, lambda uri: MemoryStore())
     assert (report.sent, list(report.waiting)) == ([good.name], [bad.name])
 
@@ -388,14 +393,14 @@ def test_a_sender_rests_in_proportion(others: float, monkeypatch: pytest.MonkeyP
 def test_a_sender_can_be_stopped_between_calls(tmp_path: Path) -> None:
     """What was sent before is marked, the rest waits."""
     stops = iter([False, False, False, True])
-    spool = finished(tmp_path)
-    spool.release()
+    journal = finished(tmp_path)
+    journal.release()
     store = MemoryStore()
     pace = Pace(stop=lambda: next(stops))
     report = replay_outboxes(tmp_path, lambda uri: store, pace)
-    assert report.waiting == {spool.name: "stopped"}
+    assert report.waiting == {journal.name: "stopped"}
     assert store.runs
-    assert replay_outboxes(tmp_path, lambda uri: store).sent == [spool.name]
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [journal.name]
     assert len(store.runs) == 1
     with pytest.raises(StoppedError):
         Pace(stop=lambda: True).rest()
@@ -405,25 +410,25 @@ def no_tidying(pace: Pace) -> None:
     """Replay nothing."""
 
 
-def sender(spool: Outbox, store: Store) -> Uploader:
+def sender(journal: Journal, store: Store) -> Uploader:
     """Start a sender."""
-    thread = Uploader(spool, store, no_tidying)
+    thread = Uploader(journal, store, no_tidying)
     thread.start()
     assert thread.tried.wait(30)
     return thread
 
 
-def test_a_sender_empties_its_spool(tmp_path: Path) -> None:
-    """At the end the store has all and the disk has nothing."""
-    store, spool = MemoryStore(), recorded(tmp_path)
-    thread = sender(spool, store)
+def test_a_sender_gives_its_journal_up(tmp_path: Path) -> None:
+    """At the end the store has all and nothing waits."""
+    store, journal = MemoryStore(), recorded(tmp_path)
+    thread = sender(journal, store)
     assert thread.tracked_run == Run("run-0", "1")
-    spool.add_end(RunEnd("FINISHED"), 9_000)
+    journal.add_end(RunEnd("FINISHED"), 9_000)
     thread.finish({})
     thread.join(30)
     assert thread.complete
     assert store.runs["run-0"]["end"] == ("FINISHED", 9_000)
-    assert Outbox.paths(tmp_path) == []
+    assert Journal.pending(tmp_path) == []
 
 
 def test_a_server_that_comes_back_gets_all(
@@ -431,12 +436,12 @@ def test_a_server_that_comes_back_gets_all(
 ) -> None:
     """An outage costs one line in the log; what it missed is sent when it is over."""
     monkeypatch.setattr("fl_app.tracking.mlflow.uploader._FLUSH_SECONDS", 0.01)
-    store, spool = MemoryStore(), recorded(tmp_path)
+    store, journal = MemoryStore(), recorded(tmp_path)
     store.down = True
     back = threading.Event()
     monkeypatch.setattr(store, "end_run", lambda *_: back.set())
     with caplog.at_level(logging.WARNING, "fl_app"):
-        thread = sender(spool, store)
+        thread = sender(journal, store)
         store.down = False
         thread.finish({"status": "FINISHED", "end_ms": 1})
         thread.join(30)
@@ -448,17 +453,17 @@ def test_a_server_that_comes_back_gets_all(
 def test_a_server_that_stays_away_costs_nothing_but_a_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The end does not wait for a server that was never there; its spool does."""
-    store, spool = MemoryStore(), recorded(tmp_path)
+    """The end does not wait for a server that was never there; its journal does."""
+    store, journal = MemoryStore(), recorded(tmp_path)
     store.down = True
     with caplog.at_level(logging.WARNING, "fl_app"):
-        thread = sender(spool, store)
+        thread = sender(journal, store)
         thread.finish({"status": "FAILED", "end_ms": 1})
         thread.join(30)
     assert not thread.is_alive()
     assert not thread.complete
     assert [r.levelno for r in caplog.records] == [logging.WARNING] * 2
-    assert [p.name for p in Outbox.paths(tmp_path)] == [spool.name]
-    again = Outbox.claim(spool.path)
+    assert [p.name for p in Journal.pending(tmp_path)] == [journal.name]
+    again = Journal.claim(journal.folder)
     assert again is not None
     again.release()

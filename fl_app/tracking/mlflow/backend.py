@@ -79,23 +79,23 @@ class MlflowStore:
         # Clients are cheap, and MLflow keeps the connection of a URI.
         return load_mlflow().MlflowClient(self.uri)
 
-    def find_run(self, target: Mapping[str, Any], spool: str) -> Run | None:
-        """Return the run that was made for a spool."""
+    def find_run(self, target: Mapping[str, Any], name: str) -> Run | None:
+        """Return the run that was made for a journal."""
         client = self._client
         experiment = client.get_experiment_by_name(target["experiment"])
         if experiment is None:
             return None
         found = client.search_runs(
-            [experiment.experiment_id], f"tags.`{_SPOOL_TAG}` = '{spool}'", max_results=1
+            [experiment.experiment_id], f"tags.`{_SPOOL_TAG}` = '{name}'", max_results=1
         )
         return Run(found[0].info.run_id, experiment.experiment_id) if found else None
 
-    def create_run(self, target: Mapping[str, Any], spool: str, start: Mapping[str, Any]) -> Run:
-        """Make the run of a spool, in its experiment, at its true time."""
+    def create_run(self, target: Mapping[str, Any], name: str, start: Mapping[str, Any]) -> Run:
+        """Make the run of a journal, in its experiment, at its true time."""
         experiment_id = self.experiment_id(target["experiment"])
         process = Process(**start["process"])
         tags = {
-            _SPOOL_TAG: spool,
+            _SPOOL_TAG: name,
             _PROCESS_TAG: f"{process.host}/{process.pid}/{process.started}",
             "mlflow.source.name": start["run"]["tags"].get("mlflow.source.name", "fl_app"),
             "mlflow.source.type": "LOCAL",
@@ -248,13 +248,13 @@ class MlflowStore:
         """Say that a run that was closed goes on."""
         self._client.update_run(run.run_id, "RUNNING")
 
-    def reap(self, spools: set[str]) -> None:
+    def reap(self, pending: set[str]) -> None:
         """Close runs that say RUNNING although their process is gone.
 
         Parameters
         ----------
-        spools : set of str
-            Spools that still exist: their replay will close them, with all that they hold.
+        pending : set of str
+            Runs of this home that are not sent: sending will close them, with all that they hold.
         """
         client = self._client
         own = Process.current().host
@@ -262,7 +262,7 @@ class MlflowStore:
         ids = [experiment.experiment_id for experiment in client.search_experiments()]
         for run in client.search_runs(ids, where) if ids else ():
             host, pid, started = run.data.tags[_PROCESS_TAG].split("/", 2)
-            if run.data.tags.get(_SPOOL_TAG) in spools or not pid.isdecimal():
+            if run.data.tags.get(_SPOOL_TAG) in pending or not pid.isdecimal():
                 continue
             if Process(host, int(pid), started).is_gone():
                 run_id = run.info.run_id

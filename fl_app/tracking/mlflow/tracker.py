@@ -1,7 +1,7 @@
 """Records runs in MLflow: first on the local disk, then in the store, at a time that costs least.
 
-:class:`MlflowTracker` writes every event to a :class:`~fl_app.tracking.outbox.Outbox` and returns;
-a :class:`~fl_app.tracking.mlflow.uploader.Uploader` carries it to a
+:class:`MlflowTracker` writes every round to a :class:`~fl_app.tracking.journal.Journal` and
+returns; a :class:`~fl_app.tracking.mlflow.uploader.Uploader` carries it to a
 :class:`~fl_app.tracking.mlflow.backend.MlflowStore`. MLflow itself is imported when the first run
 starts, never with this module.
 
@@ -29,6 +29,7 @@ from fl_app.config.schema import Config, data_name
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.home import home_dir
 from fl_app.tracking.events import prune
+from fl_app.tracking.journal import Journal
 from fl_app.tracking.mlflow.backend import MlflowStore, load_mlflow, quiet
 from fl_app.tracking.mlflow.upload import Pace, Run
 from fl_app.tracking.mlflow.uploader import Replay, Uploader, replay_outboxes
@@ -40,7 +41,6 @@ from fl_app.tracking.mlflow.uri import (
     sqlite_path,
     ui_command,
 )
-from fl_app.tracking.outbox import Outbox
 from fl_app.tracking.recorder import Recorder, now_ms
 from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 
@@ -76,7 +76,7 @@ class MlflowTracker:
         Register the best model (the final one where there is no best) under this name, with the
         alias ``champion``.
     home : path, optional
-        Where the spool is, and the default store; by default ``FL_APP_HOME``, else ``~/.fl_app``.
+        Where the journal is, and the default store; by default ``FL_APP_HOME``, else ``~/.fl_app``.
     name : str, optional
         Name of the next run on this machine, as :func:`~fl_app.home.new_name` gives it;
         by default a new one for each run.
@@ -129,7 +129,7 @@ class MlflowTracker:
         self.params = {key: str(value) for key, value in (params or {}).items()}
         self.tags = {key: str(value) for key, value in (tags or {}).items()}
         self._store = MlflowStore(self.uri, self.home)
-        self._spool: Outbox | None = None
+        self._journal: Journal | None = None
         self._sender: Uploader | None = None
         self._recorder: Recorder | None = None
 
@@ -138,7 +138,7 @@ class MlflowTracker:
     @property
     def started(self) -> bool:
         """Whether a run goes on."""
-        return self._spool is not None
+        return self._journal is not None
 
     @property
     def run_id(self) -> str | None:
@@ -164,7 +164,7 @@ class MlflowTracker:
     # ------------------------------------------------------------ the tracker's four events
 
     def start(self, run: RunStart) -> None:
-        """Begin the run's spool and its sender; wait up to 5 s for MLflow to have the run.
+        """Begin the run's journal and its uploader; wait up to 5 s for MLflow to have the run.
 
         Raises
         ------
@@ -176,7 +176,7 @@ class MlflowTracker:
         Where `run` says that it continues, the run that was finished last goes on, with the
         parameters and tags that it has.
         """
-        if self._spool is not None:
+        if self._journal is not None:
             raise FlAppError("this tracker was started before and is not finished")
         given = replace(
             run,
@@ -189,14 +189,15 @@ class MlflowTracker:
             "experiment": self.experiment_name,
             "register_as": self.register_as,
         }
-        spool = self._reopened() if run.continues else None
-        fresh = spool is None
-        if spool is None:
+        journal = self._reopened() if run.continues else None
+        fresh = journal is None
+        if journal is None:
             name, self._name = self._name, ""
-            spool = Outbox.create(self.home, target, given, now_ms(), name)
-            self._recorder = Recorder(spool, self._keep)
-        self._spool = spool
-        self._sender = Uploader(spool, self._store, self._tidy, quiet, fresh)
+            journal = Journal.opened(self.home, name) or Journal.create(self.home, name)
+            journal.begin(target, given, now_ms())
+            self._recorder = Recorder(journal, self._keep)
+        self._journal = journal
+        self._sender = Uploader(journal, self._store, self._tidy, quiet, fresh)
         with quiet():
             # Here and not in the sender: while two threads import, either can find half a module.
             load_mlflow()
@@ -215,12 +216,12 @@ class MlflowTracker:
 
     def finish(self, end: RunEnd) -> None:
         """Keep the end, and wait until MLflow has all or has not answered for about 10 s."""
-        spool, sender = self._running(), self._sender
+        journal, sender = self._running(), self._sender
         end_ms = now_ms()
         try:
-            spool.add_end(end, end_ms)
+            journal.add_end(end, end_ms)
         finally:
-            self._spool = None
+            self._journal = None
             if sender is not None and sender.is_alive():
                 sender.finish({"status": end.status, "error": end.error, "end_ms": end_ms})
                 patience = _FINISH_SECONDS[sqlite_path(self.uri) is not None]
@@ -228,30 +229,32 @@ class MlflowTracker:
                     sender.join(0.2)
                 if sender.is_alive():
                     _LOG.warning(
-                        "MLflow does not answer: the rest of this run is in %s", spool.path
+                        "MLflow does not answer: the rest of this run is in %s", journal.folder
                     )
             else:
-                spool.release()
+                journal.release()
 
     # ------------------------------------------------------------ parts
 
-    def _reopened(self) -> Outbox | None:
+    def _reopened(self) -> Journal | None:
         """Go on with the run before, if it can be."""
         if self._sender is None or self._recorder is None:
             return None
-        spool = (
-            None if self._sender.is_alive() else Outbox.reopen(self.home, self._sender.spool.name)
-        )
-        if spool is None:
+        journal = None
+        if not self._sender.is_alive():
+            folder = self._sender.journal.folder
+            journal = Journal.opened(self.home, folder.name) or Journal.claim(folder)
+        if journal is None:
             _LOG.warning("the record of the run before is not there any more: this is a new run")
         else:
-            self._recorder.move(spool)
-        return spool
+            journal.reopen()
+            self._recorder.move(journal)
+        return journal
 
-    def _running(self) -> Outbox:
-        if self._spool is None:
+    def _running(self) -> Journal:
+        if self._journal is None:
             raise FlAppError("this tracker was not started")
-        return self._spool
+        return self._journal
 
     def _tidy(self, pace: Pace) -> None:
         """Send what others left behind, and close runs whose process is gone."""
@@ -259,16 +262,16 @@ class MlflowTracker:
             self.home, lambda uri: MlflowStore(whole(uri, self.uri), self.home), pace
         )
         for name, reason in report.waiting.items():
-            _LOG.info("spool %s still waits: %s", name, reason)
-        self._store.reap({path.name for path in Outbox.paths(self.home)})
+            _LOG.info("run %s still waits: %s", name, reason)
+        self._store.reap({path.name for path in Journal.pending(self.home)})
         with suppress(FileNotFoundError):  # nothing was sent yet
             prune(self.home / "runs")
 
 
 def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:
-    """Send every spool whose run is over to the store that it was meant for.
+    """Send the rest of every run that is over to the store that it was meant for.
 
-    Safe to call at any time and any number of times: spools of live processes are left alone, and
+    Safe to call at any time and any number of times: runs of live processes are left alone, and
     what a store has already it does not get twice.
 
     Parameters
@@ -277,12 +280,12 @@ def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:
         By default ``FL_APP_HOME``, else ``~/.fl_app``.
     uri : str, optional
         Send all of them to this store instead, for example because their server is gone for good,
-        or has a password, which spools do not hold.
+        or has a password, which journals do not hold.
 
     Returns
     -------
     Replay
-        Names of the spools that were sent, that are live, and that still wait, with the reason.
+        Names of the runs that were sent, that are live, and that still wait, with the reason.
 
     Raises
     ------

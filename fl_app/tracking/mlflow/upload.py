@@ -1,7 +1,7 @@
-"""Carries one spool to a tracking server, from where it stopped.
+"""Carries one journal to a tracking server, from where it stopped.
 
-Live sending and replay are the same act: read the spool from where the marker ``sent.json`` says,
-send, move the marker. Everything that is sent carries the spool's own timestamps and names, so
+Live sending and replay are the same act: read the journal from where the marker ``sent`` says,
+send, move the marker. Everything that is sent carries the journal's own timestamps and names, so
 that sending a piece twice leaves what sending it once does. Nothing here knows MLflow: see
 :class:`Store` for what is asked of it.
 """
@@ -9,8 +9,8 @@ that sending a piece twice leaves what sending it once does. Nothing here knows 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-import shutil
 import tempfile
 import threading
 import time
@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from fl_app.errors import FlAppError, one_line
-from fl_app.tracking.files import share
+from fl_app.tracking.journal import Journal
 from fl_app.tracking.metric_names import MetricNames, artifact_path
-from fl_app.tracking.outbox import Outbox
 from fl_app.tracking.round_texts import client_table
 
 __all__ = [
@@ -67,12 +66,12 @@ class Store(Protocol):
         """Make sure that the server answers."""
         ...
 
-    def find_run(self, target: Mapping[str, Any], spool: str) -> Run | None:
-        """Return the run that was made for a spool."""
+    def find_run(self, target: Mapping[str, Any], name: str) -> Run | None:
+        """Return the run that was made for a journal."""
         ...
 
-    def create_run(self, target: Mapping[str, Any], spool: str, start: Mapping[str, Any]) -> Run:
-        """Make the run of a spool."""
+    def create_run(self, target: Mapping[str, Any], name: str, start: Mapping[str, Any]) -> Run:
+        """Make the run of a journal."""
         ...
 
     def run_state(self, run: Run) -> Literal["active", "deleted", "missing"]:
@@ -180,23 +179,23 @@ class Pace:
 
 
 class Upload:
-    """Carries one spool to a store, from where it stopped.
+    """Carries one journal to a store, from where it stopped.
 
     Parameters
     ----------
-    spool : Outbox
+    journal : Journal
         Held by the caller.
     store : Store
         Where to.
     pace : Pace
         Asked after each call.
     fresh : bool, default False
-        Whether the spool was just made, so that no run can exist for it yet.
+        Whether the journal was just made, so that no run can exist for it yet.
     """
 
-    def __init__(self, spool: Outbox, store: Store, pace: Pace, fresh: bool = False) -> None:
-        self.spool, self._store, self._pace = spool, store, pace
-        self._start, self._sent = spool.start, spool.sent
+    def __init__(self, journal: Journal, store: Store, pace: Pace, fresh: bool = False) -> None:
+        self.journal, self._store, self._pace = journal, store, pace
+        self._start, self._sent = journal.start, journal.sent
         self._may_exist = not fresh
         self._tag_names = MetricNames()
         self._rows, self._rows_due = 0, 1
@@ -235,7 +234,7 @@ class Upload:
         Parameters
         ----------
         end : mapping
-            As :attr:`Outbox.end` holds it.
+            As :attr:`Journal.end` holds it.
 
         Raises
         ------
@@ -247,8 +246,7 @@ class Upload:
         self._send_table(run)
         tags = {**end.get("tags", {}), **({"error": end["error"]} if end.get("error") else {})}
         self._send_texts_and_tags(run, end.get("texts", {}), tags)
-        if self.spool.files.is_dir():
-            self._store.log_files(run, self.spool.files)
+        self._send_files(run)
         self._store.end_run(run, end["status"], end["end_ms"])
         try:
             self._send_models(run, end.get("models", []))
@@ -269,7 +267,7 @@ class Upload:
     def _send(self) -> None:
         run = self._opened()
         self._send_notes(run)
-        for lines, offset in _batches(self.spool.rounds(self._sent.get("rounds", 0))):
+        for lines, offset in _batches(self.journal.rounds(self._sent.get("rounds", 0))):
             self._send_rounds(run, lines, offset)
 
     def _opened(self) -> Run:
@@ -289,7 +287,7 @@ class Upload:
         return run
 
     def _found_or_made(self) -> Run:
-        target, name = self._start["target"], self.spool.name
+        target, name = self._start["target"], self.journal.name
         run = self._store.find_run(target, name) if self._may_exist else None
         # A server that does not answer in time may still have made the run.
         self._may_exist = True
@@ -299,7 +297,7 @@ class Upload:
         return run
 
     def _send_notes(self, run: Run) -> None:
-        for note, offset in self.spool.notes(self._sent.get("notes", 0)):
+        for note, offset in self.journal.notes(self._sent.get("notes", 0)):
             self._send_texts_and_tags(run, note["texts"], note["tags"])
             self._mark(notes=offset)
 
@@ -322,11 +320,10 @@ class Upload:
     def _send_rounds(self, run: Run, lines: Sequence[Mapping[str, Any]], offset: int) -> None:
         self._store.log(run, metrics=[m for line in lines for m in _metrics(line)])
         self._pace.rest()
-        weights = [self.spool.weights(line["server_round"]) for line in lines]
-        weights = [path for path in weights if path.exists()]
+        numbers = [line["server_round"] for line in lines]
         with self._outbox() as outbox:
-            for path in weights:
-                _put_file(outbox / "weights", path)
+            for number in numbers:
+                self._put_weights(outbox, "weights", number)
             for line in lines:
                 for path_, text in line["texts"].items():
                     _put_text(outbox, path_, text)
@@ -334,8 +331,7 @@ class Upload:
         for path_ in {p: None for line in lines for p, t in line["texts"].items() if _is_table(t)}:
             self._store.log_table(run, path_)
         self._mark(rounds=offset)
-        for path in weights:
-            path.unlink()
+        self.journal.drop_arrays("weights", numbers)
         self._pace.rest()
         self._rows += sum(len(line["clients"]) for line in lines)
         if self._rows >= self._rows_due:
@@ -343,8 +339,25 @@ class Upload:
             self._send_table(run)
             self._rows_due = 2 * self._rows
 
+    def _put_weights(self, outbox: Path, kind: str, server_round: int) -> None:
+        file = outbox / "weights" / f"round_{server_round:04d}.npz"
+        file.parent.mkdir(exist_ok=True)
+        self.journal.copy_arrays(kind, server_round, file)
+
+    def _send_files(self, run: Run) -> None:
+        """Send the weights of the last rounds and the end's files."""
+        with self._outbox() as outbox:
+            for number in self.journal.kept("last"):
+                self._put_weights(outbox, "last", number)
+            for path, content in self.journal.files():
+                file = outbox / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            if any(outbox.iterdir()):
+                self._store.log_files(run, outbox)
+
     def _send_table(self, run: Run) -> None:
-        rows = [row for line, _ in self.spool.rounds() for row in line["clients"]]
+        rows = [row for line, _ in self.journal.rounds() for row in line["clients"]]
         if not rows:
             return
         with self._outbox() as outbox:
@@ -359,11 +372,11 @@ class Upload:
             name, step = model["name"], model["server_round"]
             if name in known:
                 continue
-            lines = (line for line, _ in self.spool.rounds() if line["server_round"] == step)
+            lines = (line for line, _ in self.journal.rounds() if line["server_round"] == step)
             metrics = [m for line in lines for m in _metrics(line) if _is_summary(m.key)]
             with self._outbox() as outbox:
-                for kind, file in (("npz", "arrays.npz"), ("json", "spec.json")):
-                    shutil.copyfile(self.spool.path / "models" / f"{name}.{kind}", outbox / file)
+                self.journal.copy_arrays(f"model/{name}", step, outbox / "arrays.npz")
+                (outbox / "spec.json").write_text(json.dumps(model["spec"]))
                 known = {**known, name: self._store.log_model(run, name, outbox, metrics, step)}
             self._mark(models=known)
             self._pace.rest()
@@ -385,12 +398,12 @@ class Upload:
 
     @contextlib.contextmanager
     def _outbox(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="outbox-", dir=self.spool.path) as folder:
+        with tempfile.TemporaryDirectory(prefix="outbox-", dir=self.journal.folder) as folder:
             yield Path(folder)
 
     def _mark(self, **sent: Any) -> None:
         self._sent = {**self._sent, **sent}
-        self.spool.mark_sent(self._sent)
+        self.journal.mark_sent(self._sent)
 
 
 def _metrics(line: Mapping[str, Any]) -> list[Metric]:
@@ -436,11 +449,6 @@ def _put_text(outbox: Path, path: str, text: str) -> None:
     file = outbox / artifact_path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def _put_file(folder: Path, file: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    share(file, folder / file.name)
 
 
 def _is_table(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Sends spools: a live one in the background, and those that others left behind."""
+"""Sends journals: a live one in the background, and those that others left behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.errors import FlAppError, one_line
+from fl_app.tracking.journal import Journal
 from fl_app.tracking.mlflow.upload import (
     MAX_REASON,
     Pace,
@@ -21,7 +22,7 @@ from fl_app.tracking.mlflow.upload import (
     Store,
     Upload,
 )
-from fl_app.tracking.outbox import Outbox
+from fl_app.tracking.old_records import convert_spools
 from fl_app.tracking.records import RunEnd
 
 __all__ = ["Replay", "Uploader", "replay_outboxes"]
@@ -40,13 +41,13 @@ class Replay:
     Parameters
     ----------
     sent : sequence of str
-        Spools that were sent to the end and removed.
+        Runs that were sent to the end.
     live : sequence of str
-        Spools of runs that still write, or that somebody else replays.
+        Runs that still write, or that somebody else sends.
     deleted : sequence of str
-        Spools that were removed because their run was deleted in the tracking server.
+        Runs whose rest nobody waits for: they were deleted in the tracking server.
     waiting : mapping of str to str
-        Spools that stay, with the reason.
+        Runs that wait, with the reason.
     """
 
     sent: Sequence[str] = ()
@@ -58,7 +59,7 @@ class Replay:
 def replay_outboxes(
     home: Path, connect: Callable[[str], Store], pace: Pace | None = None
 ) -> Replay:
-    """Send every spool under a home that nobody holds.
+    """Send the rest of every run under a home that nobody holds.
 
     Parameters
     ----------
@@ -77,38 +78,48 @@ def replay_outboxes(
     sent, live, deleted = [], [], []
     waiting: dict[str, str] = {}
     silent: dict[str, str] = {}
-    for path in Outbox.paths(home):
-        spool = Outbox.claim(path)
-        if spool is None:
+    convert_spools(home)
+    for path in Journal.pending(home):
+        try:
+            journal = Journal.claim(path)
+        except Exception as error:  # a damaged file
+            waiting[path.name] = one_line(error, MAX_REASON)
+            continue
+        if journal is None:
             if path.exists():
                 live.append(path.name)
             continue
         try:
-            _replay(spool, connect, pace, silent)
+            _replay(journal, connect, pace, silent)
         except RunDeletedError:
-            deleted.append(spool.name)
+            deleted.append(journal.name)
         except StoppedError as error:
-            spool.release()
-            waiting[spool.name] = str(error)
+            journal.release()
+            waiting[journal.name] = str(error)
             break
         except Exception as error:
-            spool.release()
-            waiting[spool.name] = one_line(error, MAX_REASON)
+            journal.release()
+            waiting[journal.name] = one_line(error, MAX_REASON)
             continue
         else:
-            sent.append(spool.name)
-        spool.remove()
+            sent.append(journal.name)
+        journal.mark_whole()
+        journal.release()
     return Replay(sent, live, deleted, waiting)
 
 
 def _replay(
-    spool: Outbox,
+    journal: Journal,
     connect: Callable[[str], Store],
     pace: Pace,
     silent: dict[str, str],
 ) -> None:
-    """Send one spool; a server that does not answer is asked once, whatever waits for it."""
-    uri = spool.start["target"]["uri"]
+    """Send one run; a server that does not answer is asked once, whatever waits for it."""
+    if not journal.end:  # its process was killed before it could say one
+        journal.add_end(RunEnd("KILLED", error=_UNSAID), journal.last_sign_ms())
+    uri = journal.start.get("target", {}).get("uri")
+    if not uri:  # of a run that goes nowhere
+        return
     if reason := silent.get(uri):
         raise FlAppError(reason)
     store = connect(uri)
@@ -117,47 +128,45 @@ def _replay(
     except Exception as error:
         silent[uri] = one_line(error, MAX_REASON)
         raise
-    if not spool.end:  # its process was killed before it could say one
-        spool.add_end(RunEnd("KILLED", error=_UNSAID), spool.last_sign_ms())
-    Upload(spool, store, pace).close(spool.end)
+    Upload(journal, store, pace).close(journal.end)
 
 
 class Uploader(threading.Thread):
-    """Sends one live spool in the background, and what others left behind.
+    """Sends one live run in the background, and what others left behind.
 
     It flushes about once a second while the run goes on, rests as :class:`Pace` says, and sends all
     that is left at the end.
 
     Parameters
     ----------
-    spool : Outbox
+    journal : Journal
         Held; given up when the thread ends.
     store : Store
         Where to.
     tidy : callable
-        Called with a pace once the store answers, to replay other spools.
+        Called with a pace once the store answers, to send the rest of other runs.
     quiet : context manager factory
         Entered for the life of the thread.
     fresh : bool, default True
-        Whether the spool was just made, so that no run can exist for it yet.
+        Whether the journal was just made, so that no run can exist for it yet.
     """
 
     def __init__(
         self,
-        spool: Outbox,
+        journal: Journal,
         store: Store,
         tidy: Callable[[Pace], None],
         quiet: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         fresh: bool = True,
     ) -> None:
-        super().__init__(name=f"fl_app-sender-{spool.name}", daemon=True)
-        self.spool, self._store, self._tidy, self._quiet = spool, store, tidy, quiet
-        self._uri = spool.start["target"]["uri"]
+        super().__init__(name=f"fl_app-sender-{journal.name}", daemon=True)
+        self.journal, self._store, self._tidy, self._quiet = journal, store, tidy, quiet
+        self._uri = journal.start["target"]["uri"]
         self.tried = threading.Event()
         self.complete = False
         self._finishing = threading.Event()
         self._pace = Pace(hurry=self._finishing)
-        self._carrier = Upload(spool, store, self._pace, fresh)
+        self._carrier = Upload(journal, store, self._pace, fresh)
         self._end: Mapping[str, Any] = {}
         self._answers = self._tidied = False
         self._complaints: set[str] = set()
@@ -173,19 +182,19 @@ class Uploader(threading.Thread):
         return time.monotonic() - self._pace.last
 
     def finish(self, end: Mapping[str, Any]) -> None:
-        """Ask for the end; it is `end` where the spool holds none."""
+        """Ask for the end; it is `end` where the journal holds none."""
         self._end = end
         self._finishing.set()
 
     def run(self) -> None:
-        """Send until the end; the spool is removed if it was sent whole."""
+        """Send until the end; the journal is given up then."""
         with self._quiet():
             try:
                 self._send_while_running()
                 self._send_the_rest()
             finally:
                 if not self.complete:
-                    self.spool.release()
+                    self.journal.release()
 
     def _send_while_running(self) -> None:
         backoff = _FLUSH_SECONDS
@@ -208,18 +217,19 @@ class Uploader(threading.Thread):
             _LOG.warning(
                 "MLflow does not have all of this run yet: it waits in %s and is sent at the next "
                 "start%s",
-                self.spool.path,
+                self.journal.folder,
                 " with this tracking URI, whose password is not kept" if "***" in self._uri else "",
             )
             return
         self.complete = True
-        self.spool.remove()
+        self.journal.mark_whole()
+        self.journal.release()
         if not self._tidied:
             deadline = time.monotonic() + _LAST_TRY_SECONDS
             self._attempt(self._tidy_once, lambda: time.monotonic() > deadline)
 
     def _close(self) -> None:
-        self._carrier.close(self.spool.end or self._end)
+        self._carrier.close(self.journal.end or self._end)
 
     def _tidy_once(self, stop: Callable[[], bool]) -> None:
         try:
@@ -238,7 +248,7 @@ class Uploader(threading.Thread):
                 _LOG.warning(
                     "MLflow at %s cannot be used now; rounds wait in %s and are sent later (%s)",
                     self._uri,
-                    self.spool.path,
+                    self.journal.folder,
                     one_line(error, MAX_REASON),
                 )
             return False

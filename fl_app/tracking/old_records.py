@@ -1,0 +1,95 @@
+"""Turns records of version 0.1, ``FL_APP_HOME/spool/<run>/``, into journals, so that they are sent.
+
+To go in the next minor version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fl_app.tracking.files import read_npz
+from fl_app.tracking.journal import JOURNAL, Journal
+
+__all__ = ["convert_spools"]
+
+
+def convert_spools(home: Path) -> None:
+    """Make a journal of each spool under a home that nobody writes to; the spool goes.
+
+    Parameters
+    ----------
+    home : Path
+        As :func:`~fl_app.home.home_dir` returns it.
+
+    Raises
+    ------
+    OSError, sqlite3.Error, ValueError
+        If one cannot be read or written; it stays.
+    """
+    for spool in sorted((home / "spool").glob("[!.]*")):
+        lock = FileLock(spool / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):  # a process of that version writes; or it is no folder
+            continue
+        try:
+            if (spool / "run.json").exists():
+                _convert(home, spool)
+            shutil.rmtree(spool)
+        finally:
+            lock.release()
+    with contextlib.suppress(OSError):
+        (home / "spool").rmdir()
+
+
+def _convert(home: Path, spool: Path) -> None:
+    for half in (home / "runs" / spool.name).glob(f"{JOURNAL}*"):  # of an attempt that was killed
+        half.unlink()
+    journal = Journal.create(home, spool.name)
+    try:
+        facts = {key: _json(spool / f"{key}.json") for key in ("run", "end", "sent")}
+        sent = facts["sent"]
+        for kind in ("rounds", "notes"):
+            contents = [*_lines(spool / f"{kind}.jsonl")]
+            done = sum(offset <= sent.get(kind, 0) for _, offset in contents)
+            for content, _ in contents:
+                if kind == "notes":
+                    journal.add_note(content["tags"], content["texts"])
+                    continue
+                file = spool / "weights" / f"round_{content['server_round']:04d}.npz"
+                journal.add_round(content, **({"weights": read_npz(file)} if file.exists() else {}))
+            sent |= {kind: done} if kind in sent else {}
+        for model in facts["end"].get("models", []):
+            path = spool / "models" / model["name"]
+            model["spec"] = _json(path.with_suffix(".json"))
+            arrays = read_npz(path.with_suffix(".npz"))
+            journal.keep_arrays(f"model/{model['name']}", model["server_round"], arrays)
+        files = [path for path in (spool / "files").rglob("*") if path.is_file()]
+        names = {path.relative_to(spool / "files").as_posix(): path for path in files}
+        journal.restore(
+            {"start": facts["run"], "end": facts["end"], "sent": sent},
+            {name: path.read_bytes() for name, path in names.items()},
+        )
+    finally:
+        journal.release()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the objects of a file of JSON lines, each with the offset after it."""
+    offset = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        offset += len(line)
+        with contextlib.suppress(ValueError):
+            if line.endswith(b"\n") and isinstance(content := json.loads(line), dict):
+                yield content, offset
