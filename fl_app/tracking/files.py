@@ -12,16 +12,15 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.home import whole
 from fl_app.tracking.records import Arrays
 
 __all__ = ["npz_bytes", "plain", "read_npz", "sync_dir", "write_npz"]
 
 
 def write_npz(path: Path, arrays: Arrays, sync: bool = True) -> None:
-    """Write named arrays so that the file is whole or not there; no pickle.
+    """Write named arrays; no pickle. The bytes depend on names, order and values alone.
 
-    The bytes depend on names, order and values alone.
+    A file of its own name at once: what makes it count comes later.
 
     Parameters
     ----------
@@ -30,15 +29,21 @@ def write_npz(path: Path, arrays: Arrays, sync: bool = True) -> None:
     arrays : mapping of str to ndarray
         The arrays.
     sync : bool, default True
-        Whether its bytes are on the disk when this returns.
+        Whether it is on the disk, with its name, when this returns.
 
     Raises
     ------
     ValueError
         For an array of Python objects.
     """
-    with whole(path, sync, 0o600) as file:
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         _write_npz(file, arrays)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    if sync:
+        # Of a new file most systems have written the name by then, so this costs little.
+        sync_dir(path.parent)
 
 
 def npz_bytes(arrays: Arrays) -> memoryview:

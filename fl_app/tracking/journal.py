@@ -66,7 +66,7 @@ CREATE TABLE arrays (kind TEXT, server_round INTEGER, file TEXT, content BLOB,
                      PRIMARY KEY (kind, server_round));
 CREATE TABLE files (path TEXT PRIMARY KEY, content BLOB NOT NULL);
 """
-_BESIDE_BYTES = 1 << 18
+_BESIDE_BYTES = 1 << 21
 _BUFFER_SECONDS = 0.5
 _BUSY_SECONDS, _READ_SECONDS = 20.0, 1.0
 _PAGE = 200  # rows of a read: none takes long
@@ -254,7 +254,9 @@ class Journal(JournalReader):
         super().__init__(folder)
         self._lock = lock
         self._base_lock, self._buffer_lock = threading.RLock(), threading.Lock()
-        self._buffer: list[tuple[str, Sequence[Any], int | None]] = []
+        self._buffer: list[Step] = []
+        self._events: list[tuple[int | None, Mapping[str, Any]]] = []
+        self._over: int | None = None  # the last round that was recorded
         self._timer: threading.Timer | None = None
         self._holders = 1
         self._durable, self._warned, self._is_sent = True, False, False
@@ -418,18 +420,17 @@ class Journal(JournalReader):
         ]
         query = "INSERT INTO rounds (server_round, content) VALUES (?, ?)"
         steps.append((query, (number, _packed(line))))
-        steps.append(("DELETE FROM events WHERE server_round <= ?", (number,)))
         with self._buffer_lock:  # what went on inside the round is over
-            self._buffer = [step for step in self._buffer if step[2] is None or step[2] > number]
+            self._over = number
+            self._events = [e for e in self._events if e[0] is None or e[0] > number]
         if self._durable:
             self.flush(steps, sync=True)
         else:
-            for query, values in steps:
-                self._later(query, values)
+            self._later(*steps)
 
     def keep_arrays(self, kind: str, server_round: int, arrays: Arrays) -> None:
         """Keep arrays of a kind for a round, within 0.5 s."""
-        self._later(*self._put_arrays(kind, server_round, arrays))
+        self._later(self._put_arrays(kind, server_round, arrays))
 
     def drop_arrays(self, kind: str, server_rounds: Sequence[int]) -> None:
         """Forget arrays of a kind."""
@@ -453,10 +454,8 @@ class Journal(JournalReader):
         is_new = not path.parent.exists()
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_npz(path, arrays, sync=self._durable)
-        if self._durable:
-            sync_dir(path.parent)
-            if is_new:
-                sync_dir(self.folder)
+        if self._durable and is_new:
+            sync_dir(self.folder)
         return query, (kind, server_round, f"arrays/{path.name}", None)
 
     def add_note(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
@@ -466,9 +465,9 @@ class Journal(JournalReader):
 
     def add_event(self, event: Mapping[str, Any]) -> None:
         """Keep an event, within 0.5 s; one with a ``round`` until that round is recorded."""
-        number = event.get("round")
-        query = "INSERT INTO events (server_round, content) VALUES (?, ?)"
-        self._later(query, (number, _packed(event)), number)
+        with self._buffer_lock:
+            self._events.append((event.get("round"), event))
+        self._later()
 
     def add_end(self, end: RunEnd, end_ms: int) -> None:
         """Keep the end, with its models and files."""
@@ -502,9 +501,9 @@ class Journal(JournalReader):
 
     # ------------------------------------------------------------ later
 
-    def _later(self, query: str, values: Sequence[Any], number: int | None = None) -> None:
+    def _later(self, *steps: Step) -> None:
         with self._buffer_lock:
-            self._buffer.append((query, values, number))
+            self._buffer += steps
             if self._timer is None:
                 self._timer = threading.Timer(_BUFFER_SECONDS, self._flush_quietly)
                 self._timer.daemon = True
@@ -530,10 +529,16 @@ class Journal(JournalReader):
         with self._base_lock:
             with self._buffer_lock:
                 buffered, self._buffer = self._buffer, []
+                events, self._events = self._events, []
+                over, self._over = self._over, None
                 timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
-            if every := [*((query, values) for query, values, _ in buffered), *steps]:
+            if over is not None:
+                buffered.append(("DELETE FROM events WHERE server_round <= ?", (over,)))
+            query = "INSERT INTO events (server_round, content) VALUES (?, ?)"
+            buffered += [(query, (number, _packed(event))) for number, event in events]
+            if every := [*buffered, *steps]:
                 self._write(every, sync)
 
     # ------------------------------------------------------------ the end
