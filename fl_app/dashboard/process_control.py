@@ -4,7 +4,7 @@ Stopping takes up to three acts of the user, so that no record is lost for haste
 SIGINT, as Ctrl-C does: the run ends as ``KILLED``, its rounds are delivered. One that comes 20
 seconds later (60 with ``runtime=simulation``, which ends a SuperLink and Ray first) sends SIGTERM;
 a third one, as much later still, SIGKILL to the launch's process group. Even then every finished
-round is in the spool on the disk, and the next run delivers it.
+round is on the disk, in its journal, and the next run delivers it.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ def _read(text: str) -> dict[str, Any]:
 
 
 def _send_rest() -> None:
-    """Send what a stopped ServerApp of this machine left in the spool, once it is gone.
+    """Send what a stopped ServerApp of this machine left in its journal, once it is gone.
 
     Flower ends a ServerApp without its ``finally``. One of another machine, or with another
     FL_APP_HOME, leaves that to the next run there.

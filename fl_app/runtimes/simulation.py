@@ -106,7 +106,7 @@ def run(request: RunRequest) -> RunResult:
     except BaseException:
         from fl_app.tracking import replay
 
-        # Flower ends a ServerApp without its `finally`: what it left in the spool is sent here.
+        # Flower ends a ServerApp without its `finally`: what it left in its journal is sent here.
         replay()
         raise
 

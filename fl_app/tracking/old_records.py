@@ -14,13 +14,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fl_app.errors import one_line
 from fl_app.tracking.files import read_npz
 from fl_app.tracking.journal import JOURNAL, Journal
 
 __all__ = ["convert_spools"]
 
 
-def convert_spools(home: Path) -> None:
+def convert_spools(home: Path) -> dict[str, str]:
     """Make a journal of each spool under a home that nobody writes to; the spool goes.
 
     Parameters
@@ -28,11 +29,12 @@ def convert_spools(home: Path) -> None:
     home : Path
         As :func:`~fl_app.home.home_dir` returns it.
 
-    Raises
-    ------
-    OSError, sqlite3.Error, ValueError
-        If one cannot be read or written; it stays.
+    Returns
+    -------
+    dict of str to str
+        Those that cannot be read or written, which stay, with the reason.
     """
+    damaged: dict[str, str] = {}
     for spool in sorted((home / "spool").glob("[!.]*")):
         lock = FileLock(spool / "lock")
         try:
@@ -43,10 +45,13 @@ def convert_spools(home: Path) -> None:
             if (spool / "run.json").exists():
                 _convert(home, spool)
             shutil.rmtree(spool)
+        except Exception as error:
+            damaged[spool.name] = f"{spool}: {one_line(error)}"
         finally:
             lock.release()
     with contextlib.suppress(OSError):
         (home / "spool").rmdir()
+    return damaged
 
 
 def _convert(home: Path, spool: Path) -> None:

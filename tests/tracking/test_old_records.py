@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from fl_app.home import Process
+from fl_app.tracking import replay
 from fl_app.tracking.files import write_npz
 from fl_app.tracking.journal import JOURNAL, Journal
 from fl_app.tracking.old_records import convert_spools
@@ -38,10 +40,15 @@ def spool(tmp_path: Path) -> Path:
     (spool / "models" / "final.json").write_text('{"model": "linear"}')
     (spool / "files" / "figures" / "a.png").write_bytes(b"x")
     run = {"name": "fedavg s0", "params": {"seed": "0"}, "tags": {}, "texts": {}}
-    start = {"target": {"uri": "u"}, "start_ms": 1, "process": vars(Process.current()), "run": run}
+    start = {
+        "target": {"uri": "u", "experiment": "x"},
+        "start_ms": 1,
+        "process": vars(Process.current()),
+        "run": run,
+    }
     models = [{"name": "final", "server_round": 2}]
     end = {"status": "FINISHED", "error": "", "tags": {}, "texts": {}, "end_ms": 9}
-    sent = {"run_id": "r", "rounds": sum(map(len, rounds[:2])), "notes": len(notes[0])}
+    sent = {"rounds": sum(map(len, rounds[:2])), "notes": len(notes[0])}
     contents: dict[str, Any] = {"run": start, "end": end | {"models": models}, "sent": sent}
     for name, content in contents.items():
         (spool / f"{name}.json").write_text(json.dumps(content))
@@ -63,7 +70,6 @@ def test_a_spool_becomes_a_journal(spool: Path, tmp_path: Path) -> None:
     assert [line for line, _ in journal.rounds()] == ROUNDS
     assert [note for note, _ in journal.notes()] == NOTES
     sent = journal.sent
-    assert sent["run_id"] == "r"
     assert [line for line, _ in journal.rounds(sent["rounds"])] == ROUNDS[2:]
     assert [note for note, _ in journal.notes(sent["notes"])] == NOTES[1:]
     assert journal.arrays("weights", 2)["w"].tolist() == [0, 1]
@@ -71,6 +77,20 @@ def test_a_spool_becomes_a_journal(spool: Path, tmp_path: Path) -> None:
     assert journal.end["models"][0]["spec"] == {"model": "linear"}
     assert list(journal.files()) == [("figures/a.png", b"x")]
     journal.release()
+
+
+def test_a_damaged_one_stays_and_says_why(spool: Path, tmp_path: Path) -> None:
+    """The others are converted, and the attempt is made again when it can be read."""
+    good = spool.with_name("20260102-030406-0123abcd")
+    shutil.copytree(spool, good)
+    whole = (spool / "end.json").read_text()
+    (spool / "end.json").write_text("{")
+    report = replay(tmp_path, f"sqlite:///{tmp_path}/m.db")
+    assert (list(report.sent), list(report.waiting)) == ([good.name], [NAME])
+    assert str(spool) in report.waiting[NAME]
+    (spool / "end.json").write_text(whole)
+    assert convert_spools(tmp_path) == {}
+    assert not spool.exists()
 
 
 def test_one_that_is_written_to_or_is_none_stays(spool: Path, tmp_path: Path) -> None:

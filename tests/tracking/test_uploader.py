@@ -280,6 +280,20 @@ def test_a_run_without_an_end_was_killed(tmp_path: Path) -> None:
     assert (kept["status"], kept["end_ms"]) == ("KILLED", last), "a page says so too"
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_goes_nowhere_does_not_wait(begun: bool, tmp_path: Path) -> None:
+    """A process killed before a tracker knew of the run, and a run without a tracking server."""
+    journal = Journal.create(tmp_path)
+    journal.add_event({"event": "begin", "time_ms": 7})
+    if begun:
+        journal.begin({}, RunStart(), 5, durable=False)
+    journal.release()
+    assert replay_outboxes(tmp_path, lambda uri: MemoryStore()).sent == [journal.name]
+    assert Journal.pending(tmp_path) == []
+    end = JournalReader(journal.folder).end
+    assert (end.get("status"), end.get("end_ms")) == (("KILLED", 7) if begun else (None, None))
+
+
 def test_a_store_that_was_made_anew_gets_a_new_run(tmp_path: Path) -> None:
     """A run that the store has forgotten is made again, with all rounds."""
     store = MemoryStore()

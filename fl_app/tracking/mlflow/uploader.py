@@ -76,10 +76,9 @@ def replay_outboxes(
     """
     pace = pace or Pace()
     sent, live, deleted = [], [], []
-    waiting: dict[str, str] = {}
+    waiting = convert_spools(home)
     silent: dict[str, str] = {}
-    convert_spools(home)
-    for path in Journal.pending(home):
+    for path in [path for path in Journal.pending(home) if path.name not in waiting]:
         try:
             journal = Journal.claim(path)
         except Exception as error:  # a damaged file
@@ -115,9 +114,11 @@ def _replay(
     silent: dict[str, str],
 ) -> None:
     """Send one run; a server that does not answer is asked once, whatever waits for it."""
-    if not journal.end:  # its process was killed before it could say one
+    if not (start := journal.start):  # of a process that was killed before a tracker knew of it
+        return
+    if not journal.end:
         journal.add_end(RunEnd("KILLED", error=_UNSAID), journal.last_sign_ms())
-    uri = journal.start.get("target", {}).get("uri")
+    uri = start["target"].get("uri")
     if not uri:  # of a run that goes nowhere
         return
     if reason := silent.get(uri):
