@@ -25,8 +25,8 @@ $(READY): pyproject.toml constraints.txt
 run: setup  ## one federated run on real data through `flwr run` with 10 SuperNodes
 	$(BIN)/fl-app runtime=simulation
 
-test: setup  ## the fast suite
-	$(BIN)/python -m pytest
+test: setup  ## the fast suite, on all processors
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # What drives a browser is large and only these tests need it; the browser itself is the system's.
 $(BROWSER): $(READY)

@@ -54,7 +54,8 @@ def refusal(path: Path, **options: Any) -> str:
     """Return the message of the one InputError that loading gives, without the folder."""
     with pytest.raises(InputError) as caught:
         load_tabular(path, **options)
-    return str(caught.value).replace(f"{path.parent}/", "")
+    # Of a long path the message shows the end.
+    return re.sub(r"=[^=:]*/", "=", str(caught.value), count=1)
 
 
 # ---------------------------------------------------------------------------- what it becomes
