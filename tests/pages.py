@@ -6,7 +6,6 @@ port numbers, which become free ones, and for :data:`ADDED`, which is typed at t
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from fl_app.tracking.journal_reader import JOURNAL, JournalReader
 from tests.end_to_end.support import BIN, ROOT, end_processes, free_port
 
 __all__ = ["ADDED", "ELSEWHERE", "PAGES", "User", "beginnings", "blocks", "commands", "reader"]
@@ -185,8 +185,9 @@ class User:
 
     def statuses(self) -> set[str]:
         """Return the ends of the runs so far, whether MLflow has them yet or not."""
-        ends = self.home.glob(".fl_app/*/*/end.json")
-        return {json.loads(path.read_text())["status"] for path in ends}
+        folders = self.home.glob(".fl_app/runs/*")
+        ends = [JournalReader(folder).end for folder in folders if (folder / JOURNAL).exists()]
+        return {end["status"] for end in ends if end}
 
     def is_over(self, port: str) -> bool:
         """Say whether the last server at a printed port has ended by itself."""

@@ -23,7 +23,7 @@ from fl_app.data.table import Table
 from fl_app.models.base import Arrays
 from fl_app.models.serving import Predictor
 from fl_app.stacking.members import MODEL, Member, Stack, unpack
-from fl_app.tracking.journal import JournalReader
+from fl_app.tracking.journal_reader import JournalReader
 
 __all__ = ["KeptModels", "Known", "known"]
 

@@ -31,7 +31,7 @@ from fl_app.dashboard.view import (
     whole,
 )
 from fl_app.errors import masked
-from fl_app.tracking.journal import UNREADABLE, JournalReader
+from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 from fl_app.tracking.mlflow.uri import default_uri, is_http, run_url
 
 __all__ = ["Tail"]

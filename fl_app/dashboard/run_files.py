@@ -24,7 +24,7 @@ from fl_app.dashboard.processes import Launch, launches_dir
 from fl_app.dashboard.view import ACTIVE, RunHead, Status, mapping, texts_of, whole
 from fl_app.errors import printable
 from fl_app.home import Process
-from fl_app.tracking.journal import UNREADABLE, JournalReader
+from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 
 __all__ = ["RunStart", "goes_on", "heads_of", "launch_of", "listed", "run_dir", "runs"]
 

@@ -38,7 +38,8 @@ from typing import Any
 
 from fl_app.errors import FlAppError, one_line
 from fl_app.home import Process, home_dir, new_name
-from fl_app.tracking.journal import JOURNAL, Journal
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import JOURNAL
 from fl_app.tracking.recorder import now_ms
 from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart
 

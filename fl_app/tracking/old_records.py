@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from fl_app.errors import one_line
 from fl_app.tracking.files import read_npz
-from fl_app.tracking.journal import JOURNAL, Journal
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import JOURNAL
 
 __all__ = ["convert_spools"]
 

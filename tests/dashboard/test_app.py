@@ -31,7 +31,7 @@ from fl_app.dashboard import (
 from fl_app.dashboard.choices import EXAMPLES, Choices
 from fl_app.dashboard.view import RunView
 from fl_app.errors import InputError
-from fl_app.tracking.journal import JournalReader
+from fl_app.tracking.journal_reader import JournalReader
 from tests.recorded import GONE, NAME, Record, real_runs
 
 PAGE = Path(app.__file__).with_name("page.py")

@@ -25,7 +25,7 @@ from fl_app.dashboard.charts import (
 from fl_app.dashboard.line_chart import Chart, apart, bulk
 from fl_app.dashboard.metric_values import metrics
 from fl_app.dashboard.view import RunView
-from fl_app.tracking.journal import JournalReader
+from fl_app.tracking.journal_reader import JournalReader
 from fl_app.tracking.records import ClientRecord, RoundRecord, RunFacts
 from tests.recorded import GONE, Record, round_line
 

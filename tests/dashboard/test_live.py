@@ -28,7 +28,7 @@ from fl_app.dashboard.progress import phase
 from fl_app.dashboard.run_files import heads_of, run_dir, runs
 from fl_app.dashboard.view import PHASES
 from fl_app.stacking.strategy import PHASES as STACKING_PHASES
-from fl_app.tracking.journal import JournalReader, _packed
+from fl_app.tracking.journal_reader import JournalReader, pack
 from fl_app.tracking.mlflow.uri import run_url
 from tests.recorded import GONE, LIVING, NAME, Record, real_runs, round_line
 
@@ -76,7 +76,7 @@ def test_nothing_new_is_the_same_view(home: Path) -> None:
 def test_a_broken_row_is_skipped(home: Path) -> None:
     record = Record(home).start().rounds(0)
     with record.journal() as journal:
-        for content in (_packed({"server_round": "x"}), zlib.compress(b"[1, 2]"), b"no zlib"):
+        for content in (pack({"server_round": "x"}), zlib.compress(b"[1, 2]"), b"no zlib"):
             journal._write([("INSERT INTO rounds VALUES (NULL, 1, ?)", (content,))])
     tail = Tail(home, NAME)
     view = tail.read()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.tracking.journal import Journal, JournalReader
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import JournalReader
 
 from .support import BIN, command, free_port
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fl_app.home import Process
-from fl_app.tracking.journal import JournalReader
+from fl_app.tracking.journal_reader import JournalReader
 
 from .support import BIN, ROOT, command, end_processes, free_port, processes_with
 

@@ -19,7 +19,8 @@ from fl_app.cli import kit
 from fl_app.report.reading import _summary
 from fl_app.runtimes.bundle import app_dir
 from fl_app.tracking import replay
-from fl_app.tracking.journal import JOURNAL, Journal, JournalReader
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import JOURNAL, JournalReader
 from fl_app.tracking.mlflow.uri import run_url
 
 from .support import ROOT, command, free_port

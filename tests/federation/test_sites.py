@@ -28,7 +28,7 @@ from fl_app.grid.view import GridView
 from fl_app.home import home_dir
 from fl_app.seeding import generator
 from fl_app.server_app import app as server_app
-from fl_app.tracking.journal import JournalReader
+from fl_app.tracking.journal_reader import JournalReader
 from tests.end_to_end.support import server_context
 
 BOTH = ["a", "b"] * 12

@@ -34,7 +34,8 @@ from fl_app.grid.arrays import LazyArray, hold
 from fl_app.grid.client_pool import WorkerNode
 from fl_app.grid.workers import Job, WorkerError, WorkerPool
 from fl_app.grid.workers.pool import _Exchange
-from fl_app.tracking.journal import UNREADABLE, Journal, JournalReader
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 from tests import worker_apps
 from tests.end_to_end.support import BIN, ROOT, processes_with
 from tests.worker_apps import W

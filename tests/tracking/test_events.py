@@ -28,7 +28,8 @@ from fl_app.models.serving import Predictor
 from fl_app.runtimes.result import RunResult, RunStoppedError, read_result, result_written
 from fl_app.tracking import Events, RoundRecord, RunEnd, RunStart, Trackers
 from fl_app.tracking.events import prune
-from fl_app.tracking.journal import JOURNAL, Journal, JournalReader, _unpacked
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import JOURNAL, JournalReader, unpack
 from fl_app.tracking.recorder import JournalTracker
 
 NUM_CLIENTS = 4
@@ -271,7 +272,7 @@ def test_a_private_run_names_no_client(
     assert len(tables["rounds"]) == 3
     assert {kind for kind, *_ in tables["arrays"]} <= {"model/final", "weights"}
     rows = [row[-1] for name in ("facts", "rounds", "notes", "events") for row in tables[name]]
-    for value in (v for row in rows for v in everywhere(_unpacked(row))):
+    for value in (v for row in rows for v in everywhere(unpack(row))):
         assert not {"partition", "client", "asked", "failed", "nodes"} & value.keys() or (
             value.get("event") == "handshake"  # how many, before the run knows its clients
         ), value

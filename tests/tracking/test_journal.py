@@ -27,7 +27,8 @@ from fl_app.errors import FlAppError
 from fl_app.home import Process, home_dir, new_name
 from fl_app.tracking import LoggedModel, RunEnd, RunStart
 from fl_app.tracking.files import read_npz, write_npz
-from fl_app.tracking.journal import JOURNAL, Journal, JournalReader
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import JOURNAL, JournalReader
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "coef": np.arange(6.0).reshape(2, 3),
@@ -100,7 +101,7 @@ def test_reading_goes_on_where_it_stopped(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The position of a round is where the next one is found, also over several reads."""
-    monkeypatch.setattr("fl_app.tracking.journal._PAGE", 2)
+    monkeypatch.setattr("fl_app.tracking.journal_reader._PAGE", 2)
     for server_round in range(5):
         journal.add_round(line(server_round))
     positions = [0, *(position for _, position in journal.rounds())]

@@ -14,7 +14,8 @@ from filelock import FileLock
 from fl_app.home import Process
 from fl_app.tracking import replay
 from fl_app.tracking.files import write_npz
-from fl_app.tracking.journal import JOURNAL, Journal
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import JOURNAL
 from fl_app.tracking.old_records import convert_spools
 
 NAME = "20260102-030405-0123abcd"

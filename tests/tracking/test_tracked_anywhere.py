@@ -35,7 +35,8 @@ from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.tracking import MlflowTracker, RoundRecord, RunEnd, RunStart, TrackedStrategy
 from fl_app.tracking.files import read_npz
-from fl_app.tracking.journal import Journal, JournalReader
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import JournalReader
 from fl_app.tracking.mlflow.backend import MlflowStore
 from fl_app.tracking.recorder import JournalTracker
 from fl_app.tracking.records import flat_norm

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_app.tracking import LoggedModel, RunEnd, RunStart
-from fl_app.tracking.journal import Journal, JournalReader
+from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import JournalReader
 from fl_app.tracking.mlflow.upload import (
     Metric,
     Pace,
