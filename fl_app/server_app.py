@@ -21,7 +21,7 @@ from fl_app.config.schema import (
 from fl_app.errors import FederationError
 from fl_app.experiment import Run, federated_of
 from fl_app.grid import InProcessGrid
-from fl_app.grid.stock import InMemoryGrid
+from fl_app.grid.stock import InMemoryGrid, loading
 from fl_app.seeding import one_thread
 from fl_app.tracking import Events
 from fl_app.tracking.console import LINE_PREFIX, ConsoleTracker
@@ -39,7 +39,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run one experiment; an exception ends the run as failed."""
     runtime = _runtime_name(grid)
     if runtime != "inprocess":
-        open_project(find_project())
+        with loading:  # the simulation loads its ClientApp meanwhile, and takes half a module too
+            open_project(find_project())
     prefix = "" if runtime == "inprocess" else LINE_PREFIX
     console = ConsoleTracker(prefix)
     with _warnings_on(console), one_thread(), Events(runtime) as events:

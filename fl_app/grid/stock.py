@@ -1,5 +1,6 @@
-"""Flower's own grids: of its simulation, and of a deployment."""
+"""Flower's own grids, of its simulation and of a deployment, and its lock on loading apps."""
 
+from flwr.supercore.object_ref import _import_lock as loading
 from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
-__all__ = ["HttpGrid", "InMemoryGrid"]
+__all__ = ["HttpGrid", "InMemoryGrid", "loading"]

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from fl_app import server_app
 from fl_app.cli.project import init, options
 from fl_app.config import plugins
 from fl_app.config.compose import compose_config
@@ -20,10 +21,11 @@ from fl_app.config.run_request import RunRequest
 from fl_app.errors import ConfigError, InputError
 from fl_app.federation import protocol
 from fl_app.federation.agreement import with_same_code
+from fl_app.grid import stock
 from fl_app.home import home_dir
 from fl_app.runtimes import run as run_request
 from fl_app.runtimes.bundle import app_dir
-from tests.end_to_end.support import BIN, ROOT, free_port
+from tests.end_to_end.support import BIN, ROOT, free_port, server_context
 from tests.kit import fl_kit
 
 TABLES = """
@@ -258,6 +260,24 @@ def test_a_project_runs_in_jobs_of_joblib(tmp_path: Path) -> None:
     done = script("fl-app", *jobs, *own, "model=huber,linear", cwd=root)
     assert (done.returncode, done.stdout.count("2/2 clients")) == (0, 2), done.stderr
     assert {"model=huber", "model=linear"} <= set(done.stdout.split())
+
+
+def test_a_server_app_opens_a_project_while_flower_loads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Flower's simulation loads the ClientApp in another thread, and takes half a module as it is.
+
+    ``load_app`` looks into ``sys.modules``, where a module is before it has run.
+    """
+
+    def opens(project: Project | None) -> None:
+        assert stock.loading.locked()
+        raise LookupError
+
+    monkeypatch.setattr(server_app, "open_project", opens)
+    with pytest.raises(LookupError):
+        server_app.main(cast(Any, object()), server_context({}))
+    assert not stock.loading.locked()
 
 
 def test_a_project_is_read_without_importing_it(tmp_path: Path) -> None:
