@@ -11,6 +11,7 @@ https://docs.ray.io/en/latest/cluster/running-applications/job-submission/quicks
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,8 +29,8 @@ from fl_app.runtimes.superlink import PrivateSuperLink
 
 __all__ = ["run"]
 
-# Flower's own words and spelling, in its log: a run's status says "An error was encountered" alone.
-_CRASH = "An exception occured!! "
+# In Flower's own spellings, in its log: a run's status says "An error was encountered" alone.
+_CRASH = re.compile(r"An exception occurr?ed ?!! (.+)")
 
 
 def run(request: RunRequest) -> RunResult:
@@ -70,8 +71,8 @@ def run(request: RunRequest) -> RunResult:
             crashes: list[str] = []
 
             def read(line: str) -> None:
-                if _CRASH in line:
-                    crashes.append(line.partition(_CRASH)[2].strip())
+                if found := _CRASH.search(line):
+                    crashes.append(found[1])
                 _show(line)
 
             def ready() -> None:

@@ -25,13 +25,14 @@ class Link(SimpleNamespace):
         pass
 
 
+@pytest.mark.parametrize("words", ["An exception occured!!", "An exception occurred !!"])
 def test_an_engine_that_does_not_start_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Flower's status names no reason; its log does, among lines that nobody is shown."""
 
     def submit(*_: object, on_line: Any, **__: object) -> Outcome:
-        on_line("\x1b[91mERROR \x1b[0m:     An exception occured!! The current node timed out.")
+        on_line(f"\x1b[91mERROR \x1b[0m:     {words} The current node timed out.")
         return Outcome("1", "failed", "Simulation failed with exception: Ending simulation.")
 
     link = Link(name="fl-app", client_env={}, flwr_home=tmp_path, grace=5.0)
