@@ -108,7 +108,7 @@ class Notes:
     def __init__(self) -> None:
         self.tags: dict[str, str] = {}
 
-    def add_round(self, line: Any, arrays: Any) -> None:
+    def add_round(self, line: Any, **arrays: Any) -> None:
         """Keep nothing."""
 
     def add_note(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
