@@ -68,6 +68,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "fl_app.tracking.best": ("fl_app.tracking.best_round",),
     "fl_app.tracking.carrier": ("fl_app.tracking.mlflow.upload",),
     "fl_app.tracking.late": ("fl_app.tracking.journal",),
+    "fl_app.tracking.events": ("fl_app.tracking.housekeeping",),
     "fl_app.tracking.keys": ("fl_app.tracking.metric_names", "fl_app.tracking.round_texts"),
     "fl_app.tracking.mlflow_store": ("fl_app.tracking.mlflow.backend",),
     "fl_app.tracking.passwords": ("fl_app.config.passwords",),

@@ -26,7 +26,7 @@ app = typer.Typer(
     name="fl-kit",
     help="""\b
     The commands around a federated run; fl-app makes the run itself.
-    They compare what it recorded, and show it live or in MLflow;
+    They compare what it recorded, show it live or in MLflow, send what waits;
     they say beforehand whether a file of yours could be used.
 
     \b
@@ -92,6 +92,45 @@ def dashboard(
     from fl_app.dashboard.start import serve
 
     serve(port, browser)
+
+
+@app.command()
+def runs(
+    last: Annotated[int, typer.Option("-n", "--last", help="The newest so many; 0: all.")] = 20,
+) -> None:
+    """List the runs that this machine has kept: how they ended, and what waits for MLflow."""
+    from fl_app.cli.runs import table
+
+    table(home_dir(), last)
+
+
+@app.command()
+def sync(
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
+    uri: Annotated[
+        str, typer.Option(help="Send all to this store instead of the one that each run names.")
+    ] = "",
+) -> None:
+    """Send what waits for MLflow: exit status 0 if nothing waits any more, else 1."""
+    from fl_app.cli.runs import send
+
+    if not send(home_dir(), uri or None, watch):
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="These, whether sent or not.")
+    ] = None,
+    days: Annotated[float, typer.Option(help="Else what is over, sent and so old.")] = 7.0,
+) -> None:
+    """Remove runs from this machine; what MLflow has of them stays there."""
+    if days < 0:
+        raise InputError("--days", days, "a number from 0")
+    from fl_app.cli.runs import remove
+
+    remove(home_dir(), names or (), days)
 
 
 @app.command()

@@ -263,6 +263,9 @@ class TrackingConfig:
     group: ClassVar[str] = "tracking"
 
     name: str = opt("", "Name of the tracker.")
+    journal_days: float = opt(
+        7.0, "Days that a run which is over and sent stays in FL_APP_HOME.", ge=0
+    )
 
 
 @register
@@ -289,6 +292,6 @@ class MlflowConfig(TrackingConfig):
 @register
 @dataclass(frozen=True)
 class NoTrackingConfig(TrackingConfig):
-    """No MLflow: `result.json`, and the rounds in FL_APP_HOME for 7 days."""
+    """No MLflow: `result.json`, and the rounds in FL_APP_HOME for some days."""
 
     name: str = "none"

@@ -104,7 +104,9 @@ class Run:
         if tracker is not None:
             members.append(tracker)
         if self.mlflow is None and events is not None and events.folder is not None:
-            members.append(JournalTracker(events.folder.parents[1], events.name))
+            members.append(
+                JournalTracker(events.folder.parents[1], events.name, config.tracking.journal_days)
+            )
         self.trackers = Trackers(*members)
         self.predictor: Predictor | None = None
         self.private: Private | None = None

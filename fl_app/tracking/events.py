@@ -20,15 +20,13 @@ a JSON object with ``time_ms``, ``event`` and facts:
 
 Where pictures of models can be drawn, the journal also keeps arrays of the kind ``seen`` for each
 round: ``global/<array>`` after it and ``client/007/<array>``, what an accepted client sent in
-training. Folders of runs stay for 7 days, and no more than 500 of them.
+training.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import re
-import shutil
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,21 +34,18 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from fl_app.errors import FlAppError, one_line
+from fl_app.errors import one_line
 from fl_app.home import Process, home_dir, new_name
 from fl_app.tracking.journal import Journal
-from fl_app.tracking.journal_reader import JOURNAL
 from fl_app.tracking.recorder import now_ms
 from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart
 
-__all__ = ["MAX_MODEL_CLIENTS", "Events", "prune"]
+__all__ = ["MAX_MODEL_CLIENTS", "Events"]
 
 _LOG = logging.getLogger("fl_app")
-_KEPT_SECONDS, _MAX_RUNS = 7 * 24 * 3600.0, 500
 _MAX_MODEL_BYTES = 64_000_000
 MAX_MODEL_CLIENTS = 24
 """Clients up to which each one's arrays are kept."""
-_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -64,7 +59,7 @@ class Events:
     runtime : str
         What runs it: ``inprocess``, ``simulation`` or ``deployment``.
     home : path, optional
-        As in :func:`~fl_app.home.home_dir`. Old runs under it are removed.
+        As in :func:`~fl_app.home.home_dir`.
 
     Attributes
     ----------
@@ -98,7 +93,6 @@ class Events:
             self.folder = self._journal.folder
             self.event("begin", {"runtime": runtime, "process": asdict(Process.current())})
             self._journal.flush()
-            prune(self.folder.parent)
         except (OSError, sqlite3.Error) as error:
             _LOG.warning("a page cannot follow this run: %s", one_line(error))
 
@@ -177,40 +171,3 @@ class Events:
     def finish(self, end: RunEnd) -> None:
         """Note how the run ended, for :meth:`close`: other trackers may still have to send."""
         self._end = end.status, end.error
-
-
-def prune(folder: Path) -> None:
-    """Remove the folders of runs that began more than 7 days ago, and all but the 500 newest.
-
-    One that goes on stays, and one that waits for a tracking server.
-
-    Parameters
-    ----------
-    folder : Path
-        ``FL_APP_HOME/runs``. What is not called like a run is left alone.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    """
-    names = sorted((p.name for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
-    oldest = new_name(now_ms() - int(_KEPT_SECONDS * 1000))
-    for position, name in enumerate(names):
-        if (position >= _MAX_RUNS or name < oldest) and not _may_live(folder / name):
-            shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _may_live(run: Path) -> bool:
-    if not (run / "lock").exists():
-        return False
-    try:
-        journal = Journal.claim(run)
-        if journal is None:
-            return (run / JOURNAL).exists()
-        try:
-            return bool(journal.start.get("target"))  # it waits for a tracking server
-        finally:
-            journal.release()
-    except (OSError, sqlite3.Error, FlAppError):
-        return False

@@ -110,6 +110,10 @@ class JournalReader:
         """Yield each round after a position, with its own position."""
         return self._each("rounds", after)
 
+    def count_rounds(self, after: int = 0) -> int:
+        """Return how many rounds there are after a position."""
+        return int(self._rows("SELECT COUNT(*) FROM rounds WHERE id > ?", after)[0][0])
+
     def notes(self, after: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield each note after a position, with its own position."""
         return self._each("notes", after)

@@ -16,6 +16,7 @@ from pathlib import Path
 from fl_app.errors import FlAppError
 from fl_app.models.directions import higher_is_better
 from fl_app.models.metrics import NO_SCORES
+from fl_app.tracking.housekeeping import JOURNAL_DAYS, prune
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.metric_names import (
     DIRECTIONS_TAG,
@@ -138,10 +139,12 @@ class JournalTracker:
         As :func:`~fl_app.home.home_dir` returns it.
     name : str, optional
         The run's name on this machine; by default a new one.
+    journal_days : float, default 7
+        Days for which runs that are over and sent stay; older ones are removed.
     """
 
-    def __init__(self, home: Path, name: str = "") -> None:
-        self._home, self._name = home, name
+    def __init__(self, home: Path, name: str = "", journal_days: float = JOURNAL_DAYS) -> None:
+        self._home, self._name, self._journal_days = home, name, journal_days
         self._journal: Journal | None = None
         self._recorder: Recorder | None = None
 
@@ -162,6 +165,7 @@ class JournalTracker:
             journal = journal or Journal.create(self._home, self._name)
             journal.begin({}, run, now_ms(), durable=False)
             self._recorder = Recorder(journal, (0, 0))
+            prune(self._home, self._journal_days)
         self._journal, self._name = journal, journal.name
 
     def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:

@@ -23,11 +23,10 @@ from fl_app.config.run_request import RunRequest
 from fl_app.dashboard.known import KeptModels, known
 from fl_app.errors import FlAppError
 from fl_app.grid import InProcessGrid, run_in_process
-from fl_app.home import Process, home_dir, new_name
+from fl_app.home import Process, home_dir
 from fl_app.models.serving import Predictor
 from fl_app.runtimes.result import RunResult, RunStoppedError, read_result, result_written
 from fl_app.tracking import Events, RoundRecord, RunEnd, RunStart, Trackers
-from fl_app.tracking.events import prune
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import JOURNAL, JournalReader, unpack
 from fl_app.tracking.recorder import JournalTracker
@@ -429,50 +428,6 @@ def test_large_or_private_models_are_not_kept(tmp_path: Path) -> None:
     assert JournalReader(run(tmp_path)).kept("seen") == []
     private = ("experiment=two_lines", "num_clients=2", "privacy=dp_fixed")
     assert JournalReader(run(tmp_path, *private)).kept("seen") == []
-
-
-# ---------------------------------------------------------------------------- what stays
-def test_old_runs_go_and_live_ones_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older than 7 days or beyond the number that stays; never one that goes on or waits."""
-    monkeypatch.setattr("fl_app.tracking.events._MAX_RUNS", 4)
-    day_ms, now_ms = 24 * 3600 * 1000, time.time_ns() // 1_000_000
-    live: list[Journal] = []
-
-    def made(days: float, how: str) -> str:
-        name = new_name(int(now_ms - days * day_ms))
-        if how == "old kind":  # of an earlier version
-            (tmp_path / "runs" / name).mkdir(parents=True)
-            return name
-        journal = Journal.create(tmp_path, name)
-        if how == "waits":
-            journal.begin({"uri": "x"}, RunStart(), 0)
-        elif how == "sent":
-            journal.mark_whole()
-        if how == "goes on":
-            live.append(journal)
-        else:
-            journal.release()
-        return name
-
-    stay = [made(0, "sent"), made(1, "killed"), made(2, "goes on"), made(6.9, "sent")]
-    stay += [made(7.1, "goes on"), made(30, "goes on"), made(8, "waits")]
-    go = [made(7.2, "sent"), made(8, "old kind"), made(6.95, "sent"), made(20, "killed")]
-    other = tmp_path / "runs" / "12345678901234567890"
-    other.mkdir()
-    prune(tmp_path / "runs")
-    left = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert left == {*stay, other.name}
-    assert not left & set(go)
-    for journal in live:
-        journal.release()
-
-
-def test_a_new_run_prunes(tmp_path: Path) -> None:
-    """Whoever starts a run clears what is old."""
-    old = tmp_path / "runs" / new_name(0)
-    old.mkdir(parents=True)
-    Events("inprocess", tmp_path).close()
-    assert not old.exists()
 
 
 # ---------------------------------------------------------------------------- trackers

@@ -16,7 +16,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +27,7 @@ from fl_app.config.rules import check_names, kept_weights
 from fl_app.config.schema import Config, data_name
 from fl_app.errors import ConfigError, FlAppError
 from fl_app.home import home_dir
-from fl_app.tracking.events import prune
+from fl_app.tracking.housekeeping import JOURNAL_DAYS, prune, waiting_bytes
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.mlflow.backend import MlflowStore, load_mlflow, quiet
 from fl_app.tracking.mlflow.upload import Pace, Run
@@ -48,6 +47,7 @@ __all__ = ["MlflowTracker", "replay"]
 
 _LOG = logging.getLogger("fl_app")
 _CONNECT_SECONDS = 5.0
+_MUCH_WAITING = 5e9  # bytes
 _FINISH_SECONDS = {False: 12.0, True: 120.0}  # a local file may be busy, but it is there
 
 
@@ -84,6 +84,8 @@ class MlflowTracker:
         Whose weights are kept as artifacts: those of ``all`` rounds, of ``none``, of the last K
         (``last:K``, sent at the end), or of each Kth and the last one (``every:K``). With a model
         of 100 MB the record of each round is as large.
+    journal_days : float, default 7
+        Days for which runs that are over and sent stay in `home`; older ones are removed.
 
     Raises
     ------
@@ -117,8 +119,10 @@ class MlflowTracker:
         home: str | Path | None = None,
         name: str = "",
         keep_weights: str = "all",
+        journal_days: float = JOURNAL_DAYS,
     ) -> None:
         self._name, self._keep = name, kept_weights(keep_weights)
+        self._journal_days = journal_days
         self.home = _usable(home_dir(home))
         from_env = not uri and bool(os.environ.get("MLFLOW_TRACKING_URI"))
         field = "MLFLOW_TRACKING_URI" if from_env else "tracking.uri"
@@ -264,8 +268,14 @@ class MlflowTracker:
         for name, reason in report.waiting.items():
             _LOG.info("run %s still waits: %s", name, reason)
         self._store.reap({path.name for path in Journal.pending(self.home)})
-        with suppress(FileNotFoundError):  # nothing was sent yet
-            prune(self.home / "runs")
+        prune(self.home, self._journal_days)
+        if (size := waiting_bytes(self.home)) > _MUCH_WAITING:
+            _LOG.warning(
+                "%.1f GB of runs in %s wait for MLflow: fl-kit runs lists them, fl-kit sync sends "
+                "them",
+                size / 1e9,
+                self.home,
+            )
 
 
 def replay(home: str | Path | None = None, uri: str | None = None) -> Replay:
@@ -317,6 +327,7 @@ def _of(config: Config, name: str) -> MlflowTracker:
         register_as=own.register_as,
         name=name,
         keep_weights=own.keep_weights,
+        journal_days=own.journal_days,
     )
 
 

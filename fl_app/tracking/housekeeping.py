@@ -1,0 +1,196 @@
+"""What runs have left under ``FL_APP_HOME/runs``: which there are, what waits, what may go."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from fl_app.errors import InputError
+from fl_app.tracking.journal_reader import JOURNAL, UNREADABLE, JournalReader
+
+__all__ = ["JOURNAL_DAYS", "LeftRun", "clean", "left_runs", "prune", "waiting_bytes"]
+
+JOURNAL_DAYS = 7.0
+"""Days for which a run stays after the last thing that was written of it."""
+_MAX_RUNS = 500
+_DAY = 24 * 3600.0
+_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4,32}")
+
+State = Literal["running", "finished", "failed", "killed", "broken off", "damaged"]
+
+
+@dataclass(frozen=True)
+class LeftRun:
+    """A run of this home.
+
+    Parameters
+    ----------
+    folder : Path
+        Its folder, which is called like the run.
+    title : str
+        The run's name in MLflow; empty where it never began.
+    state : str
+        ``running`` while a process holds its journal, ``broken off`` where it ended without a word,
+        ``damaged`` where its journal cannot be read.
+    rounds : int
+        Rounds that are recorded, round 0 included.
+    waiting : int or None
+        Rounds that the tracking server does not have; 0 with ``is_waiting`` means that only the
+        end is missing there. None where the run goes nowhere.
+    is_waiting : bool
+        Whether anything has to be sent yet.
+    size : int
+        Bytes on the disk.
+    written : float
+        Unix time in seconds of the last thing that was written.
+    """
+
+    folder: Path
+    title: str
+    state: State
+    rounds: int
+    waiting: int | None
+    is_waiting: bool
+    size: int
+    written: float
+
+    def until(self, days: float = JOURNAL_DAYS) -> float | None:
+        """Return the Unix time from which it may go; None where it stays."""
+        return None if self.is_waiting or self.state == "running" else self.written + days * _DAY
+
+
+def left_runs(home: Path) -> list[LeftRun]:
+    """Return the runs that a home knows, the newest first.
+
+    Parameters
+    ----------
+    home : Path
+        As :func:`~fl_app.home.home_dir` returns it.
+    """
+    return [_left(folder) for folder in reversed(_folders(home / "runs"))]
+
+
+def clean(home: Path, names: Sequence[str] = (), days: float = JOURNAL_DAYS) -> list[LeftRun]:
+    """Remove runs.
+
+    Parameters
+    ----------
+    home : Path
+        As :func:`~fl_app.home.home_dir` returns it.
+    names : sequence of str, optional
+        These runs, also those that wait for a tracking server; by default all others that were last
+        written more than `days` ago.
+    days : float, default 7
+        See `names`.
+
+    Returns
+    -------
+    list of LeftRun
+        Those that are gone.
+
+    Raises
+    ------
+    InputError
+        For a name of no run, or of one that goes on; then nothing is removed.
+    """
+    known = {run.folder.name: run for run in left_runs(home)}
+    for name in names:
+        if name not in known:
+            raise InputError("run", name, f"a run of {home} (fl-kit runs lists them)")
+        if known[name].state == "running":
+            raise InputError("run", name, "a run that is over: this one goes on")
+    now = time.time()
+    old = [run for run in known.values() if (until := run.until(days)) is not None and until < now]
+    gone = [known[name] for name in names] or old
+    for run in gone:
+        shutil.rmtree(run.folder)
+    return gone
+
+
+def prune(home: Path, days: float = JOURNAL_DAYS) -> None:
+    """Remove what :func:`clean` would, and all but the 500 newest; quick, and without a word.
+
+    Parameters
+    ----------
+    home : Path
+        As :func:`~fl_app.home.home_dir` returns it.
+    days : float, default 7
+        Days after the last thing that was written.
+    """
+    oldest = time.time() - days * _DAY
+    for position, folder in enumerate(reversed(_folders(home / "runs"))):
+        if (position >= _MAX_RUNS or _written(folder) < oldest) and not _stays(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def waiting_bytes(home: Path) -> int:
+    """Return the bytes of all runs that are not sent."""
+    return sum(_size(lock.parent) for lock in (home / "runs").glob("*/lock"))
+
+
+def _folders(runs: Path) -> list[Path]:
+    """Return the folders that are called like runs, oldest first."""
+    return sorted(path for path in runs.glob("*") if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def _left(folder: Path) -> LeftRun:
+    journal, waits = JournalReader(folder), (folder / "lock").exists()
+    size, written = _size(folder), _written(folder)
+    try:
+        with journal.reading():
+            start, end, sent = journal.start, journal.end, journal.sent
+            rounds, after = journal.count_rounds(), journal.count_rounds(sent.get("rounds", 0))
+    except UNREADABLE:
+        return LeftRun(folder, "", "damaged", 0, None, waits, size, written)
+    goes = bool(start.get("target"))
+    state: State = "broken off"
+    if _is_held(folder):
+        state = "running"
+    elif (status := str(end.get("status", "")).lower()) in ("finished", "failed", "killed"):
+        state = status  # type: ignore[assignment]
+    title = str(start.get("run", {}).get("name", ""))
+    waiting = (after if waits else 0) if goes else None
+    return LeftRun(folder, title, state, rounds, waiting, waits and goes, size, written)
+
+
+def _is_held(folder: Path) -> bool:
+    """Return whether a process holds a run's journal."""
+    if not (folder / "lock").exists():
+        return False
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def _stays(folder: Path) -> bool:
+    """Return whether a run goes on or waits; what cannot be read may go."""
+    if not (folder / "lock").exists():
+        return False
+    if _is_held(folder):
+        return True
+    try:
+        return bool(JournalReader(folder).start.get("target"))
+    except UNREADABLE:
+        return False
+
+
+def _written(folder: Path) -> float:
+    """Return when a run was last written to; of another kind of folder when it was made."""
+    paths = (folder / JOURNAL, folder / f"{JOURNAL}-wal")
+    times = [path.stat().st_mtime for path in paths if path.exists()]
+    return max(times, default=0.0)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
