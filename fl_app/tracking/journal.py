@@ -272,8 +272,9 @@ class Journal(JournalReader):
         """Forget arrays of a kind."""
         where = f"kind = ? AND server_round IN ({', '.join('?' * len(server_rounds))})"
         values = (kind, *server_rounds)
-        files = self._rows(f"SELECT file FROM arrays WHERE {where}", *values)
-        self.flush([(f"DELETE FROM arrays WHERE {where}", values)])
+        files = self._rows(f"SELECT file FROM arrays WHERE {where} AND file IS NOT NULL", *values)
+        # A file goes when the disk knows that nobody needs it any more.
+        self.flush([(f"DELETE FROM arrays WHERE {where}", values)], sync=bool(files))
         self._unlink(files)
 
     def _unlink(self, files: Iterable[tuple[Any, ...]]) -> None:
