@@ -99,7 +99,11 @@ class Journal(JournalReader):
         self._base = sqlite3.connect(
             folder / JOURNAL, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
-        self._prepare()
+        try:
+            self._prepare()
+        except BaseException:
+            self._base.close()
+            raise
         self._open[folder] = self
 
     def _prepare(self) -> None:
