@@ -7,7 +7,6 @@ trained it and once its base model, and no model at all in the two rounds that c
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,7 +22,7 @@ from fl_app.data.table import Table
 from fl_app.models.base import Arrays
 from fl_app.models.serving import Predictor
 from fl_app.stacking.members import MODEL, Member, Stack, unpack
-from fl_app.tracking.journal_reader import JournalReader
+from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 
 __all__ = ["KeptModels", "Known", "known"]
 
@@ -62,7 +61,7 @@ class KeptModels(Mapping[int, Arrays]):
         """Yield the rounds in order."""
         try:
             return iter(self._journal.kept("seen"))
-        except (OSError, sqlite3.Error):
+        except UNREADABLE:
             return iter(())
 
     def __len__(self) -> int:

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +36,7 @@ from typing import Any
 from fl_app.errors import one_line
 from fl_app.home import Process, home_dir, new_name
 from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_reader import UNREADABLE
 from fl_app.tracking.recorder import now_ms
 from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart
 
@@ -93,7 +93,7 @@ class Events:
             self.folder = self._journal.folder
             self.event("begin", {"runtime": runtime, "process": asdict(Process.current())})
             self._journal.flush()
-        except (OSError, sqlite3.Error) as error:
+        except UNREADABLE as error:
             _LOG.warning("a page cannot follow this run: %s", one_line(error))
 
     def event(self, kind: str, facts: Mapping[str, Any] = _NOTHING) -> None:
@@ -121,7 +121,7 @@ class Events:
         self.event("end", {"status": status, "error": error})
         journal, self._journal = self._journal, None
         if journal is not None:
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*UNREADABLE):
                 if not journal.start:  # it was over before any tracker knew of it
                     journal.mark_whole()
             journal.release()

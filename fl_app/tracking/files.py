@@ -36,7 +36,7 @@ def write_npz(path: Path, arrays: Arrays, sync: bool = True) -> None:
     ValueError
         For an array of Python objects.
     """
-    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with open(path, "wb") as file:
         _write_npz(file, arrays)
         if sync:
             file.flush()

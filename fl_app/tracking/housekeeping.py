@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,13 +175,15 @@ def _is_held(folder: Path) -> bool:
 
 
 def _stays(folder: Path) -> bool:
-    """Return whether a run goes on or waits; what cannot be read may go."""
+    """Return whether a run goes on or waits; what is damaged for good may go."""
     if not (folder / "lock").exists():
         return False
     if _is_held(folder):
         return True
     try:
         return bool(JournalReader(folder).start.get("target"))
+    except (OSError, sqlite3.OperationalError):  # not now
+        return True
     except UNREADABLE:
         return False
 

@@ -117,7 +117,8 @@ class Journal(JournalReader):
             self._base.execute("PRAGMA journal_mode=DELETE")
             _LOG.info("%s: no write-ahead log on this file system: %s", self.folder, mode)
         self._is_wal = mode == "wal"
-        self._base.execute("PRAGMA synchronous=FULL")
+        # Without a write-ahead log the removal of SQLite's journal is the commit; EXTRA syncs it.
+        self._base.execute(f"PRAGMA synchronous={'FULL' if self._is_wal else 'EXTRA'}")
         (version,) = self._base.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
             raise FlAppError(f"{self.folder}: this journal was written by a later fl_app")
@@ -182,10 +183,11 @@ class Journal(JournalReader):
         folders = []
         for lock in (home / "runs").glob("*/lock"):
             folder = lock.parent
-            if (folder / JOURNAL).exists():
-                folders.append(folder)
-            elif time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed
+            with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+                if (folder / JOURNAL).exists():
+                    folders.append(folder)
+                elif time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed
         return sorted(folders)
 
     # ------------------------------------------------------------ the connection
@@ -238,11 +240,14 @@ class Journal(JournalReader):
             "process": process,
             "run": asdict(run),
         }
+        self._set_durable(durable)
+        self._write([_put_fact("start", start)])
+
+    def _set_durable(self, durable: bool) -> None:
         self._durable = durable
         if not durable:
             with self._base_lock:
                 self._base.execute("PRAGMA synchronous=OFF")
-        self._write([_put_fact("start", start)])
 
     def add_round(self, line: Mapping[str, Any], **arrays: Arrays) -> None:
         """Keep a round.
@@ -312,7 +317,9 @@ class Journal(JournalReader):
 
     def add_end(self, end: RunEnd, end_ms: int) -> None:
         """Keep the end, with its models and files."""
-        steps: list[Step] = [("DELETE FROM files", ())]
+        old = "FROM arrays WHERE kind LIKE 'model/%'"  # of an end before, where the run went on
+        gone = {file for (file,) in self._rows(f"SELECT file {old}")}
+        steps: list[Step] = [("DELETE FROM files", ()), (f"DELETE {old}", ())]
         for model in end.models:
             steps.append(self._put_arrays(f"model/{model.name}", model.server_round, model.arrays))
         for path, content in end.files.items():
@@ -330,6 +337,8 @@ class Journal(JournalReader):
             "models": models,
         }
         self.flush([*steps, _put_fact("end", summary)], sync=True)
+        kept = {file for (file,) in self._rows(f"SELECT file {old}")}
+        self._unlink((file,) for file in gone - kept)
 
     def mark_sent(self, sent: Mapping[str, Any]) -> None:
         """Keep how far sending got. What it forgets is sent again, which does no harm."""
@@ -378,17 +387,21 @@ class Journal(JournalReader):
             if over is not None:
                 buffered.append(("DELETE FROM events WHERE server_round <= ?", (over,)))
             query = "INSERT INTO events (server_round, content) VALUES (?, ?)"
-            buffered += [(query, (number, pack(event))) for number, event in events]
+            for number, event in events:
+                with contextlib.suppress(TypeError, ValueError):  # no JSON: it costs itself alone
+                    buffered.append((query, (number, pack(event))))
             if every := [*buffered, *steps]:
                 self._write(every, sync)
 
     # ------------------------------------------------------------ the end
 
-    def reopen(self) -> None:
-        """Say that a run which has ended goes on."""
+    def reopen(self, durable: bool = True) -> None:
+        """Say that a run which has ended goes on; `durable` is as for :meth:`begin`."""
         self._is_sent = False
+        self._set_durable(durable)
         self.flush([("DELETE FROM facts WHERE key = 'end'", ())], sync=True)
-        self.mark_sent({**self.sent, "ended": True})
+        fresh = {"ended": True, "models": {}, "registered": False, "whole": False}
+        self.mark_sent({**self.sent, **fresh})
 
     def mark_whole(self) -> None:
         """Say that all of it was sent, or that there is nowhere to send it."""
@@ -410,21 +423,34 @@ class Journal(JournalReader):
             with contextlib.suppress(OSError, sqlite3.Error):
                 if self._is_sent:
                     self._clear()
-            for pragma in ("wal_checkpoint(TRUNCATE)", "journal_mode=DELETE"):
-                with contextlib.suppress(sqlite3.Error):  # somebody reads: it stays as it is
-                    self._base.execute(f"PRAGMA {pragma}").fetchone()
+            for _ in range(20):
+                with contextlib.suppress(sqlite3.Error):  # somebody reads: a moment later
+                    self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    self._base.execute("PRAGMA journal_mode=DELETE").fetchone()
+                    break
+                time.sleep(0.02)
             self._base.close()
         self._open.pop(self.folder, None)
-        if self._is_sent:
-            (self.folder / "lock").unlink(missing_ok=True)
-        self._lock.release()
+        try:
+            if self._is_sent:
+                with contextlib.suppress(OSError):
+                    (self.folder / "lock").unlink(missing_ok=True)
+        finally:
+            self._lock.release()
 
     def _clear(self) -> None:
         """Forget arrays and files of a run that was sent, but its models' and what a page shows."""
         where = "kind NOT LIKE 'model/%' AND kind != 'seen'"
         files = self._rows(f"SELECT file FROM arrays WHERE {where}")
-        self._write([(f"DELETE FROM arrays WHERE {where}", ()), ("DELETE FROM files", ())])
+        whole = _put_fact("sent", {**self.sent, "whole": True})
+        self._write([(f"DELETE FROM arrays WHERE {where}", ()), ("DELETE FROM files", ()), whole])
         self._unlink(files)
+        named = {file for (file,) in self._rows("SELECT file FROM arrays")}
+        for path in (self.folder / "arrays").glob("*"):  # of a commit that failed or was killed
+            if f"arrays/{path.name}" not in named:
+                path.unlink(missing_ok=True)
+        for outbox in self.folder.glob("outbox-*"):  # of a sender that was killed
+            shutil.rmtree(outbox, ignore_errors=True)
         self._base.execute("VACUUM")
 
 

@@ -19,7 +19,7 @@ __all__ = ["JOURNAL", "UNREADABLE", "JournalReader", "pack", "unpack"]
 
 JOURNAL = "journal.db"
 """Name of the file in a run's folder."""
-_BROKEN = (ValueError, TypeError, zlib.error)
+_BROKEN = (ValueError, TypeError, RecursionError, zlib.error)
 UNREADABLE = (OSError, sqlite3.Error, *_BROKEN)
 """What reading raises where there is no journal, or a damaged one."""
 _READ_SECONDS = 1.0
@@ -166,6 +166,8 @@ class JournalReader:
         """Write arrays into an ``.npz`` file; return whether there were any."""
         found = self._content(kind, server_round)
         if isinstance(found, Path):
+            if not found.exists():  # it was sent: the machine fell before that was on the disk
+                return False
             try:
                 target.hardlink_to(found)
             except OSError:

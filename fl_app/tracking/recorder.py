@@ -155,14 +155,18 @@ class JournalTracker:
 
     def start(self, run: RunStart) -> None:
         """Keep the start; where `run` says that it continues, the run before goes on."""
-        journal = Journal.opened(self._home, self._name) or Journal.claim(
-            self._home / "runs" / self._name
-        )
-        if journal is not None and run.continues and self._recorder is not None:
-            journal.reopen()
-            self._recorder.move(journal)
+        before, name = self._recorder, self._name
+        goes_on = before is not None and run.continues
+        journal = None
+        if goes_on or before is None:
+            journal = Journal.opened(self._home, name)
+        if goes_on:
+            journal = journal or Journal.claim(self._home / "runs" / name)
+        if before is not None and goes_on and journal is not None:
+            journal.reopen(durable=False)
+            before.move(journal)
         else:
-            journal = journal or Journal.create(self._home, self._name)
+            journal = journal or Journal.create(self._home, "" if before is not None else name)
             journal.begin({}, run, now_ms(), durable=False)
             self._recorder = Recorder(journal, (0, 0))
             prune(self._home, self._journal_days)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from fl_app.errors import InputError
 from fl_app.home import new_name
-from fl_app.tracking import RunEnd, RunStart
+from fl_app.tracking import Events, RunEnd, RunStart
 from fl_app.tracking.housekeeping import clean, left_runs, prune, waiting_bytes
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import JOURNAL
@@ -136,3 +138,23 @@ def test_by_name_also_what_waits_goes(home: Home) -> None:
     assert [run.folder.name for run in clean(home.path, days=0.5)] == [sent]
     assert [run.folder.name for run in clean(home.path, [waits])] == [waits]
     assert home.names() == {live}
+
+
+def test_what_cannot_be_read_now_stays(home: Home) -> None:
+    """Of a later version, or locked for a moment; what is damaged for good goes."""
+    later, locked, damaged = (home.made(8, "waits") for _ in range(3))
+    with closing(sqlite3.connect(home.path / "runs" / later / JOURNAL)) as base:
+        base.execute("PRAGMA user_version = 99")
+    taken = Journal.claim(home.path / "runs" / damaged)
+    assert taken is not None
+    taken._write([("UPDATE facts SET content = ? WHERE key = 'start'", (b"{",))])
+    taken.release()
+    for name in (later, damaged):
+        os.utime(home.path / "runs" / name / JOURNAL, (0, 0))
+    base = sqlite3.connect(home.path / "runs" / locked / JOURNAL, isolation_level=None)
+    base.execute("BEGIN EXCLUSIVE")
+    Events("inprocess", home.path).close()
+    prune(home.path)
+    base.close()
+    assert {later, locked} <= home.names()
+    assert damaged not in home.names()

@@ -249,6 +249,45 @@ def test_at_its_end_it_is_one_small_file(journal: Journal, tmp_path: Path) -> No
     assert Journal.pending(tmp_path) == []
 
 
+def test_what_killed_processes_left_goes_when_all_is_sent(journal: Journal) -> None:
+    """Arrays that no row names, and a sender's folder."""
+    for name in ("arrays/weights_0009.npz", "outbox-x/weights/round_0001.npz"):
+        file = journal.folder / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"x")
+    journal.mark_whole()
+    journal.release()
+    assert [p.name for p in journal.folder.iterdir() if p.is_file()] == [JOURNAL]
+    assert list(journal.folder.glob("*/*")) == []
+
+
+def test_a_run_that_goes_on_keeps_the_last_models(journal: Journal) -> None:
+    """Not those of each of its ends."""
+    for number, size in enumerate((3, 400_000, 400_001)):
+        model = LoggedModel("final", number, {"w": np.ones(size)}, {})
+        journal.add_end(RunEnd("FINISHED", models=[model]), 99)
+        journal.reopen()
+    assert journal.kept("model/final") == [2]
+    assert len([*(journal.folder / "arrays").iterdir()]) == 1
+
+
+def test_an_event_that_is_no_json_costs_itself_alone(journal: Journal) -> None:
+    journal.add_event({"event": "asked", "what": {1, 2}})
+    journal.add_event({"event": "data"})
+    journal.add_round(line(0))
+    assert [event["event"] for event, _ in journal.events()] == ["data"]
+    assert len(list(journal.rounds())) == 1
+
+
+def test_a_file_that_was_sent_already_is_none(journal: Journal, tmp_path: Path) -> None:
+    """The machine fell between its removal and the row's."""
+    journal.add_round(line(0), weights={"w": np.arange(400_000.0)})
+    (file,) = (journal.folder / "arrays").iterdir()
+    assert file.stat().st_mode & 0o044, "a tracking server of another user reads it"
+    file.unlink()
+    assert not journal.copy_arrays("weights", 0, tmp_path / "0.npz")
+
+
 def test_what_goes_on_is_there_soon_and_rounds_that_need_no_disk_too(journal: Journal) -> None:
     """Without ``durable`` rounds are buffered as events are, in their order."""
     journal.begin({}, RunStart(), 0, durable=False)

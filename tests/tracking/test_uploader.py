@@ -364,6 +364,36 @@ def test_replay_tells_what_it_did(tmp_path: Path) -> None:
     live.release()
 
 
+def test_what_another_process_has_sent_is_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two read the list, and the second comes to a run when the first has done with it."""
+    journal = finished(tmp_path)
+    folder = journal.folder
+    journal.release()
+    store = MemoryStore()
+    replay_outboxes(tmp_path, lambda uri: store)
+    calls = store.calls
+    monkeypatch.setattr(Journal, "pending", lambda home: [folder])
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == []
+    (folder / "lock").touch()
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == []
+    assert store.calls == calls
+    assert not (folder / "lock").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_stops_nobody(tmp_path: Path) -> None:
+    bad, good = finished(tmp_path), finished(tmp_path)
+    for journal in (bad, good):
+        journal.release()
+    bad.folder.chmod(0o500)
+    try:
+        sent = replay_outboxes(tmp_path, lambda uri: MemoryStore()).sent
+    finally:
+        bad.folder.chmod(0o700)
+    assert good.name in sent
+
+
 def test_one_bad_journal_does_not_stop_the_others(tmp_path: Path) -> None:
     """A journal that cannot be read waits, and the one after it is sent."""
     bad, good = finished(tmp_path), finished(tmp_path)

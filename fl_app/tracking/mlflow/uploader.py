@@ -79,6 +79,8 @@ def replay_outboxes(
     waiting = convert_spools(home)
     silent: dict[str, str] = {}
     for path in [path for path in Journal.pending(home) if path.name not in waiting]:
+        if not (path / "lock").exists():  # somebody else has sent it meanwhile
+            continue
         try:
             journal = Journal.claim(path)
         except Exception as error:  # a damaged file
@@ -89,6 +91,10 @@ def replay_outboxes(
                 live.append(path.name)
             continue
         try:
+            if journal.sent.get("whole"):  # by somebody else, between the list and the lock
+                journal.mark_whole()
+                journal.release()
+                continue
             _replay(journal, connect, pace, silent)
         except RunDeletedError:
             deleted.append(journal.name)
