@@ -27,13 +27,15 @@ def reader_may_leave() -> Iterator[None]:
     SystemExit
         In place of :class:`BrokenPipeError`.
     """
-    plain_where_needed(sys.stdout)
-    plain_where_needed(sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by whoever started us
+            plain_where_needed(stream)
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         if not _is_broken():
             raise  # of a socket or a process: no matter of ours

@@ -48,6 +48,7 @@ from fl_app.config.run_request import unheeded, without_secrets
 from fl_app.config.schema import Config, objective_of
 from fl_app.config.sweep import check_sweep, heeded, unescaped
 from fl_app.errors import FlAppError, masked, one_line, printable
+from fl_app.outputs import outputs_may_fail
 
 if TYPE_CHECKING:
     from fl_app.runtimes import RunResult
@@ -67,6 +68,11 @@ def job(composed: DictConfig) -> float | None:
     Hydra's own before ours. In a sweep it also says its line at once, and the others go on.
     """
     _begun.append(True)
+    with outputs_may_fail():  # here too: a job of a sweep may have a process of its own
+        return _job(composed)
+
+
+def _job(composed: DictConfig) -> float | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return _job_of_sweep(composed)
     try:
@@ -172,7 +178,20 @@ def _run(config: Config) -> RunResult:
 @reader_may_leave()
 @folder_stays_off_the_path()
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; a run goes on and ends as it would where nobody can read of it."""
+    status: str | int | None = 0
+    with outputs_may_fail() as out:
+        try:
+            _main()
+        except SystemExit as end:
+            status = end.code
+    if out.failure is not None and not _begun:
+        status = status or 1  # there was nothing to do but to print
+    if status:
+        sys.exit(status)
+
+
+def _main() -> None:
     if "--version" in sys.argv[1:]:  # Hydra would tell its own
         print(f"fl-app {fl_app.__version__}")
         return

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Timer
+from typing import IO, cast
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fl_app.errors import plain_where_needed, printable, sayable
+from fl_app.errors import printable, sayable
+from fl_app.outputs import Steady
 from fl_app.tracking.metric_names import bytes_text
 from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 
@@ -42,7 +44,7 @@ class ConsoleTracker:
     """Prints each round, and a table at the end.
 
     A model of at most 4 values on at most 8 clients is shown in full each round: every client's
-    arrays, n_k, n_k/N, the products and their sum.
+    arrays, n_k, n_k/N, the products and their sum. An output that fails is printed to no more.
 
     Parameters
     ----------
@@ -67,7 +69,7 @@ class ConsoleTracker:
             highlight=False,
             no_color=self._plain,
         )
-        plain_where_needed(self.console.file)
+        self.console.file = cast(IO[str], Steady(self.console.file))
         self._total = 0
         self._last: RoundRecord | None = None
         self._progress: Progress | None = None

@@ -16,6 +16,7 @@ from multiprocessing import current_process
 from multiprocessing.connection import Connection
 from typing import Any
 
+from fl_app.outputs import outputs_may_fail
 from fl_app.seeding import one_thread
 
 __all__ = ["Handler", "can_have_workers", "error_text", "work"]
@@ -45,7 +46,8 @@ def work(pipe: Connection, made: bytes, levels: Mapping[str, int], parent: int) 
         else:
             log = _Log(levels)
             pipe.send(("ready", None, []))
-            _serve(pipe, handler, log)
+            with outputs_may_fail():
+                _serve(pipe, handler, log)
     _end()
 
 
