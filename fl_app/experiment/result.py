@@ -15,12 +15,13 @@ from fl_app.data.client_data import partition_of
 from fl_app.errors import one_line
 from fl_app.home import write
 from fl_app.models.serving import Predictor
+from fl_app.outputs import Steady
 from fl_app.tracking import MlflowTracker
 from fl_app.tracking.best_round import BestRound
 from fl_app.tracking.console import LINE_PREFIX, RESULT_MARK
 from fl_app.tracking.records import LoggedModel, RoundRecord, Status
 
-__all__ = ["draw_figures", "logged_models", "result_of", "write_result"]
+__all__ = ["draw_figures", "kept_result", "logged_models", "result_of", "show_result"]
 
 _log = logging.getLogger("fl_app")
 
@@ -142,8 +143,8 @@ def result_of(
     return result
 
 
-def write_result(result: dict[str, Any], folder: Path, show: bool) -> None:
-    """Write ``result.json``.
+def kept_result(result: dict[str, Any], folder: Path) -> str:
+    """Write ``result.json``; return why it could not be written, or "".
 
     Parameters
     ----------
@@ -151,14 +152,20 @@ def write_result(result: dict[str, Any], folder: Path, show: bool) -> None:
         Its content.
     folder : Path
         Where to; made if need be.
-    show : bool
-        Whether to show it on standard output too, for a launcher on another machine, which sees
-        the log and not the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=2, allow_nan=False)
-    write(folder / "result.json", f"{text}\n", sync=False)
-    if show:
-        text = json.dumps(result, allow_nan=False)
-        sys.stdout.write(f"{LINE_PREFIX}{RESULT_MARK}{text}\n")
-        sys.stdout.flush()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / "result.json", f"{json.dumps(result, indent=2, allow_nan=False)}\n")
+    except OSError as error:
+        return f"{folder / 'result.json'} cannot be written: {one_line(error)}"
+    return ""
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """Show the result on standard output, for a launcher on another machine.
+
+    It sees the log and not the folder.
+    """
+    out = Steady(sys.stdout)
+    out.write(f"{LINE_PREFIX}{RESULT_MARK}{json.dumps(result, allow_nan=False)}\n")
+    out.flush()

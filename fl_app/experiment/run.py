@@ -24,9 +24,15 @@ from fl_app.config.schema import METRICS, Config, objective_of, task_of
 from fl_app.config.serialization import to_json
 from fl_app.data.client_data import test_table, whole_table
 from fl_app.data.table import Table
-from fl_app.errors import one_line
+from fl_app.errors import FlAppError, one_line
 from fl_app.experiment.description import row_tags, run_start, site_names, value_names
-from fl_app.experiment.result import draw_figures, logged_models, result_of, write_result
+from fl_app.experiment.result import (
+    draw_figures,
+    kept_result,
+    logged_models,
+    result_of,
+    show_result,
+)
 from fl_app.federation import protocol
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
@@ -249,13 +255,25 @@ class Run:
             models = logged_models(self.best, predictor, is_private)
             files = draw_figures(self.config, self.runtime, self.best, predictor, is_private)
             files |= self._losses(predictor)
+
+        def result() -> dict[str, Any]:
+            weights = tags.get("weights.sha256")
+            return result_of(status, last, seconds, weights, error, self.mlflow)
+
+        # Before the end is told: a run without a result has failed, whoever asks.
+        kept = result()
+        failure = kept_result(kept, self._folder())
+        if lost := bool(failure) and status == "FINISHED":
+            status, error, models = "FAILED", failure, []
         try:
             self.trackers.finish(RunEnd(status, tags, models, {}, error, files))
-        finally:  # whoever has no patience with MLflow still has the result
-            weights = tags.get("weights.sha256")
-            result = result_of(status, last, seconds, weights, error, self.mlflow)
-            show = self.runtime != "inprocess" and self.config.output_dir is None
-            write_result(result, self._folder(), show)
+        finally:  # the address of the run may be known by now
+            if result() != kept:
+                kept_result(result(), self._folder())
+            if self.runtime != "inprocess" and self.config.output_dir is None:
+                show_result(result())
+        if lost:
+            raise FlAppError(failure)
         if self.private is not None and not self.console.brief:
             self.console.say(self.private.statement())
         self._say_where()
