@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ class MemoryStore:
         self.down = False
         self.faults: list[Literal["fine", "before", "after"]] = []
         self.calls = 0
+        self.arrived: list[str] = []
+        self.heard: Callable[[], None] = lambda: None
 
     def connect(self) -> None:
         self._call()
@@ -66,7 +68,7 @@ class MemoryStore:
             }
             return Run(run_id, "1")
 
-    def run_state(self, run: Run) -> Literal["active", "deleted", "missing"]:
+    def run_state(self, run: Run) -> Literal["active", "deleted", "missing", "trashed"]:
         self._call()
         if run.run_id not in self.runs:
             return "missing"
@@ -85,20 +87,32 @@ class MemoryStore:
             own["params"] |= params or {}
             own["tags"] |= tags or {}
 
-    def log_files(self, run: Run, folder: Path) -> None:
+    def log_file(self, run: Run, file: Path, path: str) -> None:
         with self._fault():
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    name = path.relative_to(folder).as_posix()
-                    self._active(run)["files"][name] = path.read_bytes()
+            assert file.name == Path(path).name
+            self._active(run)["files"][path] = file.read_bytes()
+            self.arrived.append(path)
 
     def log_table(self, run: Run, path: str) -> None:
         with self._fault():
             self._active(run)["tags"]["table"] = path
 
     def log_model(
-        self, run: Run, name: str, files: Path, metrics: Sequence[Metric], step: int
+        self,
+        run: Run,
+        name: str,
+        files: Path,
+        metrics: Sequence[Metric],
+        step: int,
+        known: Mapping[str, Any],
+        keep: Callable[[Mapping[str, Any]], None],
     ) -> str:
+        for part in ("code", "arrays.npz"):
+            if part not in known.get("files", []):
+                with self._fault():
+                    self.arrived.append(f"{name}/{part}")
+                known = {"files": [*known.get("files", []), part]}
+                keep(known)
         with self._fault():
             content = {p.name: p.read_bytes() for p in files.iterdir()}
             self._active(run)["models"][name] = (step, content, frozenset(metrics))
@@ -125,14 +139,14 @@ class MemoryStore:
     def _fault(self) -> Fault:
         self.calls += 1
         fault = self.faults.pop() if self.faults else "fine"
-        return Fault("before" if self.down else fault)
+        return Fault("before" if self.down else fault, self.heard)
 
 
 class Fault:
     """Fails before the body, or after it: a server can do its work and its answer get lost."""
 
-    def __init__(self, kind: Literal["fine", "before", "after"]) -> None:
-        self.kind = kind
+    def __init__(self, kind: Literal["fine", "before", "after"], heard: Callable[[], None]) -> None:
+        self.kind, self.heard = kind, heard
 
     def __enter__(self) -> None:
         if self.kind == "before":
@@ -141,6 +155,8 @@ class Fault:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.kind == "after" and kind is None:
             raise ConnectionError("no answer")
+        if kind is None:
+            self.heard()
 
 
 def recorded(home: Path) -> Journal:

@@ -23,7 +23,7 @@ import sqlite3
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +66,7 @@ class MlflowStore:
 
     def __init__(self, uri: str, home: Path) -> None:
         self.uri, self.home = uri, home
+        self.heard: Callable[[], None] = lambda: None
 
     def connect(self) -> None:
         """Make sure that the server answers; a SQLite file is made where there is none."""
@@ -77,7 +78,7 @@ class MlflowStore:
         if path is not None:
             _prepare_sqlite(path)
         # Clients are cheap, and MLflow keeps the connection of a URI.
-        return load_mlflow().MlflowClient(self.uri)
+        return _Told(load_mlflow().MlflowClient(self.uri), self.heard)
 
     def find_run(self, target: Mapping[str, Any], name: str) -> Run | None:
         """Return the run that was made for a journal."""
@@ -130,15 +131,19 @@ class MlflowStore:
         folder = (self.home if path is None else path.parent) / "artifacts"
         return folder.as_uri()
 
-    def run_state(self, run: Run) -> Literal["active", "deleted", "missing"]:
-        """Return what became of a run."""
+    def run_state(self, run: Run) -> Literal["active", "deleted", "missing", "trashed"]:
+        """Return what became of a run; it is trashed with its experiment, which can be undone."""
+        client = self._client
         try:
-            stage = self._client.get_run(run.run_id).info.lifecycle_stage
+            stage = client.get_run(run.run_id).info.lifecycle_stage
         except Exception as error:
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 return "missing"
             raise
-        return "active" if stage == "active" else "deleted"
+        if stage == "active":
+            return "active"
+        around = client.get_experiment(run.experiment_id).lifecycle_stage
+        return "deleted" if around == "active" else "trashed"
 
     def log(
         self,
@@ -179,9 +184,9 @@ class MlflowStore:
                 raise
             self._client.log_inputs(run.run_id, datasets=inputs)
 
-    def log_files(self, run: Run, folder: Path) -> None:
-        """Add the files of a folder as artifacts."""
-        self._client.log_artifacts(run.run_id, str(folder))
+    def log_file(self, run: Run, file: Path, path: str) -> None:
+        """Add a file as the artifact with a path, whose last part is its name."""
+        self._client.log_artifact(run.run_id, str(file), path.rpartition("/")[0] or None)
 
     def log_table(self, run: Run, path: str) -> None:
         """Tell the UI that an artifact is a table, besides those that it knows of."""
@@ -192,21 +197,45 @@ class MlflowStore:
             self._client.set_tag(run.run_id, key, value, synchronous=True)
 
     def log_model(
-        self, run: Run, name: str, files: Path, metrics: Sequence[Metric], step: int
+        self,
+        run: Run,
+        name: str,
+        files: Path,
+        metrics: Sequence[Metric],
+        step: int,
+        known: Mapping[str, Any],
+        keep: Callable[[Mapping[str, Any]], None],
     ) -> str:
-        """Add a model that predicts from raw rows; one that is there already is left alone."""
+        """Add a model that predicts from raw rows; one that is there already is left alone.
+
+        `known` and `keep` hold its id and the files of it that were sent. Temporary files, MLflow's
+        too, are in the folder around `files`.
+        """
         client, entities = self._client, load_mlflow().entities
-        where = f"name = '{name}' AND source_run_id = '{run.run_id}'"
+        where, model = f"name = '{name}' AND source_run_id = '{run.run_id}'", None
         for old in client.search_logged_models([run.experiment_id], where):
             if str(old.status) == "READY":
                 return str(old.model_id)
-            client.delete_logged_model(old.model_id)
-        with tempfile.TemporaryDirectory() as folder, no_progress_bars():
+            if old.model_id == known.get("model_id"):
+                model = old
+            else:
+                client.delete_logged_model(old.model_id)
+        if model is None:
             model = client.create_logged_model(run.experiment_id, name, run.run_id)
-            _save_model(Path(folder, "model"), files, model, run)
             client.log_outputs(run.run_id, [entities.LoggedModelOutput(model.model_id, step)])
-            client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
-            client.finalize_logged_model(model.model_id, "READY")
+            known = {"model_id": model.model_id, "files": []}
+            keep(known)
+        with tempfile.TemporaryDirectory(dir=files.parent) as folder, no_progress_bars():
+            root = Path(folder, "model")
+            with _temporary_files_in(files.parent):
+                _save_model(root, files, model, run)
+            for file in sorted(path for path in root.rglob("*") if path.is_file()):
+                path, done = file.relative_to(root).as_posix(), known["files"]
+                if path not in done:
+                    place = path.rpartition("/")[0] or None
+                    client.log_model_artifact(model.model_id, str(file), place)
+                    known = {**known, "files": [*done, path]}
+                    keep(known)
         own = [
             entities.Metric(m.key, float(m.value), m.timestamp_ms, m.step, model.model_id)
             for m in metrics
@@ -214,6 +243,7 @@ class MlflowStore:
         ]
         for chunk in _chunks(own, 1000):
             client.log_batch(run.run_id, metrics=chunk, synchronous=True)
+        client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
 
     def register(self, run: Run, model_id: str, name: str) -> None:
@@ -269,6 +299,40 @@ class MlflowStore:
                 curves = (client.get_metric_history(run_id, key) for key in run.data.metrics)
                 stamps = [metric.timestamp for curve in curves for metric in curve]
                 client.set_terminated(run_id, "KILLED", max([run.info.start_time, *stamps]))
+
+
+class _Told:
+    """A client of MLflow that says when a call was answered."""
+
+    def __init__(self, client: Any, heard: Callable[[], None]) -> None:
+        self._client, self._heard = client, heard
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+
+        def told(*args: Any, **kwargs: Any) -> Any:
+            answer = call(*args, **kwargs)
+            self._heard()
+            return answer
+
+        return told
+
+
+_temporary = threading.Lock()
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let temporary files be in a folder that has room: MLflow's own have no choice of theirs.
+
+    Those that other threads make meanwhile are there too, and stay as long as they want them.
+    """
+    with _temporary:
+        before, tempfile.tempdir = tempfile.tempdir, str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def load_mlflow() -> Any:

@@ -48,7 +48,9 @@ __all__ = ["MlflowTracker", "replay"]
 _LOG = logging.getLogger("fl_app")
 _CONNECT_SECONDS = 5.0
 _MUCH_WAITING = 5e9  # bytes
-_FINISH_SECONDS = {False: 12.0, True: 120.0}  # a local file may be busy, but it is there
+_FINISH_SECONDS = {False: 10.0, True: 120.0}  # a local file may be busy, but it is there
+_silent: set[str] = set()
+"""Stores that have cost a run of this process its patience: the next one spends none on them."""
 
 
 class MlflowTracker:
@@ -206,7 +208,8 @@ class MlflowTracker:
             # Here and not in the sender: while two threads import, either can find half a module.
             load_mlflow()
         self._sender.start()
-        self._sender.tried.wait(_CONNECT_SECONDS)
+        if self.uri not in _silent:
+            self._sender.tried.wait(_CONNECT_SECONDS)
 
     def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
         """Keep tags and texts that were learnt after the start."""
@@ -219,7 +222,10 @@ class MlflowTracker:
         self._recorder.record(record)
 
     def finish(self, end: RunEnd) -> None:
-        """Keep the end, and wait until MLflow has all or has not answered for about 10 s."""
+        """Keep the end, and wait until MLflow has all or has been silent for 10 s in all.
+
+        The next run of this process does not wait for a server that was, until it answers.
+        """
         journal, sender = self._running(), self._sender
         end_ms = now_ms()
         try:
@@ -228,17 +234,24 @@ class MlflowTracker:
             self._journal = None
             if sender is not None and sender.is_alive():
                 sender.finish({"status": end.status, "error": end.error, "end_ms": end_ms})
-                patience = _FINISH_SECONDS[sqlite_path(self.uri) is not None]
-                while sender.is_alive() and sender.silence < patience:
-                    sender.join(0.2)
-                if sender.is_alive():
-                    _LOG.warning(
-                        "MLflow does not answer: the rest of this run is in %s", journal.folder
-                    )
+                self._wait_for(sender)
             else:
                 journal.release()
 
     # ------------------------------------------------------------ parts
+
+    def _wait_for(self, sender: Uploader) -> None:
+        """Wait while the store answers, however slowly."""
+        patience = _FINISH_SECONDS[sqlite_path(self.uri) is not None]
+        if self.uri in _silent and not sender.answered:
+            patience = 0.0
+        while sender.is_alive() and sender.silence < patience:
+            sender.join(0.2)
+        if sender.is_alive() and not sender.complete:
+            sender.leave()
+            _silent.add(self.uri)
+        elif sender.answered:
+            _silent.discard(self.uri)
 
     def _reopened(self) -> Journal | None:
         """Go on with the run before, if it can be."""

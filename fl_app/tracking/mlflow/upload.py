@@ -9,12 +9,14 @@ that sending a piece twice leaves what sending it once does. Nothing here knows 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -39,6 +41,8 @@ _TABLE = "clients/evaluate.json"
 _MAX_PARAM, _MAX_TAG = 6000, 8000
 _BATCH = 1000
 _MODEL_TRIES = 5
+_SLOW_SECONDS = 0.05
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 MAX_REASON = 300
 """Characters of what a tracking server or its client says that are shown."""
 
@@ -60,7 +64,15 @@ class Metric(NamedTuple):
 
 
 class Store(Protocol):
-    """What a sender asks of a tracking server. Every method may raise when it is not there."""
+    """What a sender asks of a tracking server. Every method may raise when it is not there.
+
+    Attributes
+    ----------
+    heard : callable
+        Called after each answer of the server.
+    """
+
+    heard: Callable[[], None]
 
     def connect(self) -> None:
         """Make sure that the server answers."""
@@ -74,8 +86,8 @@ class Store(Protocol):
         """Make the run of a journal."""
         ...
 
-    def run_state(self, run: Run) -> Literal["active", "deleted", "missing"]:
-        """Return what became of a run."""
+    def run_state(self, run: Run) -> Literal["active", "deleted", "missing", "trashed"]:
+        """Return what became of a run; it is trashed with its experiment, which can be undone."""
         ...
 
     def log(
@@ -92,8 +104,8 @@ class Store(Protocol):
         """Add what the run learns from to its inputs."""
         ...
 
-    def log_files(self, run: Run, folder: Path) -> None:
-        """Add the files of a folder as artifacts."""
+    def log_file(self, run: Run, file: Path, path: str) -> None:
+        """Add a file as the artifact with a path, whose last part is its name."""
         ...
 
     def log_table(self, run: Run, path: str) -> None:
@@ -101,9 +113,19 @@ class Store(Protocol):
         ...
 
     def log_model(
-        self, run: Run, name: str, files: Path, metrics: Sequence[Metric], step: int
+        self,
+        run: Run,
+        name: str,
+        files: Path,
+        metrics: Sequence[Metric],
+        step: int,
+        known: Mapping[str, Any],
+        keep: Callable[[Mapping[str, Any]], None],
     ) -> str:
-        """Add the model in `files` (``arrays.npz``, ``spec.json``) and return its id."""
+        """Add the model in `files` (``arrays.npz``, ``spec.json``) and return its id.
+
+        `known` is what an earlier try has last given to `keep`, so that it goes on from there.
+        """
         ...
 
     def register(self, run: Run, model_id: str, name: str) -> None:
@@ -154,6 +176,12 @@ class Pace:
         self._factor = 1 / share - 1
         self._clocks: tuple[float, float, float] | None = None  # of the sender's own thread
         self.last = time.monotonic()
+        self.answers = 0
+
+    def heard(self) -> None:
+        """Note that the store has answered."""
+        self.last = time.monotonic()
+        self.answers += 1
 
     def rest(self) -> None:
         """Rest in proportion to what was computed since the last rest.
@@ -195,6 +223,9 @@ class Upload:
 
     def __init__(self, journal: Journal, store: Store, pace: Pace, fresh: bool = False) -> None:
         self.journal, self._store, self._pace = journal, store, pace
+        store.heard = pace.heard
+        self.marks = 0
+        self._marked = time.monotonic()
         self._start, self._sent = journal.start, journal.sent
         self._may_exist = not fresh
         self._tag_names = MetricNames()
@@ -221,6 +252,7 @@ class Upload:
         except StoppedError:
             raise
         except Exception:
+            self._keep()
             if self._state() != "missing":
                 raise
             self._sent = {}  # the store was made anew: once more, into a new run
@@ -229,7 +261,8 @@ class Upload:
     def close(self, end: Mapping[str, Any]) -> None:
         """Send what is new, then the table, the end and the models.
 
-        A model that cannot be logged although the store answers is tried again, then left out.
+        A model that cannot be logged although the store answers is tried again, then left out,
+        which a tag of the run says. One that finds no room on the disk here is not given up.
 
         Parameters
         ----------
@@ -243,26 +276,42 @@ class Upload:
         """
         self.send()
         run = self._opened()
+        try:
+            self._send_end(run, end)
+            self._send_models(run, end.get("models", []))
+        except StoppedError:
+            raise
+        except Exception as error:
+            self._keep()
+            if self._state() == "missing":
+                self._sent = {}  # the next try makes a new run
+            if not self._sent.get("closed") or getattr(error, "errno", None) in _NO_ROOM:
+                raise
+            self._give_up(run, error)
+
+    # ------------------------------------------------------------ parts
+
+    def _send_end(self, run: Run, end: Mapping[str, Any]) -> None:
+        if self._sent.get("closed"):
+            return
         self._send_table(run)
         tags = {**end.get("tags", {}), **({"error": end["error"]} if end.get("error") else {})}
         self._send_texts_and_tags(run, end.get("texts", {}), tags)
         self._send_files(run)
         self._store.end_run(run, end["status"], end["end_ms"])
-        try:
-            self._send_models(run, end.get("models", []))
-        except StoppedError:
-            raise
-        except Exception as error:
-            self._store.connect()  # if it is not there, that is the reason, and time will tell
-            failures = self._sent.get("model_failures", 0) + 1
-            self._mark(model_failures=failures)
-            if failures < _MODEL_TRIES:
-                raise
-            _LOG.warning(
-                "the models of run %s were not logged: %s", run.run_id, one_line(error, MAX_REASON)
-            )
+        self._mark(closed=True, files=[])
 
-    # ------------------------------------------------------------ parts
+    def _give_up(self, run: Run, error: Exception) -> None:
+        """Raise `error`, or say that its models are left out."""
+        self._store.connect()  # if it is not there, that is the reason, and time will tell
+        failures = self._sent.get("model_failures", 0) + 1
+        self._mark(model_failures=failures)
+        self.marks -= 1  # no progress
+        if failures < _MODEL_TRIES:
+            raise error
+        reason = one_line(error, MAX_REASON)
+        self._store.log(run, tags={"models.error": f"not logged: {reason}"})
+        _LOG.warning("the models of run %s were not logged: %s", run.run_id, reason)
 
     def _send(self) -> None:
         run = self._opened()
@@ -280,10 +329,10 @@ class Upload:
             if given.get("dataset"):
                 self._store.log_dataset(run, given["dataset"])
             self._send_texts_and_tags(run, {**texts, **given["texts"]}, given["tags"])
-            self._mark(opened=True)
+            self._mark(opened=True, files=[])
         if self._sent.get("ended"):
             self._store.reopen_run(run)
-            self._mark(ended=False)
+            self._mark(ended=False, closed=False, files=[])
         return run
 
     def _found_or_made(self) -> Run:
@@ -299,7 +348,7 @@ class Upload:
     def _send_notes(self, run: Run) -> None:
         for note, offset in self.journal.notes(self._sent.get("notes", 0)):
             self._send_texts_and_tags(run, note["texts"], note["tags"])
-            self._mark(notes=offset)
+            self._mark(notes=offset, files=[])
 
     def _send_texts_and_tags(
         self, run: Run, texts: Mapping[str, str], tags: Mapping[str, str]
@@ -311,9 +360,7 @@ class Upload:
         with self._outbox() as outbox:
             for path, text in {**long_texts, **texts}.items():
                 _put_text(outbox, path, text)
-            if texts or long_texts:
-                self._store.log_files(run, outbox)
-                self._pace.rest()
+            self._send_folder(run, outbox)
         for path in (path for path, text in texts.items() if _is_table(text)):
             self._store.log_table(run, path)
 
@@ -327,10 +374,10 @@ class Upload:
             for line in lines:
                 for path_, text in line["texts"].items():
                     _put_text(outbox, path_, text)
-            self._store.log_files(run, outbox)
+            self._send_folder(run, outbox)
         for path_ in {p: None for line in lines for p, t in line["texts"].items() if _is_table(t)}:
             self._store.log_table(run, path_)
-        self._mark(rounds=offset)
+        self._mark(rounds=offset, files=[])
         self.journal.drop_arrays("weights", numbers)
         self._pace.rest()
         self._rows += sum(len(line["clients"]) for line in lines)
@@ -353,17 +400,26 @@ class Upload:
                 file = outbox / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
-            if any(outbox.iterdir()):
-                self._store.log_files(run, outbox)
+            self._send_folder(run, outbox)
+
+    def _send_folder(self, run: Run, outbox: Path) -> None:
+        """Send the files of a folder but those that an earlier try of the same step has sent."""
+        for file in sorted(path for path in outbox.rglob("*") if path.is_file()):
+            path, done = file.relative_to(outbox).as_posix(), self._sent.get("files", [])
+            if path not in done:
+                self._store.log_file(run, file, path)
+                self._keep(files=[*done, path])
+                self._pace.rest()
 
     def _send_table(self, run: Run) -> None:
         rows = [row for line, _ in self.journal.rounds() for row in line["clients"]]
-        if not rows:
+        if len(rows) == self._sent.get("table", 0):
             return
         with self._outbox() as outbox:
             _put_text(outbox, _TABLE, client_table(rows))
-            self._store.log_files(run, outbox)
+            self._store.log_file(run, outbox / _TABLE, _TABLE)
         self._store.log_table(run, _TABLE)
+        self._mark(table=len(rows))
         self._pace.rest()
 
     def _send_models(self, run: Run, models: Sequence[Mapping[str, Any]]) -> None:
@@ -377,14 +433,23 @@ class Upload:
             with self._outbox() as outbox:
                 self.journal.copy_arrays(f"model/{name}", step, outbox / "arrays.npz")
                 (outbox / "spec.json").write_text(json.dumps(model["spec"]))
-                known = {**known, name: self._store.log_model(run, name, outbox, metrics, step)}
-            self._mark(models=known)
+                begun = self._sent.get("model", {})
+                begun = begun if begun.get("name") == name else {}
+                model_id = self._store.log_model(
+                    run, name, outbox, metrics, step, begun, partial(self._keep_model, name)
+                )
+                known = {**known, name: model_id}
+            self._mark(models=known, model={})
             self._pace.rest()
         registered_name = self._start["target"].get("register_as")
         chosen = known.get("best") or known.get("final")
         if registered_name and chosen and not self._sent.get("registered"):
             self._store.register(run, chosen, registered_name)
             self._mark(registered=True)
+
+    def _keep_model(self, name: str, begun: Mapping[str, Any]) -> None:
+        self._keep(model={**begun, "name": name})
+        self._pace.rest()
 
     def _state(self) -> str:
         """Return what became of the run after sending to it failed."""
@@ -394,6 +459,8 @@ class Upload:
                 state = self._store.run_state(self.run)
         if state == "deleted":
             raise RunDeletedError("the run was deleted in the tracking server")
+        if state == "trashed":
+            raise FlAppError("its experiment was deleted in the tracking server: restore it there")
         return state
 
     @contextlib.contextmanager
@@ -404,6 +471,17 @@ class Upload:
     def _mark(self, **sent: Any) -> None:
         self._sent = {**self._sent, **sent}
         self.journal.mark_sent(self._sent)
+        self._marked = time.monotonic()
+        self.marks += 1
+
+    def _keep(self, **sent: Any) -> None:
+        """Mark what a step has done so far: at once where that takes long, or where it fails."""
+        self._sent = {**self._sent, **sent}
+        if not sent or time.monotonic() - self._marked > _SLOW_SECONDS:
+            before = self.marks
+            self._mark()
+            self.marks = before
+        self.marks += bool(sent)
 
 
 def _metrics(line: Mapping[str, Any]) -> list[Metric]:

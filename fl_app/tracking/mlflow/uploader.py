@@ -170,13 +170,13 @@ class Uploader(threading.Thread):
         self.journal, self._store, self._tidy, self._quiet = journal, store, tidy, quiet
         self._uri = journal.start["target"]["uri"]
         self.tried = threading.Event()
-        self.complete = False
+        self.complete = self.left = False
         self._finishing = threading.Event()
         self._pace = Pace(hurry=self._finishing)
         self._carrier = Upload(journal, store, self._pace, fresh)
         self._end: Mapping[str, Any] = {}
-        self._answers = self._tidied = False
-        self._complaints: set[str] = set()
+        self._answers = self._tidied = self._lost = False
+        self._tidying, self._wasted = self._pace, 0.0
 
     @property
     def tracked_run(self) -> Run | None:
@@ -185,8 +185,13 @@ class Uploader(threading.Thread):
 
     @property
     def silence(self) -> float:
-        """Seconds since the store last answered."""
-        return time.monotonic() - self._pace.last
+        """Seconds without an answer: since the last one and, at the end, in tries that failed."""
+        return self._wasted + time.monotonic() - max(self._pace.last, self._tidying.last)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the store has ever answered."""
+        return self._pace.answers > 0
 
     def finish(self, end: Mapping[str, Any]) -> None:
         """Ask for the end; it is `end` where the journal holds none."""
@@ -216,17 +221,17 @@ class Uploader(threading.Thread):
 
     def _send_the_rest(self) -> None:
         self._pace.rest()
-        # A server that has been away all along gets one try, one that was there some more.
-        deadline = time.monotonic() + (_LAST_TRY_SECONDS if self._answers else 0)
-        while not (done := self._attempt(self._close)) and time.monotonic() < deadline:
+        # A server that has been away all along gets one try, one that was there some more; and one
+        # that takes something at each try as many as it needs.
+        begin, marks = time.monotonic(), self._carrier.marks
+        while not (done := self._attempt(self._close)):
+            if self._carrier.marks > marks:
+                begin, marks = time.monotonic(), self._carrier.marks
+            elif not self._answers or time.monotonic() > begin + _LAST_TRY_SECONDS:
+                break
             _NEVER.wait(_FLUSH_SECONDS)
         if not done:
-            _LOG.warning(
-                "MLflow does not have all of this run yet: it waits in %s and is sent at the next "
-                "start%s",
-                self.journal.folder,
-                " with this tracking URI, whose password is not kept" if "***" in self._uri else "",
-            )
+            self.leave()
             return
         self.complete = True
         self.journal.mark_whole()
@@ -235,12 +240,25 @@ class Uploader(threading.Thread):
             deadline = time.monotonic() + _LAST_TRY_SECONDS
             self._attempt(self._tidy_once, lambda: time.monotonic() > deadline)
 
+    def leave(self) -> None:
+        """Say, once, that the rest waits and where."""
+        if self.left:
+            return
+        self.left = True
+        _LOG.warning(
+            "MLflow does not have all of this run yet: it waits in %s and is sent at the next "
+            "start%s, or by fl-kit sync",
+            self.journal.folder,
+            " with this tracking URI, whose password is not kept" if "***" in self._uri else "",
+        )
+
     def _close(self) -> None:
         self._carrier.close(self.journal.end or self._end)
 
     def _tidy_once(self, stop: Callable[[], bool]) -> None:
         try:
-            self._tidy(Pace(hurry=self._finishing, stop=stop))
+            self._tidying = Pace(hurry=self._finishing, stop=stop)
+            self._tidy(self._tidying)
         finally:
             self._tidied = not stop()
 
@@ -250,8 +268,11 @@ class Uploader(threading.Thread):
         except RunDeletedError:
             return True  # the rest is of no use to anybody
         except Exception as error:
-            if type(error).__name__ not in self._complaints:
-                self._complaints.add(type(error).__name__)
+            if self._finishing.is_set():
+                self._wasted += time.monotonic() - self._pace.last
+                self._pace.last = time.monotonic()
+            if not self._lost:
+                self._lost = True
                 _LOG.warning(
                     "MLflow at %s cannot be used now; rounds wait in %s and are sent later (%s)",
                     self._uri,
@@ -259,4 +280,7 @@ class Uploader(threading.Thread):
                     one_line(error, MAX_REASON),
                 )
             return False
+        if self._lost:
+            self._lost = False
+            _LOG.warning("MLflow at %s answers again: it has what waited of this run", self._uri)
         return True
