@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -528,3 +529,154 @@ def test_a_server_that_stays_away_costs_nothing_but_a_line(
     again = Journal.claim(journal.folder)
     assert again is not None
     again.release()
+
+
+class SlowStore(MemoryStore):
+    """A server that answers every call, after a time."""
+
+    seconds = 0.1
+
+    def _fault(self) -> Fault:
+        threading.Event().wait(self.seconds)
+        return super()._fault()
+
+
+def once(store: MemoryStore) -> bool:
+    """Say whether every file arrived once, but the table, which grows."""
+    arrived = [path for path in store.arrived if path != "clients/evaluate.json"]
+    return len(arrived) == len(set(arrived))
+
+
+def test_a_slow_server_gets_all_while_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each call takes a tenth of the patience, all together many times of it."""
+    monkeypatch.setattr("fl_app.tracking.mlflow.uploader._LAST_TRY_SECONDS", 1.0)
+    store, journal = SlowStore(), finished(tmp_path)
+    with caplog.at_level(logging.WARNING, "fl_app"):
+        thread = sender(journal, store)
+        thread.finish({})
+        longest = 0.0
+        while thread.is_alive():
+            longest = max(longest, thread.silence)
+            thread.join(0.01)
+    assert thread.complete
+    assert store.calls * store.seconds > 2
+    assert longest < 10 * store.seconds
+    assert once(store)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("kept", [6, 12, 20])
+def test_sending_goes_on_where_it_stopped(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that fails after some calls, again and again, gets no file twice."""
+    monkeypatch.setattr("fl_app.tracking.mlflow.upload._MODEL_TRIES", 1000)
+    store = MemoryStore()
+    finished(tmp_path).release()
+    for _ in range(200):
+        store.faults = ["before", *["fine"] * kept]
+        if replay_outboxes(tmp_path, lambda uri: store).sent:
+            break
+    (run,) = store.runs.values()
+    assert set(run["models"]) == {"final", "best"}
+    assert once(store)
+
+
+def test_a_server_that_takes_something_at_each_try_gets_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end does not count the tries, as long as each of them gets on."""
+    monkeypatch.setattr("fl_app.tracking.mlflow.uploader._LAST_TRY_SECONDS", 0.0)
+    monkeypatch.setattr("fl_app.tracking.mlflow.uploader._FLUSH_SECONDS", 0.001)
+    store, journal = MemoryStore(), finished(tmp_path)
+    store.faults = ["before", *["fine"] * 6] * 50
+    thread = sender(journal, store)
+    thread.finish({})
+    thread.join(60)
+    assert thread.complete
+    assert once(store)
+
+
+def test_silence_at_the_end_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries that fail count in all, whatever was answered between them."""
+    store, journal = MemoryStore(), recorded(tmp_path)
+    thread = Uploader(journal, store, no_tidying)
+    thread.finish({})
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    for _ in range(3):
+        store.heard()
+
+        def hang() -> None:
+            clock[0] += 4
+            raise ConnectionError("no answer")
+
+        thread._attempt(hang)
+    assert thread.silence == 3 * 4
+    journal.release()
+
+
+def test_a_trashed_experiment_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It can be restored: until then the rest waits, which one line says; then all is sent."""
+    store, journal = MemoryStore(), recorded(tmp_path)
+    Upload(journal, store, Pace(), fresh=True).send()
+    run = store.runs["run-0"]
+    run["deleted"] = True
+    monkeypatch.setattr(store, "run_state", lambda run: "trashed")
+    journal.add_note({"late": "1"}, {})
+    with caplog.at_level(logging.WARNING, "fl_app"):
+        thread = sender(journal, store)
+        thread.finish({"status": "FINISHED", "end_ms": 1})
+        thread.join(30)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("experiment was deleted" in line for line in said) == 1
+    report = replay_outboxes(tmp_path, lambda uri: store)
+    assert (report.deleted, list(report.waiting)) == ([], [journal.name])
+    run["deleted"] = False
+    assert replay_outboxes(tmp_path, lambda uri: store).sent == [journal.name]
+    assert run["tags"]["late"] == "1"
+
+
+def test_a_disk_without_room_gives_no_model_up(tmp_path: Path) -> None:
+    """However often it fails; a model that is given up leaves a tag in the run."""
+
+    class NoRoom(MemoryStore):
+        number = errno.ENOSPC
+
+        def log_model(self, *_: Any) -> str:
+            raise OSError(self.number, "no room")
+
+    store = NoRoom()
+    finished(tmp_path).release()
+    for _ in range(8):
+        assert not replay_outboxes(tmp_path, lambda uri: store).sent
+    store.number = errno.EIO
+    while not replay_outboxes(tmp_path, lambda uri: store).sent:
+        pass
+    (run,) = store.runs.values()
+    assert "no room" in run["tags"]["models.error"]
+
+
+def test_a_loss_and_a_return_are_one_line_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the kinds of the failures in between."""
+    store, journal = MemoryStore(), recorded(tmp_path)
+    thread = Uploader(journal, store, no_tidying)
+    errors = iter([ConnectionError("a"), TimeoutError("b"), ConnectionError("c")])
+
+    def fail() -> None:
+        raise next(errors)
+
+    with caplog.at_level(logging.WARNING, "fl_app"):
+        for call in (store.connect, fail, fail, fail, store.connect, store.connect):
+            thread._attempt(call)
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" at ")[0] for line in said] == ["MLflow", "MLflow"]
+    assert "cannot be used now" in said[0]
+    assert "answers again" in said[1]
+    journal.release()
