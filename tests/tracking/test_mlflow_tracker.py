@@ -52,6 +52,7 @@ from fl_app.tracking import (
 from fl_app.tracking.files import read_npz
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.mlflow.backend import MlflowStore
+from fl_app.tracking.mlflow.upload import Run
 from fl_app.tracking.mlflow.uri import masked, sqlite_path
 
 NUM_CLIENTS, NUM_ROUNDS = 3, 3
@@ -577,6 +578,37 @@ def test_a_deleted_run_stays_deleted(uri: str, client: MlflowClient, tmp_path: P
     tracker.finish(RunEnd("FINISHED"))
     assert client.get_run(tracker.run_id).info.lifecycle_stage == "deleted"
     assert Journal.pending(tmp_path) == []
+
+
+def test_a_run_is_trashed_with_its_experiment_or_deleted_by_itself(
+    uri: str, client: MlflowClient, tmp_path: Path
+) -> None:
+    """MLflow says of both runs that they are deleted; the first comes back with its experiment."""
+    states = []
+    for name in ("trashed", "deleted"):
+        left_behind(tmp_path, uri, f"state-{name}")
+        replay(tmp_path)
+        found = replayed(client, f"state-{name}").info
+        if name == "trashed":
+            client.delete_experiment(found.experiment_id)
+        else:
+            client.delete_run(found.run_id)
+        store = MlflowStore(uri, tmp_path)
+        states.append(store.run_state(Run(found.run_id, found.experiment_id)))
+    assert states == ["trashed", "deleted"]
+
+
+def test_models_need_no_room_in_the_systems_folder(
+    uri: str, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temporary files, MLflow's too, are in the run's own folder, and gone afterwards."""
+    journal = left_behind(tmp_path, uri, "no room", RunEnd("FINISHED", models=[model("final")]))
+    monkeypatch.setattr("tempfile.tempdir", "/dev/full")
+    assert replay(tmp_path).sent == [journal.name]
+    found = replayed(client, "no room").info
+    (logged_model,) = client.search_logged_models([found.experiment_id])
+    assert str(logged_model.status) == "READY"
+    assert {path.name for path in journal.folder.iterdir() if path.is_dir()} <= {"arrays"}
 
 
 def test_a_deleted_experiment_is_restored(uri: str, client: MlflowClient, tmp_path: Path) -> None:
