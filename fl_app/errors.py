@@ -14,6 +14,9 @@ and the console.
     ├── FederationError           nodes and replies: too few, none usable         exit status 1
     └── RunError                  a run that a runtime reports as failed          exit status 1
 
+    KeyboardInterrupt
+    └── SignalInterrupt           Ctrl-C, SIGTERM, SIGHUP        exit status 128 + its number
+
 References
 ----------
 Unicode, bidirectional controls: https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
@@ -24,6 +27,7 @@ from __future__ import annotations
 import codecs
 import logging
 import re
+import signal
 from typing import IO
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "FlAppError",
     "InputError",
     "RunError",
+    "SignalInterrupt",
     "masked",
     "one_line",
     "plain_where_needed",
@@ -50,6 +55,10 @@ _PLAIN |= {**dict.fromkeys("─━═", "-"), **dict.fromkeys("│┃║", "|")}
 
 DIVERGED = "training diverged"
 """What the error of a run says that failed because of its own steps."""
+_ASKED = {
+    "SIGTERM": "interrupted by SIGTERM, which kill, a container or a batch system sends",
+    "SIGHUP": "interrupted by SIGHUP: the terminal was closed",
+}
 _LONGEST = 4000
 _HIDDEN = "***"
 
@@ -186,7 +195,7 @@ def sayable(text: str, encoding: str | None) -> str:
 def one_line(error: BaseException, most: int = _LONGEST) -> str:
     """Return an exception as one printable line: its class where it is not ours, and its text."""
     text = " ".join(str(error).split())
-    if not isinstance(error, FlAppError):
+    if not isinstance(error, FlAppError | SignalInterrupt):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return printable(text, most)
 
@@ -239,6 +248,29 @@ class FederationError(FlAppError):
 
 class RunError(FlAppError):
     """A run that ended as failed or stopped in the runtime that ran it."""
+
+
+class SignalInterrupt(KeyboardInterrupt):
+    """A signal asks the process to end; whatever ends for Ctrl-C ends for it.
+
+    Parameters
+    ----------
+    signum : int
+        SIGINT, SIGTERM or SIGHUP.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+    @property
+    def exit_status(self) -> int:
+        """What a process returns that it ends: 128 and its number, as shells count."""
+        return 128 + self.signum
+
+    def __str__(self) -> str:
+        """Say in plain words who asked."""
+        return _ASKED.get(signal.Signals(self.signum).name, "interrupted")
 
 
 def _show(value: object) -> str:

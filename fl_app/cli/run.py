@@ -1,6 +1,7 @@
 """``fl-app``: one run, or a multirun, from a Hydra command line.
 
-Exit status: 0 done, 1 the run failed, 2 bad input (one line, no traceback), 130 interrupted.
+Exit status: 0 done, 1 the run failed, 2 bad input (one line, no traceback), 130 interrupted, 143
+ended by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ from fl_app.config.plugins import open_project, project_in
 from fl_app.config.run_request import unheeded, without_secrets
 from fl_app.config.schema import Config, objective_of
 from fl_app.config.sweep import check_sweep, heeded, unescaped
-from fl_app.errors import FlAppError, masked, one_line, printable
+from fl_app.errors import FlAppError, SignalInterrupt, masked, one_line, printable
 from fl_app.outputs import outputs_may_fail
+from fl_app.runtimes.signals import raise_if_interrupted, signals_interrupt
 
 if TYPE_CHECKING:
     from fl_app.runtimes import RunResult
@@ -88,6 +90,7 @@ def _job(composed: DictConfig) -> float | None:
 
 def _job_of_sweep(composed: DictConfig) -> float | None:
     """Run one job of a sweep, and note how it ended for whoever started the sweep."""
+    raise_if_interrupted()
     state = HydraConfig.get()
     task = _typed_words(state)
     overrides = swept([o.removeprefix("++") for o in task])
@@ -182,7 +185,14 @@ def main() -> None:
     status: str | int | None = 0
     with outputs_may_fail() as out:
         try:
-            _main()
+            with signals_interrupt():
+                try:
+                    _main()
+                    raise_if_interrupted()
+                except SignalInterrupt as error:
+                    _fail(str(error), error.exit_status)
+                except KeyboardInterrupt:  # of a worker's call
+                    _fail("interrupted", 130)
         except SystemExit as end:
             status = end.code
     if out.failure is not None and not _begun:
@@ -284,8 +294,6 @@ def _hydra(log: Path) -> None:
         if _begun or jobs:
             raise
         _fail(str(explain(error, [a for a in sys.argv[1:] if "=" in a])), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
 
 
 def _fail(text: str, status: int) -> None:

@@ -46,7 +46,8 @@ def phase(
         case "failed" | "killed" | "lost":
             word = {"failed": "failed", "killed": "stopped", "lost": "ended"}[view.status]
             where = f" in round {done + 1}" if 0 <= done < view.total else ""
-            why = "" if view.error in ("", "KeyboardInterrupt") else f": {view.error}"
+            unsaid = ("", "KeyboardInterrupt", "interrupted")
+            why = "" if view.error in unsaid else f": {view.error}"
             return f"{word}{where if done >= 0 else ' before round 0'}{why}"
     return f"{_activity(view, done)}{_ago(now - view.sign_ms / 1000)}"
 

@@ -54,7 +54,7 @@ from fl_app.tracking.events import MAX_MODEL_CLIENTS
 from fl_app.tracking.files import npz_bytes
 from fl_app.tracking.metric_names import FINAL_LOSSES
 from fl_app.tracking.recorder import JournalTracker
-from fl_app.tracking.records import LoggedModel, RunEnd, Status, Tracker
+from fl_app.tracking.records import RunEnd, Status, Tracker
 from fl_app.tracking.round_texts import client_table
 
 __all__ = ["Run", "federated_of"]
@@ -139,12 +139,12 @@ class Run:
                 self.console.say(text)
             self._federate(node_ids)
             worse = self.ending.close()
+            end = self._finished({"worse_than_constant": "true"} if worse else {})
         except BaseException as error:
             status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            self._finish(status, time.monotonic() - begin, one_line(error))
+            self._finish(RunEnd(status, error=one_line(error)), time.monotonic() - begin)
             raise
-        tags = {"worse_than_constant": "true"} if worse else {}
-        self._finish("FINISHED", time.monotonic() - begin, "", tags)
+        self._finish(end, time.monotonic() - begin)
 
     def _federate(self, node_ids: list[int]) -> None:
         """Shake hands and let the strategy do all rounds."""
@@ -239,34 +239,36 @@ class Run:
         self.trackers.annotate(tags, {"clients/roster.json": client_table(table)})
         self.trackers.event("roster", {"nodes": [list(row.values()) for row in rows]})
 
-    def _finish(
-        self, status: Status, seconds: float, error: str, tags: Mapping[str, str] | None = None
-    ) -> None:
+    def _finished(self, tags: dict[str, str]) -> RunEnd:
+        """Make the end of a run that has done all its rounds: models, figures, digest."""
         self.trackers.event("ending", {})
-        tags, last, predictor = dict(tags or {}), self.best.last, self.predictor
-        is_private = self.private is not None
-        models: list[LoggedModel] = []
-        files: dict[str, bytes] = {}
-        if last is not None and status == "FINISHED":
+        last, predictor, is_private = self.best.last, self.predictor, self.private is not None
+        if last is not None:
             tags["weights.sha256"] = arrays_digest(last.arrays)
+        if predictor is None:
+            return RunEnd("FINISHED", tags)
+        models = logged_models(self.best, predictor, is_private)
+        files = draw_figures(self.config, self.runtime, self.best, predictor, is_private)
+        return RunEnd("FINISHED", tags, models, files={**files, **self._losses(predictor)})
+
+    def _finish(self, end: RunEnd, seconds: float) -> None:
+        if end.status != "FINISHED":
+            self.trackers.event("ending", {})
         if self.private is not None:  # also of a round that failed and so has no record
-            tags["privacy.epsilon"] = f"{self.private.epsilon:.6g}"
-        if predictor is not None and status == "FINISHED":
-            models = logged_models(self.best, predictor, is_private)
-            files = draw_figures(self.config, self.runtime, self.best, predictor, is_private)
-            files |= self._losses(predictor)
+            tags = {**end.tags, "privacy.epsilon": f"{self.private.epsilon:.6g}"}
+            end = replace(end, tags=tags)
 
         def result() -> dict[str, Any]:
-            weights = tags.get("weights.sha256")
-            return result_of(status, last, seconds, weights, error, self.mlflow)
+            weights = end.tags.get("weights.sha256")
+            return result_of(end.status, self.best.last, seconds, weights, end.error, self.mlflow)
 
         # Before the end is told: a run without a result has failed, whoever asks.
         kept = result()
         failure = kept_result(kept, self._folder())
-        if lost := bool(failure) and status == "FINISHED":
-            status, error, models = "FAILED", failure, []
+        if lost := bool(failure) and end.status == "FINISHED":
+            end = replace(end, status="FAILED", error=failure, models=[])
         try:
-            self.trackers.finish(RunEnd(status, tags, models, {}, error, files))
+            self.trackers.finish(end)
         finally:  # the address of the run may be known by now
             if result() != kept:
                 kept_result(result(), self._folder())

@@ -34,7 +34,7 @@ from fl_app.config.schema import Config
 from fl_app.errors import ConfigError, InputError, RunError, masked, printable
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.connections import read_connection
-from fl_app.runtimes.result import RunResult, end_of, write_result
+from fl_app.runtimes.result import RunResult, end_of, forget_result, write_result
 from fl_app.runtimes.signals import signals_unwind
 from fl_app.runtimes.submit import Outcome, submit
 from fl_app.tracking import replay
@@ -80,6 +80,7 @@ def run(request: RunRequest) -> RunResult:
     )
     print(printable(f"flwr run: SuperLink {runtime.superlink} at {link.address}"), flush=True)
     log, output_dir = _Log(), config.output_dir or ""
+    forget_result(output_dir)
     try:
         outcome = _follow(shipped, link, str(runtime.superlink), log, output_dir)
         return _end(outcome, log, output_dir)

@@ -10,7 +10,7 @@ from fl_app.client_app import app as client_app
 from fl_app.config.options import InProcessConfig
 from fl_app.config.run_request import RunRequest
 from fl_app.grid import run_in_process
-from fl_app.runtimes.result import RunResult, read_result
+from fl_app.runtimes.result import RunResult, forget_result, read_result
 from fl_app.server_app import app as server_app
 
 __all__ = ["run"]
@@ -31,6 +31,7 @@ def run(request: RunRequest) -> RunResult:
     """
     config = request.config
     runtime = config.runtime
+    forget_result(config.output_dir or "")
     nodes = 1 if config.strategy.is_pooled else config.num_clients
     with _quiet():
         run_in_process(

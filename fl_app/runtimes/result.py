@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.config.rules import ray_head
-from fl_app.errors import ConfigError, InputError, RunError, one_line
+from fl_app.errors import ConfigError, InputError, RunError, SignalInterrupt, one_line
 from fl_app.home import write
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "RunStoppedError",
     "check_ray",
     "end_of",
+    "forget_result",
     "read_result",
     "result_written",
     "write_result",
@@ -91,13 +92,19 @@ def write_result(output_dir: str, result: Mapping[str, Any]) -> None:
     write(Path(output_dir) / "result.json", f"{text}\n", sync=False)
 
 
+def forget_result(output_dir: str) -> None:
+    """Remove ``result.json`` of an earlier run, which would tell of a run that now begins."""
+    with suppress(OSError):  # writing the new one will say it
+        (Path(output_dir) / "result.json").unlink(missing_ok=True)
+
+
 def end_of(error: BaseException) -> tuple[str, str]:
     """Return the status and the reason of a run that an exception ended."""
     if isinstance(error, RunStoppedError):
         return "KILLED", str(error)
     if isinstance(error, Exception):
         return "FAILED", one_line(error)
-    return "KILLED", "interrupted"
+    return "KILLED", str(error) if isinstance(error, SignalInterrupt) else "interrupted"
 
 
 @contextmanager
@@ -118,7 +125,7 @@ def result_written(output_dir: str) -> Iterator[None]:
     except InputError:
         raise
     except BaseException as error:
-        if _version(path) == before:
+        if _version(path) in (before, None):
             status, reason = end_of(error)
             result = RunResult(None, status, {}, None, round(time.monotonic() - begin, 3), reason)
             with suppress(OSError):  # the error is what has to be said

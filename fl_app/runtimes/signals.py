@@ -2,13 +2,115 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
-__all__ = ["signals_deferred", "signals_unwind"]
+from fl_app.errors import SignalInterrupt
+
+__all__ = ["raise_if_interrupted", "signals_deferred", "signals_interrupt", "signals_unwind"]
+
+_TWICE_SECONDS = 0.5
+_AT_ONCE_SECONDS = 1.0
+_SOON_SECONDS = 0.05
+_interrupted: list[int] = []
+"""The signals that have come inside :func:`signals_interrupt`."""
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into :class:`SignalInterrupt` inside a ``with`` block.
+
+    A second SIGINT or SIGTERM ends the process within 1 s, whatever it does; what comes within
+    0.5 s of the first is the same request, as ``timeout`` and a terminal that is closed signal
+    twice. A handler that somebody else installed stays, and so does an ignored signal (``nohup``,
+    ``&``). Outside the main thread nothing happens.
+
+    Python prints and forgets what is raised in a ``__del__`` or in a callback of the garbage
+    collector. An interrupt that is lost so comes again; :func:`raise_if_interrupted` finds the
+    others.
+
+    Yields
+    ------
+    None
+        Control.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+    first: list[float] = []
+    again: list[threading.Timer] = []
+
+    def interrupt(signum: int, _frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
+            _drop(terminals)
+        if again:
+            again.clear()
+        elif first:
+            if signum == signal.SIGHUP or time.monotonic() - first[0] < _TWICE_SECONDS:
+                return
+            _after(_AT_ONCE_SECONDS, os._exit, 128 + signum)
+        else:
+            first.append(time.monotonic())
+            _interrupted.append(signum)
+        raise SignalInterrupt(signum)
+
+    def lost(found: sys.UnraisableHookArgs) -> None:
+        if not isinstance(found.exc_value, SignalInterrupt):
+            before_hook(found)
+        elif not again:
+            again.append(_after(_SOON_SECONDS, os.kill, os.getpid(), found.exc_value.signum))
+
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    unhandled = (signal.SIG_DFL, signal.default_int_handler)
+    before = {s: signal.getsignal(s) for s in ends if signal.getsignal(s) in unhandled}
+    before_hook, sys.unraisablehook = sys.unraisablehook, lost
+    for signum in before:
+        signal.signal(signum, interrupt)
+    try:
+        yield
+    finally:
+        for timer in again:
+            timer.cancel()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        sys.unraisablehook = before_hook
+        _interrupted.clear()
+
+
+def raise_if_interrupted() -> None:
+    """Raise the interrupt that has come inside :func:`signals_interrupt`, if it was swallowed.
+
+    Raises
+    ------
+    SignalInterrupt
+        If there was one.
+    """
+    if _interrupted:
+        raise SignalInterrupt(_interrupted[0])
+
+
+def _after(seconds: float, call: Any, *args: int) -> threading.Timer:
+    timer = threading.Timer(seconds, call, args)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _drop(terminals: list[int]) -> None:
+    """Let what is printed go nowhere: a terminal that was closed raises an error."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for fd in terminals:
+            os.dup2(nowhere, fd)
+        os.close(nowhere)
 
 
 @contextmanager

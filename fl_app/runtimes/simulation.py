@@ -22,7 +22,13 @@ from fl_app.config.options import SimulationConfig
 from fl_app.config.run_request import RunRequest, handed_over
 from fl_app.errors import InputError, RunError, printable
 from fl_app.runtimes.bundle import app_dir
-from fl_app.runtimes.result import RunResult, RunStoppedError, check_ray, read_result
+from fl_app.runtimes.result import (
+    RunResult,
+    RunStoppedError,
+    check_ray,
+    forget_result,
+    read_result,
+)
 from fl_app.runtimes.signals import signals_unwind
 from fl_app.runtimes.submit import Outcome, submit
 from fl_app.runtimes.superlink import PrivateSuperLink
@@ -77,6 +83,7 @@ def run(request: RunRequest) -> RunResult:
 
             def ready() -> None:
                 check_before(request)
+                forget_result(config.output_dir or "")
                 if address is not None:
                     turn.enter_context(_turn(address))
                 print(

@@ -48,6 +48,7 @@ __all__ = ["MlflowTracker", "replay"]
 _LOG = logging.getLogger("fl_app")
 _CONNECT_SECONDS = 5.0
 _MUCH_WAITING = 5e9  # bytes
+_HASTY_SECONDS = 3.0
 _FINISH_SECONDS = {False: 10.0, True: 120.0}  # a local file may be busy, but it is there
 _silent: set[str] = set()
 """Stores that have cost a run of this process its patience: the next one spends none on them."""
@@ -224,7 +225,9 @@ class MlflowTracker:
     def finish(self, end: RunEnd) -> None:
         """Keep the end, and wait until MLflow has all or has been silent for 10 s in all.
 
-        The next run of this process does not wait for a server that was, until it answers.
+        The next run of this process does not wait for a server that was, until it answers. A run
+        that was killed, or an interrupt while the rest is sent, leaves it 3 s: it gets the end
+        first, and what is left waits for the next run.
         """
         journal, sender = self._running(), self._sender
         end_ms = now_ms()
@@ -234,22 +237,30 @@ class MlflowTracker:
             self._journal = None
             if sender is not None and sender.is_alive():
                 sender.finish({"status": end.status, "error": end.error, "end_ms": end_ms})
-                self._wait_for(sender)
+                try:
+                    self._wait_for(sender, end.status == "KILLED")
+                except KeyboardInterrupt:
+                    self._wait_for(sender, True)
+                    raise
             else:
                 journal.release()
 
     # ------------------------------------------------------------ parts
 
-    def _wait_for(self, sender: Uploader) -> None:
-        """Wait while the store answers, however slowly."""
+    def _wait_for(self, sender: Uploader, hasty: bool) -> None:
+        """Wait while the store answers, however slowly; where there is haste, for 3 s."""
         patience = _FINISH_SECONDS[sqlite_path(self.uri) is not None]
-        if self.uri in _silent and not sender.answered:
+        if hasty:
+            sender.hasten(_HASTY_SECONDS)
+            sender.join(_HASTY_SECONDS + 0.5)
+        if hasty or (self.uri in _silent and not sender.answered):
             patience = 0.0
         while sender.is_alive() and sender.silence < patience:
             sender.join(0.2)
         if sender.is_alive() and not sender.complete:
             sender.leave()
-            _silent.add(self.uri)
+            if not hasty:
+                _silent.add(self.uri)
         elif sender.answered:
             _silent.discard(self.uri)
 

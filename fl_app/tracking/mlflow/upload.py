@@ -258,6 +258,21 @@ class Upload:
             self._sent = {}  # the store was made anew: once more, into a new run
             self._send()
 
+    def close_first(self, end: Mapping[str, Any]) -> None:
+        """Say how the run ended, before the rest is sent.
+
+        Parameters
+        ----------
+        end : mapping
+            As :attr:`Journal.end` holds it.
+
+        Raises
+        ------
+        RunDeletedError, Exception
+            As :meth:`send`.
+        """
+        self._store.end_run(self._opened(), end["status"], end["end_ms"])
+
     def close(self, end: Mapping[str, Any]) -> None:
         """Send what is new, then the table, the end and the models.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -172,7 +173,9 @@ class Uploader(threading.Thread):
         self.tried = threading.Event()
         self.complete = self.left = False
         self._finishing = threading.Event()
-        self._pace = Pace(hurry=self._finishing)
+        self._pace = Pace(hurry=self._finishing, stop=self._is_late)
+        self._latest = math.inf
+        self._told = False
         self._carrier = Upload(journal, store, self._pace, fresh)
         self._end: Mapping[str, Any] = {}
         self._answers = self._tidied = self._lost = False
@@ -198,6 +201,16 @@ class Uploader(threading.Thread):
         self._end = end
         self._finishing.set()
 
+    def hasten(self, seconds: float) -> None:
+        """Say the run's end next, and send of the rest what can be sent within some seconds."""
+        self._latest = time.monotonic() + seconds
+
+    def _is_late(self) -> bool:
+        """Whether to stop: somebody has no time, and more goes out than the end, or it is over."""
+        if self._latest == math.inf:
+            return False
+        return not self._told or time.monotonic() > self._latest
+
     def run(self) -> None:
         """Send until the end; the journal is given up then."""
         with self._quiet():
@@ -220,12 +233,18 @@ class Uploader(threading.Thread):
         self.tried.set()
 
     def _send_the_rest(self) -> None:
-        self._pace.rest()
+        self._attempt(self._pace.rest)
         # A server that has been away all along gets one try, one that was there some more; and one
         # that takes something at each try as many as it needs.
         begin, marks = time.monotonic(), self._carrier.marks
         while not (done := self._attempt(self._close)):
-            if self._carrier.marks > marks:
+            hasty = self._latest < math.inf
+            if hasty and not self._told:
+                continue  # stopped, so that the end can be said
+            if hasty:
+                if time.monotonic() > self._latest:
+                    break
+            elif self._carrier.marks > marks:
                 begin, marks = time.monotonic(), self._carrier.marks
             elif not self._answers or time.monotonic() > begin + _LAST_TRY_SECONDS:
                 break
@@ -236,7 +255,7 @@ class Uploader(threading.Thread):
         self.complete = True
         self.journal.mark_whole()
         self.journal.release()
-        if not self._tidied:
+        if not self._tidied and self._latest == math.inf:
             deadline = time.monotonic() + _LAST_TRY_SECONDS
             self._attempt(self._tidy_once, lambda: time.monotonic() > deadline)
 
@@ -253,7 +272,11 @@ class Uploader(threading.Thread):
         )
 
     def _close(self) -> None:
-        self._carrier.close(self.journal.end or self._end)
+        end = self.journal.end or self._end
+        if self._latest < math.inf:
+            self._told = True  # what is called from here on may take its time
+            self._carrier.close_first(end)
+        self._carrier.close(end)
 
     def _tidy_once(self, stop: Callable[[], bool]) -> None:
         try:
@@ -267,6 +290,8 @@ class Uploader(threading.Thread):
             call(*args)
         except RunDeletedError:
             return True  # the rest is of no use to anybody
+        except StoppedError:
+            return False
         except Exception as error:
             if self._finishing.is_set():
                 self._wasted += time.monotonic() - self._pace.last
