@@ -119,6 +119,15 @@ class Process:
             return False
         return _start_of(self.pid) != self.started
 
+    def is_near(self) -> bool:
+        """Return whether this process can see it while it lives: same boot, same PID namespace.
+
+        Containers of one host may have one name; a number there is another process here.
+        """
+        own = Process.current()
+        ours, its = own.started.rsplit("-", 1)[0], self.started.rsplit("-", 1)[0]
+        return bool(ours) and (self.host, its) == (own.host, ours)
+
 
 def _start_of(pid: int) -> str:
     """Return boot, pid namespace and start tick of a process; empty if it has none."""

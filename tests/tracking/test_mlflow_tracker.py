@@ -538,13 +538,18 @@ def test_the_next_start_sends_what_was_left(uri: str, client: MlflowClient, tmp_
 
 
 def test_runs_of_dead_processes_are_closed(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    """RUNNING means running: a run whose process is gone, and whose journal is lost, is KILLED."""
+    """RUNNING means running: a run whose process is gone, and whose journal is lost, is KILLED.
+
+    But not that of another container with this host's name: its processes cannot be seen from here,
+    unless the run is one of this home, whose journal nobody holds.
+    """
     own = Process.current()
     if not own.started:
         pytest.skip("this system does not tell when a process began")
     experiment = client.create_experiment("reaped", tmp_path.as_uri())
     processes = {
-        "dead": f"{own.host}/{own.pid}/other",
+        "dead": f"{own.host}/{own.pid}/{own.started}0",
+        "elsewhere": f"{own.host}/{own.pid}/{own.started.replace('-', '-1', 1)}",
         "live": f"{own.host}/{own.pid}/{own.started}",
         "far": f"not-{own.host}/{own.pid}/other",
     }
@@ -557,13 +562,19 @@ def test_runs_of_dead_processes_are_closed(uri: str, client: MlflowClient, tmp_p
     status = {name: client.get_run(run_id).info for name, run_id in ids.items()}
     assert status["dead"].status == "KILLED"
     assert status["dead"].end_time == 5_000
-    assert status["live"].status == status["far"].status == "RUNNING"
+    for name in ("live", "far", "elsewhere"):
+        assert status[name].status == "RUNNING"
+    tags = {"fl_app.process": processes["elsewhere"], "fl_app.spool": "sent"}
+    own_run = client.create_run(experiment, 1, tags).info.run_id
+    (tmp_path / "runs" / "sent").mkdir(parents=True)
+    MlflowStore(uri, tmp_path).reap(set())
+    assert client.get_run(own_run).info.status == "KILLED"
     pending_run = client.create_run(
         experiment, 1, {"fl_app.process": processes["dead"], "fl_app.spool": "here"}
     ).info.run_id
     MlflowStore(uri, tmp_path).reap({"here"})
     assert client.get_run(pending_run).info.status == "RUNNING"
-    for name in ("live", "far"):
+    for name in ("live", "far", "elsewhere"):
         client.set_terminated(ids[name])
     client.set_terminated(pending_run)
 

@@ -281,6 +281,9 @@ class MlflowStore:
     def reap(self, pending: set[str]) -> None:
         """Close runs that say RUNNING although their process is gone.
 
+        Of other homes only those whose process this one would see: another container of this host
+        may have its name, and the processes there have numbers of their own.
+
         Parameters
         ----------
         pending : set of str
@@ -292,9 +295,12 @@ class MlflowStore:
         ids = [experiment.experiment_id for experiment in client.search_experiments()]
         for run in client.search_runs(ids, where) if ids else ():
             host, pid, started = run.data.tags[_PROCESS_TAG].split("/", 2)
-            if run.data.tags.get(_SPOOL_TAG) in pending or not pid.isdecimal():
+            name = run.data.tags.get(_SPOOL_TAG)
+            if name in pending or not pid.isdecimal():
                 continue
-            if Process(host, int(pid), started).is_gone():
+            process = Process(host, int(pid), started)
+            is_ours = bool(name) and (self.home / "runs" / name).is_dir()
+            if (is_ours or process.is_near()) and process.is_gone():
                 run_id = run.info.run_id
                 curves = (client.get_metric_history(run_id, key) for key in run.data.metrics)
                 stamps = [metric.timestamp for curve in curves for metric in curve]
