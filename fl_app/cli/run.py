@@ -28,6 +28,8 @@ from fl_app.cli.broken_pipe import reader_may_leave
 from fl_app.cli.own_path import folder_stays_off_the_path
 from fl_app.cli.sweep import (
     Job,
+    end_jobs,
+    ends_with_its_sweep,
     finished_before,
     has_failed,
     id_of,
@@ -76,7 +78,8 @@ def job(composed: DictConfig) -> float | None:
 
 def _job(composed: DictConfig) -> float | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return _job_of_sweep(composed)
+        with ends_with_its_sweep(str(HydraConfig.get().runtime.choices.get("hydra/launcher"))):
+            return _job_of_sweep(composed)
     try:
         config = _config(composed)
         if earlier := finished_before(config):
@@ -185,7 +188,7 @@ def main() -> None:
     status: str | int | None = 0
     with outputs_may_fail() as out:
         try:
-            with signals_interrupt():
+            with signals_interrupt(end_jobs):
                 try:
                     _main()
                     raise_if_interrupted()
@@ -209,13 +212,17 @@ def _main() -> None:
     sys.argv[1:] = [_without_secrets(_at_home(word)) for word in sys.argv[1:]]
     _open_project()
     with job_log() as path:
+        compared = True
         try:
             _check_first()
             _hydra(path)
+            raise_if_interrupted()
+        except KeyboardInterrupt:
+            compared = False  # who is told to end has no time
+            raise
         finally:
-            jobs = read_jobs(path)
-            if jobs:
-                print(summarise(jobs))
+            if jobs := read_jobs(path):
+                print(summarise(jobs, compared))
     if has_failed(jobs):
         sys.exit(1)
 

@@ -1,7 +1,8 @@
 """What a sweep's jobs tell the process that started them, and the table that it closes with.
 
 A job may run in another process (Hydra's joblib launcher), so each appends one line to a file that
-an environment variable names. The parent reads the lines when Hydra has returned.
+an environment variable names. The parent reads the lines when Hydra has returned. Such a process
+ends with its parent, whatever ended that.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import math
 import os
 import re
 import shlex
+import shutil
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +29,8 @@ from fl_app.config.options import MlflowConfig
 from fl_app.config.run_request import param_of
 from fl_app.config.schema import Config, data_name
 from fl_app.config.serialization import digest, effective
-from fl_app.errors import DIVERGED, FlAppError, printable
+from fl_app.errors import DIVERGED, FlAppError, SignalInterrupt, printable
+from fl_app.runtimes.signals import signals_interrupt
 
 if TYPE_CHECKING:
     from fl_app.config.sweep import Sweep
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Job",
+    "end_jobs",
+    "ends_with_its_sweep",
     "finished_before",
     "has_failed",
     "id_of",
@@ -47,6 +55,10 @@ __all__ = [
 
 _LOG, _KEYS, _SAME = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS", "FL_APP_SWEEP_SAME"
 _BEGUN = "FL_APP_SWEEP_BEGUN"
+_PARENT, _JOBS = "FL_APP_SWEEP_PARENT", "FL_APP_SWEEP_JOBS"
+_PARENT_SECONDS, _LEAVE_SECONDS = 0.5, 6.0
+_watches: list[threading.Thread] = []
+_ended: list[int] = []
 _DATED = re.compile(r"\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d-\d{6}")
 COMPARED, _FEDAVG = "strategy.name", "fedavg"
 _BASELINE = f"strategy={_FEDAVG}"
@@ -114,14 +126,74 @@ def job_log() -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix="fl_app-sweep-", suffix=".jsonl")
     os.close(descriptor)
     os.environ[_LOG] = name
+    os.environ[_PARENT] = str(os.getpid())
+    os.environ[_JOBS] = jobs = tempfile.mkdtemp(prefix="fl_app-sweep-")
     os.environ[_BEGUN] = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
     path = Path(name)
     try:
         yield path
     finally:
-        for name in (_LOG, _BEGUN, _KEYS, _SAME):
+        for name in (_LOG, _BEGUN, _KEYS, _SAME, _PARENT, _JOBS):
             os.environ.pop(name, None)
+        shutil.rmtree(jobs, ignore_errors=True)
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def ends_with_its_sweep(launcher: str) -> Iterator[None]:
+    """Let a job in a process of joblib's end as the sweep does: KILLED, and no other one begins.
+
+    Parameters
+    ----------
+    launcher : str
+        Hydra's launcher. What submitit submits goes on without the process that has submitted it.
+    """
+    parent = int(os.environ.get(_PARENT, 0))
+    if launcher != "joblib" or parent in (0, os.getpid()):
+        yield
+        return
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGTERM)
+    if _ended:
+        raise SignalInterrupt(_ended[0])
+    if not _watches:
+        _watches.append(threading.Thread(target=_end_with, args=(parent,), daemon=True))
+        _watches[0].start()
+    mark = Path(os.environ[_JOBS], str(os.getpid()))
+    with signals_interrupt(_ended.append):
+        try:
+            mark.touch()
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has, with the time that a run takes to end."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_LEAVE_SECONDS)
+    os._exit(128 + signal.SIGTERM)
+
+
+def end_jobs(signum: int) -> None:
+    """Pass a signal on to jobs in processes of joblib's, and wait until they have ended.
+
+    Joblib would kill them at once.
+    """
+    folder = Path(os.environ.get(_JOBS, os.devnull))
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    told: set[str] = set()
+    while folder.is_dir() and time.monotonic() < deadline:
+        names = {path.name for path in folder.iterdir()}
+        for name in names - told:
+            with suppress(ProcessLookupError):
+                os.kill(int(name), signum)
+        told |= names
+        if not names:
+            return
+        time.sleep(0.05)
 
 
 def id_of(folder: str, chosen: bool) -> str:
@@ -226,7 +298,7 @@ def has_failed(jobs: Sequence[Job]) -> bool:
     return any(j.failed and not (DIVERGED in j.error and place(j) in left) for j in jobs)
 
 
-def summarise(jobs: Sequence[Job]) -> str:
+def summarise(jobs: Sequence[Job], compared: bool = True) -> str:
     """Return the text that closes a sweep.
 
     A mean over seeds for each configuration, the best one, and a line for each job that failed.
@@ -238,6 +310,8 @@ def summarise(jobs: Sequence[Job]) -> str:
     ----------
     jobs : sequence of Job
         All jobs that began.
+    compared : bool, default True
+        Whether to compare strategies, which asks MLflow.
     """
     from fl_app.report import RunSummary, summary_blocks, summary_table, to_text
 
@@ -255,7 +329,8 @@ def summarise(jobs: Sequence[Job]) -> str:
     ]
     keys = {param_of(override) for job in jobs for override in job.overrides}
     keys |= {*_METHOD} if "method" in keys else set()
-    parts = [to_text(summary_blocks(summary_table(runs, keys))), _comparison(jobs), _where(jobs)]
+    comparison = _comparison(jobs) if compared else ""
+    parts = [to_text(summary_blocks(summary_table(runs, keys))), comparison, _where(jobs)]
     return "\n\n".join(part.strip("\n") for part in parts if part)
 
 

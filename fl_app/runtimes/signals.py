@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -24,7 +24,7 @@ _interrupted: list[int] = []
 
 
 @contextmanager
-def signals_interrupt() -> Iterator[None]:
+def signals_interrupt(first: Callable[[int], None] = lambda signum: None) -> Iterator[None]:
     """Turn SIGINT, SIGTERM and SIGHUP into :class:`SignalInterrupt` inside a ``with`` block.
 
     A second SIGINT or SIGTERM ends the process within 1 s, whatever it does; what comes within
@@ -36,6 +36,11 @@ def signals_interrupt() -> Iterator[None]:
     collector. An interrupt that is lost so comes again; :func:`raise_if_interrupted` finds the
     others.
 
+    Parameters
+    ----------
+    first : callable, optional
+        Called with the first signal before it is raised, to pass it on.
+
     Yields
     ------
     None
@@ -45,7 +50,7 @@ def signals_interrupt() -> Iterator[None]:
         yield
         return
     terminals = [fd for fd in (1, 2) if os.isatty(fd)]
-    first: list[float] = []
+    came: list[float] = []
     again: list[threading.Timer] = []
 
     def interrupt(signum: int, _frame: FrameType | None) -> None:
@@ -53,13 +58,14 @@ def signals_interrupt() -> Iterator[None]:
             _drop(terminals)
         if again:
             again.clear()
-        elif first:
-            if signum == signal.SIGHUP or time.monotonic() - first[0] < _TWICE_SECONDS:
+        elif came:
+            if signum == signal.SIGHUP or time.monotonic() - came[0] < _TWICE_SECONDS:
                 return
             _after(_AT_ONCE_SECONDS, os._exit, 128 + signum)
         else:
-            first.append(time.monotonic())
+            came.append(time.monotonic())
             _interrupted.append(signum)
+            first(signum)
         raise SignalInterrupt(signum)
 
     def lost(found: sys.UnraisableHookArgs) -> None:
