@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -491,6 +492,30 @@ def test_a_sender_gives_its_journal_up(tmp_path: Path) -> None:
     assert thread.complete
     assert store.runs["run-0"]["end"] == ("FINISHED", 9_000)
     assert Journal.pending(tmp_path) == []
+
+
+def test_who_has_no_time_has_the_end_said_first(tmp_path: Path) -> None:
+    """Of a slow store: it gets the end at once, and the rest with the next run."""
+
+    class Slow(MemoryStore):
+        def log_files(self, run: Run, folder: Path) -> None:
+            asked.set()
+            time.sleep(0.5)
+            super().log_files(run, folder)
+
+    asked = threading.Event()
+    store, journal = Slow(), finished(tmp_path)
+    end = journal.end
+    thread = Uploader(journal, store, no_tidying)
+    thread.start()
+    assert asked.wait(30)
+    thread.finish({})
+    thread.hasten(0.1)
+    thread.join(30)
+    (run,) = store.runs.values()
+    assert run["end"] == (end["status"], end["end_ms"])
+    assert not thread.complete
+    assert [*replay_outboxes(tmp_path, lambda uri: MemoryStore()).sent] == [journal.name]
 
 
 def test_a_server_that_comes_back_gets_all(

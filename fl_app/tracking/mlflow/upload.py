@@ -271,7 +271,7 @@ class Upload:
         RunDeletedError, Exception
             As :meth:`send`.
         """
-        self._store.end_run(self._opened(), end["status"], end["end_ms"])
+        self._store.end_run(self.run or self._found_or_made(), end["status"], end["end_ms"])
 
     def close(self, end: Mapping[str, Any]) -> None:
         """Send what is new, then the table, the end and the models.
