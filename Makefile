@@ -41,7 +41,8 @@ $(XGBOOST): $(READY)
 	@touch $@
 
 test-slow: $(BROWSER) $(XGBOOST)  ## what starts Ray, servers, a browser or many processes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/end_to_end/test_pages.py
+	$(BIN)/python -m pytest -m slow -n auto --dist load tests/end_to_end/test_pages.py
 
 # What it finds goes into the test as an @example, for good.
 test-fresh: setup  ## the tests of laws with other examples each time; no part of `make test`

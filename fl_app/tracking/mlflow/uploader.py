@@ -233,7 +233,8 @@ class Uploader(threading.Thread):
         self.tried.set()
 
     def _send_the_rest(self) -> None:
-        self._attempt(self._pace.rest)
+        with contextlib.suppress(StoppedError):
+            self._pace.rest()
         # A server that has been away all along gets one try, one that was there some more; and one
         # that takes something at each try as many as it needs.
         begin, marks = time.monotonic(), self._carrier.marks
