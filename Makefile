@@ -40,9 +40,10 @@ $(XGBOOST): $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt xgboost
 	@touch $@
 
+# Two at a time: they wait for servers more than they compute, and Flower's own limits are seconds.
 test-slow: $(BROWSER) $(XGBOOST)  ## what starts Ray, servers, a browser or many processes
-	$(BIN)/python -m pytest -m slow --ignore tests/end_to_end/test_pages.py
-	$(BIN)/python -m pytest -m slow -n auto --dist load tests/end_to_end/test_pages.py
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --ignore tests/end_to_end/test_pages.py
+	$(BIN)/python -m pytest -m slow -n 2 --dist load tests/end_to_end/test_pages.py
 
 # What it finds goes into the test as an @example, for good.
 test-fresh: setup  ## the tests of laws with other examples each time; no part of `make test`
