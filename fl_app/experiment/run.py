@@ -139,12 +139,13 @@ class Run:
                 self.console.say(text)
             self._federate(node_ids)
             worse = self.ending.close()
+            seconds = time.monotonic() - begin
             end = self._finished({"worse_than_constant": "true"} if worse else {})
         except BaseException as error:
             status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
             self._finish(RunEnd(status, error=one_line(error)), time.monotonic() - begin)
             raise
-        self._finish(end, time.monotonic() - begin)
+        self._finish(end, seconds)
 
     def _federate(self, node_ids: list[int]) -> None:
         """Shake hands and let the strategy do all rounds."""
@@ -270,10 +271,11 @@ class Run:
         try:
             self.trackers.finish(end)
         finally:  # the address of the run may be known by now
-            if result() != kept:
-                kept_result(result(), self._folder())
+            known = result()
+            if known != kept:
+                kept_result(known, self._folder())
             if self.runtime != "inprocess" and self.config.output_dir is None:
-                show_result(result())
+                show_result(known)
         if lost:
             raise FlAppError(failure)
         if self.private is not None and not self.console.brief:
