@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import time
@@ -12,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-__all__ = ["Process", "home_dir", "new_name", "run_folder", "whole", "write"]
+__all__ = ["RUN_NAME", "Process", "home_dir", "new_name", "run_folder", "whole", "write"]
+
+
+RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4,32}")
+"""What :func:`new_name` makes, and made in earlier versions."""
 
 
 def home_dir(home: str | Path | None = None) -> Path:

@@ -31,6 +31,7 @@ from fl_app.dashboard.view import (
     whole,
 )
 from fl_app.errors import masked
+from fl_app.home import RUN_NAME
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 from fl_app.tracking.mlflow.uri import default_uri, is_http, run_url
 
@@ -86,7 +87,7 @@ class Tail:
             seen, a run whose files are removed stays as it was, ``vanished``.
         """
         with self._lock:
-            if not run_files.RUN_NAME.fullmatch(self.name):
+            if not RUN_NAME.fullmatch(self.name):
                 return None
             changed = False
             with suppress(*UNREADABLE), self._journal.reading():

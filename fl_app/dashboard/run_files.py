@@ -23,7 +23,7 @@ from fl_app.dashboard.choices import from_query
 from fl_app.dashboard.processes import Launch, launches_dir
 from fl_app.dashboard.view import ACTIVE, RunHead, Status, mapping, texts_of, whole
 from fl_app.errors import printable
-from fl_app.home import Process
+from fl_app.home import RUN_NAME, Process
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 
 __all__ = ["RunStart", "goes_on", "heads_of", "launch_of", "listed", "run_dir", "runs"]
@@ -31,7 +31,6 @@ __all__ = ["RunStart", "goes_on", "heads_of", "launch_of", "listed", "run_dir", 
 MOST_LISTED = 40
 """Entries of the list of runs at most."""
 _STAMP = len("20260131-101500")
-RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4,32}")
 ENDS: Mapping[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 
 

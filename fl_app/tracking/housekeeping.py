@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sqlite3
 import time
@@ -14,6 +13,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from fl_app.errors import InputError
+from fl_app.home import RUN_NAME
 from fl_app.tracking.journal_reader import JOURNAL, UNREADABLE, JournalReader
 
 __all__ = ["JOURNAL_DAYS", "LeftRun", "clean", "left_runs", "prune", "waiting_bytes"]
@@ -22,7 +22,6 @@ JOURNAL_DAYS = 7.0
 """Days for which a run stays after the last thing that was written of it."""
 _MAX_RUNS = 500
 _DAY = 24 * 3600.0
-_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4,32}")
 
 State = Literal["running", "finished", "failed", "killed", "broken off", "damaged"]
 
@@ -138,7 +137,9 @@ def waiting_bytes(home: Path) -> int:
 
 def _folders(runs: Path) -> list[Path]:
     """Return the folders that are called like runs, oldest first."""
-    return sorted(path for path in runs.glob("*") if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(
+        path for path in runs.glob("*") if RUN_NAME.fullmatch(path.name) and path.is_dir()
+    )
 
 
 def _left(folder: Path) -> LeftRun:
