@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 import re
 import signal
 from typing import IO
@@ -274,10 +275,11 @@ class SignalInterrupt(KeyboardInterrupt):
 
 
 def _show(value: object) -> str:
-    """Show a value as a config would, on one line of at most 80 characters."""
+    """Show a value as a config would, on one line of at most 80 characters; a path whole."""
     if value is None or isinstance(value, bool):
         value = {None: "null", True: "true", False: "false"}[value]
-    return printable(" ".join(str(value).split()), 80)
+    most = _LONGEST if isinstance(value, os.PathLike) else 80
+    return printable(" ".join(str(value).split()), most)
 
 
 def _clean(record: logging.LogRecord) -> bool:
