@@ -20,6 +20,7 @@ from fl_app.config.schema import (
 )
 from fl_app.errors import FederationError
 from fl_app.experiment import Run, federated_of
+from fl_app.experiment.resuming import same_run, take_over
 from fl_app.grid import InProcessGrid
 from fl_app.grid.stock import InMemoryGrid, loading
 from fl_app.seeding import one_thread
@@ -50,9 +51,15 @@ def main(grid: Grid, context: Context) -> None:
         else:
             wanted = read_num_clients(context.run_config) if runtime == "simulation" else 0
             node_ids = wait_for_nodes(grid, _counter(events, wanted))
-        request = _as_it_runs(read_launch(context.run_config, len(node_ids)), runtime)
+        request = same_run(read_launch(context.run_config, len(node_ids)))
+        request = _as_it_runs(request, runtime)
         console.brief = bool(request.sweep_id)
-        Run(grid, request, runtime, console, context.run_id, events=events).execute(node_ids)
+        resumed = None if request.config.resume is None else take_over(request.config)
+        if resumed is not None:
+            events.go_on(resumed.journal, runtime, resumed.checkpoint.server_round)
+        Run(
+            grid, request, runtime, console, context.run_id, events=events, resumed=resumed
+        ).execute(node_ids)
 
 
 def _counter(events: Events, wanted: int) -> Callable[[int], None]:

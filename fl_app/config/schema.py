@@ -66,6 +66,14 @@ class Config:
     skip_finished: bool = opt(
         False, "Whether a run is left out if one of the same config and data is FINISHED in MLflow."
     )
+    resume: str | None = opt(
+        None,
+        "A run that broke off and goes on: its name (`fl-kit runs`), its id in MLflow, or `last` "
+        "for the newest one of this config.",
+    )
+    resume_anyway: bool = opt(
+        False, "Whether a run goes on with other code or package versions than it began with."
+    )
     output_dir: str | None = opt(
         None, "Folder of `result.json`; null takes Hydra's own folder of the run."
     )

@@ -31,7 +31,7 @@ __all__ = [
     "without_effect",
 ]
 
-_NOT_RECORDED = ("output_dir", "skip_finished")
+_NOT_RECORDED = ("output_dir", "resume", "resume_anyway", "skip_finished")
 
 
 # ---------------------------------------------------------------------------- plain data -> Config

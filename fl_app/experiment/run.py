@@ -24,7 +24,7 @@ from fl_app.config.schema import METRICS, Config, objective_of, task_of
 from fl_app.config.serialization import to_json
 from fl_app.data.client_data import test_table, whole_table
 from fl_app.data.table import Table
-from fl_app.errors import FlAppError, one_line
+from fl_app.errors import DIVERGED, FlAppError, one_line
 from fl_app.experiment.description import row_tags, run_start, site_names, value_names
 from fl_app.experiment.result import (
     draw_figures,
@@ -33,6 +33,7 @@ from fl_app.experiment.result import (
     result_of,
     show_result,
 )
+from fl_app.experiment.resuming import Resumed, code_of
 from fl_app.federation import protocol
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
@@ -40,6 +41,7 @@ from fl_app.federation.handshake import shake_hands
 from fl_app.federation.measures import Measures
 from fl_app.federation.privacy import Private, with_privacy
 from fl_app.federation.roster import Roster
+from fl_app.federation.state import cannot_resume, load_state, state_of
 from fl_app.federation.stepping import Stepping
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.stock import HttpGrid, InMemoryGrid
@@ -49,6 +51,7 @@ from fl_app.models.serving import Predictor
 from fl_app.strategies import start_arrays, strategy_of
 from fl_app.tracking import Events, MlflowTracker, TrackedStrategy, Trackers
 from fl_app.tracking.best_round import BestRound
+from fl_app.tracking.checkpoints import Checkpoints
 from fl_app.tracking.console import ConsoleTracker
 from fl_app.tracking.events import MAX_MODEL_CLIENTS
 from fl_app.tracking.files import npz_bytes
@@ -86,6 +89,8 @@ class Run:
     events : Events, optional
         Tells whoever watches, and names the run on this machine; its folder holds the record where
         there is no other.
+    resumed : Resumed, optional
+        The run that goes on, which `events` and `request` are of.
     """
 
     grid: Grid
@@ -95,6 +100,7 @@ class Run:
     flwr_run_id: int
     observers: Sequence[Tracker] = ()
     events: Events | None = None
+    resumed: Resumed | None = None
 
     def __post_init__(self) -> None:
         config = self.request.config
@@ -107,6 +113,10 @@ class Run:
         members: list[Tracker] = [self.console, self.best, *self.observers]
         if events is not None:
             members.append(events)  # knows the end before MLflow, which Ctrl-C may interrupt
+        journal = None if events is None else events.journal
+        self.checkpoints = None if journal is None else Checkpoints(journal, self.best)
+        if self.checkpoints is not None:
+            members.append(self.checkpoints)  # goes into the journal with the round, which is next
         if tracker is not None:
             members.append(tracker)
         if self.mlflow is None and events is not None and events.folder is not None:
@@ -125,15 +135,18 @@ class Run:
 
     def execute(self, node_ids: list[int]) -> None:
         """Run it, and write down how it ended, whatever happens."""
-        begin = time.monotonic()
+        begin = time.monotonic() - (self.resumed.seconds if self.resumed else 0.0)
         if self.runtime != "deployment":
             self.trackers.event("data", {})
         start = run_start(self.request, self.runtime, self.flwr_run_id)
+        start = replace(start, continues=self.resumed is not None)
         if self.mlflow is not None:
             self.trackers.event("tracking", {})
         try:
             with self.console.waiting("the tracker to take the run"):
                 self.trackers.start(start)
+            if self.resumed is not None:
+                self._recall(self.resumed)
             text = unheeded(self.config, self.request.overrides)
             if text and not self.console.brief:
                 self.console.say(text)
@@ -147,16 +160,34 @@ class Run:
             raise
         self._finish(end, seconds)
 
+    def _recall(self, resumed: Resumed) -> None:
+        """Learn what is known of the rounds of a run that goes on."""
+        for record in resumed.rounds:
+            self.best.record(record)
+        self.console.go_on(resumed.rounds[-1])
+        key, own = "flwr.run_ids", str(self.flwr_run_id)
+        before = resumed.facts.get(key) or resumed.journal.start["run"]["tags"]["flwr.run_id"]
+        self.trackers.annotate({key: f"{before} {own}"}, {})
+
+    def _learn(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Tell trackers what was learnt of data and nodes; of a run that goes on it is known."""
+        if self.resumed is None:
+            self.trackers.annotate(tags, texts)
+            return
+        for key, value in {**tags, **texts}.items():
+            self.resumed.check(key, value)
+
     def _federate(self, node_ids: list[int]) -> None:
         """Shake hands and let the strategy do all rounds."""
         config = self.config
         # In a deployment the rows are the nodes' own: the server has neither data nor a test set.
         test = None if self.runtime == "deployment" else test_table(config)
         if test is not None:
-            self.trackers.annotate({"data.sha256": whole_table(config).sha256}, {})
+            self._learn({"data.sha256": whole_table(config).sha256}, {})
         # The store's address may hold a password, and folders here mean nothing to a client.
         nowhere = NoTrackingConfig()
         shipped = replace(config, tracking=nowhere, output_dir=None, skip_finished=False)
+        shipped = replace(shipped, resume=None, resume_anyway=False)
         self.trackers.event("handshake", {"asked": len(node_ids)})
         # A simulation starts its processes now, and a node reads its rows.
         with self.console.waiting(f"{len(node_ids)} nodes to say what rows they have"):
@@ -171,7 +202,7 @@ class Run:
         agreed = encoding.to_dict()
         if not config.privacy.is_private:  # which else counts clients only
             agreed |= {"told_by": roster.names}
-        self.trackers.annotate({}, {"config/encoding.json": json.dumps(agreed, indent=1)})
+        self._learn({}, {"config/encoding.json": json.dumps(agreed, indent=1)})
         self.predictor = Predictor.of(config, encoding, many=config.strategy.is_alone)
         self.trackers.event("model", {"spec": self.predictor.to_spec()})
         federated = federated_of(config, roster, self.predictor)
@@ -190,18 +221,46 @@ class Run:
             private=private,
             value_names=value_names(start, features, outputs, roster),
         )
+        arrays, num_rounds = hold(start), config.num_server_rounds
+        self._prepare(federated)
+        if self.resumed is not None:
+            kept = self.resumed.checkpoint
+            arrays, num_rounds = hold(kept.arrays), num_rounds - kept.server_round
+            strategy.go_on(kept.server_round, arrays, kept.bytes_up, kept.bytes_down)
         record = protocol.run_record(to_json(shipped), encoding, roster.target_mean)
+        evaluate_fn = self._evaluate_fn(test)
+        if not num_rounds:
+            return  # Flower's start() would return no arrays
         # Anybody else's grid may wait for replies in a way of its own.
         flowers = isinstance(self.grid, HttpGrid | InMemoryGrid)
         strategy.start(
             grid=WatchedGrid(self.grid, strategy.saw) if flowers else self.grid,
-            initial_arrays=hold(start),
-            num_rounds=config.num_server_rounds,
+            initial_arrays=arrays,
+            num_rounds=num_rounds,
             timeout=self.reply_timeout,
             train_config=record,
             evaluate_config=record.copy(),
-            evaluate_fn=self._evaluate_fn(test),
+            evaluate_fn=evaluate_fn,
         )
+
+    def _prepare(self, federated: Federated) -> None:
+        """Let the strategy go on from what it has kept, and keep what it will."""
+        if self.private is not None and self.events is not None:
+            events = self.events
+            self.private.before_release = lambda asked: events.event(
+                "release", {"asked": asked}, now=True
+            )
+        if why := cannot_resume(federated):
+            if not self.console.brief:
+                self.console.say(f"if it breaks off, this run cannot be resumed: {why}")
+        elif self.checkpoints is not None:
+            code = code_of(self.config)
+            self.checkpoints.state = lambda: {"strategy": state_of(federated), "code": code}
+        if self.resumed is not None:
+            load_state(federated, self.resumed.checkpoint.state["strategy"])
+            for asked in self.resumed.releases:
+                assert self.private is not None
+                self.private.spend(asked)
 
     def _evaluate_fn(self, test: Table | None) -> Callable[[int, ArrayRecord], MetricRecord | None]:
         """Score global arrays on the server's test rows; without any there are no such metrics."""
@@ -230,14 +289,14 @@ class Run:
     def _tell_roster(self, roster: Roster, tags: Mapping[str, str]) -> None:
         """Say who takes part with how many rows; under differential privacy only how many do."""
         if self.config.privacy.is_private:
-            self.trackers.annotate(tags, {})
+            self._learn(tags, {})
             self.trackers.event("roster", {"count": len(roster)})
             return
         names = ("partition", "num_examples", "num_validation")
         rows = [{name: getattr(node, name) for name in names} for node in roster]
         sites = site_names(self.config, self.runtime)
         table = [{**row, "site": sites.get(row["partition"])} for row in rows] if sites else rows
-        self.trackers.annotate(tags, {"clients/roster.json": client_table(table)})
+        self._learn(tags, {"clients/roster.json": client_table(table)})
         self.trackers.event("roster", {"nodes": [list(row.values()) for row in rows]})
 
     def _finished(self, tags: dict[str, str]) -> RunEnd:
@@ -281,6 +340,14 @@ class Run:
         if self.private is not None and not self.console.brief:
             self.console.say(self.private.statement())
         self._say_where()
+        if end.status != "FINISHED" and DIVERGED not in end.error and not self.console.brief:
+            self._say_how_to_go_on()
+
+    def _say_how_to_go_on(self) -> None:
+        began = self.resumed is not None
+        if self.checkpoints is not None and (began or self.checkpoints.last is not None):
+            assert self.events is not None
+            self.console.say(f"go on with: fl-app resume={self.events.name}")
 
     def _folder(self) -> Path:
         """Return where ``result.json`` goes."""

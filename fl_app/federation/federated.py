@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -250,6 +250,17 @@ class Federated(Strategy):
             "model/went_back": float(stepping.went_back),
         }
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next round's step and the run's end are made of."""
+        stepping = None if self.stepping is None else self.stepping.state_dict()
+        return {"stepping": stepping, "last_loss": self.ending.last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in :meth:`state_dict`."""
+        if self.stepping is not None:
+            self.stepping.load_state_dict(state["stepping"])
+        self.ending.last = state["last_loss"]
 
     def _is_judged(self, server_round: int) -> bool:
         """Return whether the round's metrics are those of the model that is trained."""

@@ -17,7 +17,7 @@ Breiman 1996, "Bagging Predictors", https://doi.org/10.1007/BF00058655.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -73,6 +73,13 @@ class FedXgbBagging(FedAvg):
     def reply_spec(self, server_round: int, arrays: ArrayRecord) -> ReplySpec:
         """Expect exactly the new trees."""
         return ReplySpec(None, check=self._check)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the arrays that are sent are all that a round leaves."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in :meth:`state_dict`."""
 
     def samples_all(self, server_round: int) -> bool:
         """No round needs all clients."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import (
@@ -71,6 +71,13 @@ class Local(FedAvg):
     def reply_spec(self, server_round: int, arrays: ArrayRecord) -> ReplySpec:
         """Expect arrays like one client's own."""
         return ReplySpec(spec_of(next(iter(self._divide(arrays).values()))))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the arrays that are sent are all that a round leaves."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in :meth:`state_dict`."""
 
     def samples_all(self, server_round: int) -> bool:
         """All clients train in every round."""

@@ -137,6 +137,12 @@ class Private(Strategy):
     noise : callable (shape) -> ndarray, optional
         Standard normal values; by default :func:`system_normal`. For tests only: a seeded source,
         or zeros, is no privacy.
+
+    Attributes
+    ----------
+    before_release : callable (int) -> None
+        Called with the number of clients before any of them is asked: who keeps it can say after a
+        crash what was spent.
     """
 
     def __init__(
@@ -165,6 +171,7 @@ class Private(Strategy):
         )
         self._sent: Arrays = {}
         self._asked = 0
+        self.before_release: Callable[[int], None] = lambda asked: None
 
     def summary(self) -> None:
         """Log the wrapped strategy's summary."""
@@ -188,10 +195,23 @@ class Private(Strategy):
                     "is for floating-point numbers"
                 )
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        self._asked = len(messages)
-        multiplier = self._privacy.noise_multiplier
-        self._accountant.compose(GaussianPrivacyEvent(multiplier, self._asked, self._nodes))
+        self.before_release(len(messages))
+        self.spend(len(messages))
         return messages
+
+    def spend(self, asked: int) -> None:
+        """Count the release of a round that asks so many clients."""
+        self._asked = asked
+        multiplier = self._privacy.noise_multiplier
+        self._accountant.compose(GaussianPrivacyEvent(multiplier, asked, self._nodes))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the norm of the next round; what was spent is whoever's who keeps releases."""
+        return {"norm": self._norm, "next_norm": self._next_norm}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in :meth:`state_dict`."""
+        self._norm, self._next_norm = state["norm"], state["next_norm"]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

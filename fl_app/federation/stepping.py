@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fl_app.config.options import Task
 from fl_app.config.schema import Config, task_of
@@ -180,6 +181,14 @@ class Stepping:
         self._last = {**self._last, **finite}
         self._thrown, self._halvings, self.last_loss = {}, 0, mean
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is known of the rounds so far."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in :meth:`state_dict`."""
+        vars(self).update(state)
 
     def _go_back(self, losses: Losses) -> bool:
         """Throw a round away."""

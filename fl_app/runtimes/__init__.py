@@ -27,6 +27,10 @@ def run(request: RunRequest) -> RunResult:
     FlAppError
         If the run did not finish; then ``result.json`` says why.
     """
+    if request.config.resume is not None:
+        from fl_app.experiment.resuming import same_run
+
+        request = same_run(request, elsewhere=request.config.runtime.name == "deployment")
     with result_written(request.config.output_dir or ""):
         return _run(request)
 

@@ -40,6 +40,7 @@ class SolveStack:
     members: Mapping[int, Member] = field(default_factory=dict)
     stackers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     table: Sequence[stacking.Candidate] = ()
+    pooled: stacking.Pooled | None = None
     name: ClassVar[str] = "stack"
     reply: ClassVar[type[StackReply]] = StackReply
 
@@ -85,13 +86,30 @@ class SolveStack:
         """Solve all families from the sums."""
         parts = {key: reply.sums for key, (reply, _) in answers.items()}
         self.stackers = {key: tuple(part.fold.tolist()) for key, part in parts.items()}
-        pooled = stacking.pool(parts, self.plan.num_folds)
-        self.table = stacking.candidates(self.layout, pooled, *self.collected.rows_of(self.members))
+        self.pooled = pooled = stacking.pool(parts, self.plan.num_folds)
+        self._solve(pooled)
         metrics = {"stack/members": float(len(self.members)), "stack/rows": pooled.num_examples}
         if self.plan.num_features is not None:
             sizes = np.concatenate([part.gram[:, -1] for part in parts.values()])
             metrics["stack/open_sums"] = float(sum(self._is_open(int(size)) for size in sizes))
         return self.made(self.provisional, None, metrics)
+
+    def _solve(self, pooled: stacking.Pooled) -> None:
+        known = self.collected.rows_of(self.members)
+        self.table = stacking.candidates(self.layout, pooled, *known)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the total over clients, and who is in it with rows of which folds."""
+        pooled = None if self.pooled is None else vars(self.pooled)
+        return {"pooled": pooled, "stackers": self.stackers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in :meth:`state_dict`, after that of the phase before."""
+        self.stackers = state["stackers"]
+        if state["pooled"] is not None:
+            self.members = self.collected.members()
+            self.pooled = stacking.Pooled(**state["pooled"])
+            self._solve(self.pooled)
 
     @property
     def provisional(self) -> int:
@@ -199,6 +217,13 @@ class Select:
             ]
             message = SelectMessage(**models, candidates=candidates, finals=finals)
             yield {"is_new": folds is None, "provisional": number, "gate": gate}, message, group
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: it is the last phase."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in :meth:`state_dict`."""
 
     def _new_folds(self, key: int) -> tuple[int, ...] | None:
         """Return the folds whose weights are new to the client's rows; None: it is in no sum."""

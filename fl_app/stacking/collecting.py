@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,9 @@ class Collect:
     plan: Plan
     bases: dict[int, BaseModel] = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
-    linear: dict[int, stacking.Sums] = field(default_factory=dict)
+    widths: dict[int, int] = field(default_factory=dict)
+    totals: dict[int, stacking.Pooled] = field(default_factory=dict)
+    told: set[int] = field(default_factory=set)
     global_member: Member | None = None
     folds: Sequence[Member] = ()
     sent: Arrays = field(default_factory=dict)
@@ -77,9 +79,16 @@ class Collect:
         for key, (reply, rows) in answers.items():
             self.rows.setdefault(key, rows)
             if reply.base is not None and key not in self.bases:
-                self.bases[key] = reply.base
+                self.bases[key] = replace(reply.base, linear=None)
                 if reply.base.linear is not None:
-                    self.linear[key] = reply.base.linear
+                    self._add(key, reply.base.linear)
+
+    def _add(self, key: int, part: stacking.Sums) -> None:
+        """Add a client's sums for least squares to the total of those with as many columns."""
+        if part.num_examples:
+            self.widths[key] = width = part.cross.shape[1]
+            total = stacking.pool({key: part}, self.plan.num_folds)
+            self.totals[width] = self.totals[width] + total if width in self.totals else total
 
     def take(self, answers: Mapping[int, tuple[CollectReply, int]]) -> Made:
         """Return the global member, or without one the members' average."""
@@ -93,7 +102,7 @@ class Collect:
             average = weighted_mean([reply.trained for reply in replies], rows)
             self.global_member = Member(MODEL, average)
             return average
-        if not (self.linear if plan.global_member == LS else self.bases):
+        if not (self.totals if plan.global_member == LS else self.bases):
             # This round's clients had too few rows; another round's may have enough.
             return dict(self.sent)
         if plan.global_member == LS:
@@ -103,15 +112,37 @@ class Collect:
 
     def _solve_linear(self) -> Arrays:
         """Solve least squares from all sums so far, and without each fold."""
-        widths = {key: part.cross.shape[1] for key, part in self.linear.items()}
-        common, _ = Counter(widths.values()).most_common(1)[0]
-        for key in [key for key, width in widths.items() if width != common]:
-            text = "sums of %d for least squares left out: %d columns, most have %d"
-            log.warning(text, key, widths[key], common)
-            del self.linear[key]
-        solved = stacking.least_squares(stacking.pool(self.linear, self.plan.num_folds))
+        common, _ = Counter(self.widths.values()).most_common(1)[0]
+        for key, width in self.widths.items():
+            if width != common and key not in self.told:
+                text = "sums of %d for least squares left out: %d columns, most have %d"
+                log.warning(text, key, width, common)
+                self.told.add(key)
+        solved = stacking.least_squares(self.totals[common])
         *self.folds, self.global_member = (Member(LS, {"weights": weights}) for weights in solved)
         return self.global_member.to_arrays("global") | pack_range(*self.plan.bounds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base models, their rows, the global member, and totals over clients."""
+        model, bases = self.global_member, self.bases.items()
+        return {
+            "bases": {k: (b.member.kind, b.member.arrays, b.counts) for k, b in bases},
+            "rows": self.rows,
+            "widths": self.widths,
+            "totals": {width: vars(total) for width, total in self.totals.items()},
+            "global_member": None if model is None else (model.kind, model.arrays),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in :meth:`state_dict`."""
+        bases, model = state["bases"].items(), state["global_member"]
+        self.bases = {k: BaseModel(Member(kind, a), counts) for k, (kind, a, counts) in bases}
+        self.rows, self.widths = state["rows"], state["widths"]
+        totals = state["totals"].items()
+        self.totals = {width: stacking.Pooled(**total) for width, total in totals}
+        self.global_member = None if model is None else Member(*model)
+        if self.totals and self.plan.global_member == LS:
+            self._solve_linear()
 
     def members(self) -> dict[int, Member]:
         """Return the members among the base models that are here."""

@@ -79,6 +79,10 @@ class Pooled:
         """Rows over all folds."""
         return float(self.gram[:, -1, -1].sum())
 
+    def __add__(self, other: Pooled) -> Pooled:
+        """Return the sums over the clients of both."""
+        return Pooled(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
 
 def sums(meta_features: Floats, truth: Floats, split: SumFolds) -> Sums:
     """Sum products of meta-features and truth over the rows of each fold.

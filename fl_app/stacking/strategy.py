@@ -208,6 +208,15 @@ class NAverage(FedAvg):
         bases = float(len(self._collect.bases))
         self._keep(server_round, Made({}, {"stack/base_models": bases}))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the members and totals over clients; no client's own sums are kept."""
+        return {name: phase.state_dict() for name, phase in self._phases.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in :meth:`state_dict`."""
+        for name, phase in self._phases.items():
+            phase.load_state_dict(state[name])
+
     def reply_spec(self, server_round: int, arrays: ArrayRecord) -> ReplySpec:
         """Return what a usable reply of this round looks like."""
 

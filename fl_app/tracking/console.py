@@ -120,6 +120,13 @@ class ConsoleTracker:
             self._print(_closing(self._last))
             self._print_note(self._last)
 
+    def go_on(self, last: RoundRecord) -> None:
+        """Say that the run goes on after a round."""
+        self._last = last
+        self._print(f"goes on after round {last.server_round}/{self._total}")
+        if self._progress is not None:
+            self._progress.advance(self._progress.task_ids[0], last.server_round)
+
     def say(self, text: str) -> None:
         """Print a line of text."""
         self._print(text)

@@ -6,13 +6,15 @@ collected and written at most 0.5 s later, and those inside a round go when it i
 a JSON object with ``time_ms``, ``event`` and facts:
 
 ============= ====================================================================================
-``begin``     the first line: ``runtime``, ``process`` (host, pid, started)
+``begin``     the first line: ``runtime``, ``process`` (host, pid, started); again, with the round
+              ``after`` which it goes on, where the run is resumed
 ``nodes``     SuperNodes that are ``online``, and how many are ``wanted`` (0: nobody knows)
 ``data``      reads the data
 ``tracking``  starts MLflow
 ``handshake`` ``asked`` nodes describe their data
 ``roster``    ``nodes``: partition, training rows, validation rows of each; ``count`` under privacy
 ``model``     ``spec`` of :class:`fl_app.models.serving.Predictor`
+``release``   under privacy, before anybody is asked: how many are ``asked`` in a round
 ``asked``     and ``reply``, ``replied``: see :class:`fl_app.tracking.records.Tracker`
 ``ending``    the rounds are over: models, figures, what MLflow does not have yet
 ``end``       the last line: ``status``, ``error``
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -80,8 +83,7 @@ class Events:
     """
 
     def __init__(self, runtime: str, home: str | Path | None = None) -> None:
-        start_ms = now_ms()
-        self.name = new_name(start_ms)
+        self.name = new_name(now_ms())
         self.folder: Path | None = None
         self.keeps_models = False
         self._journal: Journal | None = None
@@ -91,13 +93,41 @@ class Events:
         try:
             self._journal = Journal.create(home_dir(home), self.name)
             self.folder = self._journal.folder
-            self.event("begin", {"runtime": runtime, "process": asdict(Process.current())})
-            self._journal.flush()
+            self._begin(runtime)
         except UNREADABLE as error:
             _LOG.warning("a page cannot follow this run: %s", one_line(error))
 
-    def event(self, kind: str, facts: Mapping[str, Any] = _NOTHING) -> None:
-        """Tell of something; it is in the file within 0.5 s.
+    def _begin(self, runtime: str, **more: Any) -> None:
+        process = asdict(Process.current())
+        self.event("begin", {"runtime": runtime, "process": process, **more}, now=True)
+
+    @property
+    def journal(self) -> Journal | None:
+        """The run's journal, None where there is none."""
+        return self._journal
+
+    def go_on(self, journal: Journal, runtime: str, server_round: int) -> None:
+        """Be the events of a run that broke off after a round, in the place of the new one's.
+
+        Parameters
+        ----------
+        journal : Journal
+            That run's, held; given up with :meth:`close`.
+        runtime : str
+            What runs it now.
+        server_round : int
+            Its last round.
+        """
+        new, self._journal = self._journal, journal
+        self.name, self.folder = journal.name, journal.folder
+        if new is not None:
+            new.mark_whole()
+            new.release()
+            shutil.rmtree(new.folder, ignore_errors=True)
+        self._begin(runtime, after=server_round)
+
+    def event(self, kind: str, facts: Mapping[str, Any] = _NOTHING, now: bool = False) -> None:
+        """Tell of something; it is in the file within 0.5 s, or on the disk `now`.
 
         Parameters
         ----------
@@ -107,7 +137,7 @@ class Events:
             JSON-ready.
         """
         if self._journal is not None:
-            self._journal.add_event({"time_ms": now_ms(), "event": kind, **facts})
+            self._journal.add_event({"time_ms": now_ms(), "event": kind, **facts}, now)
 
     def close(self, status: str = "KILLED", error: str = "") -> None:
         """Write what is left and the last line: how :meth:`finish` said that the run ended.

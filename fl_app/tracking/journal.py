@@ -11,8 +11,9 @@ process or the machine.
 ``rounds``  one row a round: metrics under their final keys, texts, rows of tables
 ``notes``   one row for each set of tags and texts that was learnt on the way
 ``events``  what goes on (:mod:`fl_app.tracking.events`); those inside a round go when it is over
-``arrays``  by kind and round: ``weights`` to send, ``model/final``, ``seen`` by the page; large
-            ones stand beside, in ``arrays/``
+``arrays``  by kind and round: ``weights`` to send, ``model/final``, ``seen`` by the page, and what
+            a run that broke off goes on from (``now``, ``best``, ``state``); large ones stand
+            beside, in ``arrays/``
 ``files``   further artifacts of the end
 =========== ======================================================================================
 
@@ -35,7 +36,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -93,6 +94,8 @@ class Journal(JournalReader):
         self._buffer: list[Step] = []
         self._events: list[tuple[int | None, Mapping[str, Any]]] = []
         self._over: int | None = None  # the last round that was recorded
+        self._staged: list[tuple[str, int, Arrays, Collection[int]]] = []
+        self._beside = set[str]()  # files of what was staged
         self._timer: threading.Timer | None = None
         self._holders = 1
         self._durable, self._warned, self._is_sent = True, False, False
@@ -259,19 +262,43 @@ class Journal(JournalReader):
         **arrays : mapping of str to ndarray
             Its arrays by kind: ``weights`` to send, or ``last`` to send at the end.
         """
-        number = line["server_round"]
-        steps: list[Step] = [
-            self._put_arrays(kind, number, values) for kind, values in arrays.items()
-        ]
-        query = "INSERT INTO rounds (server_round, content) VALUES (?, ?)"
-        steps.append((query, (number, pack(line))))
-        with self._buffer_lock:  # what went on inside the round is over
-            self._over = number
-            self._events = [e for e in self._events if e[0] is None or e[0] > number]
-        if self._durable:
-            self.flush(steps, sync=True)
-        else:
-            self._later(*steps)
+        number, written = line["server_round"], dict[int, str]()
+        with self._base_lock:  # nobody tidies files meanwhile that no row names yet
+            steps: list[Step] = [
+                self._put_arrays(kind, number, values, written) for kind, values in arrays.items()
+            ]
+            staged, self._staged = self._staged, []
+            for kind, stage, values, kept in staged:
+                steps.append(self._put_arrays(kind, stage, values, written))
+                steps.append(_drop_others(kind, {*kept, stage}))
+                self._beside.update(written.values())
+            query = "INSERT INTO rounds (server_round, content) VALUES (?, ?)"
+            steps.append((query, (number, pack(line))))
+            with self._buffer_lock:  # what went on inside the round is over
+                self._over = number
+                self._events = [e for e in self._events if e[0] is None or e[0] > number]
+            if self._durable:
+                self.flush(steps, sync=True)
+            else:
+                self._later(*steps)
+
+    def stage(
+        self, kind: str, server_round: int, arrays: Arrays, keep: Collection[int] = ()
+    ) -> None:
+        """Keep arrays of a kind with the next round that is added, in the place of all before.
+
+        Parameters
+        ----------
+        kind : str
+            The kind.
+        server_round : int
+            Their round.
+        arrays : mapping of str to ndarray
+            The arrays. A mapping that is kept as another kind too stands in one file.
+        keep : collection of int, optional
+            Other rounds whose arrays of the kind stay.
+        """
+        self._staged.append((kind, server_round, arrays, keep))
 
     def keep_arrays(self, kind: str, server_round: int, arrays: Arrays) -> None:
         """Keep arrays of a kind for a round, within 0.5 s."""
@@ -284,17 +311,29 @@ class Journal(JournalReader):
         files = self._rows(f"SELECT file FROM arrays WHERE {where} AND file IS NOT NULL", *values)
         # A file goes when the disk knows that nobody needs it any more.
         self.flush([(f"DELETE FROM arrays WHERE {where}", values)], sync=bool(files))
-        self._unlink(files)
+        self._unlink(file for (file,) in files)
 
-    def _unlink(self, files: Iterable[tuple[Any, ...]]) -> None:
-        for (file,) in files:
-            if file:
-                (self.folder / file).unlink(missing_ok=True)
+    def _unlink(self, files: Iterable[str | None]) -> None:
+        """Remove files that no row names."""
+        if gone := {*files} - {None}:
+            rows = self._rows("SELECT file FROM arrays WHERE file IS NOT NULL")
+            for file in gone - {file for (file,) in rows}:
+                (self.folder / str(file)).unlink(missing_ok=True)
+                self._beside.discard(str(file))
 
-    def _put_arrays(self, kind: str, server_round: int, arrays: Arrays) -> Step:
+    def _put_arrays(
+        self,
+        kind: str,
+        server_round: int,
+        arrays: Arrays,
+        written: dict[int, str] | None = None,
+    ) -> Step:
         query = "INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?)"
         if sum(array.nbytes for array in arrays.values()) < _BESIDE_BYTES:
             return query, (kind, server_round, None, npz_bytes(arrays))
+        written = {} if written is None else written
+        if file := written.get(id(arrays)):
+            return query, (kind, server_round, file, None)
         # There, with its name, before the commit that counts on it.
         path = self.folder / "arrays" / f"{kind.replace('/', '_')}_{server_round:04d}.npz"
         is_new = not path.parent.exists()
@@ -302,18 +341,22 @@ class Journal(JournalReader):
         write_npz(path, arrays, sync=self._durable)
         if self._durable and is_new:
             sync_dir(self.folder)
-        return query, (kind, server_round, f"arrays/{path.name}", None)
+        written[id(arrays)] = file = f"arrays/{path.name}"
+        return query, (kind, server_round, file, None)
 
     def add_note(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
         """Keep tags and texts that were learnt after the start."""
         content = pack({"tags": dict(tags), "texts": dict(texts)})
         self.flush([("INSERT INTO notes (content) VALUES (?)", (content,))], sync=True)
 
-    def add_event(self, event: Mapping[str, Any]) -> None:
-        """Keep an event, within 0.5 s; one with a ``round`` until that round is recorded."""
+    def add_event(self, event: Mapping[str, Any], now: bool = False) -> None:
+        """Keep an event, within 0.5 s or `now`; one with a ``round`` until that is recorded."""
         with self._buffer_lock:
             self._events.append((event.get("round"), event))
-        self._later()
+        if now:
+            self.flush(sync=True)
+        else:
+            self._later()
 
     def add_end(self, end: RunEnd, end_ms: int) -> None:
         """Keep the end, with its models and files."""
@@ -338,7 +381,7 @@ class Journal(JournalReader):
         }
         self.flush([*steps, _put_fact("end", summary)], sync=True)
         kept = {file for (file,) in self._rows(f"SELECT file {old}")}
-        self._unlink((file,) for file in gone - kept)
+        self._unlink(gone - kept)
 
     def mark_sent(self, sent: Mapping[str, Any]) -> None:
         """Keep how far sending got. What it forgets is sent again, which does no harm."""
@@ -392,14 +435,16 @@ class Journal(JournalReader):
                     buffered.append((query, (number, pack(event))))
             if every := [*buffered, *steps]:
                 self._write(every, sync)
+                self._unlink(self._beside)
 
     # ------------------------------------------------------------ the end
 
     def reopen(self, durable: bool = True) -> None:
-        """Say that a run which has ended goes on; `durable` is as for :meth:`begin`."""
+        """Say that a run which has ended goes on, here; `durable` is as for :meth:`begin`."""
         self._is_sent = False
         self._set_durable(durable)
-        self.flush([("DELETE FROM facts WHERE key = 'end'", ())], sync=True)
+        start = {**self.start, "process": asdict(Process.current())}
+        self.flush([("DELETE FROM facts WHERE key = 'end'", ()), _put_fact("start", start)], True)
         fresh = {"ended": True, "models": {}, "registered": False, "whole": False}
         self.mark_sent({**self.sent, **fresh})
 
@@ -439,12 +484,17 @@ class Journal(JournalReader):
             self._lock.release()
 
     def _clear(self) -> None:
-        """Forget arrays and files of a run that was sent, but its models' and what a page shows."""
+        """Forget arrays and files of a run that was sent.
+
+        But its models' and what a page shows, and what one that is not finished goes on from.
+        """
         where = "kind NOT LIKE 'model/%' AND kind != 'seen'"
+        if self.end.get("status") != "FINISHED":
+            where += " AND kind NOT IN ('now', 'best', 'state')"
         files = self._rows(f"SELECT file FROM arrays WHERE {where}")
         whole = _put_fact("sent", {**self.sent, "whole": True})
         self._write([(f"DELETE FROM arrays WHERE {where}", ()), ("DELETE FROM files", ()), whole])
-        self._unlink(files)
+        self._unlink(file for (file,) in files)
         named = {file for (file,) in self._rows("SELECT file FROM arrays")}
         for path in (self.folder / "arrays").glob("*"):  # of a commit that failed or was killed
             if f"arrays/{path.name}" not in named:
@@ -456,6 +506,12 @@ class Journal(JournalReader):
 
 def _put_fact(key: str, content: Mapping[str, Any]) -> Step:
     return "INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, pack(content))
+
+
+def _drop_others(kind: str, rounds: Collection[int]) -> Step:
+    marks = ", ".join("?" * len(rounds))
+    query = f"DELETE FROM arrays WHERE kind = ? AND server_round NOT IN ({marks})"
+    return query, (kind, *sorted(rounds))
 
 
 def _put_file(path: str, content: bytes) -> Step:

@@ -61,6 +61,20 @@ class Recorder:
         """Go on with the same run, whose journal was closed meanwhile."""
         self._journal = journal
 
+    def recall(self) -> Recorder:
+        """Learn what the journal holds of a run that another process has begun; return itself."""
+        journal = self._journal
+        self._last = journal.kept("last")
+        for note, _ in journal.notes():
+            infinite = note["tags"].get("infinite_metrics", "")
+            self._infinite.update(infinite.split(", ") if infinite else ())
+            self._told |= note["tags"].keys() & {DIRECTIONS_TAG}
+        for line, _ in journal.rounds():
+            self._clients.update(row["partition"] for row in line["clients"] if "partition" in row)
+        for number in journal.kept("now"):
+            self._previous = journal.arrays("now", number)
+        return self
+
     def record(self, record: RoundRecord) -> None:
         """Keep a round."""
         metrics = self._metrics(record)
@@ -162,9 +176,12 @@ class JournalTracker:
             journal = Journal.opened(self._home, name)
         if goes_on:
             journal = journal or Journal.claim(self._home / "runs" / name)
-        if before is not None and goes_on and journal is not None:
+        if journal is not None and (goes_on or run.continues):
             journal.reopen(durable=False)
-            before.move(journal)
+            if before is None:
+                self._recorder = Recorder(journal, (0, 0)).recall()
+            else:
+                before.move(journal)
         else:
             journal = journal or Journal.create(self._home, "" if before is not None else name)
             journal.begin({}, run, now_ms(), durable=False)

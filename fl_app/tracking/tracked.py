@@ -179,6 +179,26 @@ class TrackedStrategy(Strategy):
         with watch.start(given), replaced_hooks(strategy, watch.hook):
             return strategy.start(*call.args, **call.kwargs)
 
+    def go_on(
+        self, server_round: int, arrays: ArrayRecord, bytes_up: int = 0, bytes_down: int = 0
+    ) -> None:
+        """Take over a run that another process has begun, before ``start(num_rounds=T - k)``.
+
+        That begins with `arrays`, calls the hooks and ``evaluate_fn`` with the rounds k + 1 to T,
+        and does not evaluate `arrays` once more. The tracker was started by whoever calls this, and
+        knows the rounds before.
+
+        Parameters
+        ----------
+        server_round : int
+            k, the last round of that run.
+        arrays : ArrayRecord
+            The global arrays after it.
+        bytes_up, bytes_down : int
+            What clients have sent, and were sent, by then.
+        """
+        self._watch.go_on(server_round, arrays, bytes_up, bytes_down)
+
     def configure_train(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
         """Delegate, and note who is asked."""
         seen: Iterable[Message] = self._seen("configure_train", args, kwargs)

@@ -54,7 +54,7 @@ class Watch:
         """Forget the run before."""
         self._exchanges.reset()
         self._round: _Round | None = None
-        self._last, self._offset, self._closed = -1, 0, -1
+        self._last, self._offset, self._closed, self._after = -1, 0, -1, 0
         self._initial: ArrayRecord | None = None
         self._arrays: ArrayRecord | None = None
         self._wrapped = False
@@ -62,6 +62,11 @@ class Watch:
         self._round_began = time.perf_counter()
 
     # ------------------------------------------------------------ the run
+
+    def go_on(self, after: int, arrays: ArrayRecord, bytes_up: int, bytes_down: int) -> None:
+        """Take over a run after a round: ``start()`` counts from there."""
+        self._begun, self._last, self._after, self._arrays = True, after, after, arrays
+        self._exchanges.bytes_up, self._exchanges.bytes_down = bytes_up, bytes_down
 
     @contextmanager
     def start(self, given: Mapping[str, Any]) -> Iterator[None]:
@@ -111,7 +116,7 @@ class Watch:
         goes_on = self._begun and (self._in_block or _same(arrays, self._arrays))
         if not goes_on:
             self._reset()
-        self._closed, self._offset = -1, max(self._last, 0)
+        self._closed, self._offset = -1, max(self._last, 0) - self._after
         self._exchanges.numbers.ask(given.get("grid"))
         if not getattr(self.tracker, "started", False):
             self._owner = True
@@ -167,6 +172,7 @@ class Watch:
         def observed(*args: Any, **kwargs: Any) -> Any:
             if self._inside:  # of a strategy inside the one that is seen
                 return call(*args, **kwargs)
+            args, kwargs = self._counted_on(args, kwargs)
             given = dict(zip(HOOKS[name], args, strict=False)) | kwargs
             self._inside = True
             try:
@@ -178,6 +184,12 @@ class Watch:
                 self._inside = False
 
         return observed
+
+    def _counted_on(self, args: Any, kwargs: Any) -> Any:
+        """Return arguments whose round is counted from the beginning of the run."""
+        if "server_round" in kwargs:
+            return args, {**kwargs, "server_round": kwargs["server_round"] + self._after}
+        return (args[0] + self._after, *args[1:]), kwargs
 
     def _configure(
         self, what: str, given: Mapping[str, Any], call: Callable[..., Any], args: Any, kwargs: Any
@@ -220,6 +232,9 @@ class Watch:
         """Return a function that does what `evaluate_fn` does, seen."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
+            if self._after and 0 in (*args[:1], kwargs.get("server_round")):
+                return None  # of arrays that were evaluated when they were made
+            args, kwargs = self._counted_on(args, kwargs)
             metrics = evaluate_fn(*args, **kwargs)
             given = dict(zip(("server_round", "arrays"), args, strict=False)) | kwargs
             self._guard(

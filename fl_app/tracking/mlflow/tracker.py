@@ -267,7 +267,11 @@ class MlflowTracker:
     def _reopened(self) -> Journal | None:
         """Go on with the run before, if it can be."""
         if self._sender is None or self._recorder is None:
-            return None
+            journal = Journal.opened(self.home, self._name)  # another process has begun the run
+            if journal is not None:
+                journal.reopen()
+                self._recorder = Recorder(journal, self._keep).recall()
+            return journal
         journal = None
         if not self._sender.is_alive():
             folder = self._sender.journal.folder
