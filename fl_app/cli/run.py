@@ -36,6 +36,7 @@ from fl_app.cli.sweep import (
     job_log,
     note,
     read_jobs,
+    resumed_or_begun,
     same_as,
     summarise,
     swept,
@@ -115,7 +116,7 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
             print(printable(text))
             note(replace(job, status="SKIPPED", metrics=earlier.metrics, run_id=earlier.run_id))
             return earlier.metrics.get(objective_of(config))
-        result = _run(config)
+        result = _run(resumed_or_begun(config))
     except FlAppError as error:
         note(replace(job, error=str(error)))
         print(printable(f"fl-app: {' '.join(job.overrides)}: {error}"), file=sys.stderr)

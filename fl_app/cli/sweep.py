@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from fl_app.config.options import MlflowConfig
 from fl_app.config.run_request import param_of
-from fl_app.config.schema import Config, data_name
+from fl_app.config.schema import LAST, Config, data_name
 from fl_app.config.serialization import digest, effective
 from fl_app.errors import DIVERGED, FlAppError, SignalInterrupt, printable
 from fl_app.runtimes.signals import signals_interrupt
@@ -46,6 +46,7 @@ __all__ = [
     "job_log",
     "note",
     "read_jobs",
+    "resumed_or_begun",
     "same_as",
     "summarise",
     "swept",
@@ -54,7 +55,7 @@ __all__ = [
 ]
 
 _LOG, _KEYS, _SAME = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS", "FL_APP_SWEEP_SAME"
-_BEGUN = "FL_APP_SWEEP_BEGUN"
+_BEGUN, _EARLIER = "FL_APP_SWEEP_BEGUN", "FL_APP_SWEEP_EARLIER"
 _PARENT, _JOBS = "FL_APP_SWEEP_PARENT", "FL_APP_SWEEP_JOBS"
 _PARENT_SECONDS, _LEAVE_SECONDS = 0.5, 6.0
 _watches: list[threading.Thread] = []
@@ -133,7 +134,7 @@ def job_log() -> Iterator[Path]:
     try:
         yield path
     finally:
-        for name in (_LOG, _BEGUN, _KEYS, _SAME, _PARENT, _JOBS):
+        for name in (_LOG, _BEGUN, _EARLIER, _KEYS, _SAME, _PARENT, _JOBS):
             os.environ.pop(name, None)
         shutil.rmtree(jobs, ignore_errors=True)
         path.unlink(missing_ok=True)
@@ -206,7 +207,13 @@ def id_of(folder: str, chosen: bool) -> str:
     chosen : bool
         Whether somebody chose it: then another sweep may have it too, and the id is the day and
         the time at which this one began.
+
+    Notes
+    -----
+    A sweep that goes on with another one's runs has that one's id.
     """
+    if earlier := os.environ.get(_EARLIER):
+        return earlier
     dated = "-".join(Path(folder).absolute().parts[-2:])
     is_own = _DATED.fullmatch(dated) and not chosen
     return dated if is_own else os.environ.get(_BEGUN, dated)
@@ -216,6 +223,19 @@ def tell_swept(sweep: Sweep) -> None:
     """Tell the jobs, in whatever process, what the sweep is over and which are the same run."""
     os.environ[_KEYS] = " ".join(key.lstrip("+") for key in sweep.keys)
     os.environ[_SAME] = json.dumps(dict(sweep.same))
+    if sweep.resumed:
+        from fl_app.experiment.resuming import sweep_of
+
+        os.environ[_EARLIER] = sweep_of(sweep.resumed)
+
+
+def resumed_or_begun(config: Config) -> Config:
+    """Return a job's config; where ``resume=last`` finds no run of it, one that begins."""
+    if config.resume != LAST:
+        return config
+    from fl_app.experiment.resuming import can_go_on
+
+    return config if can_go_on(config) else replace(config, resume=None)
 
 
 def swept(overrides: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from fl_app.errors import printable
 
 __all__ = [
     "GROUPS",
+    "LAST",
     "SECTIONS",
     "Config",
     "data_name",
@@ -36,6 +37,8 @@ __all__ = [
 
 SECTIONS: Mapping[str, type[Any]] = {"faults": FaultsConfig}
 """Keys below a common name that is no group: there is nothing to choose between."""
+LAST = "last"
+"""``resume=last``: the newest run of a config that broke off."""
 BUNDLES = ("experiment", "method", "sweep")
 """Groups of files that set keys of the others, and are no part of a config."""
 

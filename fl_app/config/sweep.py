@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from fl_app.config.checking import having, who_has
 from fl_app.config.compose import offer, own_hydra, typed, without_hydra
 from fl_app.config.hydra_errors import HydraErrors, explain, parse_overrides
-from fl_app.config.schema import BUNDLES, GROUPS, Config, objective_of
-from fl_app.config.serialization import effective
+from fl_app.config.schema import BUNDLES, GROUPS, LAST, Config, objective_of
+from fl_app.config.serialization import digest, effective
 from fl_app.config.site import site_text
 from fl_app.errors import ConfigError
 
@@ -42,11 +42,14 @@ class Sweep:
     overrides : tuple of str
         What Hydra is to be given: as typed, but ``++strategy.eta`` where some only of the swept
         strategies have ``eta``.
+    resumed : tuple of str
+        Digests of the jobs' configs, where ``resume=last`` looks for runs of them.
     """
 
     keys: tuple[str, ...] = ()
     same: Mapping[int, int] = field(default_factory=dict)
     overrides: tuple[str, ...] = field(default=(), compare=False)
+    resumed: tuple[str, ...] = ()
 
 
 def check_sweep(overrides: Sequence[str], multirun: bool) -> Sweep:
@@ -91,14 +94,15 @@ def check_sweep(overrides: Sequence[str], multirun: bool) -> Sweep:
             last = {o.get_key_element(): o for o in given}
             keys = tuple(key for key, o in last.items() if o.is_sweep_override())
             if sweeper._target_ == _BASIC:
-                same = _check_jobs(BasicSweeper.split_arguments(given, None)[0], whole, parsed)
+                jobs = BasicSweeper.split_arguments(given, None)[0]
+                same, resumed = _check_jobs(jobs, whole, parsed)
             else:
                 whole = _composed([o for o in parsed if not o.is_sweep_override()])
                 _check_drawn(typed(without_hydra(whole), _unforced(lines)), sweeper)
-                same = {}
+                same, resumed = {}, ()
         except (*HydraErrors, ValueError) as error:
             raise explain(error, overrides) from None
-    return Sweep(keys, same, tuple(lines))
+    return Sweep(keys, same, tuple(lines), resumed)
 
 
 def _composed(overrides: Sequence[Override]) -> DictConfig:
@@ -120,10 +124,14 @@ def _is_partial(override: Override) -> bool:
 
 def _check_jobs(
     jobs: Sequence[Sequence[str]], whole: DictConfig, overrides: Sequence[Override]
-) -> dict[int, int]:
-    """Check each job, and that each key is one of some job; return which are the same run."""
+) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Check each job, and that each key is one of some job.
+
+    Returns which are the same run, and the digests of those that may go on with another one.
+    """
     first: dict[frozenset[tuple[str, str]], int] = {}
     same: dict[int, int] = {}
+    resumed: list[str] = []
     forced = [o for o in overrides if o.is_force_add() and having(*_parts(o))]
     unheeded = {o.key_or_group: o for o in forced}
     for number, job in enumerate(jobs):
@@ -131,6 +139,8 @@ def _check_jobs(
         config = _check_job(tuple(job))
         for key in [key for key in unheeded if _has(config, key)]:
             del unheeded[key]
+        if config.resume == LAST:
+            resumed.append(digest(config))
         run = frozenset(effective(config).items())
         if first.setdefault(run, number) != number:
             same[number] = first[run]
@@ -139,7 +149,7 @@ def _check_jobs(
         value = (override.input_line or "").partition("=")[2]
         allowed = f"a key of an option of {group} that is swept over; {who_has(group, option)}"
         raise ConfigError(key, value, allowed)
-    return same
+    return same, tuple(resumed)
 
 
 def _has(config: Config, key: str) -> bool:

@@ -129,7 +129,9 @@ class Tail:
             self._event = event
         match what:
             case "begin":
-                self._begin = event
+                if self._begin:  # the run goes on, in another process
+                    self._start, self._end, self._in_round = None, {}, None
+                self._begin = {**event, "time_ms": self._begin.get("time_ms", event["time_ms"])}
             case "roster":
                 nodes = event.get("nodes") or ()
                 self._roster = {int(k): (int(n), int(v)) for k, n, v in nodes}

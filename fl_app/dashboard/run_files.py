@@ -220,6 +220,9 @@ def _head(home: Path, name: str) -> RunHead | None:
         start = RunStart.early(first)
     if last.get("event") == "end":
         end = last
+    elif start.gone and start.title:  # unless the run goes on in another process
+        _STARTS.pop(run_dir(home, name), None)
+        start = _start_of(home, name) or start
     elif last and not start.gone:
         end = {}  # it is written, and its delivery goes on
     status = ENDS.get(str(end.get("status")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from fl_app.config.run_request import RunRequest, param_of, versions
-from fl_app.config.schema import Config
+from fl_app.config.schema import LAST, Config
 from fl_app.config.serialization import digest, flatten, parse, to_json
 from fl_app.errors import DIVERGED, ConfigError, FederationError, one_line
 from fl_app.federation.protocol import run_digest
@@ -22,9 +22,8 @@ from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 from fl_app.tracking.records import RoundRecord
 
-__all__ = ["Resumed", "can_go_on", "code_of", "same_run", "take_over"]
+__all__ = ["Resumed", "can_go_on", "code_of", "same_run", "sweep_of", "take_over"]
 
-LAST = "last"
 _FREE = ("runtime", "tracking", "output_dir", "skip_finished", "resume", "resume_anyway")
 """What may be another than it was: it decides no number."""
 _MAX_NAMED = 5
@@ -120,6 +119,15 @@ def same_run(request: RunRequest, elsewhere: bool = False) -> RunRequest:
 def can_go_on(config: Config) -> bool:
     """Return whether ``resume=last`` finds a run of this config."""
     return next(_broken(home_dir(), digest(config)), None) is not None
+
+
+def sweep_of(digests: Sequence[str]) -> str:
+    """Return the id of the newest sweep of this home with a run of such a config; "" for none."""
+    for run in left_runs(home_dir()):
+        tags = _tags(run)
+        if tags.get("config.sha256") in digests and (sweep_id := tags.get("sweep.id")):
+            return sweep_id
+    return ""
 
 
 def take_over(config: Config) -> Resumed:

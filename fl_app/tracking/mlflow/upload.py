@@ -346,6 +346,9 @@ class Upload:
             self._send_texts_and_tags(run, {**texts, **given["texts"]}, given["tags"])
             self._mark(opened=True, files=[])
         if self._sent.get("ended"):
+            if self._store.run_state(run) == "deleted":
+                self._sent = {}  # it goes on, so somebody wants it: once more, into a new run
+                return self._opened()
             self._store.reopen_run(run)
             self._mark(ended=False, closed=False, files=[])
         return run
