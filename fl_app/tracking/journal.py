@@ -95,7 +95,9 @@ class Journal(JournalReader):
         self._events: list[tuple[int | None, Mapping[str, Any]]] = []
         self._over: int | None = None  # the last round that was recorded
         self._staged: list[tuple[str, int, Arrays, Collection[int]]] = []
-        self._beside = set[str]()  # files of what was staged
+        self._due: dict[tuple[str, int], Arrays] = {}  # arrays to write, by kind and round
+        self._kept: dict[str, set[int]] = {}  # rounds of a kind that stay then
+        self._beside = set[str]()  # files of such arrays
         self._timer: threading.Timer | None = None
         self._holders = 1
         self._durable, self._warned, self._is_sent = True, False, False
@@ -262,25 +264,23 @@ class Journal(JournalReader):
         **arrays : mapping of str to ndarray
             Its arrays by kind: ``weights`` to send, or ``last`` to send at the end.
         """
-        number, written = line["server_round"], dict[int, str]()
-        with self._base_lock:  # nobody tidies files meanwhile that no row names yet
-            steps: list[Step] = [
-                self._put_arrays(kind, number, values, written) for kind, values in arrays.items()
-            ]
-            staged, self._staged = self._staged, []
-            for kind, stage, values, kept in staged:
-                steps.append(self._put_arrays(kind, stage, values, written))
-                steps.append(_drop_others(kind, {*kept, stage}))
-                self._beside.update(written.values())
-            query = "INSERT INTO rounds (server_round, content) VALUES (?, ?)"
-            steps.append((query, (number, pack(line))))
-            with self._buffer_lock:  # what went on inside the round is over
-                self._over = number
-                self._events = [e for e in self._events if e[0] is None or e[0] > number]
-            if self._durable:
-                self.flush(steps, sync=True)
-            else:
-                self._later(*steps)
+        number = line["server_round"]
+        row = "INSERT INTO rounds (server_round, content) VALUES (?, ?)", (number, pack(line))
+        with self._buffer_lock:  # what went on inside the round is over
+            self._over = number
+            self._events = [e for e in self._events if e[0] is None or e[0] > number]
+            self._due |= {(kind, number): values for kind, values in arrays.items()}
+            for kind, stage, values, keep in self._staged:
+                kept = self._kept[kind] = {*keep, stage}
+                for due in [d for d in self._due if d[0] == kind and d[1] not in kept]:
+                    del self._due[due]
+                self._due[kind, stage] = values
+            self._staged = []
+            self._buffer.append(row)
+        if self._durable:
+            self.flush(sync=True)
+        else:
+            self._later()
 
     def stage(
         self, kind: str, server_round: int, arrays: Arrays, keep: Collection[int] = ()
@@ -424,11 +424,18 @@ class Journal(JournalReader):
                 buffered, self._buffer = self._buffer, []
                 events, self._events = self._events, []
                 over, self._over = self._over, None
+                due, self._due = self._due, {}
+                kept, self._kept = self._kept, {}
                 timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
             if over is not None:
                 buffered.append(("DELETE FROM events WHERE server_round <= ?", (over,)))
+            written: dict[int, str] = {}
+            for (kind, stage), arrays in due.items():
+                buffered.append(self._put_arrays(kind, stage, arrays, written))
+            buffered += [_drop_others(kind, rounds) for kind, rounds in kept.items()]
+            self._beside.update(written.values() if kept else ())
             query = "INSERT INTO events (server_round, content) VALUES (?, ?)"
             for number, event in events:
                 with contextlib.suppress(TypeError, ValueError):  # no JSON: it costs itself alone
