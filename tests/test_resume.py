@@ -310,8 +310,9 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
     name = broken_off(tmp_path, data)
     table[7, 1] += 0.5
     write()
-    with pytest.raises(FederationError, match=r"data\.sha256 was .*, and is "):
+    with pytest.raises(ConfigError, match=r"its data\.sha256 was .*, and is "):
         run(tmp_path, [f"resume={name}"])
+    assert newest().end["status"] == "KILLED", "it is what it was"
     table[7, 1] -= 0.5
     write()
     assert run(tmp_path, [f"resume={name}"]).status == "FINISHED"

@@ -34,6 +34,13 @@ class Halfway(FedAvg):
         way = {k: self.share * (mean[k].numpy() - old) for k, old in self.sent.items()}
         return ArrayRecord({k: Array(self.sent[k] + way[k]) for k in way}), metrics
 
+    def state_dict(self):
+        """Nothing outlasts a round, so a run that broke off can go on."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Take :meth:`state_dict` back."""
+
 
 def build(own, roster, learning_rate, config, predictor):
     """Build it; the grid that it sees holds the cohort of a round alone, however small."""

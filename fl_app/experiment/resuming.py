@@ -13,14 +13,14 @@ import yaml
 from fl_app.config.run_request import RunRequest, param_of, versions
 from fl_app.config.schema import LAST, Config
 from fl_app.config.serialization import digest, flatten, parse, to_json
-from fl_app.errors import DIVERGED, ConfigError, FederationError, one_line
+from fl_app.errors import DIVERGED, ConfigError, one_line
 from fl_app.federation.protocol import run_digest
 from fl_app.home import home_dir
 from fl_app.tracking.checkpoints import Checkpoint, read_checkpoint, read_rounds
 from fl_app.tracking.housekeeping import LeftRun, left_runs
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
-from fl_app.tracking.records import RoundRecord
+from fl_app.tracking.records import RoundRecord, Status
 
 __all__ = ["Resumed", "can_go_on", "code_of", "same_run", "sweep_of", "take_over"]
 
@@ -47,6 +47,8 @@ class Resumed:
         What its rounds took.
     facts : mapping of str to str
         Tags and texts that it has learnt after its start.
+    status : {"FAILED", "KILLED"}
+        How it broke off.
     """
 
     journal: Journal
@@ -55,21 +57,21 @@ class Resumed:
     releases: list[int]
     seconds: float
     facts: Mapping[str, str]
+    status: Status = "KILLED"
 
     def check(self, key: str, now: str) -> None:
         """Compare what a run learns with what it was before.
 
         Raises
         ------
-        FederationError
-            If it is not the same; with the difference where there is a short one.
+        ConfigError
+            If it is not the same, with the difference.
         """
         before = self.facts.get(key)
         if before is not None and _canonical(before) != _canonical(now):
-            raise FederationError(
-                f"resume={self.journal.name}: {key} was {_short(before, now)}, and is "
-                f"{_short(now, before)}: a run goes on with the same data and nodes alone"
-            )
+            was, is_ = _short(before, now), _short(now, before)
+            allowed = f"a run of the same data and nodes; its {key} was {was}, and is {is_}"
+            raise ConfigError("resume", self.journal.name, allowed)
 
 
 def same_run(request: RunRequest, elsewhere: bool = False) -> RunRequest:
@@ -180,8 +182,9 @@ def _read(journal: Journal, config: Config) -> Resumed:
     rounds = read_rounds(journal, checkpoint)
     events = (event for event, _ in journal.events())
     releases = [int(e["asked"]) for e in events if e.get("event") == "release"]
+    status: Status = "FAILED" if end.get("status") == "FAILED" else "KILLED"
     seconds = sum(r.cost.get("seconds", 0.0) for r in rounds)
-    return Resumed(journal, checkpoint, rounds, releases, seconds, facts)
+    return Resumed(journal, checkpoint, rounds, releases, seconds, facts, status)
 
 
 def code_of(config: Config) -> dict[str, str]:

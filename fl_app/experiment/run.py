@@ -24,7 +24,7 @@ from fl_app.config.schema import METRICS, Config, objective_of, task_of
 from fl_app.config.serialization import to_json
 from fl_app.data.client_data import test_table, whole_table
 from fl_app.data.table import Table
-from fl_app.errors import DIVERGED, FlAppError, one_line
+from fl_app.errors import DIVERGED, ConfigError, FlAppError, one_line
 from fl_app.experiment.description import row_tags, run_start, site_names, value_names
 from fl_app.experiment.result import (
     draw_figures,
@@ -156,6 +156,8 @@ class Run:
             end = self._finished({"worse_than_constant": "true"} if worse else {})
         except BaseException as error:
             status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            if self.resumed is not None and isinstance(error, ConfigError):
+                status = self.resumed.status  # refused: it is what it was
             self._finish(RunEnd(status, error=one_line(error)), time.monotonic() - begin)
             raise
         self._finish(end, seconds)
