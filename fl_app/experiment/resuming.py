@@ -16,7 +16,7 @@ from fl_app.config.serialization import digest, flatten, parse, to_json
 from fl_app.errors import DIVERGED, ConfigError, one_line
 from fl_app.federation.protocol import run_digest
 from fl_app.home import home_dir
-from fl_app.tracking.checkpoints import Checkpoint, read_checkpoint, read_rounds
+from fl_app.tracking.checkpoints import Checkpoint, has_checkpoint, read_checkpoint, read_rounds
 from fl_app.tracking.housekeeping import LeftRun, left_runs
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
@@ -209,7 +209,7 @@ def _cannot(run: LeftRun) -> str:
         with journal.reading():
             if why := _why_not(run.state.upper(), str(journal.end.get("error", ""))):
                 return why
-            return "" if journal.kept("state") else "this one has kept no round to go on from"
+            return "" if has_checkpoint(journal) else "this one has kept no round to go on from"
     except UNREADABLE:
         return "this one's journal is damaged"
 

@@ -114,6 +114,11 @@ class JournalReader:
         """Return how many rounds there are after a position."""
         return int(self._rows("SELECT COUNT(*) FROM rounds WHERE id > ?", after)[0][0])
 
+    def last_round(self) -> int | None:
+        """Return the number of the last round; None while there is none."""
+        rows = self._rows("SELECT server_round FROM rounds ORDER BY id DESC LIMIT 1")
+        return rows[0][0] if rows else None
+
     def notes(self, after: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield each note after a position, with its own position."""
         return self._each("notes", after)

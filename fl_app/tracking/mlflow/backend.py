@@ -94,10 +94,9 @@ class MlflowStore:
     def create_run(self, target: Mapping[str, Any], name: str, start: Mapping[str, Any]) -> Run:
         """Make the run of a journal, in its experiment, at its true time."""
         experiment_id = self.experiment_id(target["experiment"])
-        process = Process(**start["process"])
         tags = {
             _SPOOL_TAG: name,
-            _PROCESS_TAG: f"{process.host}/{process.pid}/{process.started}",
+            _PROCESS_TAG: _writer(start),
             "mlflow.source.name": start["run"]["tags"].get("mlflow.source.name", "fl_app"),
             "mlflow.source.type": "LOCAL",
             "mlflow.user": _user(),
@@ -274,8 +273,9 @@ class MlflowStore:
         """Close a run at its true time."""
         self._client.set_terminated(run.run_id, status, end_ms)
 
-    def reopen_run(self, run: Run) -> None:
-        """Say that a run that was closed goes on."""
+    def reopen_run(self, run: Run, start: Mapping[str, Any]) -> None:
+        """Say that a run that was closed goes on, in the process that its start names now."""
+        self._client.set_tag(run.run_id, _PROCESS_TAG, _writer(start))
         self._client.update_run(run.run_id, "RUNNING")
 
     def reap(self, pending: set[str]) -> None:
@@ -305,6 +305,12 @@ class MlflowStore:
                 curves = (client.get_metric_history(run_id, key) for key in run.data.metrics)
                 stamps = [metric.timestamp for curve in curves for metric in curve]
                 client.set_terminated(run_id, "KILLED", max([run.info.start_time, *stamps]))
+
+
+def _writer(start: Mapping[str, Any]) -> str:
+    """Return the process that writes a run, as a tag."""
+    process = Process(**start["process"])
+    return f"{process.host}/{process.pid}/{process.started}"
 
 
 class _Told:

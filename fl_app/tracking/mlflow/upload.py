@@ -136,8 +136,8 @@ class Store(Protocol):
         """Close a run."""
         ...
 
-    def reopen_run(self, run: Run) -> None:
-        """Say that a run that was closed goes on."""
+    def reopen_run(self, run: Run, start: Mapping[str, Any]) -> None:
+        """Say that a run that was closed goes on, in the process that its start names."""
         ...
 
 
@@ -349,7 +349,7 @@ class Upload:
             if self._store.run_state(run) == "deleted":
                 self._sent = {}  # it goes on, so somebody wants it: once more, into a new run
                 return self._opened()
-            self._store.reopen_run(run)
+            self._store.reopen_run(run, self._start)
             self._mark(ended=False, closed=False, files=[])
         return run
 
