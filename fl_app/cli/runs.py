@@ -33,10 +33,13 @@ def table(home: Path, last: int) -> None:
     if not known:
         print(printable(f"no runs in {home}"))
         return
-    rows = Table("run", "name", "state", "rounds", "waits for MLflow", "size", "stays until")
+    rows = Table(
+        "run", "name", "state", "rounds", "waits for MLflow", "resumes", "size", "stays until"
+    )
     for run in shown:
         cells = (run.folder.name, run.title, run.state, str(run.rounds), _waits(run))
-        rows.add_row(*map(_cell, (*cells, _size(run.size), _until(run))))
+        resumes = "" if run.cannot_resume else "yes"
+        rows.add_row(*map(_cell, (*cells, resumes, _size(run.size), _until(run))))
     # As wide as it is: whoever cuts or searches the lines needs all of them.
     Console(width=1000, soft_wrap=True).print(rows)
     size = _size(sum(run.size for run in known))

@@ -13,11 +13,11 @@ import yaml
 from fl_app.config.run_request import RunRequest, param_of, versions
 from fl_app.config.schema import LAST, Config
 from fl_app.config.serialization import digest, flatten, parse, to_json
-from fl_app.errors import DIVERGED, ConfigError, one_line
+from fl_app.errors import ConfigError, one_line
 from fl_app.federation.protocol import run_digest
-from fl_app.home import home_dir
-from fl_app.tracking.checkpoints import Checkpoint, has_checkpoint, read_checkpoint, read_rounds
-from fl_app.tracking.housekeeping import LeftRun, left_runs
+from fl_app.home import RUN_NAME, home_dir
+from fl_app.tracking.checkpoints import Checkpoint, read_checkpoint, read_rounds
+from fl_app.tracking.housekeeping import LeftRun, cannot_resume, left_runs
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 from fl_app.tracking.records import RoundRecord, Status
@@ -104,7 +104,7 @@ def same_run(request: RunRequest, elsewhere: bool = False) -> RunRequest:
         return request
     if run is None:
         raise ConfigError("resume", config.resume, f"a run of {home}{_named(home)}")
-    if why := _cannot(run):
+    if why := run.cannot_resume:
         raise ConfigError("resume", config.resume, f"a run that broke off; {why}")
     before = _config_of(run)
     old, new = flatten(before), flatten(config)
@@ -161,15 +161,14 @@ def take_over(config: Config) -> Resumed:
 
 def _read(journal: Journal, config: Config) -> Resumed:
     start, end = journal.start, journal.end
-    if why := _why_not(str(end.get("status", "")), str(end.get("error", ""))):
+    has_checkpoint = journal.has_checkpoint()
+    if why := cannot_resume(str(end.get("status", "")), str(end.get("error", "")), has_checkpoint):
         raise ConfigError("resume", journal.name, f"a run that broke off; {why}")
     try:
         checkpoint = read_checkpoint(journal)
     except (*UNREADABLE, KeyError) as error:
         raise ConfigError("resume", journal.name, f"a whole journal ({one_line(error)})") from None
-    if checkpoint is None:
-        allowed = "a run that has kept a round to go on from: start this one again"
-        raise ConfigError("resume", journal.name, allowed)
+    assert checkpoint is not None
     tags = dict(start["run"]["tags"])
     if (given := digest(config)) != tags["config.sha256"]:
         raise ConfigError("resume", journal.name, f"a run of this config (config.sha256 {given})")
@@ -196,32 +195,12 @@ def code_of(config: Config) -> dict[str, str]:
 def _broken(home: Path, sha256: str) -> Iterator[LeftRun]:
     """Yield the runs of a config that broke off, the newest first."""
     for run in left_runs(home):
-        if not _cannot(run) and _tags(run).get("config.sha256") == sha256:
+        if not run.cannot_resume and _tags(run).get("config.sha256") == sha256:
             yield run
 
 
-def _cannot(run: LeftRun) -> str:
-    """Say why a run cannot go on; "" where it can."""
-    if run.state in ("running", "damaged"):
-        return "this one goes on" if run.state == "running" else "this one's journal is damaged"
-    journal = JournalReader(run.folder)
-    try:
-        with journal.reading():
-            if why := _why_not(run.state.upper(), str(journal.end.get("error", ""))):
-                return why
-            return "" if has_checkpoint(journal) else "this one has kept no round to go on from"
-    except UNREADABLE:
-        return "this one's journal is damaged"
-
-
-def _why_not(status: str, error: str) -> str:
-    if status == "FINISHED":
-        return "this one is finished"
-    return "this one's training diverged, and would again" if DIVERGED in error else ""
-
-
 def _named(home: Path) -> str:
-    runs = [run for run in left_runs(home) if not _cannot(run)]
+    runs = [run for run in left_runs(home) if not run.cannot_resume]
     if not runs:
         return "; none of this home broke off with a round to go on from"
     listed = ", ".join(f"{run.folder.name} ({run.title})" for run in runs[:_MAX_NAMED])
@@ -229,8 +208,9 @@ def _named(home: Path) -> str:
 
 
 def _is(run: LeftRun, name: str) -> bool:
-    if run.folder.name == name:
-        return True
+    """Return whether a run has a name on this machine, or an id in MLflow."""
+    if RUN_NAME.fullmatch(name):
+        return run.folder.name == name
     try:
         return bool(JournalReader(run.folder).sent.get("run_id") == name)
     except UNREADABLE:

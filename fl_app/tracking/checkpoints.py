@@ -20,7 +20,7 @@ from fl_app.tracking.journal_reader import JournalReader
 from fl_app.tracking.records import Arrays, ClientRecord, RoundRecord, RunEnd, RunStart
 from fl_app.tracking.state import pack_state, unpack_state
 
-__all__ = ["Checkpoint", "Checkpoints", "has_checkpoint", "read_checkpoint", "read_rounds"]
+__all__ = ["Checkpoint", "Checkpoints", "read_checkpoint", "read_rounds"]
 
 _TEXT = "text"
 
@@ -111,11 +111,6 @@ class Checkpoints:
         """Do nothing: a journal that ends as FINISHED forgets it all."""
 
 
-def has_checkpoint(journal: JournalReader) -> bool:
-    """Return whether a run has kept its last round so that it can go on after it."""
-    return bool(rounds := journal.kept("state")) and rounds[-1] == journal.last_round()
-
-
 def read_checkpoint(journal: JournalReader) -> Checkpoint | None:
     """Return what a run goes on from; None where it has not kept its last round.
 
@@ -125,7 +120,7 @@ def read_checkpoint(journal: JournalReader) -> Checkpoint | None:
         For a damaged journal.
     """
     rounds = journal.kept("state")
-    if not has_checkpoint(journal):
+    if not journal.has_checkpoint():
         return None
     parts: dict[str, Arrays] = {}
 

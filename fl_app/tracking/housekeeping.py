@@ -12,11 +12,19 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from fl_app.errors import InputError
+from fl_app.errors import DIVERGED, InputError
 from fl_app.home import RUN_NAME
 from fl_app.tracking.journal_reader import JOURNAL, UNREADABLE, JournalReader
 
-__all__ = ["JOURNAL_DAYS", "LeftRun", "clean", "left_runs", "prune", "waiting_bytes"]
+__all__ = [
+    "JOURNAL_DAYS",
+    "LeftRun",
+    "cannot_resume",
+    "clean",
+    "left_runs",
+    "prune",
+    "waiting_bytes",
+]
 
 JOURNAL_DAYS = 7.0
 """Days for which a run stays after the last thing that was written of it."""
@@ -50,6 +58,8 @@ class LeftRun:
         Bytes on the disk.
     written : float
         Unix time in seconds of the last thing that was written.
+    cannot_resume : str
+        Why it cannot go on; empty where it can.
     """
 
     folder: Path
@@ -60,6 +70,7 @@ class LeftRun:
     is_waiting: bool
     size: int
     written: float
+    cannot_resume: str = ""
 
     def until(self, days: float = JOURNAL_DAYS) -> float | None:
         """Return the Unix time from which it may go; None where it stays."""
@@ -149,8 +160,10 @@ def _left(folder: Path) -> LeftRun:
         with journal.reading():
             start, end, sent = journal.start, journal.end, journal.sent
             rounds, after = journal.count_rounds(), journal.count_rounds(sent.get("rounds", 0))
+            has_checkpoint = journal.has_checkpoint()
     except UNREADABLE:
-        return LeftRun(folder, "", "damaged", 0, None, waits, size, written)
+        why = "this one's journal is damaged"
+        return LeftRun(folder, "", "damaged", 0, None, waits, size, written, why)
     goes = bool(start.get("target"))
     state: State = "broken off"
     if _is_held(folder):
@@ -159,7 +172,27 @@ def _left(folder: Path) -> LeftRun:
         state = status  # type: ignore[assignment]
     title = str(start.get("run", {}).get("name", ""))
     waiting = (after if waits else 0) if goes else None
-    return LeftRun(folder, title, state, rounds, waiting, waits and goes, size, written)
+    why = cannot_resume(state, str(end.get("error", "")), has_checkpoint)
+    return LeftRun(folder, title, state, rounds, waiting, waits and goes, size, written, why)
+
+
+def cannot_resume(state: str, error: str, has_checkpoint: bool) -> str:
+    """Say why a run cannot go on; "" where it can.
+
+    Parameters
+    ----------
+    state : str
+        As in :class:`LeftRun`, or MLflow's word for it.
+    error : str
+        What its end says.
+    has_checkpoint : bool
+        Whether it has kept its last round.
+    """
+    if state.lower() in ("running", "finished"):
+        return "this one goes on" if state == "running" else "this one is finished"
+    if DIVERGED in error:
+        return "this one's training diverged, and would again"
+    return "" if has_checkpoint else "this one has kept no round to go on from"
 
 
 def _is_held(folder: Path) -> bool:

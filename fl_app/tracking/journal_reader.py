@@ -114,10 +114,10 @@ class JournalReader:
         """Return how many rounds there are after a position."""
         return int(self._rows("SELECT COUNT(*) FROM rounds WHERE id > ?", after)[0][0])
 
-    def last_round(self) -> int | None:
-        """Return the number of the last round; None while there is none."""
-        rows = self._rows("SELECT server_round FROM rounds ORDER BY id DESC LIMIT 1")
-        return rows[0][0] if rows else None
+    def has_checkpoint(self) -> bool:
+        """Return whether the last round was kept so that the run can go on after it."""
+        last = self._rows("SELECT server_round FROM rounds ORDER BY id DESC LIMIT 1")
+        return bool(last) and self.kept("state")[-1:] == [last[0][0]]
 
     def notes(self, after: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield each note after a position, with its own position."""
