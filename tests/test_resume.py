@@ -285,6 +285,13 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:
     assert [run_.state for run_ in left_runs(home_dir())] == ["failed", "killed", "finished"]
 
 
+def test_a_run_stays_in_mlflow_or_out_of_it(tmp_path: Path) -> None:
+    """Else one half of it would be nowhere."""
+    name = broken_off(tmp_path)
+    with pytest.raises(ConfigError, match="tracking=mlflow: not mlflow, where the run is not"):
+        run(tmp_path, [f"resume={name}", "tracking=mlflow"])
+
+
 def test_other_code_is_refused_unless_anyway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from fl_app.config.options import MlflowConfig
 from fl_app.config.run_request import RunRequest, param_of, versions
 from fl_app.config.schema import LAST, Config
 from fl_app.config.serialization import digest, flatten, parse, to_json
@@ -169,6 +170,10 @@ def _read(journal: Journal, config: Config) -> Resumed:
     except (*UNREADABLE, KeyError) as error:
         raise ConfigError("resume", journal.name, f"a whole journal ({one_line(error)})") from None
     assert checkpoint is not None
+    recorded = bool(start["target"])
+    if recorded != isinstance(config.tracking, MlflowConfig):
+        allowed = "mlflow, where the run is" if recorded else "not mlflow, where the run is not"
+        raise ConfigError("tracking", config.tracking.name, allowed)
     tags = dict(start["run"]["tags"])
     if (given := digest(config)) != tags["config.sha256"]:
         raise ConfigError("resume", journal.name, f"a run of this config (config.sha256 {given})")
