@@ -11,6 +11,7 @@ and the console.
     ├── InputError                the user's mistake, found before any work      exit status 2
     │   ├── ConfigError           a config key: its name, its value, what is allowed
     │   └── DataError             a table or a file: its name, its problem, what is allowed
+    ├── DiskError                 no room for a run's record              exit status 1
     ├── FederationError           nodes and replies: too few, none usable         exit status 1
     └── RunError                  a run that a runtime reports as failed          exit status 1
 
@@ -36,6 +37,7 @@ __all__ = [
     "DIVERGED",
     "ConfigError",
     "DataError",
+    "DiskError",
     "FederationError",
     "FlAppError",
     "InputError",
@@ -241,6 +243,10 @@ class ConfigError(InputError):
 
 class DataError(InputError):
     """A table or file that a run cannot use."""
+
+
+class DiskError(FlAppError):
+    """A disk without room for a run's record: the run ends, and what was recorded stays."""
 
 
 class FederationError(FlAppError):

@@ -79,11 +79,15 @@ def write(
 def whole(path: Path, sync: bool = True, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Open a file that gets its name when it is written."""
     part = path.with_name(f"{path.name}.part")
-    with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        yield file
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     part.rename(path)
 
 
@@ -123,6 +127,12 @@ class Process:
         if self.host != socket.gethostname() or not self.started:
             return False
         return _start_of(self.pid) != self.started
+
+    @property
+    def boot(self) -> str:
+        """The start of its machine, as the system calls it; empty where it is not known."""
+        parts = self.started.split("-")
+        return parts[0] if len(parts) == 3 else ""
 
     def is_near(self) -> bool:
         """Return whether this process can see it while it lives: same boot, same PID namespace.

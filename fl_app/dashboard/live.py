@@ -33,6 +33,7 @@ from fl_app.dashboard.view import (
 from fl_app.errors import masked
 from fl_app.home import RUN_NAME
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
+from fl_app.tracking.liveness import Liveness
 from fl_app.tracking.mlflow.uri import default_uri, is_http, run_url
 
 __all__ = ["Tail"]
@@ -192,20 +193,25 @@ class Tail:
     def _now(self) -> _State:
         waits = (self._journal.folder / "lock").exists()
         vanished = not self._journal.folder.is_dir()
-        gone = (self._start or RunStart.early(self._begin)).gone
-        status, error, closing = self._status(gone)
+        start = self._start or RunStart.early(self._begin)
+        known = start.liveness(self._journal.folder)
+        status, error, closing = self._status(known)
+        if status == "unknown" and start.process is not None:
+            error = f"it ran on {start.process.host}, which has given no sign of it for a minute"
         if vanished and status in ACTIVE:
             status, error = "lost", "its files were removed from this machine"
-        return _State(status, error, closing, waits, gone, vanished)
+        return _State(status, error, closing, waits, known == "gone", vanished)
 
-    def _status(self, gone: bool) -> tuple[Status, str, bool]:
+    def _status(self, known: Liveness) -> tuple[Status, str, bool]:
         last = self._event if self._event.get("event") == "end" else {}
         end = last or self._end
         over = run_files.ENDS.get(str(end.get("status")))
-        if over and (last or not self._begin or gone):
+        if over and (last or not self._begin or known != "alive"):
             return over, str(end.get("error") or ""), False
-        if gone:
+        if known == "gone":
             return "lost", LOST, False
+        if known == "unknown":
+            return "unknown", "", False
         if self._rounds or self._in_round:
             return "running", "", bool(over)
         return "waiting" if run_files.waits_for_nodes(self._event) else "starting", "", bool(over)

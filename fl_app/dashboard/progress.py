@@ -49,6 +49,8 @@ def phase(
             unsaid = ("", "KeyboardInterrupt", "interrupted")
             why = "" if view.error in unsaid else f": {view.error}"
             return f"{word}{where if done >= 0 else ' before round 0'}{why}"
+        case "unknown":
+            return f"perhaps running: {view.error}"
     return f"{_activity(view, done)}{_ago(now - view.sign_ms / 1000)}"
 
 

@@ -25,6 +25,7 @@ from fl_app.dashboard.view import ACTIVE, RunHead, Status, mapping, texts_of, wh
 from fl_app.errors import printable
 from fl_app.home import RUN_NAME, Process
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
+from fl_app.tracking.liveness import Liveness, liveness
 
 __all__ = ["RunStart", "goes_on", "heads_of", "launch_of", "listed", "run_dir", "runs"]
 
@@ -91,10 +92,9 @@ class RunStart:
         """Name of the strategy; empty where unknown."""
         return self.params.get("strategy.name") or self.tags.get("strategy", "")
 
-    @property
-    def gone(self) -> bool:
-        """Whether the run's process is known to have ended."""
-        return self.process is not None and self.process.is_gone()
+    def liveness(self, folder: Path) -> Liveness:
+        """Return whether the process of the run in a folder lives; it does where none is known."""
+        return "alive" if self.process is None else liveness(folder, self.process)
 
 
 def _process_of(content: Mapping[str, Any]) -> Process | None:
@@ -218,18 +218,21 @@ def _head(home: Path, name: str) -> RunHead | None:
         if not first:
             return None
         start = RunStart.early(first)
-    if last.get("event") == "end":
-        end = last
-    elif start.gone and start.title:  # unless the run goes on in another process
+    known = start.liveness(journal.folder)
+    if known == "gone" and last.get("event") != "end":  # unless it goes on in another process
         _STARTS.pop(run_dir(home, name), None)
         start = _start_of(home, name) or start
-    elif last and not start.gone:
+        known = start.liveness(journal.folder)
+    if last.get("event") == "end":
+        end = last
+    elif last and known == "alive":
         end = {}  # it is written, and its delivery goes on
     status = ENDS.get(str(end.get("status")))
     if status is None:
         waiting = waits_for_nodes(last)
         active: Status = "waiting" if waiting else "running" if start.title else "starting"
-        status = "lost" if start.gone else active
+        otherwise: Mapping[Liveness, Status] = {"gone": "lost", "unknown": "unknown"}
+        status = otherwise.get(known, active)
     launch, job = launch_of(home, start.output_dir)
     return RunHead(
         name,

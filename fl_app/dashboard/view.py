@@ -29,9 +29,11 @@ __all__ = [
     "counted",
 ]
 
-Status = Literal["waiting", "starting", "running", "finished", "failed", "killed", "lost"]
-ACTIVE = frozenset({"waiting", "starting", "running"})
-"""Statuses of a run that goes on."""
+Status = Literal[
+    "waiting", "starting", "running", "unknown", "finished", "failed", "killed", "lost"
+]
+ACTIVE = frozenset({"waiting", "starting", "running", "unknown"})
+"""Statuses of a run that goes on, or may."""
 PHASES = ("collect", "stack", "select")
 """What a round of FedStacking does, by ``stack/phase``."""
 WHY_PRIVATE = (
@@ -245,7 +247,7 @@ class RunView:
         Of the run.
     status : str
         ``waiting`` (for nodes), ``starting``, ``running``, ``finished``, ``failed``, ``killed``,
-        or ``lost``: the process is gone and nobody wrote an end.
+        or ``lost``: the process is gone and nobody wrote an end; ``unknown``: on another machine.
     error : str
         One line where it did not finish.
     start_ms, sign_ms : int

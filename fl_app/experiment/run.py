@@ -24,7 +24,7 @@ from fl_app.config.schema import METRICS, Config, objective_of, task_of
 from fl_app.config.serialization import to_json
 from fl_app.data.client_data import test_table, whole_table
 from fl_app.data.table import Table
-from fl_app.errors import DIVERGED, ConfigError, FlAppError, one_line
+from fl_app.errors import DIVERGED, ConfigError, DiskError, FlAppError, one_line
 from fl_app.experiment.description import row_tags, run_start, site_names, value_names
 from fl_app.experiment.result import (
     draw_figures,
@@ -327,18 +327,26 @@ class Run:
         # Before the end is told: a run without a result has failed, whoever asks.
         kept = result()
         failure = kept_result(kept, self._folder())
-        if lost := bool(failure) and end.status == "FINISHED":
+        lost: FlAppError | None = None
+        if failure and end.status == "FINISHED":
+            lost = FlAppError(failure)
             end = replace(end, status="FAILED", error=failure, models=[])
         try:
             self.trackers.finish(end)
+        except DiskError as error:
+            if end.status == "FINISHED":
+                lost = error
+                end = replace(end, status="FAILED", error=str(error), models=[])
+                if self.events is not None:
+                    self.events.finish(end)
         finally:  # the address of the run may be known by now
             known = result()
             if known != kept:
                 kept_result(known, self._folder())
             if self.runtime != "inprocess" and self.config.output_dir is None:
                 show_result(known)
-        if lost:
-            raise FlAppError(failure)
+        if lost is not None:
+            raise lost
         if self.private is not None and not self.console.brief:
             self.console.say(self.private.statement())
         self._say_where()

@@ -36,7 +36,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from fl_app.errors import one_line
+from fl_app.errors import DiskError, one_line
 from fl_app.home import Process, home_dir, new_name
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import UNREADABLE
@@ -55,7 +55,8 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Events:
     """The events of one run, from its construction to :meth:`close`; a tracker too.
 
-    A disk that is full, or a home that cannot be written to, costs one warning and never the run.
+    A home that cannot be written to costs one warning; a disk that is full, too, before any tracker
+    of the journal has started.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ class Events:
             self._journal = Journal.create(home_dir(home), self.name)
             self.folder = self._journal.folder
             self._begin(runtime)
-        except UNREADABLE as error:
+        except (*UNREADABLE, DiskError) as error:
             _LOG.warning("a page cannot follow this run: %s", one_line(error))
 
     def _begin(self, runtime: str, **more: Any) -> None:

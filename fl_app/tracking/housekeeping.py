@@ -5,16 +5,15 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from filelock import FileLock, Timeout
+from typing import Any, Literal
 
 from fl_app.errors import DIVERGED, InputError
-from fl_app.home import RUN_NAME
+from fl_app.home import RUN_NAME, Process
 from fl_app.tracking.journal_reader import JOURNAL, UNREADABLE, JournalReader
+from fl_app.tracking.liveness import Liveness, is_held, liveness
 
 __all__ = [
     "JOURNAL_DAYS",
@@ -31,7 +30,7 @@ JOURNAL_DAYS = 7.0
 _MAX_RUNS = 500
 _DAY = 24 * 3600.0
 
-State = Literal["running", "finished", "failed", "killed", "broken off", "damaged"]
+State = Literal["running", "finished", "failed", "killed", "broken off", "unknown", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class LeftRun:
         The run's name in MLflow; empty where it never began.
     state : str
         ``running`` while a process holds its journal, ``broken off`` where it ended without a word,
+        ``unknown`` where it ran on another machine and has given no sign of life for 60 s,
         ``damaged`` where its journal cannot be read.
     rounds : int
         Rounds that are recorded, round 0 included.
@@ -74,7 +74,8 @@ class LeftRun:
 
     def until(self, days: float = JOURNAL_DAYS) -> float | None:
         """Return the Unix time from which it may go; None where it stays."""
-        return None if self.is_waiting or self.state == "running" else self.written + days * _DAY
+        stays = self.is_waiting or self.state in ("running", "unknown")
+        return None if stays else self.written + days * _DAY
 
 
 def left_runs(home: Path) -> list[LeftRun]:
@@ -166,8 +167,9 @@ def _left(folder: Path) -> LeftRun:
         return LeftRun(folder, "", "damaged", 0, None, waits, size, written, why)
     goes = bool(start.get("target"))
     state: State = "broken off"
-    if _is_held(folder):
-        state = "running"
+    known = _liveness(folder, start, end)
+    if known != "gone":
+        state = "running" if known == "alive" else "unknown"
     elif (status := str(end.get("status", "")).lower()) in ("finished", "failed", "killed"):
         state = status  # type: ignore[assignment]
     title = str(start.get("run", {}).get("name", ""))
@@ -188,34 +190,32 @@ def cannot_resume(state: str, error: str, has_checkpoint: bool) -> str:
     has_checkpoint : bool
         Whether it has kept its last round.
     """
-    if state.lower() in ("running", "finished"):
-        return "this one goes on" if state == "running" else "this one is finished"
+    told = {"running": "goes on", "finished": "is finished", "unknown": "may go on elsewhere"}
+    if state.lower() in told:
+        return f"this one {told[state.lower()]}"
     if DIVERGED in error:
         return "this one's training diverged, and would again"
     return "" if has_checkpoint else "this one has kept no round to go on from"
 
 
-def _is_held(folder: Path) -> bool:
-    """Return whether a process holds a run's journal."""
-    if not (folder / "lock").exists():
-        return False
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
-        return True
-    lock.release()
-    return False
+def _liveness(folder: Path, start: Mapping[str, Any], end: Mapping[str, Any]) -> Liveness:
+    """Return whether a run goes on; after its end, whether somebody sends it."""
+    process = Process(**start["process"]) if start else None
+    known = liveness(folder, process)
+    if known == "alive" and process is not None and process.host == Process.current().host:
+        return "alive" if is_held(folder) else "gone"  # it may do other things by now
+    return "gone" if end and known == "unknown" else known
 
 
 def _stays(folder: Path) -> bool:
     """Return whether a run goes on or waits; what is damaged for good may go."""
     if not (folder / "lock").exists():
         return False
-    if _is_held(folder):
+    if is_held(folder):
         return True
     try:
-        return bool(JournalReader(folder).start.get("target"))
+        start, end = JournalReader(folder).start, JournalReader(folder).end
+        return bool(start.get("target")) or _liveness(folder, start, end) != "gone"
     except (OSError, sqlite3.OperationalError):  # not now
         return True
     except UNREADABLE:

@@ -18,8 +18,10 @@ process or the machine.
 =========== ======================================================================================
 
 JSON is compressed by zlib. While a run goes on there are two more files, ``journal.db-wal`` and
-``-shm``; at its end it is one file that can be copied. ``lock`` is held by the process that writes,
-and is there until the run is over and sent.
+``-shm``, and ``room`` (:mod:`fl_app.tracking.journal_disk`); at its end it is one file that can be
+copied. ``lock`` is held by the process that writes, and is there until the run is over and sent.
+While it writes it touches it every 5 s, for those on other machines
+(:func:`fl_app.tracking.liveness.liveness`).
 
 References
 ----------
@@ -32,6 +34,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import sqlite3
 import threading
@@ -43,9 +46,10 @@ from typing import Any, ClassVar, Self
 
 from filelock import FileLock, Timeout
 
-from fl_app.errors import FlAppError, one_line
+from fl_app.errors import DiskError, FlAppError, one_line
 from fl_app.home import Process, new_name, run_folder
 from fl_app.tracking.files import npz_bytes, sync_dir, write_npz
+from fl_app.tracking.journal_disk import give_room, keep_room, shared_disk, trouble
 from fl_app.tracking.journal_reader import JOURNAL, JournalReader, pack
 from fl_app.tracking.records import Arrays, RunEnd, RunStart
 
@@ -68,7 +72,7 @@ _BESIDE_BYTES = 1 << 21
 _BUFFER_SECONDS = 0.5
 _BUSY_SECONDS = 20.0
 _STALE_SECONDS = 3600.0
-_SHARED_DISKS = ("nfs", "cifs", "smb", "fuse", "9p", "lustre", "gpfs", "ceph", "glusterfs", "afs")
+_BEAT_SECONDS = 5.0
 
 
 class Journal(JournalReader):
@@ -98,7 +102,9 @@ class Journal(JournalReader):
         self._due: dict[tuple[str, int], Arrays] = {}  # arrays to write, by kind and round
         self._kept: dict[str, set[int]] = {}  # rounds of a kind that stay then
         self._beside = set[str]()  # files of such arrays
-        self._timer: threading.Timer | None = None
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._tended = False
+        self._failure: DiskError | None = None  # rounds were lost that nobody was told of
         self._holders = 1
         self._durable, self._warned, self._is_sent = True, False, False
         self._base = sqlite3.connect(
@@ -114,7 +120,7 @@ class Journal(JournalReader):
     def _prepare(self) -> None:
         """Choose how what is written gets to the disk, and make the tables."""
         mode = "wal"
-        if kind := _shared_disk(self.folder):
+        if kind := shared_disk(self.folder):
             mode = f"delete ({kind})"
         elif (got := self._base.execute("PRAGMA journal_mode=WAL").fetchone()[0]) != "wal":
             mode = f"delete (SQLite: {got})"
@@ -124,6 +130,8 @@ class Journal(JournalReader):
         self._is_wal = mode == "wal"
         # Without a write-ahead log the removal of SQLite's journal is the commit; EXTRA syncs it.
         self._base.execute(f"PRAGMA synchronous={'FULL' if self._is_wal else 'EXTRA'}")
+        # Some builds overwrite with zeros what is deleted, in the log too: 1 MB for 1 MB of arrays.
+        self._base.execute("PRAGMA secure_delete=OFF")
         (version,) = self._base.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
             raise FlAppError(f"{self.folder}: this journal was written by a later fl_app")
@@ -143,6 +151,8 @@ class Journal(JournalReader):
 
         Raises
         ------
+        DiskError
+            If there is no room for it.
         OSError, sqlite3.Error
             If it cannot be made.
         """
@@ -150,9 +160,13 @@ class Journal(JournalReader):
         lock = _lock(folder)
         lock.acquire(timeout=0)
         try:
+            keep_room(folder)
             journal = cls(folder, lock)
-        except BaseException:
+        except BaseException as error:
             lock.release()
+            if full := trouble(error):
+                give_room(folder)
+                raise DiskError(f"{full}: no run can be kept in {folder}") from error
             raise
         sync_dir(folder)
         sync_dir(folder.parent)
@@ -212,13 +226,37 @@ class Journal(JournalReader):
                 for query, values in steps:
                     self._base.execute(query, values)
                 self._base.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(sqlite3.Error):
                     self._base.execute("ROLLBACK")
-                raise
+                raise self._explained(error) from error
             finally:
                 if late:
                     self._base.execute("PRAGMA synchronous=FULL")
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Return a fault of the disk in words, with what is kept there; another one as it is."""
+        if not (full := trouble(error)):
+            return error
+        kept = "what was recorded before"
+        with contextlib.suppress(sqlite3.Error):
+            last = self._rows("SELECT MAX(server_round) FROM rounds")[0][0]
+            kept = "no round" if last is None else f"rounds 0 to {last}" if last else "round 0"
+        verb = "are" if "rounds" in kept else "is"
+        return DiskError(f"{full}: {kept} {verb} kept in {self.folder}")
+
+    def _rescued(self, error: DiskError) -> DiskError:
+        """Write what is buffered where room was kept; return the error with what is there then."""
+        give_room(self.folder)
+        with self._base_lock, contextlib.suppress(sqlite3.Error):
+            self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        try:
+            self.flush()
+        except DiskError:
+            with self._buffer_lock:
+                self._buffer.clear()
+        again = self._explained(error.__cause__ or error)
+        return again if isinstance(again, DiskError) else error
 
     # ------------------------------------------------------------ writing
 
@@ -247,6 +285,7 @@ class Journal(JournalReader):
         }
         self._set_durable(durable)
         self._write([_put_fact("start", start)])
+        self._tend()
 
     def _set_durable(self, durable: bool) -> None:
         self._durable = durable
@@ -263,11 +302,19 @@ class Journal(JournalReader):
             JSON-ready; NaN is kept. Holds ``server_round``.
         **arrays : mapping of str to ndarray
             Its arrays by kind: ``weights`` to send, or ``last`` to send at the end.
+
+        Raises
+        ------
+        DiskError
+            If there is no room: for this round, which is left out as a whole, or where rounds are
+            written later for one before.
         """
+        if self._failure is not None and not self._durable:
+            raise self._rescued(self._failure)
         number = line["server_round"]
         row = "INSERT INTO rounds (server_round, content) VALUES (?, ?)", (number, pack(line))
-        with self._buffer_lock:  # what went on inside the round is over
-            self._over = number
+        with self._buffer_lock:
+            self._over = number  # what went on inside the round is over
             self._events = [e for e in self._events if e[0] is None or e[0] > number]
             self._due |= {(kind, number): values for kind, values in arrays.items()}
             for kind, stage, values, keep in self._staged:
@@ -276,11 +323,10 @@ class Journal(JournalReader):
                     del self._due[due]
                 self._due[kind, stage] = values
             self._staged = []
-            self._buffer.append(row)
         if self._durable:
-            self.flush(sync=True)
+            self.flush([row], sync=True)
         else:
-            self._later()
+            self._later(row)
 
     def stage(
         self, kind: str, server_round: int, arrays: Arrays, keep: Collection[int] = ()
@@ -310,8 +356,9 @@ class Journal(JournalReader):
         values = (kind, *server_rounds)
         files = self._rows(f"SELECT file FROM arrays WHERE {where} AND file IS NOT NULL", *values)
         # A file goes when the disk knows that nobody needs it any more.
-        self.flush([(f"DELETE FROM arrays WHERE {where}", values)], sync=bool(files))
-        self._unlink(file for (file,) in files)
+        with contextlib.suppress(DiskError):  # then they stay
+            self.flush([(f"DELETE FROM arrays WHERE {where}", values)], sync=bool(files))
+            self._unlink(file for (file,) in files)
 
     def _unlink(self, files: Iterable[str | None]) -> None:
         """Remove files that no row names."""
@@ -338,7 +385,11 @@ class Journal(JournalReader):
         path = self.folder / "arrays" / f"{kind.replace('/', '_')}_{server_round:04d}.npz"
         is_new = not path.parent.exists()
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        write_npz(path, arrays, sync=self._durable)
+        try:
+            write_npz(path, arrays, sync=self._durable)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise self._explained(error) from error
         if self._durable and is_new:
             sync_dir(self.folder)
         written[id(arrays)] = file = f"arrays/{path.name}"
@@ -359,7 +410,25 @@ class Journal(JournalReader):
             self._later()
 
     def add_end(self, end: RunEnd, end_ms: int) -> None:
-        """Keep the end, with its models and files."""
+        """Keep the end, with its models and files.
+
+        Raises
+        ------
+        DiskError
+            If there is no room: then the run has failed, and that is kept without models and files.
+        """
+        try:
+            self._add_end(end, end_ms)
+        except DiskError as error:
+            error = self._rescued(error)
+            status = "FAILED" if end.status == "FINISHED" else end.status
+            said = end.error or str(error)
+            small = RunEnd(status, end.tags, texts=end.texts, error=said)
+            self._add_end(small, end_ms)
+            if end.models or end.files or end.status != status:
+                raise error from None
+
+    def _add_end(self, end: RunEnd, end_ms: int) -> None:
         old = "FROM arrays WHERE kind LIKE 'model/%'"  # of an end before, where the run went on
         gone = {file for (file,) in self._rows(f"SELECT file {old}")}
         steps: list[Step] = [("DELETE FROM files", ()), (f"DELETE {old}", ())]
@@ -385,7 +454,8 @@ class Journal(JournalReader):
 
     def mark_sent(self, sent: Mapping[str, Any]) -> None:
         """Keep how far sending got. What it forgets is sent again, which does no harm."""
-        self._write([_put_fact("sent", dict(sent))], sync=False)
+        with contextlib.suppress(DiskError):
+            self._write([_put_fact("sent", dict(sent))], sync=False)
 
     def restore(self, facts: Mapping[str, Mapping[str, Any]], files: Mapping[str, bytes]) -> None:
         """Put facts and files of another kind of record here, all or none; empty facts are none."""
@@ -397,15 +467,35 @@ class Journal(JournalReader):
     def _later(self, *steps: Step) -> None:
         with self._buffer_lock:
             self._buffer += steps
-            if self._timer is None:
-                self._timer = threading.Timer(_BUFFER_SECONDS, self._flush_quietly)
-                self._timer.daemon = True
-                with contextlib.suppress(RuntimeError):  # no more threads: the interpreter ends
-                    self._timer.start()
+        self._wake.set()
+        self._tend()
+
+    def _tend(self) -> None:
+        """Begin to write what is buffered, and to touch the lock."""
+        with self._buffer_lock:
+            if self._tended:
+                return
+            self._tended = True
+        with contextlib.suppress(RuntimeError):  # no more threads: the interpreter ends
+            threading.Thread(target=self._tending, name="fl_app-journal", daemon=True).start()
+
+    def _tending(self) -> None:
+        touched = 0.0
+        while not self._closing.is_set():
+            if time.monotonic() - touched > _BEAT_SECONDS:
+                touched = time.monotonic()
+                with contextlib.suppress(OSError):
+                    os.utime(self.folder / "lock")
+            if self._wake.wait(_BEAT_SECONDS / 2):
+                self._closing.wait(_BUFFER_SECONDS)
+                self._wake.clear()
+                self._flush_quietly()
 
     def _flush_quietly(self) -> None:
         try:
             self.flush()
+        except DiskError as error:  # who adds a round, or the end, is told
+            self._failure = error
         except Exception as error:
             if not self._warned:
                 self._warned = True
@@ -416,8 +506,8 @@ class Journal(JournalReader):
 
         Raises
         ------
-        sqlite3.Error
-            If it cannot be written; then what was buffered is lost.
+        DiskError, sqlite3.Error
+            If it cannot be written; what was buffered is lost, but rounds that are written later.
         """
         with self._base_lock:
             with self._buffer_lock:
@@ -426,30 +516,35 @@ class Journal(JournalReader):
                 over, self._over = self._over, None
                 due, self._due = self._due, {}
                 kept, self._kept = self._kept, {}
-                timer, self._timer = self._timer, None
-            if timer is not None:
-                timer.cancel()
             if over is not None:
                 buffered.append(("DELETE FROM events WHERE server_round <= ?", (over,)))
-            written: dict[int, str] = {}
-            for (kind, stage), arrays in due.items():
-                buffered.append(self._put_arrays(kind, stage, arrays, written))
-            buffered += [_drop_others(kind, rounds) for kind, rounds in kept.items()]
-            self._beside.update(written.values() if kept else ())
             query = "INSERT INTO events (server_round, content) VALUES (?, ?)"
             for number, event in events:
                 with contextlib.suppress(TypeError, ValueError):  # no JSON: it costs itself alone
                     buffered.append((query, (number, pack(event))))
-            if every := [*buffered, *steps]:
-                self._write(every, sync)
-                self._unlink(self._beside)
+            if buffered or steps or due:
+                written: dict[int, str] = {}
+                try:
+                    arrays = [self._put_arrays(*key, a, written) for key, a in due.items()]
+                    arrays += [_drop_others(kind, rounds) for kind, rounds in kept.items()]
+                    self._beside.update(written.values() if kept else ())
+                    self._write([*buffered, *arrays, *steps], sync)
+                    self._unlink(self._beside)
+                except DiskError:
+                    if not self._durable:  # rounds, which the room for the end may take
+                        with self._buffer_lock:
+                            self._buffer[:0] = buffered
+                            self._due, self._kept = due | self._due, kept | self._kept
+                    raise
 
     # ------------------------------------------------------------ the end
 
     def reopen(self, durable: bool = True) -> None:
         """Say that a run which has ended goes on, here; `durable` is as for :meth:`begin`."""
         self._is_sent = False
+        keep_room(self.folder)
         self._set_durable(durable)
+        self._tend()
         start = {**self.start, "process": asdict(Process.current())}
         self.flush([("DELETE FROM facts WHERE key = 'end'", ()), _put_fact("start", start)], True)
         fresh = {"ended": True, "models": {}, "registered": False, "whole": False}
@@ -471,8 +566,11 @@ class Journal(JournalReader):
             if self._holders:
                 return
         self._flush_quietly()
+        self._closing.set()
+        self._wake.set()
+        give_room(self.folder)
         with self._base_lock:
-            with contextlib.suppress(OSError, sqlite3.Error):
+            with contextlib.suppress(OSError, sqlite3.Error, DiskError):
                 if self._is_sent:
                     self._clear()
             for _ in range(20):
@@ -528,14 +626,3 @@ def _put_file(path: str, content: bytes) -> Step:
 def _lock(folder: Path) -> FileLock:
     # Taken in the run's thread, given up in the sender's: hence not bound to a thread.
     return FileLock(folder / "lock", thread_local=False, mode=0o600)
-
-
-def _shared_disk(folder: Path) -> str:
-    """Return the kind of the file system where it may be that of several machines, else ''."""
-    with contextlib.suppress(OSError):
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-        parents = {str(parent) for parent in (folder.resolve(), *folder.resolve().parents)}
-        found = [(len(m[1]), m[2]) for m in mounts if m[1].replace("\\040", " ") in parents]
-        kind = max(found, default=(0, ""))[1]
-        return kind if kind.startswith(_SHARED_DISKS) else ""
-    return ""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from fl_app.errors import one_line
+from fl_app.errors import DiskError, one_line
 from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart, Tracker
 
 __all__ = ["Guard", "Trackers"]
@@ -20,7 +20,8 @@ class Guard:
     """Calls what must not disturb its caller: an exception becomes one log line of its kind.
 
     A kind is the function and the type of the exception. ``KeyboardInterrupt`` and ``SystemExit``
-    pass: they are the user's. Whatever else there is to warn of is said once, too.
+    pass: they are the user's; and ``DiskError``, which ends the run. Whatever else there is to warn
+    of is said once, too.
 
     Parameters
     ----------
@@ -37,6 +38,8 @@ class Guard:
         """Return what `call` returns, or None where it raises."""
         try:
             return call(*args, **kwargs)
+        except DiskError:
+            raise
         except Exception as error:
             what = getattr(call, "__name__", type(call).__name__)
             if (what, type(error)) not in self._failures:
@@ -58,7 +61,7 @@ class Guard:
 
 
 class Trackers:
-    """Several trackers as one; none notices another one's failure.
+    """Several trackers as one; none notices another one's failure, but for a full disk.
 
     Parameters
     ----------
@@ -76,6 +79,7 @@ class Trackers:
     def __init__(self, *trackers: Tracker) -> None:
         self.trackers = trackers
         self._started = False
+        self._without: list[Tracker] = []
         self._guards = [Guard(type(tracker).__name__) for tracker in trackers]
 
     @property
@@ -92,8 +96,7 @@ class Trackers:
     def start(self, run: RunStart) -> None:
         """Start each tracker."""
         self._started = True
-        for guard, tracker in zip(self._guards, self.trackers, strict=True):
-            guard(tracker.start, run)
+        self._each("start", run)
 
     def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
         """Annotate each tracker."""
@@ -108,8 +111,22 @@ class Trackers:
     def finish(self, end: RunEnd) -> None:
         """Finish each tracker."""
         self._started = False
+        self._each("finish", end)
+
+    def _each(self, what: str, given: RunStart | RunEnd) -> None:
+        """Tell each tracker but those that could not start; then raise what a full disk said."""
+        full: DiskError | None = None
         for guard, tracker in zip(self._guards, self.trackers, strict=True):
-            guard(tracker.finish, end)
+            if tracker in self._without:
+                continue
+            try:
+                guard(getattr(tracker, what), given)
+            except DiskError as error:
+                full = error
+                if what == "start":
+                    self._without.append(tracker)
+        if full is not None:
+            raise full
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Tell each tracker that wants to know what happens between rounds."""

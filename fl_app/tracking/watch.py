@@ -75,6 +75,7 @@ class Watch:
         self._in_start, before = True, self._last
         try:
             yield
+            self._guard(self._close, None)
         except BaseException as error:
             self._round = None
             self._exchanges.leave()
@@ -83,7 +84,6 @@ class Watch:
             raise
         finally:
             self._in_start = False
-        self._guard(self._close, None)
         end = RunEnd("FINISHED")
         if self._last <= max(before, 0) and given.get("num_rounds", 1):
             whose = type(self.strategy).__name__

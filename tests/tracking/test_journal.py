@@ -28,7 +28,7 @@ from fl_app.home import Process, home_dir, new_name
 from fl_app.tracking import LoggedModel, RunEnd, RunStart
 from fl_app.tracking.files import read_npz, write_npz
 from fl_app.tracking.journal import Journal
-from fl_app.tracking.journal_reader import JOURNAL, JournalReader
+from fl_app.tracking.journal_reader import JOURNAL, JournalReader, pack
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "coef": np.arange(6.0).reshape(2, 3),
@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_whole_rounds(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
-    assert "sqlite3." in done.stderr
+    assert f"rounds 0 to {len(done.stdout.split()) - 1} are kept in" in done.stderr
     said = len(done.stdout.split())
     assert said > 5
     (folder,) = Journal.pending(tmp_path)
@@ -326,7 +326,7 @@ def test_a_journal_of_a_later_version_is_left_alone(journal: Journal) -> None:
 def test_no_write_ahead_log_on_a_disk_of_several_machines(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fl_app.tracking.journal._shared_disk", lambda _: kind)
+    monkeypatch.setattr("fl_app.tracking.journal.shared_disk", lambda _: kind)
     with caplog.at_level("INFO", "fl_app"):
         journal = begun(tmp_path)
     journal.add_round(line(0), weights=ARRAYS)
@@ -451,3 +451,82 @@ def test_killing_the_writer_loses_nothing(wanted: int, tmp_path: Path) -> None:
     for number in rounds:
         assert (journal.arrays("weights", number)["w"] == number).all()
     journal.release()
+
+
+READER = """
+import sys
+from pathlib import Path
+from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
+reader, held = JournalReader(Path(sys.argv[1])), sys.argv[2] == "held"
+while True:
+    try:
+        if held:
+            with reader.reading():
+                print(len(list(reader.rounds())), flush=True)
+                sys.stdin.read()
+        print(len(list(reader.rounds())), flush=True)
+    except UNREADABLE:
+        pass
+"""
+
+
+@pytest.mark.parametrize("how", ["again and again", "held"])
+def test_readers_that_never_rest_leave_it_one_file(
+    how: str, journal: Journal, tmp_path: Path
+) -> None:
+    """The file alone is the whole journal; of readers that open it anew nothing lies beside."""
+    for number in range(50):
+        journal.add_round(line(number))
+    command = [sys.executable, "-c", READER, str(journal.folder), how]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"50\n"
+        journal.add_end(RunEnd("FINISHED"), 9)
+        journal.mark_whole()
+        journal.release()
+        reader.kill()
+    (tmp_path / JOURNAL).write_bytes((journal.folder / JOURNAL).read_bytes())
+    copy = JournalReader(tmp_path)
+    assert (copy.count_rounds(), copy.end["status"]) == (50, "FINISHED")
+    left = {path.name: path.stat().st_size for path in journal.folder.iterdir()}
+    assert left.pop(JOURNAL) > 0
+    assert left == {} if how != "held" else left[f"{JOURNAL}-wal"] == 0
+
+
+def test_the_log_stays_small_beside_a_reader(journal: Journal) -> None:
+    """At most 16 MB, also where the arrays of many rounds are dropped at once."""
+    reader, top = JournalReader(journal.folder), 0
+    weights = {"w": np.random.default_rng(0).random(130_000)}
+    for number in range(80):
+        journal.add_round(line(number), weights=weights)
+        if number % 20 == 19:
+            journal.drop_arrays("weights", range(number - 19, number + 1))
+        assert reader.count_rounds() == number + 1
+        top = max(top, (journal.folder / f"{JOURNAL}-wal").stat().st_size)
+    assert top < 16e6
+
+
+def test_no_read_lasts(journal: Journal) -> None:
+    """3,000 rounds of a hundred clients: each read transaction is over in 100 ms."""
+    row = {f"m{k}": float(k) / 7 for k in range(300)}
+    journal._set_durable(False)
+    journal._write(
+        [
+            ("INSERT INTO rounds (server_round, content) VALUES (?, ?)", (n, pack(line(n, **row))))
+            for n in range(3000)
+        ]
+    )
+    reader, spent = JournalReader(journal.folder), list[float]()
+    read = reader._rows
+
+    def timed(query: str, *values: Any) -> list[tuple[Any, ...]]:
+        begin = time.thread_time()
+        rows = read(query, *values)
+        spent.append(time.thread_time() - begin)
+        return rows
+
+    reader._rows = timed  # type: ignore[method-assign]
+    assert sum(1 for _ in reader.rounds()) == reader.count_rounds() == 3000
+    assert reader.last_sign_ms() == 1234
+    assert max(spent) < 0.1

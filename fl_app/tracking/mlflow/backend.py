@@ -31,6 +31,8 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from fl_app.home import Process
+from fl_app.tracking.liveness import liveness
+from fl_app.tracking.mlflow.shared_code import shared
 from fl_app.tracking.mlflow.upload import Metric, Run
 from fl_app.tracking.mlflow.uri import is_http, sqlite_path, sqlite_uri
 
@@ -49,6 +51,7 @@ _SERVED = (
     "data",
     "models",
 )
+_UNSERVED = ("__pycache__", "*.pyc", "*.json", "*.md")
 _MODEL_FILES = {"arrays": "arrays.npz", "spec": "spec.json"}
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "scikit-learn", "threadpoolctl")
 
@@ -232,7 +235,9 @@ class MlflowStore:
                 path, done = file.relative_to(root).as_posix(), known["files"]
                 if path not in done:
                     place = path.rpartition("/")[0] or None
-                    client.log_model_artifact(model.model_id, str(file), place)
+                    location = model.artifact_location if path.startswith("code/") else ""
+                    if not shared(file, location, path, self.home):
+                        client.log_model_artifact(model.model_id, str(file), place)
                     known = {**known, "files": [*done, path]}
                     keep(known)
         own = [
@@ -299,8 +304,9 @@ class MlflowStore:
             if name in pending or not pid.isdecimal():
                 continue
             process = Process(host, int(pid), started)
-            is_ours = bool(name) and (self.home / "runs" / name).is_dir()
-            if (is_ours or process.is_near()) and process.is_gone():
+            folder = self.home / "runs" / (name or "no run of ours")
+            is_ours = folder.is_dir()
+            if (is_ours or process.is_near()) and liveness(folder, process) == "gone":
                 run_id = run.info.run_id
                 curves = (client.get_metric_history(run_id, key) for key in run.data.metrics)
                 stamps = [metric.timestamp for curve in curves for metric in curve]
@@ -492,9 +498,7 @@ def _stage(package: Path, folder: Path) -> Path:
     for name in _SERVED:
         source = package / name
         if source.is_dir():
-            shutil.copytree(
-                source, staged / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-            )
+            shutil.copytree(source, staged / name, ignore=shutil.ignore_patterns(*_UNSERVED))
         elif source.exists():
             shutil.copyfile(source, staged / name)
     return staged

@@ -25,7 +25,7 @@ from fl_app.config.passwords import whole
 from fl_app.config.registry import register
 from fl_app.config.rules import check_names, kept_weights
 from fl_app.config.schema import Config, data_name
-from fl_app.errors import ConfigError, FlAppError
+from fl_app.errors import ConfigError, DiskError, FlAppError
 from fl_app.home import home_dir
 from fl_app.tracking.housekeeping import JOURNAL_DAYS, prune, waiting_bytes
 from fl_app.tracking.journal import Journal
@@ -228,11 +228,20 @@ class MlflowTracker:
         The next run of this process does not wait for a server that was, until it answers. A run
         that was killed, or an interrupt while the rest is sent, leaves it 3 s: it gets the end
         first, and what is left waits for the next run.
+
+        Raises
+        ------
+        DiskError
+            If there is no room for the end: then the run has failed, which MLflow is told.
         """
         journal, sender = self._running(), self._sender
         end_ms = now_ms()
         try:
             journal.add_end(end, end_ms)
+        except DiskError as error:
+            if end.status == "FINISHED":
+                end = replace(end, status="FAILED", error=str(error))
+            raise
         finally:
             self._journal = None
             if sender is not None and sender.is_alive():

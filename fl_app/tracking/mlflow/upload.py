@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from fl_app.errors import FlAppError, one_line
 from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_disk import is_full
 from fl_app.tracking.metric_names import MetricNames, artifact_path
 from fl_app.tracking.round_texts import client_table
 
@@ -483,7 +484,10 @@ class Upload:
 
     @contextlib.contextmanager
     def _outbox(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="outbox-", dir=self.journal.folder) as folder:
+        # Beside the journal, whose arrays have a second name there; elsewhere where it is full.
+        own = self.journal.folder
+        where = None if is_full(own) else own
+        with tempfile.TemporaryDirectory(prefix="outbox-", dir=where) as folder:
             yield Path(folder)
 
     def _mark(self, **sent: Any) -> None:

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fl_app.errors import FlAppError, one_line
+from fl_app.home import Process
 from fl_app.tracking.journal import Journal
+from fl_app.tracking.journal_disk import is_full, trouble
+from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
+from fl_app.tracking.liveness import liveness
 from fl_app.tracking.mlflow.upload import (
     MAX_REASON,
     Pace,
@@ -82,6 +86,12 @@ def replay_outboxes(
     for path in [path for path in Journal.pending(home) if path.name not in waiting]:
         if not (path / "lock").exists():  # somebody else has sent it meanwhile
             continue
+        if (where := _elsewhere(path)) is not None:
+            if where:
+                waiting[path.name] = f"whether it goes on at {where} is not known here"
+            else:
+                live.append(path.name)
+            continue
         try:
             journal = Journal.claim(path)
         except Exception as error:  # a damaged file
@@ -112,6 +122,23 @@ def replay_outboxes(
         journal.mark_whole()
         journal.release()
     return Replay(sent, live, deleted, waiting)
+
+
+def _elsewhere(folder: Path) -> str | None:
+    """Return where a run went on, if perhaps it does, "" if it does; None if it may be sent here.
+
+    Another machine that shares the home need not see who holds a lock here.
+    """
+    with contextlib.suppress(*UNREADABLE):
+        journal = JournalReader(folder)
+        if start := journal.start:
+            process = Process(**start["process"])
+            known = liveness(folder, process)
+            if known == "alive" and process.host != Process.current().host:
+                return ""
+            if known == "unknown" and not journal.end:
+                return process.host
+    return None
 
 
 def _replay(
@@ -179,6 +206,7 @@ class Uploader(threading.Thread):
         self._carrier = Upload(journal, store, self._pace, fresh)
         self._end: Mapping[str, Any] = {}
         self._answers = self._tidied = self._lost = False
+        self._no_room = False
         self._tidying, self._wasted = self._pace, 0.0
 
     @property
@@ -251,6 +279,8 @@ class Uploader(threading.Thread):
                 break
             _NEVER.wait(_FLUSH_SECONDS)
         if not done:
+            if self._no_room:  # here, so that the store may be told how it ended
+                self._attempt(self._carrier.close_first, self.journal.end or self._end)
             self.leave()
             return
         self.complete = True
@@ -297,7 +327,9 @@ class Uploader(threading.Thread):
             if self._finishing.is_set():
                 self._wasted += time.monotonic() - self._pace.last
                 self._pace.last = time.monotonic()
-            if not self._lost:
+            self._no_room = self._no_room or bool(trouble(error))
+            # Of the journal's own disk whoever writes there says it.
+            if not self._lost and not (self._no_room and is_full(self.journal.folder)):
                 self._lost = True
                 _LOG.warning(
                     "MLflow at %s cannot be used now; rounds wait in %s and are sent later (%s)",
