@@ -7,7 +7,7 @@ XGBOOST := .venv/.xgboost
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow test-fresh test-versions check format pins template conf ui page pictures bench bench-bits bench-peers bench-stacking keel clean
+.PHONY: setup run test test-slow test-fresh test-versions check format pins template conf ui page pictures bench kill bench-bits bench-peers bench-stacking keel clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -85,6 +85,9 @@ pictures: $(BROWSER)  ## docs/pictures: the live page as it is now
 
 bench: setup  ## rounds, commands and workers beside plain NumPy and Flower (half an hour)
 	$(BIN)/python -m benchmarks
+
+kill: setup  ## runs that are killed at drawn instants go on and end as others do (an hour)
+	$(BIN)/python -m benchmarks.kill
 
 bench-bits: setup  ## five strategies, three seeds: the same final weights in all runtimes
 	$(BIN)/python -m benchmarks.bits

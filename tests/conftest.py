@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 # Read when Flower and MLflow are imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+# Of tests/end_to_end/test_kill.py; here, so that all processes of pytest-xdist have the same one.
+os.environ.setdefault("FL_APP_KILL_SEED", str(random.SystemRandom().randrange(10**6)))
 
 _BEGAN = time.monotonic()
 
@@ -44,6 +48,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Begin no further test after the last second."""
     if time.monotonic() - _BEGAN > item.config.getoption("seconds"):
         item.session.shouldstop = "time is up"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say with which seed runs were killed."""
+    if terminalreporter.config.option.markexpr == "slow":
+        terminalreporter.write_line(f"FL_APP_KILL_SEED={os.environ['FL_APP_KILL_SEED']}")
 
 
 @pytest.fixture(autouse=True, scope="module")

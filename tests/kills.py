@@ -1,95 +1,157 @@
-"""Runs that are killed at a drawn instant, in processes of their own, and what went on after it."""
+"""Runs that are killed at a drawn instant, in processes of their own, and a home for them."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
+import pydoc
 import signal
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.kills_preload"])
+__all__ = ["HOOKS", "PHASES", "ROUNDS", "Kill", "Lab"]
 
-Kill = tuple[str, int]
-"""Where a process kills itself, and at which call: a name of :data:`POINTS`."""
+ROUNDS = 6
+_JOURNAL, _STORE = "fl_app.tracking.journal.Journal", "fl_app.tracking.mlflow.backend.MlflowStore"
+_UPLOAD, HOOKS = "fl_app.tracking.mlflow.upload.Upload", "fl_app.federation.federated.Federated"
+_RUN = "fl_app.experiment.run"
+PHASES: Mapping[str, Sequence[tuple[str, str, int]]] = {
+    "handshake": [(_RUN, "shake_hands", 1)],
+    "round": [
+        (HOOKS, "configure_train", ROUNDS),
+        (HOOKS, "aggregate_train", ROUNDS),
+        (HOOKS, "configure_evaluate", ROUNDS),
+        (HOOKS, "aggregate_evaluate", ROUNDS),
+    ],
+    "commit": [(_JOURNAL, "add_round", ROUNDS + 1)],
+    "upload": [(_STORE, "log", 3), (_STORE, "log_file", ROUNDS), (_UPLOAD, "_mark", 3)],
+    "models": [(_STORE, "log_model", 2), (_UPLOAD, "_keep_model", 2)],
+    "end": [(_JOURNAL, "add_end", 1), (_STORE, "end_run", 1), (_RUN, "kept_result", 1)],
+    "resume": [
+        ("fl_app.server_app", "take_over", 1),
+        ("fl_app.tracking.events.Events", "go_on", 1),
+        (_JOURNAL, "reopen", 2),
+        (_RUN, "load_state", 1),
+        (_STORE, "reopen_run", 1),
+    ],
+    "timer": [],
+}
+"""By phase: a module or class, one of its functions, and how often a run calls it."""
+_LOADED = (
+    *("fl_app.cli.run", "fl_app.cli.kit", "fl_app.runtimes.inprocess", "sklearn.metrics", "pandas"),
+    *("fl_app.tracking.mlflow.backend", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store"),
+    *("mlflow.sklearn", "rich.table", "fl_app.tracking.mlflow.pyfunc_model"),
+)
+"""What runs import, which takes longer than they do."""
+_processes = multiprocessing.get_context("forkserver")
 
 
-def _points() -> dict[str, tuple[Any, str, bool]]:
-    """Return the method at which a process ends, and whether it ends after the call."""
-    from fl_app.federation.federated import Federated
-    from fl_app.federation.handshake import shake_hands  # noqa: F401
-    from fl_app.tracking.journal import Journal
+class Kill(NamedTuple):
+    """Where a process ends: before or after a call of a function, or (without one) by a timer."""
 
-    return {
-        "before commit": (Journal, "add_round", False),
-        "after commit": (Journal, "add_round", True),
-        "asked": (Federated, "configure_train", True),
-        "aggregated": (Federated, "aggregate_train", True),
-        "end": (Journal, "add_end", False),
-    }
+    phase: str
+    owner: str = ""
+    name: str = ""
+    after: bool = False
+    number: float = 1
+
+    def __str__(self) -> str:
+        where = f"{'after' if self.after else 'before'} {self.name} " if self.name else ""
+        return f"{self.phase}: {where}{self.number:g}"
 
 
-def _die(point: str, number: int) -> None:
-    owner, name, after = _points()[point]
-    method, calls = getattr(owner, name), []
+def _arm(kill: Kill) -> None:
+    """Let this process kill itself."""
 
-    def end() -> None:
-        from fl_app.tracking.journal import Journal
-
-        for journal in Journal._open.values():
-            journal.flush()  # as within half a second
+    def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    if not kill.name:
+        timer = threading.Timer(kill.number, die)
+        timer.daemon = True
+        timer.start()
+        return
+    owner, calls = pydoc.locate(kill.owner), []
+    call = getattr(owner, kill.name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        last = len(calls) == number
-        if last and not after:
-            end()
-        result = method(*args, **kwargs)
+        last = len(calls) == kill.number
+        if last and not kill.after:
+            die()
+        result = call(*args, **kwargs)
         if last:
-            end()
+            die()
         return result
 
-    setattr(owner, name, call)
+    setattr(owner, kill.name, counted)
 
 
-def _child(words: Sequence[str], home: str, folder: str, kill: Kill | None) -> None:
-    os.environ["FL_APP_HOME"] = home
+def _command(words: Sequence[str], env: Mapping[str, str], folder: Path, kill: Kill | None) -> None:
+    os.environ.update(env)
     os.chdir(folder)
-    Path(folder, "result.json").unlink(missing_ok=True)
+    out = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.argv = [*words]
     if kill is not None:
-        _die(*kill)
-    from fl_app.config.compose import compose_config
-    from fl_app.config.run_request import RunRequest
-    from fl_app.errors import FlAppError
-    from fl_app.runtimes import run
-
-    with contextlib.ExitStack() as stack:
-        out = stack.enter_context(open("out.txt", "a"))
-        stack.enter_context(contextlib.redirect_stdout(out))
-        try:
-            config = compose_config([*words, f"output_dir={folder}"])
-            run(RunRequest(config, tuple(words)))
-        except FlAppError as error:
-            print(error, flush=True)
-            os._exit(error.exit_status)
+        _arm(kill)
+    command = "kit" if words[0] == "fl-kit" else "run"
+    sys.exit(pydoc.locate(f"fl_app.cli.{command}").main())  # type: ignore[attr-defined]
 
 
-def run(words: Sequence[str], home: Path, folder: Path, kill: Kill | None = None) -> int:
-    """Run a config in a process of its own; return its exit code, negative where it was killed."""
-    folder.mkdir(exist_ok=True)
-    process = _PROCESSES.Process(target=_child, args=(words, str(home), str(folder), kill))
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+class Lab:
+    """A home with an MLflow store, in which all runs of a harness are."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / "home"
+        self.env = {"FL_APP_HOME": str(self.home), "FLWR_HOME": str(folder / "flwr")}
+        self.env |= {"FLWR_TELEMETRY_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self.restart: Callable[[], None] | None = None
+        _processes.set_forkserver_preload(list(_LOADED))
+        self._number = 0
 
-def result(folder: Path) -> dict[str, Any]:
-    """Return a run's ``result.json``."""
-    read: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return read
+    def output(self) -> Path:
+        """Make a folder for a run."""
+        self._number += 1
+        (folder := self.folder / f"out{self._number}").mkdir()
+        return folder
+
+    def begin(self, words: Sequence[str], folder: Path, kill: Kill | None = None) -> Any:
+        """Start a command in a process of its own."""
+        process = _processes.Process(target=_command, args=(words, self.env, folder, kill))
+        process.start()
+        return process
+
+    def names(self) -> set[str]:
+        """Return the names of all runs."""
+        return {path.parent.name for path in (self.home / "runs").glob("*/journal.db")}
+
+    def journal(self, name: str) -> Any:
+        """Return a run's journal."""
+        from fl_app.tracking.journal_reader import JournalReader
+
+        return JournalReader(self.home / "runs" / name)
+
+    @contextlib.contextmanager
+    def federation(self) -> Iterator[None]:
+        """Run a SuperLink and two SuperNodes, which :attr:`restart` starts anew."""
+        from fl_app.runtimes.superlink import PrivateSuperLink
+        from tests.supernodes import dealt, supernodes
+
+        home = Path(self.env["FLWR_HOME"])
+        link = PrivateSuperLink(name="lab", flwr_home=home, simulation=False, env=self.env)
+        with link, contextlib.ExitStack() as nodes:
+
+            def restart() -> None:
+                nodes.close()
+                nodes.enter_context(supernodes(link, dealt(2)))
+
+            restart()
+            self.restart = restart
+            yield
+        self.restart = None

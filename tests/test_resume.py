@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_app.client_app import app as client_app
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.errors import ConfigError, FederationError
 from fl_app.experiment import resuming
 from fl_app.federation.federated import Federated
+from fl_app.grid import run_in_process
 from fl_app.home import home_dir
 from fl_app.runtimes import RunResult
 from fl_app.runtimes import run as run_request
+from fl_app.runtimes.result import read_result
+from fl_app.server_app import app as server_app
 from fl_app.stacking import pool
 from fl_app.stacking.choosing import SolveStack
 from fl_app.tracking.checkpoints import read_checkpoint
@@ -173,6 +177,22 @@ def test_another_runtime_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     assert again.weights_sha256 == whole.weights_sha256
 
 
+def test_stock_flower_goes_on(tmp_path: Path) -> None:
+    """`flwr run . --run-config 'overrides="resume=…"'`: with the config, or with a name alone."""
+    given = words_of("strategy=fedadam")
+    whole = run(tmp_path, given).weights_sha256
+
+    def flower(*words: str) -> str | None:
+        run_config = {"overrides": " ".join(words), "output-dir": str(tmp_path)}
+        run_in_process(server_app, client_app, num_supernodes=4, run_config=run_config)
+        return read_result(str(tmp_path)).weights_sha256
+
+    for words in (["resume=last", *given], []):
+        with interrupted("aggregate_train", 3):
+            flower(*given)
+        assert flower(*(words or [f"resume={newest().name}"])) == whole
+
+
 def test_privacy_counts_rounds_that_were_asked(tmp_path: Path) -> None:
     """A round that broke off was asked: its repetition is one more release, and so is a second."""
     pytest.importorskip("dp_accounting")
@@ -183,9 +203,10 @@ def test_privacy_counts_rounds_that_were_asked(tmp_path: Path) -> None:
         run(tmp_path, given)
     with interrupted("aggregate_train", 1):
         run(tmp_path, [*given, "resume=last"])
-    run(tmp_path, [*given, "resume=last"])
+    last = run(tmp_path, [*given, "resume=last"])
     assert _epsilon(newest()) == seven
     assert newest().end["tags"]["privacy.epsilon"] == f"{seven:.6g}"
+    assert last.metrics["privacy/epsilon"] == seven
 
 
 def _epsilon(journal: JournalReader) -> float:
@@ -259,6 +280,14 @@ def test_the_config_is_the_journals(tmp_path: Path) -> None:
     whole = run(tmp_path, words_of("strategy=fedadam"))
     name = broken_off(tmp_path, "strategy=fedadam")
     assert run(tmp_path, [f"resume={name}"]).weights_sha256 == whole.weights_sha256
+
+
+def test_what_was_skipped_or_not_is_no_part_of_it(tmp_path: Path) -> None:
+    """`skip_finished=true resume=last`, as a sweep goes on."""
+    words = ["tracking=mlflow", "tracking.figures=false"]
+    broken_off(tmp_path, *words)
+    again = run(tmp_path, [*words_of(*words), "skip_finished=true", "resume=last"])
+    assert again.status == "FINISHED"
 
 
 def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:

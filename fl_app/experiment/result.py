@@ -107,6 +107,7 @@ def result_of(
     weights: str | None,
     error: str,
     mlflow: MlflowTracker | None,
+    epsilon: float | None = None,
 ) -> dict[str, Any]:
     """Make the content of ``result.json``.
 
@@ -124,11 +125,15 @@ def result_of(
         Why it failed, or "".
     mlflow : MlflowTracker or None
         What has recorded it.
+    epsilon : float, optional
+        Under privacy: what was spent, also for rounds that were asked and are not recorded.
     """
     metrics: dict[str, float] = {}
     if last is not None:
         parts = {"train": last.train, "eval": last.evaluate, "server": last.server}
         metrics = {f"{p}/{m}": v for p, values in parts.items() for m, v in values.items()}
+    if epsilon is not None:
+        metrics["privacy/epsilon"] = epsilon
     result: dict[str, Any] = {
         "run_id": None if mlflow is None else mlflow.run_id,
         "status": status,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,8 @@ def same_run(request: RunRequest, elsewhere: bool = False) -> RunRequest:
             raise ConfigError(key, new[key], f"{was} in the run {run.folder.name}")
     mine = {param_of(o).partition(".")[0] for o in request.overrides}
     keep = {name: getattr(config, name) for name in _FREE if name in mine}
-    keep |= {"output_dir": config.output_dir, "resume": run.folder.name}
-    return replace(request, config=replace(before, skip_finished=False, **keep))
+    keep |= {"output_dir": config.output_dir, "resume": run.folder.name, "skip_finished": False}
+    return replace(request, config=replace(before, **keep))
 
 
 def can_go_on(config: Config) -> bool:
@@ -154,21 +155,23 @@ def take_over(config: Config) -> Resumed:
     try:
         return _read(journal, config)
     except BaseException:
-        if journal.sent.get("whole"):
-            journal.mark_whole()
+        with suppress(*UNREADABLE):
+            if journal.sent.get("whole"):
+                journal.mark_whole()
         journal.release()
         raise
 
 
 def _read(journal: Journal, config: Config) -> Resumed:
-    start, end = journal.start, journal.end
-    has_checkpoint = journal.has_checkpoint()
-    if why := cannot_resume(str(end.get("status", "")), str(end.get("error", "")), has_checkpoint):
-        raise ConfigError("resume", journal.name, f"a run that broke off; {why}")
     try:
-        checkpoint = read_checkpoint(journal)
+        journal.check()
+        start, end, whole = journal.start, journal.end, journal.has_checkpoint()
+        checkpoint = read_checkpoint(journal) if whole else None
+        rounds = [] if checkpoint is None else read_rounds(journal, checkpoint)
     except (*UNREADABLE, KeyError) as error:
         raise ConfigError("resume", journal.name, f"a whole journal ({one_line(error)})") from None
+    if why := cannot_resume(str(end.get("status", "")), str(end.get("error", "")), whole):
+        raise ConfigError("resume", journal.name, f"a run that broke off; {why}")
     assert checkpoint is not None
     recorded = bool(start["target"])
     if recorded != isinstance(config.tracking, MlflowConfig):
@@ -183,7 +186,6 @@ def _read(journal: Journal, config: Config) -> Resumed:
     facts: dict[str, str] = {}
     for note, _ in journal.notes():
         facts |= {**note["tags"], **note["texts"]}
-    rounds = read_rounds(journal, checkpoint)
     events = (event for event, _ in journal.events())
     releases = [int(e["asked"]) for e in events if e.get("event") == "release"]
     status: Status = "FAILED" if end.get("status") == "FAILED" else "KILLED"

@@ -322,7 +322,10 @@ class Run:
 
         def result() -> dict[str, Any]:
             weights = end.tags.get("weights.sha256")
-            return result_of(end.status, self.best.last, seconds, weights, end.error, self.mlflow)
+            epsilon = None if self.private is None else self.private.epsilon
+            return result_of(
+                end.status, self.best.last, seconds, weights, end.error, self.mlflow, epsilon
+            )
 
         # Before the end is told: a run without a result has failed, whoever asks.
         kept = result()

@@ -44,7 +44,8 @@ class RunResult:
     status : str
         ``FINISHED``, ``FAILED`` or ``KILLED``.
     metrics : mapping of str to float or None
-        The last round's ``train/``, ``eval/`` and ``server/`` metrics; None where not finite.
+        The last round's ``train/``, ``eval/`` and ``server/`` metrics, and under privacy
+        ``privacy/epsilon``, spent in all; None where not finite.
     weights_sha256 : str or None
         Digest of the final arrays.
     seconds : float

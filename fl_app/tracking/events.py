@@ -125,6 +125,7 @@ class Events:
             new.mark_whole()
             new.release()
             shutil.rmtree(new.folder, ignore_errors=True)
+        journal.reopen()  # before it is told: who reads then finds neither the old process nor end
         self._begin(runtime, after=server_round)
 
     def event(self, kind: str, facts: Mapping[str, Any] = _NOTHING, now: bool = False) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sqlite3
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ __all__ = ["JOURNAL", "UNREADABLE", "JournalReader", "pack", "unpack"]
 
 JOURNAL = "journal.db"
 """Name of the file in a run's folder."""
-_BROKEN = (ValueError, TypeError, RecursionError, zlib.error)
+_BROKEN = (ValueError, TypeError, RecursionError, EOFError, zlib.error, zipfile.BadZipFile)
 UNREADABLE = (OSError, sqlite3.Error, *_BROKEN)
 """What reading raises where there is no journal, or a damaged one."""
 _READ_SECONDS = 1.0
@@ -86,6 +87,12 @@ class JournalReader:
             return self._reading.execute(query, values).fetchall()
         with self._opened() as base:
             return base.execute(query, values).fetchall()
+
+    def check(self) -> None:
+        """Read the whole file, and raise one of :data:`UNREADABLE` where a page is damaged."""
+        ((said,),) = self._rows("PRAGMA quick_check(1)")
+        if said != "ok":
+            raise ValueError(" ".join(said.split()))
 
     def fact(self, key: str) -> dict[str, Any]:
         """Return a fact; an empty dict where there is none."""
