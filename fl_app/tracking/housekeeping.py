@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fl_app.errors import DIVERGED, InputError
 from fl_app.home import RUN_NAME, Process
 from fl_app.tracking.journal_reader import JOURNAL, UNREADABLE, JournalReader
-from fl_app.tracking.liveness import Liveness, is_held, liveness
+from fl_app.tracking.liveness import Liveness, is_held, liveness, process_of
 
 __all__ = [
     "JOURNAL_DAYS",
@@ -200,7 +200,7 @@ def cannot_resume(state: str, error: str, has_checkpoint: bool) -> str:
 
 def _liveness(folder: Path, start: Mapping[str, Any], end: Mapping[str, Any]) -> Liveness:
     """Return whether a run goes on; after its end, whether somebody sends it."""
-    process = Process(**start["process"]) if start else None
+    process = process_of(start)
     known = liveness(folder, process)
     if known == "alive" and process is not None and process.host == Process.current().host:
         return "alive" if is_held(folder) else "gone"  # it may do other things by now

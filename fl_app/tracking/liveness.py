@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from fl_app.home import Process
 
-__all__ = ["SILENT_SECONDS", "Liveness", "is_held", "last_sign", "liveness"]
+__all__ = ["SILENT_SECONDS", "Liveness", "is_held", "last_sign", "liveness", "process_of"]
 
 Liveness = Literal["alive", "gone", "unknown"]
 SILENT_SECONDS = 60.0
@@ -53,6 +54,15 @@ def liveness(folder: Path, process: Process | None) -> Liveness:
     if process.boot and own.boot and sign is not None and booted is not None and sign > booted:
         return _by_heartbeat(folder)
     return "gone" if process.is_gone() else "alive"
+
+
+def process_of(start: Mapping[str, Any]) -> Process | None:
+    """Return the process that a run's start names; None where it names none."""
+    try:
+        known = start["process"]
+        return Process(str(known["host"]), int(known["pid"]), str(known["started"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def is_held(folder: Path) -> bool:

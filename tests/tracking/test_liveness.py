@@ -179,3 +179,14 @@ def test_in_another_container_of_this_machine_the_lock_tells(tmp_path: Path) -> 
     assert liveness(journal.folder, hidden) == "alive"
     journal.release()
     assert liveness(journal.folder, hidden) == "gone"
+
+
+@pytest.mark.parametrize("process", [None, {}, "x", {"host": "a", "pid": "b", "started": ""}])
+def test_a_start_that_names_no_process_is_told_by_its_lock(process: object, tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path)
+    journal.restore({"start": {"target": {}, "run": {}, "process": process}}, {})
+    (run,) = left_runs(tmp_path)
+    assert run.state == "running"
+    journal.release()
+    (run,) = left_runs(tmp_path)
+    assert run.state == "broken off"

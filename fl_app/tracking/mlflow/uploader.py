@@ -17,7 +17,7 @@ from fl_app.home import Process
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_disk import is_full, trouble
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
-from fl_app.tracking.liveness import liveness
+from fl_app.tracking.liveness import liveness, process_of
 from fl_app.tracking.mlflow.upload import (
     MAX_REASON,
     Pace,
@@ -131,8 +131,7 @@ def _elsewhere(folder: Path) -> str | None:
     """
     with contextlib.suppress(*UNREADABLE):
         journal = JournalReader(folder)
-        if start := journal.start:
-            process = Process(**start["process"])
+        if process := process_of(journal.start):
             known = liveness(folder, process)
             if known == "alive" and process.host != Process.current().host:
                 return ""
