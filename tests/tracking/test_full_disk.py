@@ -208,6 +208,21 @@ def test_a_run_on_a_full_disk_fails_truly(
         assert base.execute("SELECT status FROM runs").fetchall() == [("FAILED",)]
 
 
+def test_a_run_that_finds_no_room_has_failed(
+    disk: Path, told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before its first round, which nobody would have recorded."""
+    fill(disk, 500_000)
+    with pytest.raises(DiskError, match="no run can be kept in") as caught:
+        run(overrides(told, tmp_path / "out"))
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("FAILED", str(caught.value))
+    assert result["metrics"] == {}
+    said = [row for row in capsys.readouterr().out.splitlines() if "warning" in row]
+    assert len(said) == 1
+    assert "a page cannot follow this run" in said[0]
+
+
 def test_without_mlflow_too(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FL_APP_HOME", str(disk))
     words = ["tracking=none", f"output_dir={tmp_path}", "num_clients=2", "num_server_rounds=2"]
