@@ -143,6 +143,12 @@ class Process:
         ours, its = own.started.rsplit("-", 1)[0], self.started.rsplit("-", 1)[0]
         return bool(ours) and (self.host, its) == (own.host, ours)
 
+    def is_hidden(self) -> bool:
+        """Return whether it may live unseen: same boot, another PID namespace (a container)."""
+        boot = Process.current().started.partition("-")[0]
+        is_here = self.host == socket.gethostname() and self.started.startswith(f"{boot}-")
+        return is_here and not self.is_near()
+
 
 def _start_of(pid: int) -> str:
     """Return boot, pid namespace and start tick of a process; empty if it has none."""

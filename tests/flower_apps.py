@@ -6,6 +6,7 @@ The fakes are programs, not mocks: the code under test starts, reads and ends pr
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,7 +166,8 @@ class FakeFlwr:
     @property
     def env(self) -> dict[str, str]:
         """Return the variables that put this command in the place of Flower's."""
-        return {"PYTHONPATH": str(self.directory), "FLWR_HOME": str(self.directory)}
+        path = os.pathsep.join([str(self.directory), str(Path(__file__).parents[1])])
+        return {"PYTHONPATH": path, "FLWR_HOME": str(self.directory)}
 
     def calls(self, verb: str) -> list[list[str]]:
         """Return the arguments of every call of a verb so far."""

@@ -24,6 +24,8 @@ from fl_app.tracking.round_texts import aggregation_text
 
 NAME = "20260102-030405-0123abcd"
 LIVING, GONE = asdict(Process.current()), asdict(replace(Process.current(), started="never"))
+UNSEEN = {**LIVING, "started": LIVING["started"].replace("-", "-1", 1)}
+"""A process in another container of this machine."""
 
 
 class Record:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -25,11 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import fl_app
 from fl_app.cli.broken_pipe import reader_may_leave
+from fl_app.cli.job_processes import end_jobs, ends_with_its_sweep
 from fl_app.cli.own_path import folder_stays_off_the_path
 from fl_app.cli.sweep import (
     Job,
-    end_jobs,
-    ends_with_its_sweep,
+    cut_short,
     finished_before,
     has_failed,
     id_of,
@@ -116,6 +117,7 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
             print(printable(text))
             note(replace(job, status="SKIPPED", metrics=earlier.metrics, run_id=earlier.run_id))
             return earlier.metrics.get(objective_of(config))
+        note(replace(job, status="KILLED", error="its process was killed"))  # if nothing follows
         result = _run(resumed_or_begun(config))
     except FlAppError as error:
         note(replace(job, error=str(error)))
@@ -295,6 +297,11 @@ def _hydra(log: Path) -> None:
         _fail(str(explain(error, [a for a in sys.argv[1:] if "=" in a])), 2)
     except FlAppError as error:
         _fail(str(error), error.exit_status)
+    except BrokenExecutor:
+        from fl_app.tracking import replay
+
+        replay()  # so that MLflow has how they ended
+        _fail(cut_short(read_jobs(log)), 1)
     except ValueError as error:
         # Hydra has no class of its own for `dataset=null`; ours would be one of the above.
         if (jobs := read_jobs(log)) and all(job.failed or not job.metrics for job in jobs):

@@ -1,8 +1,7 @@
 """What a sweep's jobs tell the process that started them, and the table that it closes with.
 
 A job may run in another process (Hydra's joblib launcher), so each appends one line to a file that
-an environment variable names. The parent reads the lines when Hydra has returned. Such a process
-ends with its parent, whatever ended that.
+an environment variable names. The parent reads the lines when Hydra has returned.
 """
 
 from __future__ import annotations
@@ -12,25 +11,21 @@ import math
 import os
 import re
 import shlex
-import shutil
-import signal
-import tempfile
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from fl_app.cli.job_processes import jobs_known
 from fl_app.config.options import MlflowConfig
 from fl_app.config.run_request import param_of
 from fl_app.config.schema import LAST, Config, data_name
 from fl_app.config.serialization import digest, effective
-from fl_app.errors import DIVERGED, FlAppError, SignalInterrupt, printable
-from fl_app.runtimes.signals import signals_interrupt
+from fl_app.errors import DIVERGED, FlAppError, printable
+from fl_app.temporary import temporary_dir
 
 if TYPE_CHECKING:
     from fl_app.config.sweep import Sweep
@@ -38,8 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Job",
-    "end_jobs",
-    "ends_with_its_sweep",
+    "cut_short",
     "finished_before",
     "has_failed",
     "id_of",
@@ -56,10 +50,6 @@ __all__ = [
 
 _LOG, _KEYS, _SAME = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS", "FL_APP_SWEEP_SAME"
 _BEGUN, _EARLIER = "FL_APP_SWEEP_BEGUN", "FL_APP_SWEEP_EARLIER"
-_PARENT, _JOBS = "FL_APP_SWEEP_PARENT", "FL_APP_SWEEP_JOBS"
-_PARENT_SECONDS, _LEAVE_SECONDS = 0.5, 6.0
-_watches: list[threading.Thread] = []
-_ended: list[int] = []
 _DATED = re.compile(r"\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d-\d{6}")
 COMPARED, _FEDAVG = "strategy.name", "fedavg"
 _BASELINE = f"strategy={_FEDAVG}"
@@ -124,77 +114,16 @@ class Job:
 @contextmanager
 def job_log() -> Iterator[Path]:
     """Give jobs of this process and of those that it starts a file to append to."""
-    descriptor, name = tempfile.mkstemp(prefix="fl_app-sweep-", suffix=".jsonl")
-    os.close(descriptor)
-    os.environ[_LOG] = name
-    os.environ[_PARENT] = str(os.getpid())
-    os.environ[_JOBS] = jobs = tempfile.mkdtemp(prefix="fl_app-sweep-")
-    os.environ[_BEGUN] = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
-    path = Path(name)
-    try:
-        yield path
-    finally:
-        for name in (_LOG, _BEGUN, _EARLIER, _KEYS, _SAME, _PARENT, _JOBS):
-            os.environ.pop(name, None)
-        shutil.rmtree(jobs, ignore_errors=True)
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def ends_with_its_sweep(launcher: str) -> Iterator[None]:
-    """Let a job in a process of joblib's end as the sweep does: KILLED, and no other one begins.
-
-    Parameters
-    ----------
-    launcher : str
-        Hydra's launcher. What submitit submits goes on without the process that has submitted it.
-    """
-    parent = int(os.environ.get(_PARENT, 0))
-    if launcher != "joblib" or parent in (0, os.getpid()):
-        yield
-        return
-    if os.getppid() != parent:
-        os._exit(128 + signal.SIGTERM)
-    if _ended:
-        raise SignalInterrupt(_ended[0])
-    if not _watches:
-        _watches.append(threading.Thread(target=_end_with, args=(parent,), daemon=True))
-        _watches[0].start()
-    mark = Path(os.environ[_JOBS], str(os.getpid()))
-    with signals_interrupt(_ended.append):
+    with temporary_dir() as folder, jobs_known(folder / "running"):
+        path = folder / "jobs.jsonl"
+        path.touch()
+        os.environ[_LOG] = str(path)
+        os.environ[_BEGUN] = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
         try:
-            mark.touch()
-            yield
+            yield path
         finally:
-            mark.unlink(missing_ok=True)
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent has, with the time that a run takes to end."""
-    while os.getppid() == parent:
-        time.sleep(_PARENT_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_LEAVE_SECONDS)
-    os._exit(128 + signal.SIGTERM)
-
-
-def end_jobs(signum: int) -> None:
-    """Pass a signal on to jobs in processes of joblib's, and wait until they have ended.
-
-    Joblib would kill them at once.
-    """
-    folder = Path(os.environ.get(_JOBS, os.devnull))
-    deadline = time.monotonic() + _LEAVE_SECONDS
-    told: set[str] = set()
-    while folder.is_dir() and time.monotonic() < deadline:
-        names = {path.name for path in folder.iterdir()}
-        for name in names - told:
-            with suppress(ProcessLookupError):
-                os.kill(int(name), signum)
-        told |= names
-        if not names:
-            return
-        time.sleep(0.05)
+            for name in (_LOG, _BEGUN, _EARLIER, _KEYS, _SAME):
+                os.environ.pop(name, None)
 
 
 def id_of(folder: str, chosen: bool) -> str:
@@ -257,12 +186,24 @@ def same_as(number: int) -> int | None:
 
 
 def note(job: Job) -> None:
-    """Append a job to the log, where there is one."""
+    """Append a job to the log, where there is one; what is noted of it last holds."""
     path = os.environ.get(_LOG)
     if path and Path(path).exists():
         # One write of one line: processes that append at a time do not mix theirs.
         with open(path, "ab", buffering=0) as file:
             file.write((json.dumps(asdict(job)) + "\n").encode())
+
+
+def cut_short(jobs: Sequence[Job]) -> str:
+    """Say what is left of a sweep that joblib gave up, since one of its processes was killed.
+
+    Such a job has said of itself that its process was killed, and nothing since.
+    """
+    names = [f"job {j.number} ({' '.join(j.overrides)})" for j in jobs if j.status == "KILLED"]
+    return (
+        "a process of the joblib launcher was killed, and joblib ends the others with it: "
+        f"{', '.join(names) or 'no job'} cut short, none begins; skip_finished=true runs the rest"
+    )
 
 
 def read_jobs(path: Path) -> list[Job]:

@@ -11,7 +11,6 @@ import json
 import platform
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from fl_app.config.rules import check
 from fl_app.config.schema import GROUPS, Config
 from fl_app.config.serialization import parse, to_dict, without_effect
 from fl_app.errors import ConfigError, masked
+from fl_app.temporary import temporary_dir
 
 __all__ = [
     "NO_PASSWORD",
@@ -190,8 +190,8 @@ def handed_over(request: RunRequest) -> Iterator[str]:
         yield request.to_json()
         return
     config = replace(request.config, tracking=replace(tracking, uri=None))
-    with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
-        file = Path(folder, "uri")
+    with temporary_dir() as folder:
+        file = folder / "uri"
         file.touch(mode=0o600)
         file.write_text(whole(tracking.uri))
         yield replace(request, config=config).to_json(str(file))

@@ -122,8 +122,8 @@ class Launch:
 
     @property
     def running(self) -> bool:
-        """Whether its process is still there."""
-        return self.folder in awaited or not self.process.is_gone()
+        """Whether its process is still there, as far as this one can see."""
+        return self.folder in awaited or not self.process.is_gone() or self.process.is_hidden()
 
     @property
     def reason(self) -> str:

@@ -314,6 +314,14 @@ class Run:
         return RunEnd("FINISHED", tags, models, files={**files, **self._losses(predictor)})
 
     def _finish(self, end: RunEnd, seconds: float) -> None:
+        try:
+            self._tell(end, seconds)
+        except KeyboardInterrupt:
+            if self.trackers.started:  # before they were told
+                self._tell(end, seconds)
+            raise
+
+    def _tell(self, end: RunEnd, seconds: float) -> None:
         if end.status != "FINISHED":
             self.trackers.event("ending", {})
         if self.private is not None:  # also of a round that failed and so has no record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import fl_app
 from fl_app.config.compose import config_dir
 from fl_app.config.plugins import Project, opened
 from fl_app.errors import masked
+from fl_app.temporary import temporary_dir
 
 __all__ = ["app_dir"]
 
@@ -29,8 +29,9 @@ def app_dir() -> Iterator[Path]:
     The app is the open project, which finds this package where it is installed, or this package.
     """
     package = Path(fl_app.__file__).parent
-    with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
-        root = Path(folder)
+    with temporary_dir() as folder:
+        root = folder / "app"
+        root.mkdir()
         if (project := opened()) is not None:
             _copy(project, root, package / "runtimes" / "bundle.toml")
         else:

@@ -11,6 +11,7 @@ https://flower.ai/docs/framework/ref-api-cli.html
 from __future__ import annotations
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -31,6 +32,9 @@ _JOIN_SECONDS = 5.0
 _FLWR = """
 import json, os, sys
 from importlib.metadata import distribution
+from fl_app.parent import when_parent_is_gone
+
+when_parent_is_gone(int(sys.argv[1]), lambda: os._exit(1))
 (command,) = distribution("flwr").entry_points.select(name="flwr")
 app = command.load()
 arguments = sys.stdin.readline()
@@ -98,7 +102,7 @@ class Command:
     def __init__(self, code: str, environment: Mapping[str, str], cwd: Path) -> None:
         self.ended = False
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

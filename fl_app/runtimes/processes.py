@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ProcessFamily", "process_table", "ps_table"]
+__all__ = ["ProcessFamily", "end_all", "process_table", "ps_table"]
 
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
@@ -59,14 +59,7 @@ class ProcessFamily:
 
     def pids(self) -> list[int]:
         """List the members that are alive, and remember the sessions that they are in."""
-        table, members = process_table(), set[int]()
-        while True:
-            related = {p.pid for p in table if p.session in self._sessions or p.parent in members}
-            if related <= members:
-                break
-            members |= related
-            self._sessions |= {p.session for p in table if p.pid in members}
-        return sorted(p.pid for p in table if p.pid in members and not p.zombie)
+        return _members(self._sessions)
 
     def end(self, grace: float) -> None:
         """Ask all members to end, kill those that have not within `grace` seconds."""
@@ -88,6 +81,27 @@ class ProcessFamily:
                             leader.stdin.close()
                 return
         warnings.warn(f"processes {alive} survived SIGKILL", RuntimeWarning, stacklevel=2)
+
+
+def end_all(sessions: set[int]) -> None:
+    """Kill all who are in some sessions or descend from them, and this process at last."""
+    deadline = time.monotonic() + _KILL_SECONDS
+    while (others := set(_members(sessions)) - {os.getpid()}) and time.monotonic() < deadline:
+        _send(signal.SIGKILL, others)
+        time.sleep(_POLL_SECONDS)
+    os._exit(128 + signal.SIGKILL)
+
+
+def _members(sessions: set[int]) -> list[int]:
+    """List who is in some sessions or descends from them, and take in their sessions."""
+    table, members = process_table(), set[int]()
+    while True:
+        related = {p.pid for p in table if p.session in sessions or p.parent in members}
+        if related <= members:
+            break
+        members |= related
+        sessions |= {p.session for p in table if p.pid in members}
+    return sorted(p.pid for p in table if p.pid in members and not p.zombie)
 
 
 def _send(signum: int, pids: Iterable[int]) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "check_ray",
     "end_of",
     "forget_result",
+    "has_result",
     "read_result",
     "result_written",
     "write_result",
@@ -97,6 +98,11 @@ def forget_result(output_dir: str) -> None:
     """Remove ``result.json`` of an earlier run, which would tell of a run that now begins."""
     with suppress(OSError):  # writing the new one will say it
         (Path(output_dir) / "result.json").unlink(missing_ok=True)
+
+
+def has_result(output_dir: str) -> bool:
+    """Return whether a run has said how it ended."""
+    return (Path(output_dir) / "result.json").exists()
 
 
 def end_of(error: BaseException) -> tuple[str, str]:

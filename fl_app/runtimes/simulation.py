@@ -27,6 +27,7 @@ from fl_app.runtimes.result import (
     RunStoppedError,
     check_ray,
     forget_result,
+    has_result,
     read_result,
 )
 from fl_app.runtimes.signals import signals_unwind
@@ -60,6 +61,7 @@ def run(request: RunRequest) -> RunResult:
     if address is not None:
         check_ray(address)
     env = {} if address is None else {"RAY_ADDRESS": address}
+    output_dir, begun = request.config.output_dir or "", False
     try:
         with (
             signals_unwind(),
@@ -77,13 +79,14 @@ def run(request: RunRequest) -> RunResult:
             crashes: list[str] = []
 
             def read(line: str) -> None:
+                nonlocal begun
                 if found := _CRASH.search(line):
                     crashes.append(found[1])
-                _show(line)
+                begun |= _show(line)
 
             def ready() -> None:
                 check_before(request)
-                forget_result(config.output_dir or "")
+                forget_result(output_dir)
                 if address is not None:
                     turn.enter_context(_turn(address))
                 print(
@@ -94,28 +97,33 @@ def run(request: RunRequest) -> RunResult:
                 link.wait()
 
             with handed_over(request) as text:
-                outcome = submit(
-                    folder,
-                    link.name,
-                    run_config={"config-json": text},
-                    num_supernodes=config.num_clients,
-                    client_num_cpus=runtime.num_cpus,
-                    env=link.client_env,
-                    flwr_home=link.flwr_home,
-                    on_line=read,
-                    patience=0.0,
-                    ready=ready,
-                )
+                try:
+                    outcome = submit(
+                        folder,
+                        link.name,
+                        run_config={"config-json": text},
+                        num_supernodes=config.num_clients,
+                        client_num_cpus=runtime.num_cpus,
+                        env=link.client_env,
+                        flwr_home=link.flwr_home,
+                        on_line=read,
+                        patience=0.0,
+                        ready=ready,
+                    )
+                except RunError as error:
+                    raise RunError(link.killed() or str(error)) from None
             if outcome.status == "completed":
                 link.grace = 0.0  # Ray has ended; what is left has nothing to save
-        return _end(outcome, config.output_dir or "", crashes)
+        return _end(outcome, output_dir, crashes)
     except InputError:
         raise
-    except BaseException:
+    except BaseException as error:
         from fl_app.tracking import replay
 
         # Flower ends a ServerApp without its `finally`: what it left in its journal is sent here.
         replay()
+        if begun and isinstance(error, RunError) and not has_result(output_dir):
+            raise RunStoppedError(str(error)) from None  # as its record says
         raise
 
 
@@ -137,12 +145,13 @@ def _turn(address: str) -> Iterator[None]:
         lock.release()
 
 
-def _show(line: str) -> None:
-    """Print our own lines of Flower's log."""
+def _show(line: str) -> bool:
+    """Print a line of Flower's log if it is our own; return whether it is."""
     from fl_app.tracking.console import own_text
 
     if (text := own_text(line)) is not None:
         print(printable(text), flush=True)
+    return text is not None
 
 
 def _end(outcome: Outcome, output_dir: str, crashes: Sequence[str] = ()) -> RunResult:

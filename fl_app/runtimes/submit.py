@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from fl_app.errors import InputError, RunError
 from fl_app.runtimes.connections import read_connection
 from fl_app.runtimes.flwr_command import Command, Flwr
 from fl_app.runtimes.signals import signals_unwind
+from fl_app.temporary import temporary_dir
 
 __all__ = ["Outcome", "Scalar", "interpret", "submit"]
 
@@ -131,7 +131,7 @@ def submit(
     with ExitStack() as stack:
         stack.enter_context(signals_unwind())
         # `flwr ls NAME` takes NAME for a path if there is an app at it: work where there is none.
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-submit-")))
+        scratch = stack.enter_context(temporary_dir())
         overrides = scratch / "run-config.toml"
         overrides.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
         flwr = stack.enter_context(Flwr(environment, scratch))

@@ -35,6 +35,7 @@ from fl_app.errors import InputError, RunError
 from fl_app.runtimes.connections import add_connection, remove_connection
 from fl_app.runtimes.processes import ProcessFamily
 from fl_app.runtimes.signals import signals_deferred, signals_unwind
+from fl_app.temporary import temporary_dir
 
 __all__ = ["PrivateSuperLink", "search_path"]
 
@@ -45,17 +46,41 @@ _RAY_SOCKET = len("/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasm
 _SOCKET_LIMIT = 103
 
 
-# What the console script does, once it is told to by a line; or it leaves with the process that
-# would have sent one.
+# What the console script does, once it is told to by a line. Where the process is gone that would
+# have sent one, or goes later, it ends the SuperLink, itself and all that they have started. So it
+# does where the run's process is killed, which Flower would miss after a minute only.
 _SUPEREXEC = """
-import os, sys
+import os, signal, sys, threading, time
 from importlib.metadata import distribution
+from fl_app.parent import when_parent_is_gone
+
+owner, superlink = map(int, sys.argv[1:3])
+
+def end():
+    from fl_app.runtimes.processes import end_all
+    end_all({superlink, os.getpid()})
+
+def look():
+    while True:
+        try:
+            run = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            break
+        except ChildProcessError:
+            time.sleep(0.5)
+    if run.si_code != os.CLD_EXITED:
+        print("the run's process was ended by", signal.Signals(run.si_status).name, flush=True)
+        end()
+
+when_parent_is_gone(owner, end)
+if hasattr(os, "waitid"):
+    threading.Thread(target=look, daemon=True).start()
 (command,) = distribution("flwr").entry_points.select(name="flower-superexec")
 flower_superexec = command.load()
-if sys.stdin.buffer.readline():
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.argv = sys.argv[1:]
-    flower_superexec()
+if not sys.stdin.buffer.readline():
+    end()
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+sys.argv = sys.argv[3:]
+flower_superexec()
 """
 
 
@@ -153,12 +178,17 @@ class PrivateSuperLink:
         """Return the last lines that the SuperLink and its SuperExec have printed."""
         return "\n".join(_read(self._log).splitlines()[-lines:])
 
+    def killed(self) -> str:
+        """Say in one line that somebody has killed the run's process; empty if nobody has."""
+        found = re.search(r"^the run's process was ended by \w+$", self.log_tail(), re.MULTILINE)
+        return found[0] if found else ""
+
     def __enter__(self) -> PrivateSuperLink:
         """Start it, wait until it answers and enter it in ``config.toml``."""
         with ExitStack() as stack:
             stack.enter_context(signals_unwind())
+            self._scratch = stack.enter_context(temporary_dir(_short_tmp()))
             stack.callback(self._clean)
-            self._scratch = Path(tempfile.mkdtemp(prefix="fl-", dir=_short_tmp()))
             self.flwr_home.mkdir(parents=True, exist_ok=True)
             self._start()
             if self._waits:
@@ -239,7 +269,8 @@ class PrivateSuperLink:
 
     def _spawn_superexec(self, port: int, superlink: int) -> subprocess.Popen[bytes]:
         """Let the SuperExec import what it needs; it then waits for a line, and ends with both."""
-        command = [sys.executable, "-c", _SUPEREXEC, "flower-superexec", "--insecure"]
+        command = [sys.executable, "-c", _SUPEREXEC, str(os.getpid()), str(superlink)]
+        command += ["flower-superexec", "--insecure"]
         command += ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(superlink)]
         if self.install_dependencies:
             command.append("--allow-runtime-dependency-installation")

@@ -29,7 +29,7 @@ from fl_app.tracking.metric_names import (
 from fl_app.tracking.records import Arrays, RoundRecord, RunEnd, RunStart
 from fl_app.tracking.round_texts import aggregation_text, client_rows
 
-__all__ = ["JournalTracker", "Recorder", "now_ms"]
+__all__ = ["JournalTracker", "Recorder", "keep_end", "now_ms"]
 
 _LOG = logging.getLogger("fl_app")
 
@@ -209,7 +209,7 @@ class JournalTracker:
         """Keep the end, with its models."""
         journal, self._journal = self._running(), None
         try:
-            journal.add_end(end, now_ms())
+            keep_end(journal, end, now_ms())
         finally:
             journal.mark_whole()
             journal.release()
@@ -218,6 +218,15 @@ class JournalTracker:
         if self._journal is None:
             raise FlAppError("this tracker was not started")
         return self._journal
+
+
+def keep_end(journal: Journal, end: RunEnd, end_ms: int) -> None:
+    """Keep a run's end, also where an interrupt comes in the midst of it, which is raised then."""
+    try:
+        journal.add_end(end, end_ms)
+    except KeyboardInterrupt:
+        journal.add_end(end, end_ms)
+        raise
 
 
 def now_ms() -> int:

@@ -109,24 +109,31 @@ class Trackers:
             guard(tracker.record, record)
 
     def finish(self, end: RunEnd) -> None:
-        """Finish each tracker."""
+        """Finish each tracker; an interrupt is raised when all know the end."""
         self._started = False
         self._each("finish", end)
 
     def _each(self, what: str, given: RunStart | RunEnd) -> None:
-        """Tell each tracker but those that could not start; then raise what a full disk said."""
-        full: DiskError | None = None
+        """Tell each tracker but those that could not start.
+
+        Then raise what a full disk said, or the interrupt that came meanwhile.
+        """
+        raised: DiskError | KeyboardInterrupt | None = None
         for guard, tracker in zip(self._guards, self.trackers, strict=True):
             if tracker in self._without:
                 continue
             try:
                 guard(getattr(tracker, what), given)
             except DiskError as error:
-                full = error
+                raised = raised or error
                 if what == "start":
                     self._without.append(tracker)
-        if full is not None:
-            raise full
+            except KeyboardInterrupt as error:
+                if what == "start":
+                    raise
+                raised = error
+        if raised is not None:
+            raise raised
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Tell each tracker that wants to know what happens between rounds."""

@@ -30,7 +30,7 @@ from fl_app.dashboard.view import PHASES
 from fl_app.stacking.strategy import PHASES as STACKING_PHASES
 from fl_app.tracking.journal_reader import JournalReader, pack
 from fl_app.tracking.mlflow.uri import run_url
-from tests.recorded import GONE, LIVING, NAME, Record, real_runs, round_line
+from tests.recorded import GONE, LIVING, NAME, UNSEEN, Record, real_runs, round_line
 
 
 def models(home: Path, name: str, server_round: int) -> dict[str, Any]:
@@ -162,6 +162,7 @@ CASES = {
     "was killed": ([("end", {"status": "KILLED", "error": "x"})], [0], None, LIVING, "killed"),
     "fell before the tracker": ([("end", {"status": "FAILED"})], [], None, LIVING, "failed"),
     "is gone": ([], [0, 1], None, GONE, "lost"),
+    "is of another container": ([], [0, 1], None, UNSEEN, "running"),
     "is gone with an end": ([("ending", {})], [0, 1], "FAILED", GONE, "failed"),
 }
 

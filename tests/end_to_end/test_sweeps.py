@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -27,8 +23,8 @@ from fl_app.report import find_finished, read_runs
 from fl_app.runtimes import RunResult
 from fl_app.tracking.mlflow.uri import default_uri
 
-from .support import ROOT, end_processes, free_port, processes_with
 from .support import command as fl_command
+from .support import free_port
 
 SMALL = ("dataset=wine", "num_clients=3", "num_server_rounds=3", "tracking.figures=false")
 Typed = Callable[..., int]
@@ -461,37 +457,6 @@ def test_a_signal_ends_a_sweep(
     assert typed("-m", "seed=0,1,2", *SMALL) == 143
     assert begun == [0]
     assert capsys.readouterr().err.startswith("fl-app: interrupted by SIGTERM")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_jobs_in_processes_end_with_their_sweep(tmp_path: Path, signum: signal.Signals) -> None:
-    """Both end KILLED, none of the others begins, and nothing runs on after 15 s."""
-    home = str(tmp_path / "home")
-    words = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=range(6)")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fl_app", *words, *SMALL, "num_server_rounds=100000"],
-        cwd=tmp_path,
-        env=os.environ | {"FL_APP_HOME": home, "PYTHONPATH": str(ROOT)},
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while len([*Path(home).glob("runs/*/journal.db-wal")]) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(2)
-        process.send_signal(signum)
-        process.wait(15)
-        assert process.returncode == (143 if signum == signal.SIGTERM else -signum)
-        deadline = time.monotonic() + 15
-        while processes_with("FL_APP_HOME", home):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    finally:
-        end_processes("FL_APP_HOME", home)
-    results = [json.loads(file.read_text()) for file in tmp_path.rglob("result.json")]
-    assert [result["status"] for result in results] == ["KILLED"] * 2
-    assert len([*Path(home).glob("runs/*")]) == 2
 
 
 def test_a_ray_cluster_that_is_not_there(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:

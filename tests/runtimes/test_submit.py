@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from fl_app.errors import InputError, RunError
 from fl_app.runtimes import submit as submit_module
+from fl_app.runtimes.processes import process_table
 from fl_app.runtimes.submit import Outcome, interpret, submit
 from fl_app.runtimes.superlink import PrivateSuperLink
 from tests.flower_apps import FakeFlwr, write_app
@@ -386,3 +388,34 @@ def test_a_real_superlink_that_dies_is_told(app: Path) -> None:
                 on_line=kill,
                 patience=0.0,
             )
+
+
+_OWNER = """
+import os, sys, time
+from pathlib import Path
+from fl_app.runtimes.flwr_command import Flwr
+
+flwr = Flwr(os.environ, Path(sys.argv[1]))
+flwr.prepare()
+flwr.new().tell(["run"])
+time.sleep(600)
+"""
+
+
+def test_a_killed_owner_leaves_no_command(tmp_path: Path) -> None:
+    """One that waits for its arguments ends with it, and so does one in the midst of a run."""
+    fake = FakeFlwr(tmp_path / "fake", [*NOTES, {"wait": "never"}], DONE)
+    with subprocess.Popen(
+        [sys.executable, "-c", _OWNER, str(tmp_path)], env=os.environ | fake.env
+    ) as owner:
+        deadline = time.monotonic() + 60
+        while not fake.calls("run"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        commands = {process for process in process_table() if process.parent == owner.pid}
+        assert len(commands) == 2
+        owner.kill()
+    left = {process.pid for process in commands}
+    while left & {process.pid for process in process_table() if not process.zombie}:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -233,12 +233,17 @@ def test_a_signal_leaves_nothing_behind(
     assert not files.exists()
 
 
-def test_a_superexec_does_not_wait_for_the_dead() -> None:
-    """Where its owner was killed before it said go, it leaves."""
-    command = [sys.executable, "-c", superlink._SUPEREXEC, "flower-superexec", "--insecure"]
-    command += ["--runtime-api-address", "127.0.0.1:1"]
-    done = subprocess.run(command, input=b"", capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+@pytest.mark.parametrize("owner", [os.getpid(), 1])
+def test_a_superexec_does_not_wait_for_the_dead(owner: int) -> None:
+    """Where its owner is gone before it said go, it ends the SuperLink and itself."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(command, start_new_session=True) as link:
+        command = [sys.executable, "-c", superlink._SUPEREXEC, str(owner), str(link.pid)]
+        done = subprocess.run(
+            command, input=b"", capture_output=True, check=False, start_new_session=True
+        )
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert (done.returncode, link.returncode) == (128 + signal.SIGKILL, -signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from fl_app.tracking import LoggedModel, RunEnd, RunStart
 from fl_app.tracking.files import read_npz, write_npz
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import JOURNAL, JournalReader, pack
+from fl_app.tracking.recorder import JournalTracker
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "coef": np.arange(6.0).reshape(2, 3),
@@ -396,6 +397,18 @@ def test_a_process_is_known_by_more_than_its_number() -> None:
     assert Process(own.host, ended.pid, own.started).is_gone()
 
 
+def test_a_process_of_another_container_is_hidden() -> None:
+    """Same machine and name, other PID namespace: its numbers are others; a new boot ends all."""
+    own = Process.current()
+    if not own.started:
+        pytest.skip("this system does not tell when a process began")
+    boot, space, tick = own.started.split("-")
+    assert Process(own.host, own.pid, f"{boot}-1{space}-{tick}").is_hidden()
+    for other in (own.started, f"{boot}-{space}-1{tick}", f"x{boot}-{space}-{tick}", "", "never"):
+        assert not Process(own.host, own.pid, other).is_hidden()
+    assert not Process(f"not-{own.host}", own.pid, f"{boot}-1{space}-{tick}").is_hidden()
+
+
 def test_a_zombie_is_gone() -> None:
     """A child that has ended is gone, although nobody asked for its status yet."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
@@ -530,3 +543,21 @@ def test_no_read_lasts(journal: Journal) -> None:
     assert sum(1 for _ in reader.rounds()) == reader.count_rounds() == 3000
     assert reader.last_sign_ms() == 1234
     assert max(spent) < 0.1
+
+
+def test_an_interrupt_costs_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while the end is written: it is kept all the same, and the interrupt is raised."""
+    tracker = JournalTracker(tmp_path, "a")
+    tracker.start(RunStart())
+    flush, calls = Journal.flush, list[int]()
+
+    def interrupted(self: Journal, *args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        flush(self, *args, **kwargs)
+
+    monkeypatch.setattr(Journal, "flush", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tracker.finish(RunEnd("FINISHED"))
+    assert JournalReader(tmp_path / "runs" / "a").end["status"] == "FINISHED"

@@ -691,6 +691,19 @@ def test_several_records_of_a_kind_are_all_recorded(caplog: pytest.LogCaptureFix
     ]
 
 
+def test_an_interrupt_waits_until_all_know_the_end() -> None:
+    """What one tracker is busy with when it comes keeps the end from no other."""
+
+    class Interrupted(Recorder):
+        def finish(self, end: RunEnd) -> None:
+            raise KeyboardInterrupt
+
+    after, end = Recorder(), RunEnd("FINISHED")
+    with pytest.raises(KeyboardInterrupt):
+        Trackers(Interrupted(), after).finish(end)
+    assert after.ends == [end]
+
+
 def test_only_strategies_can_be_tracked() -> None:
     """Anything else is refused with its type, and a strategy of Flower's older API as such."""
     with pytest.raises(TypeError, match=r"of flwr\.serverapp\.strategy, got builtins\.str$"):

@@ -7,8 +7,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fl_app.outputs import outputs_may_fail
+from fl_app.parent import when_parent_is_gone
 from fl_app.seeding import one_thread
 
 __all__ = ["Handler", "can_have_workers", "error_text", "work"]
@@ -24,7 +23,6 @@ __all__ = ["Handler", "can_have_workers", "error_text", "work"]
 Handler = Callable[[Any], Any]
 Logged = list[tuple[str, int, str]]
 
-PARENT_SECONDS = 0.5
 _is_worker = False
 
 
@@ -37,7 +35,8 @@ def work(pipe: Connection, made: bytes, levels: Mapping[str, int], parent: int) 
     """Do one call after the other until the pipe ends, and this process with it."""
     _leave_interrupts_to_the_parent()
     _lead()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    # In the midst of a call too; and where a fork of the parent holds the pipe, it does not end.
+    when_parent_is_gone(parent, _end)
     with suppress(EOFError, OSError):
         try:
             handler = pickle.loads(made)()
@@ -75,16 +74,6 @@ def _answer(handler: Handler, request: bytes, log: _Log) -> bytes:
         return pickle.dumps(("error", error_text(error), log.records))
     finally:
         log.records = []
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent has, also in the midst of a call.
-
-    Nor does the pipe end where a fork of the parent holds it.
-    """
-    while os.getppid() == parent:
-        time.sleep(PARENT_SECONDS)
-    _end()
 
 
 def _lead() -> None:

@@ -15,7 +15,8 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from fl_app.errors import RunError
-from fl_app.grid.workers.child import PARENT_SECONDS, error_text, work
+from fl_app.grid.workers.child import error_text, work
+from fl_app.parent import LOOK_SECONDS
 
 __all__ = ["Worker", "WorkerDiedError", "WorkerError"]
 
@@ -129,7 +130,7 @@ class Worker:
         """Wait until the process has ended, and make sure of it."""
         deadline = time.monotonic() + _LEAVE_SECONDS
         while self._process.is_alive() and time.monotonic() < deadline:
-            wait([self.sentinel], PARENT_SECONDS / 10)  # which others may hold
+            wait([self.sentinel], LOOK_SECONDS / 10)  # which others may hold
         if self._process.is_alive():
             # Windows knows no SIGKILL: there `terminate` cannot be refused.
             os.kill(self._process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))

@@ -40,7 +40,7 @@ from fl_app.tracking.mlflow.uri import (
     sqlite_path,
     ui_command,
 )
-from fl_app.tracking.recorder import Recorder, now_ms
+from fl_app.tracking.recorder import Recorder, keep_end, now_ms
 from fl_app.tracking.records import RoundRecord, RunEnd, RunStart
 
 __all__ = ["MlflowTracker", "replay"]
@@ -235,19 +235,22 @@ class MlflowTracker:
             If there is no room for the end: then the run has failed, which MLflow is told.
         """
         journal, sender = self._running(), self._sender
-        end_ms = now_ms()
+        end_ms, hasty = now_ms(), end.status == "KILLED"
         try:
-            journal.add_end(end, end_ms)
+            keep_end(journal, end, end_ms)
         except DiskError as error:
             if end.status == "FINISHED":
                 end = replace(end, status="FAILED", error=str(error))
+            raise
+        except KeyboardInterrupt:
+            hasty = True
             raise
         finally:
             self._journal = None
             if sender is not None and sender.is_alive():
                 sender.finish({"status": end.status, "error": end.error, "end_ms": end_ms})
                 try:
-                    self._wait_for(sender, end.status == "KILLED")
+                    self._wait_for(sender, hasty)
                 except KeyboardInterrupt:
                     self._wait_for(sender, True)
                     raise
