@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 BROWSER := .venv/.browser
 XGBOOST := .venv/.xgboost
+SERVERS := .venv/.servers
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
@@ -40,8 +41,15 @@ $(XGBOOST): $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt xgboost
 	@touch $@
 
+# The same for PostgreSQL's driver and MLflow's passwords; PostgreSQL itself is the system's.
+$(SERVERS): $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+		--editable '.[servers]' \
+		|| $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[servers]'
+	@touch $@
+
 # Two at a time: they wait for servers more than they compute, and Flower's own limits are seconds.
-test-slow: $(BROWSER) $(XGBOOST)  ## what starts Ray, servers, a browser or many processes
+test-slow: $(BROWSER) $(XGBOOST) $(SERVERS)  ## what starts Ray, servers, a browser or many processes
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --ignore tests/end_to_end/test_pages.py
 	$(BIN)/python -m pytest -m slow -n 2 --dist load tests/end_to_end/test_pages.py
 

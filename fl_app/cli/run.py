@@ -1,7 +1,8 @@
 """``fl-app``: one run, or a multirun, from a Hydra command line.
 
 Exit status: 0 done, 1 the run failed, 2 bad input (one line, no traceback), 130 interrupted, 143
-ended by SIGTERM, 129 by SIGHUP.
+ended by SIGTERM, 129 by SIGHUP. A run that was over when the signal came, while MLflow still got
+the rest, is done.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from fl_app.config.schema import Config, objective_of
 from fl_app.config.sweep import check_sweep, heeded, unescaped
 from fl_app.errors import FlAppError, SignalInterrupt, masked, one_line, printable
 from fl_app.outputs import outputs_may_fail
-from fl_app.runtimes.signals import raise_if_interrupted, signals_interrupt
+from fl_app.runtimes.signals import forget_interrupt, raise_if_interrupted, signals_interrupt
 
 if TYPE_CHECKING:
     from fl_app.runtimes import RunResult
@@ -87,10 +88,13 @@ def _job(composed: DictConfig) -> float | None:
         if earlier := finished_before(config):
             print(printable(f"{earlier.title}: skipped, finished as run {earlier.run_id}"))
             return earlier.metrics.get(objective_of(config))
-        return _run(config).metrics.get(objective_of(config))
+        result = _run(config)
     except FlAppError as error:
         _failures.append(error)
         return None
+    if why := forget_interrupt():
+        print(printable(f"fl-app: {why}; the run was over and is whole"), file=sys.stderr)
+    return result.metrics.get(objective_of(config))
 
 
 def _job_of_sweep(composed: DictConfig) -> float | None:

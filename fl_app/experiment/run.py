@@ -127,6 +127,8 @@ class Run:
         self.predictor: Predictor | None = None
         self.private: Private | None = None
         self.ending = Ending()
+        self.console.at_end = self._say_last
+        self._is_told = self._has_link = False
         self.test_rows: tuple[NDArray[Any], NDArray[Any]] | None = None
         runtime = config.runtime
         self.reply_timeout = (
@@ -160,7 +162,12 @@ class Run:
                 status = self.resumed.status  # refused: it is what it was
             self._finish(RunEnd(status, error=one_line(error)), time.monotonic() - begin)
             raise
-        self._finish(end, seconds)
+        try:
+            self._finish(end, seconds)
+        except KeyboardInterrupt:
+            if not self._is_told:  # then it ends as it was: whole
+                self._finish(end, seconds)
+            raise
 
     def _recall(self, resumed: Resumed) -> None:
         """Learn what is known of the rounds of a run that goes on."""
@@ -342,6 +349,7 @@ class Run:
         if failure and end.status == "FINISHED":
             lost = FlAppError(failure)
             end = replace(end, status="FAILED", error=failure, models=[])
+        self._is_told = True
         try:
             self.trackers.finish(end)
         except DiskError as error:
@@ -360,7 +368,8 @@ class Run:
             raise lost
         if self.private is not None and not self.console.brief:
             self.console.say(self.private.statement())
-        self._say_where()
+        if not self._has_link:  # MLflow was not there before
+            self._say_where()
         if end.status != "FINISHED" and DIVERGED not in end.error and not self.console.brief:
             self._say_how_to_go_on()
 
@@ -385,11 +394,16 @@ class Run:
             return {}
         return {FINAL_LOSSES: bytes(npz_bytes(predictor.row_losses(last.arrays, *rows)))}
 
+    def _say_last(self) -> None:
+        if self.private is not None:
+            self.console.say(self.private.statement())
+        self._say_where()
+
     def _say_where(self) -> None:
-        if self.mlflow is None or self.console.brief:
+        if self.mlflow is None or not self.mlflow.url or self.console.brief:
             return
-        if self.mlflow.url:
-            self.console.say(f"MLflow run: {self.mlflow.url}")
+        self._has_link = True
+        self.console.say(f"MLflow run: {self.mlflow.url}")
         if self.mlflow.ui_command:
             self.console.say("open the MLflow UI first: fl-kit ui, which runs")
             self.console.say(f"  {self.mlflow.ui_command}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fl_app.config.run_request import RunRequest
-from fl_app.runtimes.result import RunResult, result_written
+from fl_app.runtimes.result import RunResult, read_result, result_written
 
 __all__ = ["RunResult", "run"]
 
@@ -31,8 +31,10 @@ def run(request: RunRequest) -> RunResult:
         from fl_app.experiment.resuming import same_run
 
         request = same_run(request, elsewhere=request.config.runtime.name == "deployment")
-    with result_written(request.config.output_dir or ""):
-        return _run(request)
+    folder, ended = request.config.output_dir or "", list[RunResult]()
+    with result_written(folder):
+        ended.append(_run(request))
+    return ended[0] if ended else read_result(folder)
 
 
 def _run(request: RunRequest) -> RunResult:

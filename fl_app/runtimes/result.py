@@ -118,7 +118,8 @@ def end_of(error: BaseException) -> tuple[str, str]:
 def result_written(output_dir: str) -> Iterator[None]:
     """Write ``result.json`` of a run that ends with an exception before it wrote one.
 
-    For a mistake of the user's nothing is written: nothing ran.
+    For a mistake of the user's nothing is written: nothing ran. An interrupt that comes when the
+    run has finished, while MLflow still gets the rest, ends the block only.
 
     Parameters
     ----------
@@ -132,13 +133,22 @@ def result_written(output_dir: str) -> Iterator[None]:
     except InputError:
         raise
     except BaseException as error:
-        if _version(path) in (before, None):
+        is_new = _version(path) not in (before, None)
+        if is_new and isinstance(error, KeyboardInterrupt) and _is_finished(output_dir):
+            return
+        if not is_new:
             status, reason = end_of(error)
             result = RunResult(None, status, {}, None, round(time.monotonic() - begin, 3), reason)
             with suppress(OSError):  # the error is what has to be said
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_result(output_dir, vars(result))
         raise
+
+
+def _is_finished(output_dir: str) -> bool:
+    with suppress(RunError):
+        return read_result(output_dir).status == "FINISHED"
+    return False
 
 
 def _version(path: Path) -> tuple[int, int] | None:

@@ -14,7 +14,13 @@ from typing import Any
 
 from fl_app.errors import SignalInterrupt
 
-__all__ = ["raise_if_interrupted", "signals_deferred", "signals_interrupt", "signals_unwind"]
+__all__ = [
+    "forget_interrupt",
+    "raise_if_interrupted",
+    "signals_deferred",
+    "signals_interrupt",
+    "signals_unwind",
+]
 
 _TWICE_SECONDS = 0.5
 _AT_ONCE_SECONDS = 1.0
@@ -101,6 +107,19 @@ def raise_if_interrupted() -> None:
     """
     if _interrupted:
         raise SignalInterrupt(_interrupted[0])
+
+
+def forget_interrupt() -> str:
+    """Forget the interrupt that has come inside :func:`signals_interrupt`, and say which it was.
+
+    Returns
+    -------
+    str
+        "" if there was none.
+    """
+    came = [*_interrupted]
+    _interrupted.clear()
+    return str(SignalInterrupt(came[0])) if came else ""
 
 
 def _after(seconds: float, call: Any, *args: int) -> threading.Timer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Timer
 from typing import IO, cast
@@ -61,6 +61,7 @@ class ConsoleTracker:
 
     def __init__(self, prefix: str = "", console: Console | None = None) -> None:
         self.prefix, self.brief = prefix, False
+        self.at_end: Callable[[], None] = lambda: None
         self._name = ""
         self._plain = bool(prefix)
         self.console = console or Console(
@@ -107,7 +108,7 @@ class ConsoleTracker:
             self._progress.advance(self._progress.task_ids[0])
 
     def finish(self, end: RunEnd) -> None:
-        """Print the closing table."""
+        """Print the closing table, and what :attr:`at_end` has to say."""
         if self._progress is not None:
             self._progress.stop()
         if self.brief:
@@ -119,6 +120,7 @@ class ConsoleTracker:
         if self._last is not None:
             self._print(_closing(self._last))
             self._print_note(self._last)
+        self.at_end()
 
     def go_on(self, last: RoundRecord) -> None:
         """Say that the run goes on after a round."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fl_app.tracking.records import Arrays
 
-__all__ = ["npz_bytes", "plain", "read_npz", "sync_dir", "write_npz"]
+__all__ = ["is_whole_npz", "npz_bytes", "plain", "read_npz", "sync_dir", "write_npz"]
 
 
 def write_npz(path: Path, arrays: Arrays, sync: bool = True) -> None:
@@ -85,6 +85,15 @@ def read_npz(path: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
     opened = path.open("rb") if isinstance(path, Path) else path
     with opened as file, np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def is_whole_npz(path: Path) -> bool:
+    """Return whether a file is there and every byte of its arrays as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def sync_dir(path: Path) -> None:

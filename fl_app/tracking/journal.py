@@ -547,8 +547,8 @@ class Journal(JournalReader):
         self._tend()
         start = {**self.start, "process": asdict(Process.current())}
         self.flush([("DELETE FROM facts WHERE key = 'end'", ()), _put_fact("start", start)], True)
-        fresh = {"ended": True, "models": {}, "registered": False, "whole": False}
-        self.mark_sent({**self.sent, **fresh})
+        fresh = {"ended": True, "told": False, "models": {}, "model": {}, "registered": False}
+        self.mark_sent({**self.sent, **fresh, "whole": False})
 
     def mark_whole(self) -> None:
         """Say that all of it was sent, or that there is nowhere to send it."""

@@ -16,12 +16,13 @@ from typing import Any
 from fl_app.tracking.files import plain, read_npz
 from fl_app.tracking.records import Arrays
 
-__all__ = ["JOURNAL", "UNREADABLE", "JournalReader", "pack", "unpack"]
+__all__ = ["BROKEN", "JOURNAL", "UNREADABLE", "JournalReader", "pack", "unpack"]
 
 JOURNAL = "journal.db"
 """Name of the file in a run's folder."""
-_BROKEN = (ValueError, TypeError, RecursionError, EOFError, zlib.error, zipfile.BadZipFile)
-UNREADABLE = (OSError, sqlite3.Error, *_BROKEN)
+BROKEN = (ValueError, TypeError, RecursionError, EOFError, zlib.error, zipfile.BadZipFile)
+"""What reading one damaged row raises."""
+UNREADABLE = (OSError, sqlite3.Error, *BROKEN)
 """What reading raises where there is no journal, or a damaged one."""
 _READ_SECONDS = 1.0
 _PAGE = 200  # rows of a read: none takes long
@@ -49,10 +50,16 @@ class JournalReader:
     -----
     Every method raises one of :data:`UNREADABLE` where there is no journal, or where it is damaged.
     Damaged rows of rounds, notes and events are left out.
+
+    Attributes
+    ----------
+    damaged : set of str
+        The rows that were left out, as ``rounds 3``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.damaged: set[str] = set()
         self._reading: sqlite3.Connection | None = None
 
     def __eq__(self, other: object) -> bool:
@@ -105,8 +112,13 @@ class JournalReader:
 
     @property
     def sent(self) -> dict[str, Any]:
-        """What :meth:`Journal.mark_sent` kept; empty at first."""
-        return self.fact("sent")
+        """What :meth:`Journal.mark_sent` kept; empty at first.
+
+        Also where that is damaged: to send all again changes nothing.
+        """
+        with contextlib.suppress(*BROKEN):
+            return self.fact("sent")
+        return {}
 
     @property
     def end(self) -> dict[str, Any]:
@@ -151,10 +163,32 @@ class JournalReader:
 
     def _each(self, table: str, after: int) -> Iterator[tuple[dict[str, Any], int]]:
         query = f"SELECT content, id FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE}"
-        while rows := self._rows(query, after):
+        while rows := self._readable(query, table, after):
             for content, after in rows:
-                with contextlib.suppress(*_BROKEN):
-                    yield unpack(content), after
+                try:
+                    unpacked = unpack(content)
+                except BROKEN:
+                    self.damaged.add(f"{table} {after}")
+                else:
+                    yield unpacked, after
+
+    def _readable(self, query: str, table: str, after: int) -> list[tuple[Any, ...]]:
+        """Return rows; where a page of the file is damaged one by one, b"" for what was there."""
+        try:
+            return self._rows(query, after)
+        except sqlite3.OperationalError:  # not now
+            raise
+        except sqlite3.DatabaseError:
+            ((last,),) = self._rows(f"SELECT MAX(id) FROM {table}")
+        rows: list[tuple[Any, ...]] = []
+        for number in range(after + 1, min(last, after + _PAGE) + 1):
+            try:
+                rows += self._rows(f"SELECT content, id FROM {table} WHERE id = ?", number)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                rows.append((b"", number))
+        return rows
 
     def kept(self, kind: str) -> list[int]:
         """Return the rounds of which there are arrays of a kind, in order."""

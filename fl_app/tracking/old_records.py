@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from fl_app.errors import one_line
-from fl_app.tracking.files import read_npz
+from fl_app.tracking.files import is_whole_npz, read_npz
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import JOURNAL
 
 __all__ = ["convert_spools"]
+
+_LOG = logging.getLogger("fl_app")
 
 
 def convert_spools(home: Path) -> dict[str, str]:
@@ -70,13 +74,14 @@ def _convert(home: Path, spool: Path) -> None:
                     journal.add_note(content["tags"], content["texts"])
                     continue
                 file = spool / "weights" / f"round_{content['server_round']:04d}.npz"
-                journal.add_round(content, **({"weights": read_npz(file)} if file.exists() else {}))
+                arrays = _read(file)
+                journal.add_round(content, **({} if arrays is None else {"weights": arrays}))
             sent |= {kind: done} if kind in sent else {}
         for model in facts["end"].get("models", []):
             path = spool / "models" / model["name"]
             model["spec"] = _json(path.with_suffix(".json"))
-            arrays = read_npz(path.with_suffix(".npz"))
-            journal.keep_arrays(f"model/{model['name']}", model["server_round"], arrays)
+            if (arrays := _read(path.with_suffix(".npz"))) is not None:
+                journal.keep_arrays(f"model/{model['name']}", model["server_round"], arrays)
         files = [path for path in (spool / "files").rglob("*") if path.is_file()]
         names = {path.relative_to(spool / "files").as_posix(): path for path in files}
         journal.restore(
@@ -85,6 +90,15 @@ def _convert(home: Path, spool: Path) -> None:
         )
     finally:
         journal.release()
+
+
+def _read(file: Path) -> dict[str, NDArray[Any]] | None:
+    """Return arrays; None where there are none, or, with a line, where they are damaged."""
+    if is_whole_npz(file):
+        return read_npz(file)
+    if file.exists():
+        _LOG.warning("%s is damaged: MLflow gets the rest of its run", file)
+    return None
 
 
 def _json(path: Path) -> dict[str, Any]:

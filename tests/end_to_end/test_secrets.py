@@ -6,12 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.request import urlopen
 
 import pytest
 
@@ -22,6 +20,7 @@ from fl_app.tracking import replay
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_reader import JOURNAL, JournalReader
 from fl_app.tracking.mlflow.uri import run_url
+from tests.servers import mlflow_server
 
 from .support import ROOT, command, free_port
 
@@ -203,29 +202,11 @@ def test_the_link_to_a_run_has_no_user() -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run MLflow's server; yield its HOST:PORT. It takes any password."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    words = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    words += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    words += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(words, env=environment, cwd=folder, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                assert process.poll() is None
-                time.sleep(0.2)
+    folder = tmp_path_factory.mktemp("server")
+    with mlflow_server(folder) as port:
         yield f"127.0.0.1:{port}"
         # What the server has of all runs: params, artifacts, its own log.
         assert found(folder) == []
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_app.cli.run import main
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.errors import InputError, SignalInterrupt
@@ -25,12 +27,13 @@ from fl_app.runtimes.signals import (
     signals_interrupt,
     signals_unwind,
 )
+from fl_app.tracking import replay
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 
 ENDLESS = ["num_server_rounds=100000", "num_clients=4", "dataset=wine", "fraction_evaluate=0"]
 
 
-def until(true: Callable[[], bool], seconds: float = 240) -> None:
+def until(true: Callable[[], object], seconds: float = 240) -> None:
     """Wait for something."""
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
@@ -212,6 +215,47 @@ def test_a_run_ends_as_killed(
     if tracking == "mlflow":
         found = MlflowClient(f"sqlite:///{home}/mlflow.db").get_run(result["run_id"])
         assert found.info.status == "KILLED"
+
+
+@pytest.mark.parametrize("moment", ["before", "sending"])
+def test_a_run_that_is_over_when_the_signal_comes_is_whole(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its training is done: all say FINISHED, the exit status too; what waits is said and sent."""
+    from mlflow import MlflowClient
+
+    home = Path(os.environ["FL_APP_HOME"])
+
+    places = {
+        "before": "fl_app.experiment.run.kept_result",  # anybody knows of the end
+        "sending": "fl_app.tracking.mlflow.upload.Upload._send_models",
+    }
+
+    def interrupt(*_: object, **__: object) -> None:
+        patched.undo()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    patched = pytest.MonkeyPatch()
+    patched.setattr(places[moment], interrupt)
+    monkeypatch.chdir(tmp_path)
+    words = ["dataset=wine", "num_clients=3", "num_server_rounds=2", f"output_dir={tmp_path}/out"]
+    monkeypatch.setattr(sys, "argv", ["fl-app", *words])
+    main()  # and leaves with 0
+    said = capsys.readouterr()
+    assert said.err.startswith("fl-app: interrupted by SIGTERM")
+    assert "the run was over and is whole" in said.err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["status"] == "FINISHED"
+    (folder,) = (home / "runs").iterdir()
+    assert JournalReader(folder).end["status"] == "FINISHED"
+    store = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    assert store.get_run(result["run_id"]).info.status == "FINISHED"
+    if moment == "sending":
+        last = said.out.splitlines()[-1]
+        assert "(model final, model best): it waits in" in last
+        assert "fl-kit sync" in last
+        until(lambda: replay(home) and not (folder / "lock").exists())
 
 
 def test_bad_input_leaves_an_old_result(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -54,6 +53,7 @@ from fl_app.tracking.journal import Journal
 from fl_app.tracking.mlflow.backend import MlflowStore
 from fl_app.tracking.mlflow.upload import Run
 from fl_app.tracking.mlflow.uri import masked, sqlite_path
+from tests.end_to_end.support import free_port
 
 NUM_CLIENTS, NUM_ROUNDS = 3, 3
 
@@ -438,6 +438,31 @@ def test_models_belong_to_their_run(logged: MlflowTracker, client: MlflowClient)
         assert {m.key: m.value for m in found.metrics} == {"server/mse": 1 / (output.step + 3)}
 
 
+def test_a_run_that_goes_on_has_one_model_of_each_name(
+    logged: MlflowTracker, client: MlflowClient, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its last end, and of the registered ones the version of its best."""
+    run_id = logged.run_id
+    for last in (3, 4):
+        logged.start(RunStart(continues=True))
+        logged.record(record(last))
+        logged.finish(RunEnd("FINISHED", models=[model("final", last), model("best", 1)]))
+    assert logged.run_id == run_id
+    assert run_id is not None
+    where = f"source_run_id = '{run_id}'"
+    found = client.search_logged_models([experiment_of(logged, client)], where)
+    steps = {o.model_id: o.step for o in client.get_run(run_id).outputs.model_outputs}
+    assert {m.name: steps[m.model_id] for m in found} == {"final": 4, "best": 1}
+    assert len(found) == 2
+    assert [str(m.status) for m in found] == ["READY"] * 2
+    (version,) = client.search_model_versions(f"name = 'served' AND run_id = '{run_id}'")
+    assert version.source == next(m.artifact_location for m in found if m.name == "best")
+    assert client.get_model_version_by_alias("served", "champion").version == version.version
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", uri)
+    assert len(mlflow.pyfunc.load_model(f"runs:/{run_id}/final").predict(RAW)) == len(RAW)
+
+
 def test_the_best_model_is_registered(logged: MlflowTracker, client: MlflowClient) -> None:
     """The champion is the best model; an older run that is sent later does not depose it."""
     champion = client.get_model_version_by_alias("served", "champion")
@@ -631,13 +656,6 @@ def test_a_deleted_experiment_is_restored(uri: str, client: MlflowClient, tmp_pa
     assert replayed(client, "restored").info.run_id == tracker.run_id
 
 
-def closed_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_server_that_is_down_costs_a_line(
     uri: str,
     client: MlflowClient,
@@ -647,7 +665,7 @@ def test_a_server_that_is_down_costs_a_line(
 ) -> None:
     """Training goes on with the same result, and all rounds reach the store that is there later."""
     down, seen = (
-        MlflowTracker(f"http://127.0.0.1:{closed_port()}", "down", home=tmp_path),
+        MlflowTracker(f"http://127.0.0.1:{free_port()}", "down", home=tmp_path),
         Recorder(),
     )
     partitions = {node: k for k, node in enumerate(grid.get_node_ids())}
@@ -873,61 +891,13 @@ def test_a_killed_run_loses_no_round(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 40
 
 
-@pytest.mark.slow
-def test_a_server_that_comes_late_gets_everything(tmp_path: Path) -> None:
-    """A run against a real server that is not there yet is complete after the next start."""
-    port = closed_port()
-    home, store = tmp_path / "home", tmp_path / "store"
-    store.mkdir()
-    uri = f"http://127.0.0.1:{port}"
-    for name in ("early", "late"):
-        if name == "late":
-            server = _server(store, port)
-        tracker = MlflowTracker(uri, name, home=home)
-        tracker.start(RunStart(name, {"empty": ""}))
-        for r in range(3):
-            tracker.record(record(r))
-        tracker.finish(RunEnd("FINISHED", models=[model("final", 2)]))
-    try:
-        client = MlflowClient(uri)
-        for name in ("early", "late"):
-            found = replayed(client, name)
-            assert found.info.status == "FINISHED"
-            assert set(history(client, found.info.run_id, "server/mse")) == {0, 1, 2}
-            assert len(client.list_artifacts(found.info.run_id, "weights")) == 3
-        assert Journal.pending(home) == []
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _server(store: Path, port: int) -> subprocess.Popen[bytes]:
-    """Start MLflow's server and wait until it answers."""
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{store}/mlflow.db"]
-    command += ["--artifacts-destination", str(store / "artifacts")]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
-    with (store / "log").open("wb") as log:
-        server = subprocess.Popen(command, env=quiet, cwd=store, stdout=log, stderr=log)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            MlflowStore(f"http://127.0.0.1:{port}", store).connect()
-        except Exception:
-            time.sleep(0.5)
-        else:
-            return server
-    server.kill()
-    raise AssertionError((store / "log").read_text()[-2000:])
-
-
 LOAD = """
 import sys
 import mlflow, numpy as np, pandas as pd
 
 class NoFlApp:
     def find_spec(self, name, path=None, target=None):
-        if name == "fl_app" and not any(p.endswith("code") for p in sys.path):
+        if name == "fl_app" and not any(p.endswith("fl_app.zip") for p in sys.path):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, NoFlApp())

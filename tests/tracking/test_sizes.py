@@ -60,9 +60,6 @@ def test_a_run_of_a_sweep_is_small(home: Path, tmp_path: Path) -> None:
         done(tmp_path / str(seed), f"seed={seed}")
     each = (on_disk(home) - first) / 3
     assert first + 199 * each < 300e6
-    models = [*home.glob("artifacts/**/serving.py")]
-    assert len(models) == 8
-    assert len({model.stat().st_ino for model in models}) == 1
 
 
 @pytest.mark.slow

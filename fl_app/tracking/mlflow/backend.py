@@ -23,6 +23,7 @@ import sqlite3
 import tempfile
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,6 @@ from filelock import FileLock
 
 from fl_app.home import Process
 from fl_app.tracking.liveness import liveness
-from fl_app.tracking.mlflow.shared_code import shared
 from fl_app.tracking.mlflow.upload import Metric, Run
 from fl_app.tracking.mlflow.uri import is_http, sqlite_path, sqlite_uri
 
@@ -40,6 +40,8 @@ __all__ = ["MlflowStore", "load_mlflow", "no_progress_bars", "quiet"]
 
 _LOG = logging.getLogger("fl_app")
 _SPOOL_TAG, _PROCESS_TAG = "fl_app.spool", "fl_app.process"
+_DATABASE_SECONDS = 5
+_ROUND_TAG = "fl_app.server_round"
 _SERVED = (
     "__init__.py",
     "errors.py",
@@ -51,7 +53,6 @@ _SERVED = (
     "data",
     "models",
 )
-_UNSERVED = ("__pycache__", "*.pyc", "*.json", "*.md")
 _MODEL_FILES = {"arrays": "arrays.npz", "spec": "spec.json"}
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "scikit-learn", "threadpoolctl")
 
@@ -69,7 +70,7 @@ class MlflowStore:
 
     def __init__(self, uri: str, home: Path) -> None:
         self.uri, self.home = uri, home
-        self.heard: Callable[[], None] = lambda: None
+        self._is_reached = is_http(uri) or sqlite_path(uri) is not None
 
     def connect(self) -> None:
         """Make sure that the server answers; a SQLite file is made where there is none."""
@@ -80,8 +81,11 @@ class MlflowStore:
         path = sqlite_path(self.uri)
         if path is not None:
             _prepare_sqlite(path)
+        if not self._is_reached:
+            _ask_database(self.uri)
+            self._is_reached = True
         # Clients are cheap, and MLflow keeps the connection of a URI.
-        return _Told(load_mlflow().MlflowClient(self.uri), self.heard)
+        return load_mlflow().MlflowClient(self.uri)
 
     def find_run(self, target: Mapping[str, Any], name: str) -> Run | None:
         """Return the run that was made for a journal."""
@@ -108,6 +112,15 @@ class MlflowStore:
             experiment_id, start["start_ms"], tags, start["run"]["name"] or None
         )
         return Run(run.info.run_id, experiment_id)
+
+    def keep_one(self, run: Run, name: str) -> None:
+        """Delete the other runs that were made for a journal; MLflow's client repeats requests."""
+        if not is_http(self.uri):
+            return
+        client = self._client
+        for other in client.search_runs([run.experiment_id], f"tags.`{_SPOOL_TAG}` = '{name}'"):
+            if other.info.run_id != run.run_id:
+                client.delete_run(other.info.run_id)
 
     def experiment_id(self, name: str) -> str:
         """Return the id of an experiment, made where it is not there."""
@@ -208,25 +221,44 @@ class MlflowStore:
         known: Mapping[str, Any],
         keep: Callable[[Mapping[str, Any]], None],
     ) -> str:
-        """Add a model that predicts from raw rows; one that is there already is left alone.
+        """Add a model that predicts from raw rows; that of the same round is left alone.
 
         `known` and `keep` hold its id and the files of it that were sent. Temporary files, MLflow's
         too, are in the folder around `files`.
         """
         client, entities = self._client, load_mlflow().entities
-        where, model = f"name = '{name}' AND source_run_id = '{run.run_id}'", None
+        where = f"name = '{name}' AND source_run_id = '{run.run_id}'"
+        model = None
         for old in client.search_logged_models([run.experiment_id], where):
-            if str(old.status) == "READY":
-                return str(old.model_id)
-            if old.model_id == known.get("model_id"):
+            is_ready = str(old.status) == "READY" and old.tags.get(_ROUND_TAG) == str(step)
+            if is_ready or old.model_id == known.get("model_id"):
                 model = old
-            else:
-                client.delete_logged_model(old.model_id)
         if model is None:
-            model = client.create_logged_model(run.experiment_id, name, run.run_id)
+            model = client.create_logged_model(
+                run.experiment_id, name, run.run_id, tags={_ROUND_TAG: str(step)}
+            )
             client.log_outputs(run.run_id, [entities.LoggedModelOutput(model.model_id, step)])
             known = {"model_id": model.model_id, "files": []}
             keep(known)
+        if str(model.status) != "READY":
+            self._fill_model(run, model, files, metrics, known, keep)
+        # Of rounds before, where the run goes on; and what requests made whose answers were lost.
+        for old in client.search_logged_models([run.experiment_id], where):
+            if old.model_id != model.model_id:
+                client.delete_logged_model(old.model_id)
+        return str(model.model_id)
+
+    def _fill_model(
+        self,
+        run: Run,
+        model: Any,
+        files: Path,
+        metrics: Sequence[Metric],
+        known: Mapping[str, Any],
+        keep: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        """Send a model's files, from where an earlier try stopped, and its metrics."""
+        client, entities = self._client, load_mlflow().entities
         with tempfile.TemporaryDirectory(dir=files.parent) as folder, no_progress_bars():
             root = Path(folder, "model")
             with _temporary_files_in(files.parent):
@@ -235,9 +267,7 @@ class MlflowStore:
                 path, done = file.relative_to(root).as_posix(), known["files"]
                 if path not in done:
                     place = path.rpartition("/")[0] or None
-                    location = model.artifact_location if path.startswith("code/") else ""
-                    if not shared(file, location, path, self.home):
-                        client.log_model_artifact(model.model_id, str(file), place)
+                    client.log_model_artifact(model.model_id, str(file), place)
                     known = {**known, "files": [*done, path]}
                     keep(known)
         own = [
@@ -248,7 +278,6 @@ class MlflowStore:
         for chunk in _chunks(own, 1000):
             client.log_batch(run.run_id, metrics=chunk, synchronous=True)
         client.finalize_logged_model(model.model_id, "READY")
-        return str(model.model_id)
 
     def register(self, run: Run, model_id: str, name: str) -> None:
         """Register a model as a new version, the champion unless a younger run is that already."""
@@ -257,19 +286,20 @@ class MlflowStore:
             client.create_registered_model(name)
         # A source "models:/<id>" would be looked up in the server of MLflow's globals.
         source = client.get_logged_model(model_id).artifact_location
-        found = client.search_model_versions(f"name = '{name}' AND run_id = '{run.run_id}'")
-        versions = [v.version for v in found if v.source == source]
-        if not versions:
-            made = client.create_model_version(
+        where = f"name = '{name}' AND run_id = '{run.run_id}'"
+        if all(v.source != source for v in client.search_model_versions(where)):
+            client.create_model_version(
                 name, source, run.run_id, model_id=model_id, await_creation_for=0
             )
-            versions = [made.version]
+        found = client.search_model_versions(where)
+        version = min((v.version for v in found if v.source == source), key=int)
         champion = client.get_registered_model(name).aliases.get("champion")
-        if champion is not None:
-            reigning = client.get_model_version(name, champion).run_id
-            if self._start_ms(reigning) > self._start_ms(run.run_id):
-                return
-        client.set_registered_model_alias(name, "champion", versions[0])
+        reigning = None if champion is None else client.get_model_version(name, champion).run_id
+        if reigning in (None, run.run_id) or self._start_ms(reigning) <= self._start_ms(run.run_id):
+            client.set_registered_model_alias(name, "champion", version)
+        for old in found:  # of the run's rounds before, and doubles as of a model
+            if old.version != version:
+                client.delete_model_version(name, old.version)
 
     def _start_ms(self, run_id: str | None) -> int:
         return int(self._client.get_run(run_id).info.start_time) if run_id else 0
@@ -319,23 +349,6 @@ def _writer(start: Mapping[str, Any]) -> str:
     return f"{process.host}/{process.pid}/{process.started}"
 
 
-class _Told:
-    """A client of MLflow that says when a call was answered."""
-
-    def __init__(self, client: Any, heard: Callable[[], None]) -> None:
-        self._client, self._heard = client, heard
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._client, name)
-
-        def told(*args: Any, **kwargs: Any) -> Any:
-            answer = call(*args, **kwargs)
-            self._heard()
-            return answer
-
-        return told
-
-
 _temporary = threading.Lock()
 
 
@@ -363,6 +376,19 @@ def load_mlflow() -> Any:
     import mlflow
 
     return mlflow
+
+
+def _ask_database(uri: str) -> None:
+    """Raise at once where a database does not answer: MLflow itself asks again for 100 s."""
+    import sqlalchemy
+
+    has_limit = not uri.startswith("mssql")
+    engine = sqlalchemy.create_engine(
+        uri,
+        poolclass=sqlalchemy.pool.NullPool,
+        connect_args={"connect_timeout": _DATABASE_SECONDS} if has_limit else {},
+    )
+    engine.connect().close()
 
 
 def _prepare_sqlite(path: Path) -> None:
@@ -415,14 +441,17 @@ def _is_made(path: Path) -> bool:
 
 
 class _Mute(logging.Filter):
-    """Drops what chosen threads log: their failures are told once, in one line of our own."""
+    """Drops what chosen threads log: their failures are told once, in one line of our own.
+
+    That line may go through the same handler, where somebody shares one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.threads: set[int | None] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread not in self.threads
+        return record.thread not in self.threads or record.name.partition(".")[0] == "fl_app"
 
 
 _MUTE = _Mute()
@@ -471,14 +500,15 @@ def _save_model(path: Path, files: Path, model: Any, run: Run) -> None:
     spec = json.loads((files / "spec.json").read_text())
     columns = [ColSpec(AnyType(), name) for name in spec.get("columns", ())]
     params = ParamSchema([ParamSpec("output", DataType.string, "predictions")])
-    package = Path(__file__).parents[2]
-    with tempfile.TemporaryDirectory() as staged, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it advises an input example: a row of somebody's data
         mlflow.pyfunc.save_model(
             str(path),
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={name: (files / file).as_uri() for name, file in _MODEL_FILES.items()},
-            code_paths=[str(_stage(package, Path(staged)))],
+            artifacts={
+                **{name: (files / file).as_uri() for name, file in _MODEL_FILES.items()},
+                "code": _packed(Path(folder)).as_uri(),
+            },
             signature=ModelSignature(Schema(columns), params=params) if columns else None,
             metadata={"classes": spec.get("encoding", {}).get("labels", [])},
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
@@ -491,17 +521,17 @@ def _save_model(path: Path, files: Path, model: Any, run: Run) -> None:
         )
 
 
-def _stage(package: Path, folder: Path) -> Path:
-    """Copy the part of the package that predicts."""
-    staged = folder / package.name
-    staged.mkdir()
-    for name in _SERVED:
-        source = package / name
-        if source.is_dir():
-            shutil.copytree(source, staged / name, ignore=shutil.ignore_patterns(*_UNSERVED))
-        elif source.exists():
-            shutil.copyfile(source, staged / name)
-    return staged
+def _packed(folder: Path) -> Path:
+    """Return the part of the package that predicts as one file: each one costs a request."""
+    package = Path(__file__).parents[2]
+    with zipfile.ZipFile(folder / "fl_app.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in _SERVED:
+            found = (
+                [package / name] if name.endswith(".py") else sorted((package / name).rglob("*.py"))
+            )
+            for file in found:
+                packed.write(file, file.relative_to(package.parent))
+    return folder / "fl_app.zip"
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

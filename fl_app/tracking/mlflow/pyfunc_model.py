@@ -1,13 +1,14 @@
 """The model that a run logs, as MLflow's "models from code" loads it: arrays, spec and this file.
 
-MLflow copies this file and the part of fl_app that predicts into the model, and runs it when the
-model is loaded. No pickle takes part, so it loads under
+MLflow copies this file and the part of fl_app that predicts, packed, into the model, and runs it
+when the model is loaded. No pickle takes part, so it loads under
 ``MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false``.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ class FederatedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """A model that takes raw rows and returns one label or number for each, or probabilities."""
 
     def load_context(self, context: Any) -> None:
-        """Build the predictor from the artifacts ``arrays`` and ``spec``."""
+        """Build the predictor from the artifacts ``arrays``, ``spec`` and ``code``."""
+        sys.path.insert(0, context.artifacts["code"])
         from fl_app.models.serving import predictor
 
         spec = json.loads(Path(context.artifacts["spec"]).read_text(encoding="utf-8"))

@@ -49,8 +49,8 @@ _LOG = logging.getLogger("fl_app")
 _CONNECT_SECONDS = 5.0
 _MUCH_WAITING = 5e9  # bytes
 _HASTY_SECONDS = 3.0
-_FINISH_SECONDS = {False: 10.0, True: 120.0}  # a local file may be busy, but it is there
-_silent: set[str] = set()
+_FINISH_SECONDS = {False: 6.5, True: 120.0}  # a local file may be busy, but it is there
+_behind: set[str] = set()
 """Stores that have cost a run of this process its patience: the next one spends none on them."""
 
 
@@ -209,7 +209,7 @@ class MlflowTracker:
             # Here and not in the sender: while two threads import, either can find half a module.
             load_mlflow()
         self._sender.start()
-        if self.uri not in _silent:
+        if self.uri not in _behind:
             self._sender.tried.wait(_CONNECT_SECONDS)
 
     def annotate(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
@@ -223,11 +223,12 @@ class MlflowTracker:
         self._recorder.record(record)
 
     def finish(self, end: RunEnd) -> None:
-        """Keep the end, and wait until MLflow has all or has been silent for 10 s in all.
+        """Keep the end, and wait until MLflow has all, for 10 s at most.
 
-        The next run of this process does not wait for a server that was, until it answers. A run
-        that was killed, or an interrupt while the rest is sent, leaves it 3 s: it gets the end
-        first, and what is left waits for the next run.
+        In the last 3 s MLflow gets the end first; what is left waits for the next run. A run of
+        this process after one that was left so does not wait, unless MLflow kept up with its
+        rounds. A run that was killed, or an interrupt while the rest is sent, leaves the 3 s. A
+        local store is given two minutes.
 
         Raises
         ------
@@ -260,21 +261,19 @@ class MlflowTracker:
     # ------------------------------------------------------------ parts
 
     def _wait_for(self, sender: Uploader, hasty: bool) -> None:
-        """Wait while the store answers, however slowly; where there is haste, for 3 s."""
+        """Wait for the rest to be sent; where there is haste, for 3 s."""
         patience = _FINISH_SECONDS[sqlite_path(self.uri) is not None]
-        if hasty:
-            sender.hasten(_HASTY_SECONDS)
-            sender.join(_HASTY_SECONDS + 0.5)
-        if hasty or (self.uri in _silent and not sender.answered):
-            patience = 0.0
-        while sender.is_alive() and sender.silence < patience:
-            sender.join(0.2)
+        if waits := self.uri not in _behind or sender.keeps_up:
+            sender.join(0.0 if hasty else patience)
         if sender.is_alive() and not sender.complete:
-            sender.leave()
-            if not hasty:
-                _silent.add(self.uri)
-        elif sender.answered:
-            _silent.discard(self.uri)
+            sender.hasten(_HASTY_SECONDS)
+            sender.join(_HASTY_SECONDS + 0.5 if hasty or waits else 0.0)
+        if sender.complete:
+            _behind.discard(self.uri)
+            return
+        sender.leave()
+        if not hasty:
+            _behind.add(self.uri)
 
     def _reopened(self) -> Journal | None:
         """Go on with the run before, if it can be."""
@@ -306,7 +305,12 @@ class MlflowTracker:
             self.home, lambda uri: MlflowStore(whole(uri, self.uri), self.home), pace
         )
         for name, reason in report.waiting.items():
-            _LOG.info("run %s still waits: %s", name, reason)
+            if name in report.damaged:
+                _LOG.warning(
+                    "run %s cannot be sent (%s): fl-kit clean %s removes it", name, reason, name
+                )
+            else:
+                _LOG.info("run %s still waits: %s", name, reason)
         self._store.reap({path.name for path in Journal.pending(self.home)})
         prune(self.home, self._journal_days)
         if (size := waiting_bytes(self.home)) > _MUCH_WAITING:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import logging
+import sqlite3
 import tempfile
 import threading
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from fl_app.errors import FlAppError, one_line
+from fl_app.tracking.files import is_whole_npz
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_disk import is_full
 from fl_app.tracking.metric_names import MetricNames, artifact_path
@@ -65,15 +67,7 @@ class Metric(NamedTuple):
 
 
 class Store(Protocol):
-    """What a sender asks of a tracking server. Every method may raise when it is not there.
-
-    Attributes
-    ----------
-    heard : callable
-        Called after each answer of the server.
-    """
-
-    heard: Callable[[], None]
+    """What a sender asks of a tracking server. Every method may raise when it is not there."""
 
     def connect(self) -> None:
         """Make sure that the server answers."""
@@ -85,6 +79,10 @@ class Store(Protocol):
 
     def create_run(self, target: Mapping[str, Any], name: str, start: Mapping[str, Any]) -> Run:
         """Make the run of a journal."""
+        ...
+
+    def keep_one(self, run: Run, name: str) -> None:
+        """Delete what else was made for a journal: an answer that is lost is asked for again."""
         ...
 
     def run_state(self, run: Run) -> Literal["active", "deleted", "missing", "trashed"]:
@@ -125,7 +123,8 @@ class Store(Protocol):
     ) -> str:
         """Add the model in `files` (``arrays.npz``, ``spec.json``) and return its id.
 
-        `known` is what an earlier try has last given to `keep`, so that it goes on from there.
+        `known` is what an earlier try has last given to `keep`, so that it goes on from there. Of
+        the run's models of this name it is the only one then.
         """
         ...
 
@@ -176,13 +175,6 @@ class Pace:
         self._hurry, self._stop = hurry, stop
         self._factor = 1 / share - 1
         self._clocks: tuple[float, float, float] | None = None  # of the sender's own thread
-        self.last = time.monotonic()
-        self.answers = 0
-
-    def heard(self) -> None:
-        """Note that the store has answered."""
-        self.last = time.monotonic()
-        self.answers += 1
 
     def rest(self) -> None:
         """Rest in proportion to what was computed since the last rest.
@@ -192,7 +184,6 @@ class Pace:
         StoppedError
             If `stop` says so.
         """
-        self.last = time.monotonic()
         if self._hurry is not None:
             self._hurry.wait(self._due())
         if self._stop is not None and self._stop():
@@ -224,7 +215,6 @@ class Upload:
 
     def __init__(self, journal: Journal, store: Store, pace: Pace, fresh: bool = False) -> None:
         self.journal, self._store, self._pace = journal, store, pace
-        store.heard = pace.heard
         self.marks = 0
         self._marked = time.monotonic()
         self._start, self._sent = journal.start, journal.sent
@@ -272,7 +262,9 @@ class Upload:
         RunDeletedError, Exception
             As :meth:`send`.
         """
-        self._store.end_run(self.run or self._found_or_made(), end["status"], end["end_ms"])
+        if not self._sent.get("closed"):
+            self._store.end_run(self.run or self._found_or_made(), end["status"], end["end_ms"])
+            self._mark(told=True)
 
     def close(self, end: Mapping[str, Any]) -> None:
         """Send what is new, then the table, the end and the models.
@@ -314,6 +306,7 @@ class Upload:
         tags = {**end.get("tags", {}), **({"error": end["error"]} if end.get("error") else {})}
         self._send_texts_and_tags(run, end.get("texts", {}), tags)
         self._send_files(run)
+        self._store.keep_one(run, self.journal.name)  # a request may have come late
         self._store.end_run(run, end["status"], end["end_ms"])
         self._mark(closed=True, files=[])
 
@@ -334,6 +327,8 @@ class Upload:
         self._send_notes(run)
         for lines, offset in _batches(self.journal.rounds(self._sent.get("rounds", 0))):
             self._send_rounds(run, lines, offset)
+        for row in sorted(self.journal.damaged):
+            self._leave_out(run, f"row {row.split()[1]} of its {row.split()[0]}")
 
     def _opened(self) -> Run:
         run = self.run or self._found_or_made()
@@ -359,7 +354,9 @@ class Upload:
         run = self._store.find_run(target, name) if self._may_exist else None
         # A server that does not answer in time may still have made the run.
         self._may_exist = True
-        run = run or self._store.create_run(target, name, self._start)
+        if run is None:
+            run = self._store.create_run(target, name, self._start)
+            self._store.keep_one(run, name)
         self._mark(run_id=run.run_id, experiment_id=run.experiment_id)
         self._pace.rest()
         return run
@@ -388,8 +385,8 @@ class Upload:
         self._pace.rest()
         numbers = [line["server_round"] for line in lines]
         with self._outbox() as outbox:
-            for number in numbers:
-                self._put_weights(outbox, "weights", number)
+            for number in set(numbers) & set(self.journal.kept("weights")):
+                self._put_weights(run, outbox, "weights", number)
             for line in lines:
                 for path_, text in line["texts"].items():
                     _put_text(outbox, path_, text)
@@ -405,16 +402,42 @@ class Upload:
             self._send_table(run)
             self._rows_due = 2 * self._rows
 
-    def _put_weights(self, outbox: Path, kind: str, server_round: int) -> None:
+    def _put_weights(self, run: Run, outbox: Path, kind: str, server_round: int) -> None:
         file = outbox / "weights" / f"round_{server_round:04d}.npz"
         file.parent.mkdir(exist_ok=True)
-        self.journal.copy_arrays(kind, server_round, file)
+        if not self._has_copied(kind, server_round, file):
+            file.unlink(missing_ok=True)
+            self._leave_out(run, f"weights/{file.name}")
+
+    def _has_copied(self, kind: str, server_round: int, file: Path) -> bool:
+        """Copy arrays into a file; return whether they are whole."""
+        try:
+            self.journal.copy_arrays(kind, server_round, file)
+        except sqlite3.OperationalError:  # not now
+            raise
+        except sqlite3.DatabaseError:  # a page of the journal
+            return False
+        return is_whole_npz(file)
+
+    def _leave_out(self, run: Run, what: str) -> None:
+        """Say, once and in the run too, what is damaged on this machine; the rest is sent."""
+        known = self._sent.get("damaged", [])
+        if what in known:
+            return
+        self._store.log(run, tags={"damaged": ", ".join([*known, what])[:_MAX_TAG]})
+        self._mark(damaged=[*known, what])
+        _LOG.warning(
+            "%s of run %s is damaged in %s: MLflow gets the rest",
+            what,
+            self.journal.name,
+            self.journal.folder,
+        )
 
     def _send_files(self, run: Run) -> None:
         """Send the weights of the last rounds and the end's files."""
         with self._outbox() as outbox:
             for number in self.journal.kept("last"):
-                self._put_weights(outbox, "last", number)
+                self._put_weights(run, outbox, "last", number)
             for path, content in self.journal.files():
                 file = outbox / path
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -450,7 +473,9 @@ class Upload:
             lines = (line for line, _ in self.journal.rounds() if line["server_round"] == step)
             metrics = [m for line in lines for m in _metrics(line) if _is_summary(m.key)]
             with self._outbox() as outbox:
-                self.journal.copy_arrays(f"model/{name}", step, outbox / "arrays.npz")
+                if not self._has_copied(f"model/{name}", step, outbox / "arrays.npz"):
+                    self._leave_out(run, f"model {name}")
+                    continue
                 (outbox / "spec.json").write_text(json.dumps(model["spec"]))
                 begun = self._sent.get("model", {})
                 begun = begun if begun.get("name") == name else {}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ from fl_app.errors import FlAppError, one_line
 from fl_app.home import Process
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_disk import is_full, trouble
-from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
+from fl_app.tracking.journal_reader import BROKEN, UNREADABLE, JournalReader
 from fl_app.tracking.liveness import liveness, process_of
 from fl_app.tracking.mlflow.upload import (
     MAX_REASON,
@@ -28,7 +30,7 @@ from fl_app.tracking.mlflow.upload import (
     Upload,
 )
 from fl_app.tracking.old_records import convert_spools
-from fl_app.tracking.records import RunEnd
+from fl_app.tracking.records import RunEnd, Status
 
 __all__ = ["Replay", "Uploader", "replay_outboxes"]
 
@@ -36,6 +38,7 @@ _LOG = logging.getLogger("fl_app")
 _FLUSH_SECONDS, _MAX_BACKOFF_SECONDS = 1.0, 30.0
 _LAST_TRY_SECONDS = 8.0
 _UNSAID = "the process ended without closing the run"
+_DAMAGED = "the end of its journal is damaged: its models and figures are lost"
 _NEVER = threading.Event()
 
 
@@ -53,12 +56,15 @@ class Replay:
         Runs whose rest nobody waits for: they were deleted in the tracking server.
     waiting : mapping of str to str
         Runs that wait, with the reason.
+    damaged : sequence of str
+        Those of them that cannot be read: nobody but ``fl-kit clean`` ends their wait.
     """
 
     sent: Sequence[str] = ()
     live: Sequence[str] = ()
     deleted: Sequence[str] = ()
     waiting: Mapping[str, str] = field(default_factory=dict)
+    damaged: Sequence[str] = ()
 
 
 def replay_outboxes(
@@ -82,6 +88,7 @@ def replay_outboxes(
     pace = pace or Pace()
     sent, live, deleted = [], [], []
     waiting = convert_spools(home)
+    damaged: list[str] = []
     silent: dict[str, str] = {}
     for path in [path for path in Journal.pending(home) if path.name not in waiting]:
         if not (path / "lock").exists():  # somebody else has sent it meanwhile
@@ -96,6 +103,8 @@ def replay_outboxes(
             journal = Journal.claim(path)
         except Exception as error:  # a damaged file
             waiting[path.name] = one_line(error, MAX_REASON)
+            if _is_damage(error):
+                damaged.append(path.name)
             continue
         if journal is None:
             if path.exists():
@@ -116,12 +125,20 @@ def replay_outboxes(
         except Exception as error:
             journal.release()
             waiting[journal.name] = one_line(error, MAX_REASON)
+            if _is_damage(error):
+                damaged.append(journal.name)
             continue
         else:
             sent.append(journal.name)
         journal.mark_whole()
         journal.release()
-    return Replay(sent, live, deleted, waiting)
+    return Replay(sent, live, deleted, waiting, damaged)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether a journal cannot be read, today or ever."""
+    not_now = isinstance(error, sqlite3.OperationalError)
+    return isinstance(error, sqlite3.DatabaseError | zlib.error) and not not_now
 
 
 def _elsewhere(folder: Path) -> str | None:
@@ -149,8 +166,16 @@ def _replay(
     """Send one run; a server that does not answer is asked once, whatever waits for it."""
     if not (start := journal.start):  # of a process that was killed before a tracker knew of it
         return
-    if not journal.end:
-        journal.add_end(RunEnd("KILLED", error=_UNSAID), journal.last_sign_ms())
+    try:
+        is_unsaid = not journal.end
+    except BROKEN:
+        last = journal.last_event()  # which says it, too
+        status: Status = last["status"] if last.get("event") == "end" else "KILLED"
+        _LOG.warning("the end of run %s is damaged: MLflow gets the rest", journal.name)
+        journal.add_end(RunEnd(status, error=_DAMAGED), journal.last_sign_ms())
+    else:
+        if is_unsaid:
+            journal.add_end(RunEnd("KILLED", error=_UNSAID), journal.last_sign_ms())
     uri = start["target"].get("uri")
     if not uri:  # of a run that goes nowhere
         return
@@ -204,9 +229,7 @@ class Uploader(threading.Thread):
         self._told = False
         self._carrier = Upload(journal, store, self._pace, fresh)
         self._end: Mapping[str, Any] = {}
-        self._answers = self._tidied = self._lost = False
-        self._no_room = False
-        self._tidying, self._wasted = self._pace, 0.0
+        self._answers = self._tidied = self._lost = self._given_up = self._no_room = False
 
     @property
     def tracked_run(self) -> Run | None:
@@ -214,14 +237,9 @@ class Uploader(threading.Thread):
         return self._carrier.run
 
     @property
-    def silence(self) -> float:
-        """Seconds without an answer: since the last one and, at the end, in tries that failed."""
-        return self._wasted + time.monotonic() - max(self._pace.last, self._tidying.last)
-
-    @property
-    def answered(self) -> bool:
-        """Whether the store has ever answered."""
-        return self._pace.answers > 0
+    def keeps_up(self) -> bool:
+        """Whether the store got all there was at the last try while the run went on."""
+        return self._answers
 
     def finish(self, end: Mapping[str, Any]) -> None:
         """Ask for the end; it is `end` where the journal holds none."""
@@ -245,7 +263,7 @@ class Uploader(threading.Thread):
                 self._send_while_running()
                 self._send_the_rest()
             finally:
-                if not self.complete:
+                if not self._given_up:
                     self.journal.release()
 
     def _send_while_running(self) -> None:
@@ -282,9 +300,10 @@ class Uploader(threading.Thread):
                 self._attempt(self._carrier.close_first, self.journal.end or self._end)
             self.leave()
             return
-        self.complete = True
         self.journal.mark_whole()
+        self._given_up = True
         self.journal.release()
+        self.complete = True
         if not self._tidied and self._latest == math.inf:
             deadline = time.monotonic() + _LAST_TRY_SECONDS
             self._attempt(self._tidy_once, lambda: time.monotonic() > deadline)
@@ -295,10 +314,11 @@ class Uploader(threading.Thread):
             return
         self.left = True
         _LOG.warning(
-            "MLflow does not have all of this run yet: it waits in %s and is sent at the next "
-            "start%s, or by fl-kit sync",
+            "MLflow does not have all of this run yet (%s): it waits in %s until fl-kit sync or "
+            "the next run%s sends it",
+            _what_waits(JournalReader(self.journal.folder)),
             self.journal.folder,
-            " with this tracking URI, whose password is not kept" if "***" in self._uri else "",
+            " with this tracking URI, whose password is not kept," if "***" in self._uri else "",
         )
 
     def _close(self) -> None:
@@ -310,8 +330,7 @@ class Uploader(threading.Thread):
 
     def _tidy_once(self, stop: Callable[[], bool]) -> None:
         try:
-            self._tidying = Pace(hurry=self._finishing, stop=stop)
-            self._tidy(self._tidying)
+            self._tidy(Pace(hurry=self._finishing, stop=stop))
         finally:
             self._tidied = not stop()
 
@@ -323,9 +342,6 @@ class Uploader(threading.Thread):
         except StoppedError:
             return False
         except Exception as error:
-            if self._finishing.is_set():
-                self._wasted += time.monotonic() - self._pace.last
-                self._pace.last = time.monotonic()
             self._no_room = self._no_room or bool(trouble(error))
             # Of the journal's own disk whoever writes there says it.
             if not self._lost and not (self._no_room and is_full(self.journal.folder)):
@@ -341,3 +357,18 @@ class Uploader(threading.Thread):
             self._lost = False
             _LOG.warning("MLflow at %s answers again: it has what waited of this run", self._uri)
         return True
+
+
+def _what_waits(journal: JournalReader) -> str:
+    """Return what the store has not got of a run, in words."""
+    try:
+        with journal.reading():
+            sent, end = journal.sent, journal.end
+            rounds = journal.count_rounds(sent.get("rounds", 0))
+    except UNREADABLE:
+        return "the rest"
+    parts = [f"{rounds} rounds"] if rounds else []
+    if not sent.get("closed"):
+        parts.append("the files of its end" if sent.get("told") else "its end")
+    models = (model["name"] for model in end.get("models", []))
+    return ", ".join([*parts, *(f"model {m}" for m in models if m not in sent.get("models", {}))])

@@ -152,6 +152,10 @@ def _check_database(uri: str) -> str:
         url.get_dialect().import_dbapi()
     except SQLAlchemyError as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":  # which `postgresql://` means
+            raise
+        raise ValueError("its driver is missing: pip install 'fl-app[postgres]'") from None
     if not url.host or not url.database:
         raise ValueError("no host or no database")
     return uri
