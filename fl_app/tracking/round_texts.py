@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fl_app.tracking.metric_names import MAX_SHOWN_VALUES
 from fl_app.tracking.records import Arrays, Asked, ClientRecord, RoundRecord, flat_norm
 
-__all__ = ["aggregation_text", "client_rows", "client_table"]
+__all__ = ["aggregation_text", "client_rows", "client_table", "table_pieces"]
 
 
 def aggregation_text(record: RoundRecord) -> str:
@@ -149,5 +149,21 @@ def client_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ``{"columns": [...], "data": [[...], ...]}``; a missing or not finite cell is null.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    data = [[_finite(row.get(column)) for column in columns] for row in rows]
-    return json.dumps({"columns": columns, "data": data}, allow_nan=False)
+    return "".join(table_pieces(columns, rows))
+
+
+def table_pieces(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the text of :func:`client_table` row by row, for tables that are long.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Keys of the rows.
+    rows : iterable of mapping
+        As in :func:`client_table`.
+    """
+    yield f'{{"columns": {json.dumps([*columns])}, "data": ['
+    for number, row in enumerate(rows):
+        cells = json.dumps([_finite(row.get(column)) for column in columns], allow_nan=False)
+        yield f", {cells}" if number else cells
+    yield "]}"

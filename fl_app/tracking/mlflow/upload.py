@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -26,7 +27,7 @@ from fl_app.tracking.files import is_whole_npz
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.journal_disk import is_full
 from fl_app.tracking.metric_names import MetricNames, artifact_path
-from fl_app.tracking.round_texts import client_table
+from fl_app.tracking.round_texts import table_pieces
 
 __all__ = [
     "MAX_REASON",
@@ -454,15 +455,24 @@ class Upload:
                 self._pace.rest()
 
     def _send_table(self, run: Run) -> None:
-        rows = [row for line, _ in self.journal.rounds() for row in line["clients"]]
-        if len(rows) == self._sent.get("table", 0):
+        columns, size = dict[str, None](), 0
+        for row in self._table_rows():
+            columns |= dict.fromkeys(row)
+            size += 1
+        if size == self._sent.get("table", 0):
             return
         with self._outbox() as outbox:
-            _put_text(outbox, _TABLE, client_table(rows))
-            self._store.log_file(run, outbox / _TABLE, _TABLE)
+            file = outbox / _TABLE
+            file.parent.mkdir()
+            with file.open("w", encoding="utf-8") as text:  # never all of it in memory
+                text.writelines(table_pieces([*columns], islice(self._table_rows(), size)))
+            self._store.log_file(run, file, _TABLE)
         self._store.log_table(run, _TABLE)
-        self._mark(table=len(rows))
+        self._mark(table=size)
         self._pace.rest()
+
+    def _table_rows(self) -> Iterator[Mapping[str, Any]]:
+        return (row for line, _ in self.journal.rounds() for row in line["clients"])
 
     def _send_models(self, run: Run, models: Sequence[Mapping[str, Any]]) -> None:
         known: dict[str, str] = self._sent.get("models", {})
