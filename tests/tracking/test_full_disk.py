@@ -299,3 +299,31 @@ def test_the_command_ends_with_one_sentence(tmp_path: Path) -> None:
     assert is_whole(left.folder)
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["status"], f"fl-app: {result['error']}") == ("FAILED", line)
+
+
+def test_with_room_again_a_resume_goes_on(
+    disk: Path, told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the weights of a run that was never interrupted."""
+    whole = run(overrides(tmp_path / "other.db", tmp_path / "whole"))
+    for folder in (disk / "runs").iterdir():
+        shutil.rmtree(folder)
+    before = Journal.add_round
+
+    def filled(self: Journal, line: dict[str, Any], **arrays: Any) -> None:
+        if line["server_round"] == 3:
+            fill(disk)
+        before(self, line, **arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add_round", filled)
+        with pytest.raises(DiskError):
+            run(overrides(told, tmp_path / "out"))
+    make_room(disk)
+    again = run(overrides(told, tmp_path / "out", "resume=last"))
+    assert again.status == "FINISHED"
+    assert again.weights_sha256 == whole.weights_sha256
+    (left,) = left_runs(disk)
+    assert rounds(left.folder) == list(range(7))
+    with closing(sqlite3.connect(told)) as base:
+        assert base.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
