@@ -1,7 +1,7 @@
 """What a tracker sees: the start of a run, each round, the end. Plain data, no Flower, no MLflow.
 
 A tracker observes. It never steers, and an exception in it never reaches the training
-(:class:`fl_app.tracking.TrackedStrategy` turns it into one warning).
+(:class:`fl_app.tracking.TrackedStrategy` turns it into one warning), but for ``DiskError``.
 """
 
 from __future__ import annotations

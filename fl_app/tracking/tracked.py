@@ -3,7 +3,8 @@
 ``Strategy.start()`` calls four hooks and ``evaluate_fn``. While the strategy's own ``start()``
 runs, its hooks are replaced on the instance by ones that do the same and look on; ``start()``
 itself is never copied. Nothing is changed: messages, replies and results pass through as they are,
-and an exception of the observer never reaches the training.
+and an exception of the observer never reaches the training; but for a disk without room for the
+run's record (``DiskError``), which ends it.
 
 References
 ----------

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import Strategy
 
-from fl_app.errors import one_line
+from fl_app.errors import DiskError, one_line
 from fl_app.grid.arrays import read
 from fl_app.tracking.chain import HOOKS, callers, chain, is_private, parameters
 from fl_app.tracking.exchanges import Exchange, Exchanges
@@ -104,11 +104,17 @@ class Watch:
         round_ = self._round
         if round_ is not None and not round_.is_whole:
             self._round, self._error = None, self._error or "the last round was not finished"
-        self._guard(self._close, None)
+        full: DiskError | None = None
+        try:
+            self._guard(self._close, None)
+        except DiskError as caught:
+            error = full = caught
         if error is not None:
             self._finish(_end_of(error))
         else:
             self._finish(RunEnd("FAILED" if self._error else "FINISHED", error=self._error))
+        if full is not None:
+            raise full
 
     def _begin(self, given: Mapping[str, Any]) -> None:
         """Start the tracker, or go on with the run before where that is what happens."""

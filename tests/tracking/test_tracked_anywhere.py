@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -30,7 +31,7 @@ from flwr.serverapp.strategy import (
 )
 from mlflow import MlflowClient
 
-from fl_app.errors import FlAppError
+from fl_app.errors import DiskError, FlAppError
 from fl_app.grid import InProcessGrid
 from fl_app.grid.arrays import hold, read
 from fl_app.tracking import MlflowTracker, RoundRecord, RunEnd, RunStart, TrackedStrategy
@@ -614,3 +615,25 @@ def test_numbers_that_are_no_partitions_are_not_called_so(
         assert '"partition"' not in aggregation_text(r)
     assert "arbitrary" in seen.tags["clients.numbered"]
     assert "arbitrary" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["start", "block"])
+def test_a_full_disk_ends_the_run(
+    how: str, grid: InProcessGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has failed then, with the rounds before; in the last round of a block too."""
+    add_round = Journal.add_round
+
+    def full(self: Journal, line: dict[str, Any], **arrays: Any) -> None:
+        if line["server_round"] == NUM_ROUNDS:
+            raise DiskError("the disk is full")
+        add_round(self, line, **arrays)
+
+    monkeypatch.setattr(Journal, "add_round", full)
+    tracked = TrackedStrategy(FedAvg(), JournalTracker(tmp_path))
+    with pytest.raises(DiskError), tracked if how == "block" else contextlib.nullcontext():
+        tracked.start(grid=grid, initial_arrays=hold(START), num_rounds=NUM_ROUNDS)
+    (folder,) = (tmp_path / "runs").iterdir()
+    journal = JournalReader(folder)
+    assert (journal.end["status"], journal.end["error"]) == ("FAILED", "the disk is full")
+    assert journal.count_rounds() == NUM_ROUNDS

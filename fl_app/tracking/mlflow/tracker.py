@@ -62,7 +62,8 @@ class MlflowTracker:
     missed, also from a process that was killed, is sent when the next tracker with this home
     starts, or by :func:`replay`. Runs of killed processes are closed as ``KILLED``. A password in
     the URI is not written down, so whoever sends the rest of such a run must know it: the next
-    tracker with the same URI, or a process with it in ``MLFLOW_TRACKING_URI``.
+    tracker with the same URI, or a process with it in ``MLFLOW_TRACKING_URI``. A disk without room
+    for a round ends the run: ``DiskError``.
 
     Parameters
     ----------
