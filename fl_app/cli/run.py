@@ -56,6 +56,7 @@ from fl_app.config.sweep import check_sweep, heeded, unescaped
 from fl_app.errors import FlAppError, SignalInterrupt, masked, one_line, printable
 from fl_app.outputs import outputs_may_fail
 from fl_app.runtimes.signals import forget_interrupt, raise_if_interrupted, signals_interrupt
+from fl_app.tracking.journal_disk import trouble
 
 if TYPE_CHECKING:
     from fl_app.runtimes import RunResult
@@ -306,6 +307,12 @@ def _hydra(log: Path) -> None:
 
         replay()  # so that MLflow has how they ended
         _fail(cut_short(read_jobs(log)), 1)
+    except OSError as error:
+        if not (full := trouble(error)):
+            raise
+        known = HydraConfig.initialized()
+        folder = HydraConfig.get().runtime.output_dir if known else "the sweep's folder"
+        _fail(f"{full}: no run can begin in {folder}", 1)
     except ValueError as error:
         # Hydra has no class of its own for `dataset=null`; ours would be one of the above.
         if (jobs := read_jobs(log)) and all(job.failed or not job.metrics for job in jobs):

@@ -327,3 +327,19 @@ def test_with_room_again_a_resume_goes_on(
     assert rounds(left.folder) == list(range(7))
     with closing(sqlite3.connect(told)) as base:
         assert base.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("many", [False, True])
+def test_hydras_folder_on_a_full_disk_is_one_sentence(
+    many: bool, disk: Path, tmp_path: Path
+) -> None:
+    fill(disk)
+    words = ["-m", "seed=0,1", f"hydra.sweep.dir={disk}"] if many else [f"hydra.run.dir={disk}"]
+    command = [sys.executable, "-m", "fl_app", "tracking=none", *words]
+    env = {**os.environ, "FL_APP_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    folder = "the sweep's folder" if many else disk
+    sentence = f"fl-app: the disk is full (No space left on device): no run can begin in {folder}"
+    assert done.stderr.splitlines() == [sentence]
