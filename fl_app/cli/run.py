@@ -310,8 +310,8 @@ def _hydra(log: Path) -> None:
     except OSError as error:
         if not (full := trouble(error)):
             raise
-        known = HydraConfig.initialized()
-        folder = HydraConfig.get().runtime.output_dir if known else "the sweep's folder"
+        given = [a for a in sys.argv if a.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
+        folder = given[-1].partition("=")[2] if given else os.getcwd()
         _fail(f"{full}: no run can begin in {folder}", 1)
     except ValueError as error:
         # Hydra has no class of its own for `dataset=null`; ours would be one of the above.

@@ -340,6 +340,5 @@ def test_hydras_folder_on_a_full_disk_is_one_sentence(
     env = {**os.environ, "FL_APP_HOME": str(tmp_path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    folder = "the sweep's folder" if many else disk
-    sentence = f"fl-app: the disk is full (No space left on device): no run can begin in {folder}"
+    sentence = f"fl-app: the disk is full (No space left on device): no run can begin in {disk}"
     assert done.stderr.splitlines() == [sentence]
