@@ -388,11 +388,16 @@ def test_a_process_of_joblib_that_is_killed(shell: Shell) -> None:
 
 
 def _simulated(shell: Shell) -> subprocess.Popen[bytes]:
-    process = shell.start(*SIMULATED)
-    seconds = until(lambda: shell.trains() or process.poll() is not None)
-    print(f"the simulation trained after {seconds:.1f} s")
-    assert process.poll() is None, shell.said()
-    return process
+    """Start a simulation that trains; again where Ray gives a busy machine too little time."""
+    for _ in range(3):
+        process = shell.start(*SIMULATED)
+        seconds = until(lambda p=process: shell.trains() or p.poll() is not None)  # type: ignore[misc]
+        if process.poll() is None:
+            print(f"the simulation trained after {seconds:.1f} s")
+            return process
+        assert "timed out during startup" in shell.said(), shell.said()
+        shell.known |= {*shell.runs()}
+    pytest.skip("this machine is too busy for Ray")
 
 
 def test_a_launcher_that_is_asked_to_end(shell: Shell) -> None:
