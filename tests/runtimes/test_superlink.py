@@ -233,7 +233,7 @@ def test_a_signal_leaves_nothing_behind(
     assert not files.exists()
 
 
-@pytest.mark.parametrize("owner", [os.getpid(), 1])
+@pytest.mark.parametrize("owner", [os.getpid(), 1], ids=["this", "another"])
 def test_a_superexec_does_not_wait_for_the_dead(owner: int) -> None:
     """Where its owner is gone before it said go, it ends the SuperLink and itself."""
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
