@@ -139,7 +139,7 @@ def test_json_is_canonical() -> None:
 
 
 # ---------------------------------------------------------------------------- digest
-NOT_DIGESTED = {"runtime", "tracking", "output_dir", "resume", "skip_finished"}
+NOT_DIGESTED = {"runtime", "tracking", "output_dir", "resume", "resume_anyway", "skip_finished"}
 
 
 def _changed(value: Any) -> Any:

@@ -428,7 +428,7 @@ def test_a_failed_private_run_says_what_it_spent(
     name = "tracking.experiment_name=spent"
     with pytest.raises(FederationError, match="nobody replied"):
         recorded(home, "dataset=iris", "num_clients=3", "privacy=dp_fixed", name)
-    said = [line for line in capsys.readouterr().out.splitlines() if "epsilon" in line]
+    said = [x for x in capsys.readouterr().out.splitlines() if "privacy: epsilon" in x]
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("spent").experiment_id])
     assert run.info.status == "FAILED"

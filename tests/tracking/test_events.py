@@ -42,9 +42,9 @@ def _hear(monkeypatch: pytest.MonkeyPatch) -> None:
     heard.clear()
     add = Journal.add_event
 
-    def add_event(self: Journal, event: Mapping[str, Any]) -> None:
+    def add_event(self: Journal, event: Mapping[str, Any], now: bool = False) -> None:
         heard.setdefault(self.folder, []).append(json.loads(json.dumps(event)))
-        add(self, event)
+        add(self, event, now)
 
     monkeypatch.setattr(Journal, "add_event", add_event)
 
