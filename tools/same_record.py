@@ -100,7 +100,7 @@ LEFT_OUT = {
     ),
     "metrics": ("cost/seconds",),
     # of a model: our code, which is what changes, and MLflow's list of versions
-    "models": ("*/code/*", "*/pyfunc_model.py", "*/conda.yaml", "*/python_env.yaml", "*/*.txt"),
+    "models": ("*/fl_app.zip", "*/pyfunc_model.py", "*/conda.yaml", "*/python_env.yaml", "*/*.txt"),
 }
 """Names that are not compared."""
 VARYING = {
