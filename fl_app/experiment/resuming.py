@@ -187,7 +187,7 @@ def _read(journal: Journal, config: Config) -> Resumed:
     for note, _ in journal.notes():
         facts |= {**note["tags"], **note["texts"]}
     events = (event for event, _ in journal.events())
-    releases = [int(e["asked"]) for e in events if e.get("event") == "release"]
+    releases = [int(e["count"]) for e in events if e.get("event") == "release"]
     status: Status = "FAILED" if end.get("status") == "FAILED" else "KILLED"
     seconds = sum(r.cost.get("seconds", 0.0) for r in rounds)
     return Resumed(journal, checkpoint, rounds, releases, seconds, facts, status)

@@ -114,7 +114,9 @@ class Run:
         if events is not None:
             members.append(events)  # knows the end before MLflow, which Ctrl-C may interrupt
         journal = None if events is None else events.journal
-        self.checkpoints = None if journal is None else Checkpoints(journal, self.best)
+        # Under privacy there is no best model: rows without noise would choose it.
+        best = None if config.privacy.is_private else self.best
+        self.checkpoints = None if journal is None else Checkpoints(journal, best)
         if self.checkpoints is not None:
             members.append(self.checkpoints)  # goes into the journal with the round, which is next
         if tracker is not None:
@@ -257,7 +259,7 @@ class Run:
         if self.private is not None and self.events is not None:
             events = self.events
             self.private.before_release = lambda asked: events.event(
-                "release", {"asked": asked}, now=True
+                "release", {"count": asked}, now=True
             )
         if why := cannot_resume(federated):
             if not self.console.brief:
@@ -366,8 +368,6 @@ class Run:
                 show_result(known)
         if lost is not None:
             raise lost
-        if self.private is not None and not self.console.brief:
-            self.console.say(self.private.statement())
         if not self._has_link:  # MLflow was not there before
             self._say_where()
         if end.status != "FINISHED" and DIVERGED not in end.error and not self.console.brief:

@@ -57,8 +57,8 @@ class Checkpoints:
     ----------
     journal : Journal
         The run's journal.
-    best : BestRound
-        Knows the best round; called before.
+    best : BestRound or None
+        Knows the best round, and is called before; None where its arrays are not kept.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Checkpoints:
         The last round that was kept.
     """
 
-    def __init__(self, journal: Journal, best: BestRound) -> None:
+    def __init__(self, journal: Journal, best: BestRound | None) -> None:
         self._journal, self._best = journal, best
         self.state: Callable[[], Any] | None = None
         self.last: int | None = None
@@ -104,7 +104,7 @@ class Checkpoints:
         rounds = {int(name.partition("/")[0]) for _, name in known.values()}
         self._journal.stage("now", number, record.arrays)
         self._journal.stage("state", number, new, rounds)
-        if self._best.best is record:
+        if self._best is not None and self._best.best is record:
             self._journal.stage("best", number, record.arrays)
 
     def finish(self, end: RunEnd) -> None:

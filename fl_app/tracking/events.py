@@ -14,7 +14,7 @@ a JSON object with ``time_ms``, ``event`` and facts:
 ``handshake`` ``asked`` nodes describe their data
 ``roster``    ``nodes``: partition, training rows, validation rows of each; ``count`` under privacy
 ``model``     ``spec`` of :class:`fl_app.models.serving.Predictor`
-``release``   under privacy, before anybody is asked: how many are ``asked`` in a round
+``release``   under privacy, before a round asks anybody: the ``count`` of clients that it asks
 ``asked``     and ``reply``, ``replied``: see :class:`fl_app.tracking.records.Tracker`
 ``ending``    the rounds are over: models, figures, what MLflow does not have yet
 ``end``       the last line: ``status``, ``error``

@@ -269,7 +269,8 @@ def test_a_private_run_names_no_client(
     )
     (tables,) = whole
     assert len(tables["rounds"]) == 3
-    assert {kind for kind, *_ in tables["arrays"]} <= {"model/final", "weights"}
+    kinds = {kind for kind, *_ in tables["arrays"]}
+    assert kinds <= {"model/final", "weights", "now", "state"}
     rows = [row[-1] for name in ("facts", "rounds", "notes", "events") for row in tables[name]]
     for value in (v for row in rows for v in everywhere(unpack(row))):
         assert not {"partition", "client", "asked", "failed", "nodes"} & value.keys() or (
