@@ -358,7 +358,7 @@ def test_a_strategy_that_cannot_tell_its_state_is_named_before_round_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And its run is not offered to go on."""
-    monkeypatch.setattr("fl_app.federation.state.FLOWERS", {})
+    monkeypatch.setattr("fl_app.experiment.strategy_state.FLOWERS", {})
     with interrupted("aggregate_train", 3):
         run(tmp_path, words_of())
     out = capsys.readouterr().out

@@ -56,7 +56,6 @@ from fl_app.config.sweep import check_sweep, heeded, unescaped
 from fl_app.errors import FlAppError, SignalInterrupt, masked, one_line, printable
 from fl_app.outputs import outputs_may_fail
 from fl_app.runtimes.signals import forget_interrupt, raise_if_interrupted, signals_interrupt
-from fl_app.tracking.journal_disk import trouble
 
 if TYPE_CHECKING:
     from fl_app.runtimes import RunResult
@@ -308,6 +307,8 @@ def _hydra(log: Path) -> None:
         replay()  # so that MLflow has how they ended
         _fail(cut_short(read_jobs(log)), 1)
     except OSError as error:
+        from fl_app.tracking.journal_disk import trouble
+
         if not (full := trouble(error)):
             raise
         given = [a for a in sys.argv if a.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]

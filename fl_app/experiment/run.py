@@ -34,6 +34,7 @@ from fl_app.experiment.result import (
     show_result,
 )
 from fl_app.experiment.resuming import Resumed, code_of
+from fl_app.experiment.strategy_state import cannot_resume, load_state, state_of
 from fl_app.federation import protocol
 from fl_app.federation.ending import Ending
 from fl_app.federation.federated import Federated, Participation
@@ -41,7 +42,6 @@ from fl_app.federation.handshake import shake_hands
 from fl_app.federation.measures import Measures
 from fl_app.federation.privacy import Private, with_privacy
 from fl_app.federation.roster import Roster
-from fl_app.federation.state import cannot_resume, load_state, state_of
 from fl_app.federation.stepping import Stepping
 from fl_app.grid.arrays import hold, read
 from fl_app.grid.stock import HttpGrid, InMemoryGrid
@@ -130,7 +130,7 @@ class Run:
         self.private: Private | None = None
         self.ending = Ending()
         self.console.at_end = self._say_last
-        self._is_told = self._has_link = False
+        self._has_link = False
         self.test_rows: tuple[NDArray[Any], NDArray[Any]] | None = None
         runtime = config.runtime
         self.reply_timeout = (
@@ -164,12 +164,7 @@ class Run:
                 status = self.resumed.status  # refused: it is what it was
             self._finish(RunEnd(status, error=one_line(error)), time.monotonic() - begin)
             raise
-        try:
-            self._finish(end, seconds)
-        except KeyboardInterrupt:
-            if not self._is_told:  # then it ends as it was: whole
-                self._finish(end, seconds)
-            raise
+        self._finish(end, seconds)
 
     def _recall(self, resumed: Resumed) -> None:
         """Learn what is known of the rounds of a run that goes on."""
@@ -323,6 +318,7 @@ class Run:
         return RunEnd("FINISHED", tags, models, files={**files, **self._losses(predictor)})
 
     def _finish(self, end: RunEnd, seconds: float) -> None:
+        """Tell how it ended, also where an interrupt comes first, which is raised then."""
         try:
             self._tell(end, seconds)
         except KeyboardInterrupt:
@@ -351,7 +347,6 @@ class Run:
         if failure and end.status == "FINISHED":
             lost = FlAppError(failure)
             end = replace(end, status="FAILED", error=failure, models=[])
-        self._is_told = True
         try:
             self.trackers.finish(end)
         except DiskError as error:

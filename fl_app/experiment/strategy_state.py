@@ -12,7 +12,7 @@ https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.state_dict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.serverapp.strategy import (
@@ -31,6 +31,8 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fl_app.tracking.chain import chain
+
 __all__ = ["FLOWERS", "cannot_resume", "load_state", "state_of"]
 
 _MOMENTS = ("current_arrays", "m_t", "v_t")
@@ -45,7 +47,7 @@ FLOWERS: Mapping[type[Strategy], tuple[str, ...]] = {
 
 def cannot_resume(strategy: Strategy) -> str:
     """Say which strategy of a chain keeps a run from being resumed, and why; "" if none does."""
-    for own in _chain(strategy):
+    for own in chain(strategy):
         name = type(own).__name__
         if type(own).start is not Strategy.start:
             return f"{name} has a start() of its own"
@@ -60,20 +62,14 @@ def state_of(strategy: Strategy) -> list[dict[str, Any]]:
         {name: getattr(own, name) for name in FLOWERS[type(own)]}
         if type(own) in FLOWERS
         else own.state_dict()  # type: ignore[attr-defined]
-        for own in _chain(strategy)
+        for own in chain(strategy)
     ]
 
 
 def load_state(strategy: Strategy, state: Sequence[Mapping[str, Any]]) -> None:
     """Take in what :func:`state_of` returned for a strategy that was made in the same way."""
-    for own, kept in zip(_chain(strategy), state, strict=True):
+    for own, kept in zip(chain(strategy), state, strict=True):
         if type(own) in FLOWERS:
             vars(own).update(kept)
         else:
             own.load_state_dict(kept)  # type: ignore[attr-defined]
-
-
-def _chain(strategy: object) -> Iterator[Strategy]:
-    while isinstance(strategy, Strategy):
-        yield strategy
-        strategy = getattr(strategy, "strategy", None)
