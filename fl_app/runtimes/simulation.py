@@ -61,7 +61,7 @@ def run(request: RunRequest) -> RunResult:
     if address is not None:
         check_ray(address)
     env = {} if address is None else {"RAY_ADDRESS": address}
-    output_dir, begun = request.config.output_dir or "", False
+    output_dir, submitted, begun = request.config.output_dir or "", False, False
     try:
         with (
             signals_unwind(),
@@ -85,6 +85,7 @@ def run(request: RunRequest) -> RunResult:
                 begun |= _show(line)
 
             def ready() -> None:
+                nonlocal submitted
                 check_before(request)
                 forget_result(output_dir)
                 if address is not None:
@@ -95,6 +96,7 @@ def run(request: RunRequest) -> RunResult:
                     flush=True,
                 )
                 link.wait()
+                submitted = True
 
             with handed_over(request) as text:
                 try:
@@ -118,10 +120,11 @@ def run(request: RunRequest) -> RunResult:
     except InputError:
         raise
     except BaseException as error:
-        from fl_app.tracking import replay
+        if submitted:  # before, an interrupt may have left half a module of what sends
+            from fl_app.tracking import replay
 
-        # Flower ends a ServerApp without its `finally`: what it left in its journal is sent here.
-        replay()
+            # Flower ends a ServerApp without its `finally`: what its journal has is sent here.
+            replay()
         if begun and isinstance(error, RunError) and not has_result(output_dir):
             raise RunStoppedError(str(error)) from None  # as its record says
         raise
