@@ -114,7 +114,7 @@ def _described(message: Message, context: Context) -> Description:
             _say_strangers(rows, partition, path, encoding, context)
             return describe_left(rows, partition, num_partitions, encoding, least_rows)
         least = config.min_rows, min_level_rows_of(config.dataset)
-        return describe_rows(rows, partition, num_partitions, *least)
+        return describe_rows(rows, partition, num_partitions, *least, path)
 
 
 def _faulty(message: Message, context: Context, answer: ClientAppCallable) -> Message:

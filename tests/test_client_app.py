@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,21 @@ def test_a_node_reads_its_own_file(files: tuple[Path, Path]) -> None:
     told = answer(asked(shipped), {"partition-id": 0, "data": str(own)})
     # All 8 rows are the node's; a quarter is kept for validation.
     assert (told.num_examples, told.num_validation) == (6, 2)
+
+
+def test_a_nodes_file_is_told_by_few_bits(files: tuple[Path, Path]) -> None:
+    """The same whatever the run asks for, and none of few rows: rows cannot be guessed by them."""
+    shipped, own = files
+    node = {"partition-id": 0, "data": str(own)}
+    checks = {
+        answer(asked(shipped, features=["age"], categorical=[], **wanted), node).file_check
+        for wanted in ({}, {"standardize": False}, {"missing": "mean"}, {"val_fraction": 0.5})
+    }
+    (check,) = checks
+    assert re.fullmatch("[0-9a-f]{4}", str(check))
+    own.write_text("\n".join(OWN.splitlines()[:4]) + "\n")
+    few = answer(asked(shipped, features=["age"], categorical=[]), node)
+    assert few.num_examples and few.file_check is None
 
 
 def test_a_shipped_path_is_not_read_on_a_supernode(files: tuple[Path, Path]) -> None:

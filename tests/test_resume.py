@@ -354,6 +354,41 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
     assert run(tmp_path, [f"resume={name}"]).status == "FINISHED"
 
 
+def test_a_nodes_other_file_is_refused(tmp_path: Path) -> None:
+    """Two cells change places, which neither rows nor moments tell; the digest does."""
+    rng = np.random.default_rng(0)
+    tables = [rng.integers(0, 9, size=(30, 3)) for _ in range(2)]
+    files = [tmp_path / f"{k}.csv" for k in range(2)]
+
+    def write() -> None:
+        for file, table in zip(files, tables, strict=True):
+            rows = "\n".join(",".join(map(str, row)) for row in table)
+            file.write_text(f"a,b,y\n{rows}\n")
+
+    def flower(*words: str) -> str | None:
+        run_config = {"overrides": " ".join(words), "output-dir": str(tmp_path)}
+        nodes = [{"data": str(file)} for file in files]
+        run_in_process(server_app, client_app, 2, run_config=run_config, node_configs=nodes)
+        return read_result(str(tmp_path)).weights_sha256
+
+    write()
+    named = f"dataset.path={files[0]} dataset.target=y dataset.task=regression"
+    words = words_of(f"dataset=tabular {named} num_clients=2")
+    whole = flower(*words)
+    with interrupted("aggregate_train", 3):
+        flower(*words)
+    name = newest().name
+    was = tables[1][[3, 7], 0]
+    assert was[0] != was[1]
+    tables[1][[3, 7], 0] = was[::-1]
+    write()
+    with pytest.raises(ConfigError, match=r"its clients/roster\.json was .*, and is "):
+        flower(f"resume={name}")
+    tables[1][[3, 7], 0] = was
+    write()
+    assert flower(f"resume={name}") == whole
+
+
 def test_a_strategy_that_cannot_tell_its_state_is_named_before_round_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -302,6 +302,8 @@ class Run:
         rows = [{name: getattr(node, name) for name in names} for node in roster]
         sites = site_names(self.config, self.runtime)
         table = [{**row, "site": sites.get(row["partition"])} for row in rows] if sites else rows
+        if checks := {n.partition: n.file_check for n in roster if n.file_check}:
+            table = [{**row, "file_check": checks.get(row["partition"])} for row in table]
         self._learn(tags, {"clients/roster.json": client_table(table)})
         self.trackers.event("roster", {"nodes": [list(row.values()) for row in rows]})
 

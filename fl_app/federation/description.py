@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -63,8 +64,12 @@ class Description:
     mostly_other : sequence of str or None
         In a second answer the categorical columns of which more than a tenth of its texts would be
         OTHER; None below ``min_rows`` rows.
+    file_check : str or None
+        The first 16 bits of its own file's SHA-256, in hexadecimal: too few to guess rows by, enough
+        to see that a run which goes on has another file. None where rows are dealt, and below
+        ``min_rows`` rows.
 
-    All of these are over the rows for training and for ``eval/`` together.
+    All of these but the last are over the rows for training and for ``eval/`` together.
     """
 
     partition: int
@@ -88,6 +93,7 @@ class Description:
     target_m2: Sequence[float] | None = None
     is_draft: bool = False
     mostly_other: Sequence[str] | None = None
+    file_check: str | None = None
 
 
 def describe(
@@ -96,6 +102,7 @@ def describe(
     num_partitions: int,
     min_rows: int,
     min_level_rows: int = MIN_LEVEL_ROWS,
+    path: str | None = None,
 ) -> Description:
     """Describe a node's rows.
 
@@ -110,6 +117,8 @@ def describe(
         counts as empty.
     min_level_rows : int, default 5
         Rows below which a class or a level is neither named nor counted.
+    path : str, optional
+        The node's own file, where it has one.
     """
     table = rows.rows
     values: dict[str, Any] = {}
@@ -122,6 +131,9 @@ def describe(
         else:
             counts = in_company(table.target.tolist(), min_level_rows)
             values |= {"labels": list(counts), "label_counts": list(counts.values())}
+        if path is not None:
+            with open(path, "rb") as file:
+                values["file_check"] = hashlib.file_digest(file, "sha256").hexdigest()[:4]
     return Description(
         partition=partition,
         num_partitions=num_partitions,
@@ -319,6 +331,10 @@ _FORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "levels": (_are_levels, f"lists of up to {MAX_NAMES} different texts"),
     "is_draft": (lambda value: isinstance(value, bool), "true or false"),
     "mostly_other": (lambda value: value is None or _are_texts(value), "texts"),
+    "file_check": (
+        lambda value: value is None or (is_text(value) and re.fullmatch("[0-9a-f]{4}", value)),
+        "4 hexadecimal digits",
+    ),
 }
 """The fields of a node's answer: nothing that it says is believed to have the right type."""
 

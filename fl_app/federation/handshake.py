@@ -184,7 +184,7 @@ def _node(node_id: int, d: Description, first: Description) -> Node:
     left_out = first.num_examples - d.num_examples
     left_out_validation = first.num_validation - d.num_validation
     rows = d.num_examples, d.num_validation
-    return Node(node_id, d.partition, *rows, left_out, left_out_validation)
+    return Node(node_id, d.partition, *rows, left_out, left_out_validation, d.file_check)
 
 
 def _ask(

@@ -27,6 +27,8 @@ class Node:
         Rows kept for ``eval/``, likewise.
     left_out, left_out_validation : int, default 0
         Further rows of each kind that it leaves out, as they are of no class of the run.
+    file_check : str or None, default None
+        What tells its own file from another one.
     """
 
     node_id: int
@@ -35,6 +37,7 @@ class Node:
     num_validation: int
     left_out: int = 0
     left_out_validation: int = 0
+    file_check: str | None = None
 
 
 @dataclass(frozen=True)
