@@ -5,10 +5,11 @@ READY := .venv/.ready
 BROWSER := .venv/.browser
 XGBOOST := .venv/.xgboost
 SERVERS := .venv/.servers
+DOCS := .venv/.docs
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow test-fresh test-versions check format pins template conf ui page pictures bench kill bench-bits bench-peers bench-stacking keel clean
+.PHONY: setup run test test-slow test-fresh test-versions check format pins template conf ui page pictures docs bench kill bench-bits bench-peers bench-stacking keel clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -48,6 +49,13 @@ $(SERVERS): $(READY)
 		|| $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[servers]'
 	@touch $@
 
+# The same for the builder of the documentation.
+$(DOCS): $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+		--editable '.[docs]' \
+		|| $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 # Two at a time: they wait for servers more than they compute, and Flower's own limits are seconds.
 test-slow: $(BROWSER) $(XGBOOST) $(SERVERS)  ## what starts Ray, servers, a browser or many processes
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --ignore tests/end_to_end/test_pages.py
@@ -60,13 +68,14 @@ test-fresh: setup  ## the tests of laws with other examples each time; no part o
 test-versions: setup  ## the fast suite under other Pythons and Flower's other release, ten minutes
 	.ci/versions
 
-check: setup  ## lint, format, types, import layers, declared dependencies
+check: setup $(DOCS)  ## lint, format, types, import layers, declared dependencies, links of the pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry fl_app
 	$(BIN)/deptry tests benchmarks docs tools --ignore DEP002,DEP004
+	$(BIN)/python -m tools.site
 
 format: setup  ## rewrite in the house's format
 	$(BIN)/ruff format .
@@ -90,6 +99,10 @@ page: setup  ## the live page: choose, start and watch runs
 
 pictures: $(BROWSER)  ## docs/pictures: the live page as it is now
 	$(BIN)/python -m docs.pictures
+
+docs: $(DOCS)  ## the pages as one site with a reference, in site/
+	$(BIN)/python -m tools.site
+	@echo "site/index.html"
 
 bench: setup  ## rounds, commands and workers beside plain NumPy and Flower (half an hour)
 	$(BIN)/python -m benchmarks
