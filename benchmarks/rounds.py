@@ -169,7 +169,8 @@ def ray(num_clients: int, rounds: int) -> tuple[float, str]:
     with tempfile.TemporaryDirectory() as folder:
         words = [
             *("runtime=simulation", "tracking=none", "fraction_evaluate=0"),
-            *(f"num_clients={num_clients}", f"num_server_rounds={rounds}", f"output_dir={folder}"),
+            *("min_rows=1", "model.learning_rate=0.5", f"output_dir={folder}"),
+            *(f"num_clients={num_clients}", f"num_server_rounds={rounds}"),
         ]
         times = []
         with subprocess.Popen(

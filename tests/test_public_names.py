@@ -63,7 +63,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "fl_app.runtimes.superlink": ("fl_app.runtimes.signals",),
     "fl_app.schema": ("fl_app.config",),
     "fl_app.stack_client": ("fl_app.stacking.client",),
-    "fl_app.sweep": ("fl_app.cli.sweep",),
+    "fl_app.sweep": ("fl_app.cli.sweep", "fl_app.cli.jobs", "fl_app.cli.job_processes"),
     "fl_app.tracking.base": ("fl_app.tracking.records",),
     "fl_app.tracking.best": ("fl_app.tracking.best_round",),
     "fl_app.tracking.carrier": ("fl_app.tracking.mlflow.upload",),

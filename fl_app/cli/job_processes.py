@@ -1,4 +1,7 @@
-"""Jobs of a sweep in processes of joblib's, which end as the sweep does, whatever ends that."""
+"""Jobs of a sweep, also in processes of joblib's: what they find, and that they end as it does.
+
+Every ``fl-app`` imports this; what a sweep needs else is in ``fl_app.cli.jobs``.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from fl_app.errors import SignalInterrupt
 from fl_app.parent import when_parent_is_gone
 from fl_app.runtimes.signals import signals_interrupt
+from fl_app.temporary import temporary_dir
 
-__all__ = ["end_jobs", "ends_with_its_sweep", "jobs_known"]
+__all__ = ["end_jobs", "ends_with_its_sweep", "job_log"]
 
+LOG, KEYS, SAME = "FL_APP_SWEEP_LOG", "FL_APP_SWEEP_KEYS", "FL_APP_SWEEP_SAME"
+BEGUN, EARLIER = "FL_APP_SWEEP_BEGUN", "FL_APP_SWEEP_EARLIER"
 _PARENT, _JOBS = "FL_APP_SWEEP_PARENT", "FL_APP_SWEEP_JOBS"
 _LEAVE_SECONDS = 6.0
 _watches: list[int] = []
@@ -22,7 +29,22 @@ _ended: list[int] = []
 
 
 @contextmanager
-def jobs_known(folder: Path) -> Iterator[None]:
+def job_log() -> Iterator[Path]:
+    """Give jobs of this process and of those that it starts a file to append to."""
+    with temporary_dir() as folder, _jobs_known(folder / "running"):
+        path = folder / "jobs.jsonl"
+        path.touch()
+        os.environ[LOG] = str(path)
+        os.environ[BEGUN] = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
+        try:
+            yield path
+        finally:
+            for name in (LOG, BEGUN, EARLIER, KEYS, SAME):
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def _jobs_known(folder: Path) -> Iterator[None]:
     """Let jobs in other processes know this one, and this one their numbers.
 
     Parameters

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -27,24 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import fl_app
 from fl_app.cli.broken_pipe import reader_may_leave
-from fl_app.cli.job_processes import end_jobs, ends_with_its_sweep
+from fl_app.cli.job_processes import end_jobs, ends_with_its_sweep, job_log
 from fl_app.cli.own_path import folder_stays_off_the_path
-from fl_app.cli.sweep import (
-    Job,
-    cut_short,
-    finished_before,
-    has_failed,
-    id_of,
-    job_log,
-    note,
-    read_jobs,
-    resumed_or_begun,
-    same_as,
-    summarise,
-    swept,
-    tell_swept,
-    with_config,
-)
 from fl_app.config.compose import config_dir, offer, searched, typed
 from fl_app.config.dataset_options import TabularConfig
 from fl_app.config.hydra_errors import HydraErrors, explain
@@ -52,12 +35,13 @@ from fl_app.config.passwords import keep_secrets
 from fl_app.config.plugins import open_project, project_in
 from fl_app.config.run_request import unheeded, without_secrets
 from fl_app.config.schema import Config, objective_of
-from fl_app.config.sweep import check_sweep, heeded, unescaped
 from fl_app.errors import FlAppError, SignalInterrupt, masked, one_line, printable
 from fl_app.outputs import outputs_may_fail
 from fl_app.runtimes.signals import forget_interrupt, raise_if_interrupted, signals_interrupt
 
 if TYPE_CHECKING:
+    from fl_app.cli.jobs import Job
+    from fl_app.report import RunSummary
     from fl_app.runtimes import RunResult
 
 __all__ = ["main"]
@@ -85,7 +69,7 @@ def _job(composed: DictConfig) -> float | None:
             return _job_of_sweep(composed)
     try:
         config = _config(composed)
-        if earlier := finished_before(config):
+        if earlier := _finished(config):
             print(printable(f"{earlier.title}: skipped, finished as run {earlier.run_id}"))
             return earlier.metrics.get(objective_of(config))
         result = _run(config)
@@ -99,6 +83,9 @@ def _job(composed: DictConfig) -> float | None:
 
 def _job_of_sweep(composed: DictConfig) -> float | None:
     """Run one job of a sweep, and note how it ended for whoever started the sweep."""
+    from fl_app.cli.jobs import Job, note, resumed_or_begun, same_as, swept, with_config
+    from fl_app.config.sweep import heeded
+
     raise_if_interrupted()
     state = HydraConfig.get()
     task = _typed_words(state)
@@ -116,7 +103,7 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
             print(printable(text))
             note(replace(job, status="SKIPPED", same_as=first))
             return None
-        if earlier := finished_before(config):
+        if earlier := _finished(config):
             text = f"{' '.join(job.overrides)}: skipped, finished as run {earlier.run_id}"
             print(printable(text))
             note(replace(job, status="SKIPPED", metrics=earlier.metrics, run_id=earlier.run_id))
@@ -137,13 +124,27 @@ def _job_of_sweep(composed: DictConfig) -> float | None:
     return result.metrics.get(objective_of(config))
 
 
+def _finished(config: Config) -> RunSummary | None:
+    if not config.skip_finished:
+        return None
+    from fl_app.cli.sweep import finished_before
+
+    return finished_before(config)
+
+
 def _typed_words(state: HydraConf) -> list[str]:
     """Return the overrides as they were typed, what is in ``${}`` too."""
     words = cast(list[str], OmegaConf.to_container(state.overrides.task, resolve=False))
-    return [*map(unescaped, words)] if state.mode == RunMode.MULTIRUN else words
+    if state.mode != RunMode.MULTIRUN:
+        return words
+    from fl_app.config.sweep import unescaped
+
+    return [*map(unescaped, words)]
 
 
 def _sweep_id(state: HydraConf) -> str:
+    from fl_app.cli.jobs import id_of
+
     chosen = any(o.startswith("hydra.sweep.dir=") for o in state.overrides.hydra)
     return id_of(state.sweep.dir, chosen)
 
@@ -182,10 +183,14 @@ def _run(config: Config) -> RunResult:
     from fl_app.config.run_request import RunRequest, git_commit
     from fl_app.runtimes import run
 
-    task = _typed_words(state)
-    kept = heeded(task, config)[0] if sweep else task
-    swept_words = tuple(swept(kept)) if sweep else ()
-    return run(RunRequest(config, tuple(kept), sweep, git_commit(), swept_words))
+    kept, swept_words = _typed_words(state), list[str]()
+    if sweep:
+        from fl_app.cli.jobs import swept
+        from fl_app.config.sweep import heeded
+
+        kept = heeded(kept, config)[0]
+        swept_words = swept(kept)
+    return run(RunRequest(config, tuple(kept), sweep, git_commit(), tuple(swept_words)))
 
 
 @reader_may_leave()
@@ -228,10 +233,22 @@ def _main() -> None:
             compared = False  # who is told to end has no time
             raise
         finally:
-            if jobs := read_jobs(path):
+            jobs = _jobs(path)
+            if jobs:
+                from fl_app.cli.sweep import has_failed, summarise
+
                 print(summarise(jobs, compared))
-    if has_failed(jobs):
+    if jobs and has_failed(jobs):
         sys.exit(1)
+
+
+def _jobs(log: Path) -> list[Job]:
+    """Return the jobs of a sweep; those of other commands are none."""
+    if not log.stat().st_size:
+        return []
+    from fl_app.cli.jobs import read_jobs
+
+    return read_jobs(log)
 
 
 def _without_secrets(word: str) -> str:
@@ -282,12 +299,16 @@ def _check_first() -> None:
     may = ("experiment=", "sweep=", "hydra.mode=")
     if any(asks) or any(others) or not (args.multirun or any(o.startswith(may) for o in overrides)):
         return
+    from fl_app.config.sweep import check_sweep
+
     try:
         sweep = check_sweep(searched(overrides, args.config_dir), args.multirun)
     except FlAppError as error:
         _fail(str(error), error.exit_status)
     if sweep.keys:
         sys.argv[1:] = [*flags, *sweep.overrides]
+    from fl_app.cli.jobs import tell_swept
+
     tell_swept(sweep)
 
 
@@ -301,11 +322,6 @@ def _hydra(log: Path) -> None:
         _fail(str(explain(error, [a for a in sys.argv[1:] if "=" in a])), 2)
     except FlAppError as error:
         _fail(str(error), error.exit_status)
-    except BrokenExecutor:
-        from fl_app.tracking import replay
-
-        replay()  # so that MLflow has how they ended
-        _fail(cut_short(read_jobs(log)), 1)
     except OSError as error:
         from fl_app.tracking.journal_disk import trouble
 
@@ -314,9 +330,19 @@ def _hydra(log: Path) -> None:
         given = [a for a in sys.argv if a.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
         folder = given[-1].partition("=")[2] if given else os.getcwd()
         _fail(f"{full}: no run can begin in {folder}", 1)
+    except RuntimeError as error:
+        from concurrent.futures import BrokenExecutor
+
+        if not isinstance(error, BrokenExecutor):
+            raise
+        from fl_app.cli.sweep import cut_short
+        from fl_app.tracking import replay
+
+        replay()  # so that MLflow has how they ended
+        _fail(cut_short(_jobs(log)), 1)
     except ValueError as error:
         # Hydra has no class of its own for `dataset=null`; ours would be one of the above.
-        if (jobs := read_jobs(log)) and all(job.failed or not job.metrics for job in jobs):
+        if (jobs := _jobs(log)) and all(job.failed or not job.metrics for job in jobs):
             _fail("no trial ended with a value to choose by", 1)
         if _begun or jobs:
             raise

@@ -16,7 +16,6 @@ import hashlib
 import importlib
 import os
 import sys
-import tomllib
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -103,7 +102,7 @@ def project_in(folder: str | Path, asked: bool = False) -> Project | None:
     allowed = "a folder whose pyproject.toml has [tool.flwr.app.components] and [tool.fl_app]"
     try:
         text = (root / "pyproject.toml").read_text(encoding="utf-8")
-        tables: Any = tomllib.loads(text) if "[tool.fl_app" in text else {}
+        tables = _tables(text) if "[tool.fl_app" in text else {}
     except (OSError, ValueError) as error:
         if not asked:
             return None
@@ -118,6 +117,12 @@ def project_in(folder: str | Path, asked: bool = False) -> Project | None:
     if not all(modules):
         raise ConfigError("--app", root, f"{allowed}; of its components {_COMPONENTS} one is none")
     return Project(root, str(tables.get("project", {}).get("name", root.name)), modules)
+
+
+def _tables(text: str) -> dict[str, Any]:
+    import tomllib  # which most folders need not
+
+    return tomllib.loads(text)
 
 
 def open_project(project: Project | None) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import platform
 import shlex
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -301,6 +300,8 @@ def git_commit() -> str:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
+    import subprocess  # of use to runs only, and not to Hydra's own work
+
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -65,9 +65,9 @@ class Description:
         In a second answer the categorical columns of which more than a tenth of its texts would be
         OTHER; None below ``min_rows`` rows.
     file_check : str or None
-        The first 16 bits of its own file's SHA-256, in hexadecimal: too few to guess rows by, enough
-        to see that a run which goes on has another file. None where rows are dealt, and below
-        ``min_rows`` rows.
+        The first 16 bits of its own file's SHA-256, in hexadecimal: too few to guess rows by,
+        enough to see that a run which goes on has another file. None where rows are dealt, and
+        below ``min_rows`` rows.
 
     All of these but the last are over the rows for training and for ``eval/`` together.
     """
@@ -332,7 +332,7 @@ _FORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "is_draft": (lambda value: isinstance(value, bool), "true or false"),
     "mostly_other": (lambda value: value is None or _are_texts(value), "texts"),
     "file_check": (
-        lambda value: value is None or (is_text(value) and re.fullmatch("[0-9a-f]{4}", value)),
+        lambda v: v is None or (is_text(v) and re.fullmatch("[0-9a-f]{4}", v) is not None),
         "4 hexadecimal digits",
     ),
 }

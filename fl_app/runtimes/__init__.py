@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fl_app.config.run_request import RunRequest
-from fl_app.runtimes.result import RunResult, read_result, result_written
+from fl_app.lazy import exporter
+
+if TYPE_CHECKING:
+    from fl_app.runtimes.result import RunResult
 
 __all__ = ["RunResult", "run"]
+
+__getattr__ = exporter(__name__, {"result": ["RunResult"]})
 
 
 def run(request: RunRequest) -> RunResult:
@@ -27,6 +34,8 @@ def run(request: RunRequest) -> RunResult:
     FlAppError
         If the run did not finish; then ``result.json`` says why.
     """
+    from fl_app.runtimes.result import RunResult, read_result, result_written
+
     if request.config.resume is not None:
         from fl_app.experiment.resuming import same_run
 

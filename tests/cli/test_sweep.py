@@ -11,17 +11,9 @@ from typing import Any
 import pytest
 
 from fl_app.cli import sweep
-from fl_app.cli.sweep import (
-    Job,
-    has_failed,
-    job_log,
-    note,
-    read_jobs,
-    same_as,
-    summarise,
-    tell_swept,
-    with_config,
-)
+from fl_app.cli.job_processes import job_log
+from fl_app.cli.jobs import Job, note, read_jobs, same_as, tell_swept, with_config
+from fl_app.cli.sweep import has_failed, summarise
 from fl_app.config.serialization import from_dict
 from fl_app.config.sweep import Sweep
 

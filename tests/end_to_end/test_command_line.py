@@ -67,11 +67,12 @@ def test_a_reader_may_leave(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--cfg", "job", "model=mlp"]])
 def test_start_up_imports_little(words: list[str], tmp_path: Path) -> None:
-    """To show help or a config, none of the heavy packages is imported."""
+    """To show help or a config, no heavy package is imported, and nothing that sweeps alone need."""
     code = (
         "import sys; from fl_app.cli.run import main\n"
         "try: main()\n"
-        "finally: print({'mlflow', 'sklearn', 'ray', 'flwr', 'numpy'} & {*sys.modules}, "
+        "finally: print({'mlflow', 'sklearn', 'ray', 'flwr', 'numpy', 'fl_app.cli.sweep', "
+        "'fl_app.cli.jobs', 'fl_app.config.sweep'} & {*sys.modules}, "
         "'hydra' in sys.modules, file=sys.stderr)"
     )
     done = command("python", "-c", code, *words, cwd=tmp_path, FL_APP_HOME=str(tmp_path / "home"))

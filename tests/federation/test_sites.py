@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fl_app.cli.sweep import Job, with_config
+from fl_app.cli.jobs import Job, with_config
 from fl_app.client_app import app as client_app
 from fl_app.config.compose import compose_config
 from fl_app.config.registry import builder_of

@@ -21,7 +21,8 @@ from mlflow.entities import Metric, Param, RunTag
 from rich.console import Console
 from scipy import stats
 
-from fl_app.cli.sweep import Job, summarise
+from fl_app.cli.jobs import Job
+from fl_app.cli.sweep import summarise
 from fl_app.config.schema import Config
 from fl_app.config.serialization import flatten, from_dict
 from fl_app.errors import InputError

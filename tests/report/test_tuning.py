@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from fl_app.cli.sweep import Job, summarise
+from fl_app.cli.jobs import Job
+from fl_app.cli.sweep import summarise
 from fl_app.errors import InputError
 from fl_app.federation.ending import Ending
 from fl_app.report import (
