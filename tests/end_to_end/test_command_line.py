@@ -67,7 +67,7 @@ def test_a_reader_may_leave(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--cfg", "job", "model=mlp"]])
 def test_start_up_imports_little(words: list[str], tmp_path: Path) -> None:
-    """To show help or a config, no heavy package is imported, and nothing that sweeps alone need."""
+    """To show help or a config, nothing heavy is imported, and nothing that sweeps alone need."""
     code = (
         "import sys; from fl_app.cli.run import main\n"
         "try: main()\n"
