@@ -36,6 +36,9 @@ class DatasetConfig:
         The number of clients that it always has, and why.
     is_drawn : bool
         Whether its rows are drawn by the seed.
+    has_no_noise : bool
+        Whether new rows of its clients would be those that they have: then the server's test rows
+        are these, where ``test_fraction`` is 0.
     """
 
     if TYPE_CHECKING:  # a table of one's own has a field of this name, in its own place
@@ -44,6 +47,7 @@ class DatasetConfig:
     has_clients: ClassVar[bool] = False
     clients: ClassVar[tuple[int, str] | None] = None
     is_drawn: ClassVar[bool] = False
+    has_no_noise: ClassVar[bool] = False
 
     name: str = opt("", "Name of the data set.")
     test_fraction: float = opt(
@@ -72,11 +76,12 @@ class DigitsConfig(DatasetConfig):
 @register
 @dataclass(frozen=True)
 class TwoLinesConfig(DatasetConfig):
-    """y = 2x + 1 on client 0 and y = x + 1 on client 1: every row is for training."""
+    """y = 2x + 1 on client 0, y = x + 1 on client 1: all rows are for training and for the test."""
 
     task: ClassVar[str] = "regression"
     has_clients: ClassVar[bool] = True
     clients: ClassVar[tuple[int, str] | None] = (2, "one a line")
+    has_no_noise: ClassVar[bool] = True
 
     name: str = "two_lines"
     test_fraction: float = 0.0

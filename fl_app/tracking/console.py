@@ -119,6 +119,8 @@ class ConsoleTracker:
             self._print(f"{end.status}: {end.error}")
         if self._last is not None:
             self._print(_closing(self._last))
+            if _is_lesson(self._last) and self._last.server:
+                self._print("train: the clients' W_k, each on its own rows; server: its own W")
             self._print_note(self._last)
         self.at_end()
 
@@ -236,10 +238,17 @@ def _numbers(values: Sequence[float] | np.ndarray) -> list[str]:
 
 
 def _closing(last: RoundRecord) -> Table:
-    """Show the last round's metrics: one row each, a column for train, eval and server."""
+    """Show the last round's metrics: one row each, a column for train, eval and server.
+
+    And one for a stack that clients have mixed with their own models.
+    """
     table = Table(title=f"after round {last.server_round}", title_justify="left")
     table.add_column("metric")
     sources = {"train": last.train, "eval": last.evaluate, "server": last.server}
+    gated = "stack/gated_"
+    sources |= {
+        "gated": {k.removeprefix(gated): v for k, v in last.extra.items() if k.startswith(gated)}
+    }
     shown = {name: metrics for name, metrics in sources.items() if metrics}
     for name in shown:
         table.add_column(name, justify="right")
