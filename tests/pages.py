@@ -131,7 +131,7 @@ class User:
     def read(self, page: str) -> str:
         """Type all blocks of a page and return what was printed.
 
-        A block without a language is what was printed before it.
+        A block without a language is what was printed before it, but for blanks at the end of lines.
         """
         texts = "chest pain" in (ROOT / page).read_text()
         (self.cwd / "patients.csv").write_text(_patients(texts))
@@ -139,7 +139,7 @@ class User:
         for language, text in blocks(page):
             if language:
                 said += self.type_block(language, text)
-            assert language or text in said
+            assert language or text in re.sub(" +$", "", said, flags=re.M)
         return said
 
     def type_block(self, language: str, text: str) -> str:

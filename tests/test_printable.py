@@ -247,7 +247,7 @@ def test_no_run_that_was_found_commands_the_terminal(
 ) -> None:
     """A tracker says which run is skipped, in a name and an id of its own."""
     found = RunSummary(EVIL, {}, name=f"{EVIL} http://me:secret@h")
-    monkeypatch.setattr(command, "finished_before", lambda config: found)
+    monkeypatch.setattr(command, "_finished", lambda config: found)
     monkeypatch.setattr(command, "_begun", [])
     monkeypatch.chdir(tmp_path)
     words = [*sweep, "dataset=iris", "tracking=none"]

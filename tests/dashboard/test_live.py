@@ -494,6 +494,6 @@ def test_a_real_run_is_read_from_begin_to_end(home: Path) -> None:
         for array in ("coef", "intercept")
     ]
     assert phase(view, time.time()) == "finished after 5 rounds"
-    assert [m.key for m in metrics(view)] == ["train/mse", "train/mae"]
+    assert [m.key for m in metrics(view)] == ["server/mse", "server/mae", "server/r2"]
     (head,) = runs(home)
     assert (head.status, head.strategy, head.dataset) == ("finished", "fedavg", "two_lines")

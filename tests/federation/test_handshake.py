@@ -207,7 +207,7 @@ def test_a_node_with_few_rows_tells_its_counts_only(n: int) -> None:
     assert data["num_examples"] == n
     assert {key for key, value in data.items() if value is None} == {
         *("count", "mean", "m2", "target_count", "target_mean", "target_m2"),
-        *("labels", "label_counts", "levels", "mostly_other"),
+        *("labels", "label_counts", "levels", "mostly_other", "file_check"),
     }
     assert "123456789" not in _encoded(_measured([SECRET] * n), n + 1)
     assert "123456789" in _encoded(_measured([SECRET] * n), n)
