@@ -131,7 +131,7 @@ class User:
     def read(self, page: str) -> str:
         """Type all blocks of a page and return what was printed.
 
-        A block without a language is what was printed before it, but for blanks at the end of lines.
+        A block without a language is what was printed before it, without blanks at ends of lines.
         """
         texts = "chest pain" in (ROOT / page).read_text()
         (self.cwd / "patients.csv").write_text(_patients(texts))

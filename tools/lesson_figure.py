@@ -44,7 +44,8 @@ def draw(found: list[dict[str, Any]]) -> Figure:
     """Draw what the clients hold, and their lines and the average in each round."""
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     x = np.array([-1.0, 1.0])
-    for number, (axis, one) in enumerate(zip(figure.subplots(2, 3, sharey=True).flat, found)):
+    panels = figure.subplots(2, 3, sharey=True).flat
+    for number, (axis, one) in enumerate(zip(panels, found, strict=True)):
         for k, (slope, colour) in enumerate(zip((2, 1), _CLIENTS, strict=True)):
             axis.plot(x, slope * x + 1, "os"[k], color=colour, label=f"rows of client {k}")
         for k, (slope, intercept) in enumerate(one["clients"]):

@@ -168,14 +168,15 @@ def test_final_losses_are_those_of_the_test_rows(digits: Recorded, diabetes: Rec
             assert own.mean() == pytest.approx(told.values(f"server/{name}")[-1], rel=1e-5)
 
 
-def test_no_test_rows_or_privacy_means_no_losses(home: Path, lines: Recorded) -> None:
+def test_no_test_rows_or_privacy_means_no_losses(home: Path) -> None:
     """Without test rows there are none, and a private run's record holds nothing a row."""
-    words = ("num_clients=4", "num_server_rounds=1", "privacy=dp_fixed", "tracking.figures=false")
-    for told in (lines, recorded(home, *words)):
+    few = ("num_clients=4", "num_server_rounds=1", "tracking.figures=false")
+    none = recorded(home, *few, "dataset=iris", "dataset.test_fraction=0")
+    for told in (none, recorded(home, *few, "privacy=dp_fixed")):
         assert told.run.info.status == "FINISHED"
         assert told.paths("losses") == []
-    assert lines.run.data.tags["data.seed_draws"] == "nothing"
-    assert lines.run.data.tags["data.test_rows"] == "0"
+    assert none.run.data.tags["data.test_rows"] == "0"
+    assert not any(k.startswith("server/") for k in none.run.data.metrics)
 
 
 def test_a_report_reads_losses_where_seeds_share_the_test_rows(home: Path) -> None:
@@ -233,13 +234,22 @@ def test_aggregate_is_the_sum_of_weighted_arrays(name: str, request: pytest.Fixt
 
 
 def test_unequal_rows_weigh_the_lines(lines: Recorded) -> None:
-    """With 2 and 6 rows the slope goes to 2·1/4 + 1·3/4, what is left shrinks by 0.8^5 a round."""
+    """With 2 and 6 rows the slope goes to 2·1/4 + 1·3/4, what is left shrinks by 0.8^5 a round.
+
+    The server scores the average line on the rows of both: there is no noise.
+    """
     slope, intercept = 2 / 4 + 1 * 3 / 4, 1.0
     left = 0.8 ** (5 * 5)
     final = lines.weights(5)
     assert final["coef"][0, 0] == pytest.approx(slope * (1 - left), rel=1e-12)
     assert final["intercept"][0] == pytest.approx(intercept * (1 - left), rel=1e-12)
-    assert not any(k.startswith(("server/", "eval/")) for k in lines.run.data.metrics)
+    assert not any(k.startswith("eval/") for k in lines.run.data.metrics)
+    rows = [
+        (x, (2, 1)[k] * x + 1) for k, n in enumerate((2, 6)) for x in (-1, 1) for _ in range(n // 2)
+    ]
+    errors = [final["coef"][0, 0] * x + final["intercept"][0] - y for x, y in rows]
+    assert lines.values("server/mse")[-1] == pytest.approx(np.mean(np.square(errors)), rel=1e-12)
+    assert lines.run.data.tags["data.test_rows"] == "8"
 
 
 def test_logged_model_predicts_what_the_run_reported(digits: Recorded) -> None:
