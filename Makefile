@@ -97,8 +97,9 @@ ui: setup  ## the MLflow UI on the store of fl_app
 page: setup  ## the live page: choose, start and watch runs
 	$(BIN)/fl-kit dashboard
 
-pictures: $(BROWSER)  ## docs/pictures: the live page as it is now
-	$(BIN)/python -m docs.pictures
+pictures: $(BROWSER)  ## docs/pictures and the lesson's figure, of what there is now
+	$(BIN)/python -m tools.lesson_figure
+	$(BIN)/python -m tools.pictures
 
 docs: $(DOCS)  ## the pages as one site with a reference, in site/
 	$(BIN)/python -m tools.site

@@ -1,7 +1,7 @@
-"""Makes docs/pictures/*.png of the live page: ``make pictures``, or ``python -m docs.pictures``.
+"""Makes docs/pictures/*.png of the live page: ``make pictures``, or ``python -m tools.pictures``.
 
 It starts the page as a user does, with a home of its own, runs what each picture shows, and takes
-it with the system's Chromium. ``python -m docs.pictures lesson`` makes one of them.
+it with the system's Chromium. ``python -m tools.pictures lesson`` makes one of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from urllib.parse import urlencode
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-FOLDER = Path(__file__).with_name("pictures")
+FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 WIDTH, COLOURS = 1280, 256
 
 
