@@ -108,7 +108,7 @@ docs: $(DOCS)  ## the pages as one site with a reference, in site/
 bench: setup  ## rounds, commands and workers beside plain NumPy and Flower (half an hour)
 	$(BIN)/python -m benchmarks
 
-kill: setup  ## runs that are killed at drawn instants go on and end as others do (an hour)
+kill: setup  ## runs that are killed at drawn instants go on and end as others do (half an hour)
 	$(BIN)/python -m benchmarks.kill
 
 bench-bits: setup  ## five strategies, three seeds: the same final weights in all runtimes

@@ -286,7 +286,11 @@ class MlflowConfig(TrackingConfig):
     keep_weights: str = opt(
         "all", "Rounds whose weights are kept: `all`, `none`, `last:K`, or `every:K` and the last."
     )
-    figures: bool = opt(True, "Draw learning curves, data and clients as PNG artifacts.")
+    figures: bool | None = opt(
+        None,
+        "Draw learning curves, data and clients as PNG artifacts; null: of a run by itself, not of "
+        "each of a sweep, which `fl-kit report --figures` draws.",
+    )
 
 
 @register

@@ -49,7 +49,12 @@ def logged_models(best: BestRound, predictor: Predictor, private: bool) -> list[
 
 
 def draw_figures(
-    config: Config, runtime: str, best: BestRound, predictor: Predictor, private: bool
+    config: Config,
+    runtime: str,
+    best: BestRound,
+    predictor: Predictor,
+    private: bool,
+    swept: bool = False,
 ) -> dict[str, bytes]:
     """Draw the run; a picture that cannot be drawn costs a warning only.
 
@@ -65,13 +70,17 @@ def draw_figures(
         What a model is.
     private : bool
         Whether the run is under differential privacy: then no picture shows the clients' rows.
+    swept : bool, default False
+        Whether it is one of a sweep, whose runs are drawn only where ``tracking.figures=true``.
 
     Returns
     -------
     dict of str to bytes
         PNGs by path; empty where the config asks for none.
     """
-    if not isinstance(config.tracking, MlflowConfig) or not config.tracking.figures:
+    tracking = config.tracking
+    wanted = isinstance(tracking, MlflowConfig) and tracking.figures
+    if not (not swept if wanted is None else wanted):
         return {}
     try:
         return _draw(config, runtime, best, predictor, private)

@@ -316,7 +316,8 @@ class Run:
         if predictor is None:
             return RunEnd("FINISHED", tags)
         models = logged_models(self.best, predictor, is_private)
-        files = draw_figures(self.config, self.runtime, self.best, predictor, is_private)
+        swept = bool(self.request.sweep_id)
+        files = draw_figures(self.config, self.runtime, self.best, predictor, is_private, swept)
         return RunEnd("FINISHED", tags, models, files={**files, **self._losses(predictor)})
 
     def _finish(self, end: RunEnd, seconds: float) -> None:

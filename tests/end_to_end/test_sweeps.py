@@ -71,6 +71,20 @@ def test_a_sweep_ends_with_its_table(typed: Typed, capsys: pytest.CaptureFixture
     assert {run.run_id for run in runs} < {run.info.run_id for run in found}
 
 
+def test_runs_of_a_sweep_are_drawn_where_that_is_asked(typed: Typed) -> None:
+    """Twenty runs would draw sixty pictures that few look at; a run by itself is drawn."""
+    small = [word for word in SMALL if "figures" not in word]
+    assert typed("-m", *small, "seed=0") == 0
+    assert typed("-m", *small, "seed=1", "tracking.figures=true") == 0
+    assert typed(*small, "seed=2") == 0
+    client = MlflowClient(default_uri())
+    pictures = {
+        run.seed: len(client.list_artifacts(run.run_id, "figures"))
+        for run in read_runs(experiment="wine")
+    }
+    assert pictures == {"0": 0, "1": 3, "2": 3}
+
+
 def test_what_is_finished_is_skipped(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
     """The same sweep again makes no run; another value makes its own only; so does a single run."""
     words = ["-m", *SMALL, "seed=0,1", "skip_finished=true"]
