@@ -190,14 +190,11 @@ def _comparison(jobs: Sequence[Job]) -> str:
 
 def _sentences(compared: Comparison) -> list[str]:
     """Say of each rival of FedAvg whether it is better; one line where cells do not allow it."""
-    from fl_app.report import verdict
+    from fl_app.report import sentences
 
     values = compared.design.values
     rivals = [one for one in compared.levels if values[one][COMPARED] not in _NO_RIVALS]
-    try:
-        return [printable(verdict(compared, level)) for level in rivals]
-    except FlAppError as error:
-        return [printable(f"no sentence: {error}")]
+    return [printable(text) for text in sentences(compared, rivals)]
 
 
 def _question(done: Sequence[Job]) -> _Question | None:

@@ -38,7 +38,7 @@ from fl_app.report.summary import (
 )
 from fl_app.report.tables import Row, Table
 from fl_app.report.tuning import Choice, Tuning
-from fl_app.report.verdict import verdict
+from fl_app.report.verdict import sentences, verdict
 from fl_app.report.writing import write_report
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "read_runs",
     "read_these",
     "select",
+    "sentences",
     "show",
     "store_report",
     "summary_blocks",

@@ -16,7 +16,7 @@ from fl_app.report.runs import short
 from fl_app.report.shared_rows import rather_over_rows
 from fl_app.report.tables import paired_difference
 
-__all__ = ["Outcome", "expect"]
+__all__ = ["Outcome", "difference_of", "expect"]
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,36 @@ def expect(comparison: Comparison, text: str) -> Outcome:
     one, other = (design.level(name, "--expect") for name in (better, rest))
     if one == other:
         raise InputError("--expect", text, "two different levels")
+    difference = difference_of(comparison, one, other, f"--expect {text}")
+    if difference.low is None or difference.high is None:
+        return Outcome(text, False, difference)
+    gain = difference.low if comparison.higher_is_better else -difference.high
+    return Outcome(text, gain > margin, difference)
+
+
+def difference_of(comparison: Comparison, one: str, other: str, what: str) -> Interval:
+    """Return the difference of two levels, each at its end, with what a strict claim lacks.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        The comparison.
+    one, other : str
+        Labels of two levels: the first minus the second.
+    what : str
+        What it is for, for the error.
+
+    Raises
+    ------
+    InputError
+        If cells differ in a hyperparameter.
+    """
+    design = comparison.design
     for name, values in design.mixed.items():
         remedy = f"choose runs with --where {short(name)}=..."
         if name == short(name):
             remedy = f"choose it with --tune {name}, or runs with --where {name}=..."
-        raise InputError(
-            short(name), " and ".join(values), f"one value for --expect {text}: {remedy}"
-        )
+        raise InputError(short(name), " and ".join(values), f"one value for {what}: {remedy}")
     pairs, _ = pair_up(design, one, other, comparison.metric, at_end)
     over_seeds = paired_difference(design, pairs, comparison.grounds)
     difference = rather_over_rows(over_seeds, design, pairs, comparison.metric)
@@ -103,7 +126,4 @@ def expect(comparison: Comparison, text: str) -> Outcome:
         cut = lack_of(judge_pairs(design, one, other, pairs, comparison.metric))
         lack = "; ".join(filter(None, (difference.lack, untuned, cut)))
         difference = replace(difference, lack=lack)
-    if difference.low is None or difference.high is None:
-        return Outcome(text, False, difference)
-    gain = difference.low if comparison.higher_is_better else -difference.high
-    return Outcome(text, gain > margin, difference)
+    return difference

@@ -6,17 +6,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fl_app.errors import InputError
 from fl_app.report.budgets import Pair
 from fl_app.report.comparing import Comparison
-from fl_app.report.expectations import expect
+from fl_app.report.expectations import difference_of
 from fl_app.report.intervals import Interval
 from fl_app.report.rendering import decimals_for, interval_text
+from fl_app.report.runs import REFERENCES
 from fl_app.report.soundness import check_sound
 
-__all__ = ["verdict"]
+__all__ = ["sentences", "verdict"]
 
 
 def verdict(comparison: Comparison, level: str) -> str:
@@ -38,9 +39,10 @@ def verdict(comparison: Comparison, level: str) -> str:
     Raises
     ------
     InputError
-        As :func:`~fl_app.report.expect`.
+        If cells differ in a hyperparameter.
     """
-    found = expect(comparison, f"{level}>{comparison.baseline}").difference
+    base = comparison.baseline
+    found = difference_of(comparison, level, base, f"{level} against {base}")
     lack = "; ".join(filter(None, (_undecided(found), found.lack, _unsound(comparison, level))))
     is_better = (found.mean > 0) == comparison.higher_is_better
     word = "undecided against" if lack else "better than" if is_better else "worse than"
@@ -51,6 +53,26 @@ def verdict(comparison: Comparison, level: str) -> str:
     parts += _price(pairs)
     text = f"{level} is {word} {comparison.baseline}: {', '.join(parts)}"
     return f"{text} ({lack})" if lack else text
+
+
+def sentences(comparison: Comparison, levels: Iterable[str] | None = None) -> list[str]:
+    """Say of levels whether they are better than the baseline, or why nobody can say.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        The comparison.
+    levels : iterable of str, optional
+        By default all but the baseline, and but the references, which are no rivals.
+    """
+    c = comparison
+    if levels is None:
+        kinds = {level: c.design.values[level].get("strategy.name") for level in c.levels[1:]}
+        levels = [level for level, kind in kinds.items() if kind not in REFERENCES]
+    try:
+        return [verdict(c, level) for level in levels]
+    except InputError as error:
+        return [f"no sentence: {error}"]
 
 
 def _undecided(found: Interval) -> str:

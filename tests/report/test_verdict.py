@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from fl_app.errors import InputError
-from fl_app.report import Comparison, RunSummary, compare, verdict
-from tests.report.test_report import NOTHING_TO_TUNE, run
+from fl_app.report import Comparison, RunSummary, compare, sentences, verdict
+from tests.report.test_report import ACCURACY, NOTHING_TO_TUNE, run
 
 ROUNDS = 20
 CONVERGED = {r: max(0.1, 1 - r / 5) for r in range(1, ROUNDS + 1)}
@@ -119,3 +119,17 @@ def test_a_stack_that_ends_later_is_compared_at_its_end() -> None:
     comparison = compare([*short, *ending("fedstacking", GOOD, 15, "server/accuracy")])
     assert comparison.at_rounds.pairs["fedstacking"] == ()
     assert verdict(comparison, "fedstacking").endswith("at 2 × its bytes")
+
+
+def test_a_level_may_be_called_anything() -> None:
+    """Marks that an expectation is read by are no marks in a label."""
+    c = compare([*ending("fedavg", BEST, 10, ACCURACY), *ending("a>b-0.1", GOOD, 15, ACCURACY)])
+    assert sentences(c) == [verdict(c, "a>b-0.1")]
+    assert sentences(c)[0].startswith("a>b-0.1 is better than fedavg: +0.1000 [")
+
+
+def test_references_are_no_rivals() -> None:
+    """A sentence is said of each level but the baseline, and what federates nothing."""
+    names = ("fedavg", "local", "pooled", "fedadam", "krum")
+    c = compare([one for name in names for one in ending(name, GOOD, 10, ACCURACY)])
+    assert [text.partition(" is ")[0] for text in sentences(c)] == ["fedadam", "krum"]
