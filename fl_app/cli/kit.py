@@ -232,7 +232,12 @@ def report(
         list[str] | None, typer.Option(help="Only runs with these params: KEY=VALUE[,VALUE].")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Differences up to this are ties.")] = 0.0,
-    out: Annotated[str, typer.Option(help="Folder for report.md, .csv and .json.")] = "",
+    target: Annotated[
+        float | None, typer.Option(help="Say in which round the metric first is as good as this.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder for report.md, .tex, .csv and .json.")] = "",
+    html: Annotated[str, typer.Option(help="File for all of it as one page, with figures.")] = "",
+    figures: Annotated[str, typer.Option(help="Folder for the figures as SVG and PDF.")] = "",
     store: Annotated[
         bool, typer.Option("--store", help="Store these in MLflow too, with the sweep of --sweep.")
     ] = False,
@@ -249,6 +254,10 @@ def report(
         raise InputError("--store", True, "only with --sweep, whose comparison it is")
     if strict and not expect:
         raise InputError("--strict", True, "at least one --expect, which it is about")
+    reporting.check_target(target)
+    for option, place in {"--out": out, "--html": html, "--figures": figures}.items():
+        if place:
+            reporting.check_place(option, place, option != "--html")
     runs = reporting.read_runs(
         uri or None, experiment=name, sweep=sweep_id, metric=metric, by=by if tune else None
     )
@@ -261,16 +270,24 @@ def report(
         tolerance=tolerance,
         tune=tune or (),
         by=by,
+        target=target,
     )
     if strict:
         counted = comparison.design.runs.values()
         reporting.check_sound(run for seeds in counted for run in seeds.values())
     outcomes = [reporting.expect(comparison, text) for text in expect or ()]
-    reporting.show(reporting.comparison_blocks(comparison, outcomes))
+    blocks = [*reporting.comparison_blocks(comparison, outcomes)]
+    blocks += [*reporting.target_blocks(comparison), *reporting.sentences(comparison)]
+    reporting.show(blocks)
     command = shlex.join(["fl-kit", *sys.argv[1:]])
     if out:
         for path in reporting.write_report(out, comparison, outcomes, command):
             print(printable(path))
+    if html or figures:
+        from fl_app.cli.reports import write_pages
+
+        for line in write_pages(comparison, outcomes, command, uri or None, html, figures):
+            print(printable(line))
     if store:
         run_id = reporting.store_report(uri or None, sweep, comparison, outcomes, command)
         print(f"stored in MLflow as the run comparison, {run_id}")

@@ -14,7 +14,7 @@ Examples
 """
 
 from fl_app.report.budgets import Pair, Point
-from fl_app.report.comparing import Comparison, compare
+from fl_app.report.comparing import Comparison, check_target, compare
 from fl_app.report.convergence import Verdict, judge
 from fl_app.report.expectations import Outcome, expect
 from fl_app.report.intervals import Interval
@@ -28,6 +28,7 @@ from fl_app.report.rendering import (
     to_text,
 )
 from fl_app.report.runs import RunSummary, select
+from fl_app.report.sections import report_sections, target_blocks
 from fl_app.report.soundness import check_sound
 from fl_app.report.storing import store_report
 from fl_app.report.summary import (
@@ -39,7 +40,7 @@ from fl_app.report.summary import (
 from fl_app.report.tables import Row, Table
 from fl_app.report.tuning import Choice, Tuning
 from fl_app.report.verdict import sentences, verdict
-from fl_app.report.writing import write_report
+from fl_app.report.writing import check_place, write_report
 
 __all__ = [
     "Block",
@@ -57,7 +58,9 @@ __all__ = [
     "TextTable",
     "Tuning",
     "Verdict",
+    "check_place",
     "check_sound",
+    "check_target",
     "compare",
     "comparison_blocks",
     "expect",
@@ -65,12 +68,14 @@ __all__ = [
     "judge",
     "read_runs",
     "read_these",
+    "report_sections",
     "select",
     "sentences",
     "show",
     "store_report",
     "summary_blocks",
     "summary_table",
+    "target_blocks",
     "to_markdown",
     "to_text",
     "verdict",

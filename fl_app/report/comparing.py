@@ -24,7 +24,7 @@ from fl_app.report.pairing import Cell, Design, arrange
 from fl_app.report.runs import RunSummary, is_better_when_higher, known_metrics, listed, short
 from fl_app.report.tables import Table, TableMaker
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "check_target", "compare"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Comparison:
         Each run at its own last round; None where that is the same as at equal rounds.
     num_runs : int
         The finished runs that were given: those that count, and those that they were chosen from.
+    unfinished : tuple of RunSummary
+        The other runs that were given.
+    target : float or None
+        The value of the metric that somebody asks when it is first reached.
     """
 
     metric: str
@@ -75,6 +79,8 @@ class Comparison:
     notes: tuple[str, ...] = ()
     at_end: Table | None = None
     num_runs: int = 0
+    unfinished: tuple[RunSummary, ...] = ()
+    target: float | None = None
 
     @property
     def finished(self) -> Table:
@@ -111,6 +117,7 @@ def compare(
     tolerance: float = 0.0,
     tune: Iterable[str] = (),
     by: str = "",
+    target: float | None = None,
 ) -> Comparison:
     """Compare runs with a baseline, in pairs that agree on everything else.
 
@@ -133,6 +140,8 @@ def compare(
     by : str
         The metric that chooses, at each run's own last round; by default ``eval/accuracy`` or
         ``eval/mse``.
+    target : float, optional
+        A value of the metric, of which is told when it is first reached.
 
     Returns
     -------
@@ -148,6 +157,7 @@ def compare(
         raise InputError("--baseline", baseline, "KEY=VALUE, for example strategy=fedavg")
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise InputError("--tolerance", tolerance, "a finite number >= 0")
+    check_target(target)
     key = Key.find((name.strip() for name, _, _ in parts), runs)
     design = arrange(runs, key, ignore, tune, by)
     names = map(short, key.params)
@@ -178,7 +188,21 @@ def compare(
         made=makers(ours),
         notes=tuple(notes),
         num_runs=sum(run.finished for run in runs),
+        unfinished=tuple(sorted((r for r in runs if not r.finished), key=lambda r: r.title)),
+        target=target,
     )
+
+
+def check_target(target: float | None) -> None:
+    """Refuse a target that is no finite number; None is none.
+
+    Raises
+    ------
+    InputError
+        Naming it.
+    """
+    if target is not None and not math.isfinite(target):
+        raise InputError("--target", target, "a finite number")
 
 
 def _judged(c: Comparison) -> tuple[Judged, ...]:

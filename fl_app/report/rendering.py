@@ -26,10 +26,13 @@ from fl_app.tracking.metric_names import bytes_text
 __all__ = [
     "Block",
     "TextTable",
+    "clean",
     "comparison_blocks",
+    "comparison_parts",
     "decimals_for",
     "outcome_line",
     "plus_minus",
+    "scopes",
     "show",
     "to_markdown",
     "to_text",
@@ -89,26 +92,45 @@ def comparison_blocks(
         where rounds differ; at equal rounds; at equal bytes) with their worst cells, which runs
         have not converged, the expectations, what each kind of interval speaks of, the notes.
     """
-    c = comparison
+    parts = comparison_parts(comparison, tuple(outcomes))
+    return tuple(block for part in parts.values() for block in part)
+
+
+def comparison_parts(c: Comparison, outcomes: Sequence[Outcome]) -> dict[str, list[Block]]:
+    """Return the same by what it speaks of."""
     direction = "higher is better" if c.higher_is_better else "lower is better"
     if beside(c.metric) and c.metric.endswith("/mse"):
         direction += ", in squared units of the target"
     seeds = sorted({seed for runs in c.design.runs.values() for seed in runs}, key=natural)
-    blocks: list[Block] = [
+    question = [
         f"{c.metric} ({direction}): {c.design.key.name}, each against {c.baseline}, "
         f"paired by seed ({listed(seeds)})"
     ]
     if frame := _frame(c):
-        blocks.append(f"all runs: {frame}")
-    blocks += origin_lines(c.data, c.made)
-    blocks += c.design.tuning.lines([cell.label for cell in c.cells], c.levels, MAX_SHOWN_CELLS)
+        question.append(f"all runs: {frame}")
+    differences: list[Block] = []
     for title, table in c.tables.items():
-        blocks += [_table(c, table, title), *_worst_lines(table, title)]
-    blocks += verdict_lines(c.judged)
-    outcomes = tuple(outcomes)
-    blocks += [outcome_line(outcome, c) for outcome in outcomes]
-    blocks += _kind_lines(c, outcomes)
-    return (*blocks, *(f"note: {note}" for note in c.notes))
+        differences += [_table(c, table, title), *_worst_lines(table, title)]
+    return {
+        "Question": [*question],
+        "Data and split": [*origin_lines(c.data, ())],
+        "Made by": [*origin_lines((), c.made)],
+        "How tuned": [
+            *c.design.tuning.lines([cell.label for cell in c.cells], c.levels, MAX_SHOWN_CELLS)
+        ],
+        "Differences": differences,
+        "Converged": [*verdict_lines(c.judged)],
+        "Expected": [outcome_line(outcome, c) for outcome in outcomes],
+        "What the intervals speak of": [*_kind_lines(c, outcomes)],
+        "Notes": [f"note: {note}" for note in c.notes],
+    }
+
+
+def scopes(c: Comparison) -> list[tuple[str, tuple[Cell, ...]]]:
+    """Return what has rows of its own, by its name: each cell, or the cells of a group."""
+    if 1 < len(c.cells) <= MAX_SHOWN_CELLS:
+        return [(cell.label, (cell,)) for cell in c.cells]
+    return [(_over(its, group), its) for group, its in c.design.groups.items()]
 
 
 def _kind_lines(c: Comparison, outcomes: Iterable[Outcome]) -> list[str]:
@@ -249,7 +271,7 @@ def to_text(blocks: Iterable[Block]) -> str:
     """Return blocks as plain lines, columns aligned by spaces; blank lines around tables."""
     lines: list[str] = []
     after_table = False
-    for block in map(_clean, blocks):
+    for block in map(clean, blocks):
         is_table = isinstance(block, TextTable)
         if lines and (is_table or after_table):
             lines.append("")
@@ -258,7 +280,7 @@ def to_text(blocks: Iterable[Block]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _clean(block: Block) -> Block:
+def clean(block: Block) -> Block:
     """Make a block printable: names, params and errors come from a tracking server."""
     if isinstance(block, str):
         return printable(block)
@@ -280,11 +302,11 @@ def _plain(table: TextTable) -> list[str]:
     return [table.title, *shown]
 
 
-def to_markdown(blocks: Iterable[Block]) -> str:
-    """Return blocks as Markdown: each line a list item, each table a section."""
+def to_markdown(blocks: Iterable[Block], mark: str = "##") -> str:
+    """Return blocks as Markdown: each line a list item, each table a section under its `mark`."""
     parts: list[str] = []
     after_table = False
-    for block in map(_clean, blocks):
+    for block in map(clean, blocks):
         is_table = isinstance(block, TextTable)
         if parts and (is_table or after_table):
             parts.append("")
@@ -294,7 +316,7 @@ def to_markdown(blocks: Iterable[Block]) -> str:
             marks = [":--" if i < block.texts else "--:" for i in range(len(block.columns))]
             rows = [block.columns, marks, *block.rows]
             lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
-            parts += [f"## {block.title}", "", *lines]
+            parts += [f"{mark} {_escaped(block.title)}", "", *lines]
         after_table = is_table
     return "\n".join([*parts, ""])
 
@@ -319,7 +341,7 @@ def show(blocks: Sequence[Block], console: Console | None = None) -> None:
     if not console.is_terminal:
         console.file.write(to_text(blocks))
         return
-    for block in map(_clean, blocks):
+    for block in map(clean, blocks):
         if isinstance(block, str):
             console.print(Text(block), soft_wrap=True)
         else:

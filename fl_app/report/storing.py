@@ -28,7 +28,7 @@ def store_report(
     command: str = "",
     experiment: str = "",
 ) -> str:
-    """Store ``report.md``, ``report.csv`` and ``report.json`` as artifacts of one run of MLflow.
+    """Store the files of :func:`~fl_app.report.write_report` as artifacts of one run of MLflow.
 
     The run has the tags ``sweep.id``, ``fl_app.report``, which tells it from a run that trained,
     and ``fl_app.report.runs``, the number of finished runs that it looked at. A sweep has one such

@@ -1,4 +1,4 @@
-"""Writes a report to a folder: Markdown to read, CSV to plot, JSON with everything.
+"""Writes a report to a folder: Markdown to read, CSV to plot, JSON with everything, LaTeX to print.
 
 Two reports of the same runs by the same command are equal but for the line ``made on``.
 """
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,18 +25,53 @@ from fl_app.report.budgets import Pair, bytes_by_round
 from fl_app.report.comparing import Comparison
 from fl_app.report.convergence import judge
 from fl_app.report.expectations import Outcome
-from fl_app.report.rendering import TextTable, comparison_blocks, to_markdown
-from fl_app.report.runs import natural
+from fl_app.report.latex import to_latex
+from fl_app.report.rendering import TextTable, comparison_parts, to_markdown
+from fl_app.report.runs import RunSummary, natural
+from fl_app.report.sections import Sections, missing, reference_lines, report_sections
 from fl_app.report.tables import Table
+from fl_app.report.targets import first_reached, reached, spread, spread_of
+from fl_app.report.verdict import sentences
 from fl_app.tracking.mlflow.uri import masked
 
-__all__ = ["as_csv", "as_dict", "as_markdown", "write_report"]
+__all__ = ["as_csv", "as_dict", "as_markdown", "check_place", "whole_report", "write_report"]
+
+
+def check_place(option: str, path: str | Path, is_folder: bool) -> None:
+    """Refuse a place that cannot be written to, before anything is read.
+
+    Parameters
+    ----------
+    option : str
+        Who names it.
+    path : path
+        A file or a folder; what stands above it is made where it is not there.
+    is_folder : bool
+        Which of them it is.
+
+    Raises
+    ------
+    InputError
+        Naming option and path.
+    """
+    place, kind = Path(path), "folder" if is_folder else "file"
+    there = next(p for p in (place, *place.absolute().parents) if p.exists())
+    why = f"a {kind} that can be written to"
+    if there == place and place.is_dir() != is_folder:
+        raise InputError(option, path, f"{why} (it is a {'file' if is_folder else 'folder'})")
+    if there != place and not there.is_dir():
+        raise InputError(option, path, f"{why} ({there} is no folder)")
+    try:  # rather than ask for permissions, which some file systems and root have and cannot use
+        with tempfile.TemporaryFile(dir=there if there.is_dir() else there.parent):
+            pass
+    except OSError as error:
+        raise InputError(option, path, f"{why} ({error.strerror})") from None
 
 
 def write_report(
     folder: str | Path, comparison: Comparison, outcomes: Sequence[Outcome] = (), command: str = ""
 ) -> tuple[Path, ...]:
-    """Write ``report.md``, ``report.csv`` and ``report.json``.
+    """Write ``report.md``, ``report.csv``, ``report.json`` and ``report.tex``.
 
     Parameters
     ----------
@@ -65,6 +101,7 @@ def write_report(
         "report.md": as_markdown(comparison, outcomes, command),
         "report.csv": as_csv(comparison),
         "report.json": _as_json(data),
+        "report.tex": as_latex(comparison),
     }
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -84,16 +121,32 @@ def _as_json(data: Mapping[str, Any]) -> str:
 
 def as_markdown(comparison: Comparison, outcomes: Sequence[Outcome] = (), command: str = "") -> str:
     """Return a report as Markdown, with the run ids of every row and where it was made."""
-    head = f"# {comparison.metric} by {comparison.design.key.name}\n"
+    sections = whole_report(comparison, outcomes, command)
+    parts = [f"# {comparison.metric} by {comparison.design.key.name}\n"]
+    for name, blocks in sections.items():
+        parts.append(f"## {name}\n\n{to_markdown(blocks, '###')}")
+    return "\n".join(parts)
+
+
+def whole_report(
+    comparison: Comparison, outcomes: Sequence[Outcome] = (), command: str = ""
+) -> Sections:
+    """Return all sections of a report, with the runs' ids and what made it."""
     told = [
-        f"command: `{command}`" if command else "",
+        f"command: {masked(command)}" if command else "",
         f"machine of this report: {_machine()}",
         f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}",
         f"made on {datetime.now(UTC).isoformat(timespec='seconds')}",
     ]
-    foot = "## made by\n\n" + "".join(f"- {line}\n" for line in told if line)
-    tables = to_markdown([*comparison_blocks(comparison, outcomes), _run_ids(comparison)])
-    return f"{head}\n{tables}\n{foot}"
+    sections = dict(report_sections(comparison, outcomes))
+    made = [*sections.pop("Made by", ()), *filter(None, told)]
+    return {**sections, "Runs": [_run_ids(comparison)], "Made by": made}
+
+
+def as_latex(comparison: Comparison) -> str:
+    """Return the tables of a comparison as LaTeX, those of the finished methods first."""
+    parts = comparison_parts(comparison, ())["Differences"]
+    return to_latex([block for block in parts if isinstance(block, TextTable)])
 
 
 def _run_ids(comparison: Comparison) -> TextTable:
@@ -118,6 +171,7 @@ def _run_ids(comparison: Comparison) -> TextTable:
     return TextTable("runs", ("cell", c.design.key.name, "seed: run id"), rows, texts=3)
 
 
+_FAILED = ("seed", "status", "error")
 _PAIR = ("value", "round", "baseline", "baseline_round")
 _PLACES = {
     "end": _PAIR,
@@ -127,6 +181,7 @@ _PLACES = {
 _COLUMNS = (
     *("cell", "level", "seed", "bytes", "run_id", "baseline_run_id"),
     *(f"{name}_at_{place}" for place, names in _PLACES.items() for name in names),
+    *("rounds_to_target", "bytes_to_target", "worst_client", "client_gap", "status"),
     *("interval", "n_test_to_n_train", "chosen", "convergence"),
 )
 
@@ -139,6 +194,8 @@ def as_csv(comparison: Comparison) -> str:
     table; at equal bytes a run may be one with fewer rounds. ``interval`` is the kind of the
     interval that the level has in that cell at its end, ``n_test_to_n_train`` its ratio.
     ``chosen`` are the values of the tuned params, ``convergence`` is the verdict on the whole run.
+    ``worst_client`` and ``client_gap`` are of its last round; a run that never reaches the target
+    has empty cells there. Runs that do not count come last, with their ``status`` alone.
     """
     c = comparison
     file = io.StringIO()
@@ -164,8 +221,24 @@ def as_csv(comparison: Comparison) -> str:
                 kind = kinds.get((cell if len(c.cells) > 1 else None, level), "")
                 ratio = c.grounds[cell].ratio if kind == "corrected t" else ""
                 line |= {"interval": kind, "n_test_to_n_train": ratio}
-            writer.writerow(line)
+            writer.writerow(line | _further(c, run))
+    for run in c.unfinished:
+        level = " ".join(run.params.get(param, "") for param in c.design.key.params)
+        told = {"level": level, "seed": run.seed, "run_id": run.run_id, "status": run.status}
+        writer.writerow(told)
     return file.getvalue()
+
+
+def _further(c: Comparison, run: RunSummary) -> dict[str, object]:
+    """Return when a run reaches the target, its worst client, and that it has finished."""
+    told = spread_of(run, c.metric)
+    line: dict[str, object] = {"worst_client": told.get("worst", ""), "status": run.status}
+    line["client_gap"] = told.get("gap", "")
+    if c.target is not None:
+        found = first_reached(run, c.metric, c.target, c.higher_is_better)
+        rounds, sent = (value if math.isfinite(value) else "" for value in found)
+        line |= {"rounds_to_target": rounds, "bytes_to_target": sent}
+    return line
 
 
 def _values(pair: Pair, is_baseline: bool) -> dict[str, object]:
@@ -225,6 +298,15 @@ def as_dict(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> dict[st
                 for outcome in outcomes
             ],
             "notes": list(c.notes),
+            "answer": sentences(c),
+            "target": {"value": c.target, "rows": [asdict(row) for row in reached(c)]},
+            "fairness": [asdict(row) for row in spread(c)],
+            "references": reference_lines(c),
+            "unfinished": [
+                {name: getattr(run, name) for name in ("run_id", "title", *_FAILED)}
+                for run in c.unfinished
+            ],
+            "missing": [{"cell": cell, "seed": seed} for cell, seed in missing(c)],
         }
     )
     return data

@@ -1308,7 +1308,7 @@ def test_two_reports_differ_in_one_line(tmp_path: Path) -> None:
     assert first[1:] == second[1:]
     lines = [[x for x in t[0].splitlines() if "made on" not in x] for t in (first, second)]
     assert lines[0] == lines[1]
-    assert "command: `fl-kit report`" in first[0]
+    assert "- command: fl-kit report\n" in first[0]
     assert "fedavg-0-0.1" in first[0]
 
 
@@ -1595,6 +1595,7 @@ def test_a_comparison_is_kept_with_its_sweep(
         "report.csv",
         "report.json",
         "report.md",
+        "report.tex",
     ]
     expectation = ("--expect", "x>fedavg")
     assert fl_kit(monkeypatch, "report", *where, *expectation, "--store") == 0
@@ -1680,6 +1681,7 @@ def test_the_command(
         "report.csv",
         "report.json",
         "report.md",
+        "report.tex",
     ]
     assert fl_kit(monkeypatch, "report", *where, "--strict") == 1
     assert fl_kit(monkeypatch, "report", *runs, "--expect", "fedadam>fedavg", "--strict") == 0

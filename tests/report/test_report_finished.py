@@ -376,7 +376,7 @@ def test_none_is_written_as_none(tmp_path: Path) -> None:
     runs = [fedavg(5), stack(5, 0.9, each=15), stack(5, 0.9, each=15, **dear)]
     shorter = stack(3, 0.7, each=15)
     comparison = compare([*runs, shorter])
-    markdown, table, data = (p.read_text() for p in write_report(tmp_path, comparison))
+    markdown, table, data, _ = (p.read_text() for p in write_report(tmp_path, comparison))
     rows = json.loads(data)["tables"]["equal_bytes"]["rows"]
     held = {r["level"]: r for r in rows}
     none, found = held["fedstacking global_member=ls"], held["fedstacking global_member=-"]
