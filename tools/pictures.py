@@ -1,7 +1,7 @@
-"""Makes docs/pictures/*.png of the live page: ``make pictures``, or ``python -m tools.pictures``.
+"""Makes docs/pictures/*.png: ``make pictures``, or ``python -m tools.pictures``.
 
-It starts the page as a user does, with a home of its own, runs what each picture shows, and takes
-it with the system's Chromium. ``python -m tools.pictures lesson`` makes one of them.
+It starts the live page and MLflow's as a user does, with a home of its own, runs what each picture
+shows, and takes it with the system's Chromium. ``python -m tools.pictures lesson`` makes one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
+from urllib.request import urlopen
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -71,12 +73,25 @@ PICTURES: Mapping[str, Picture] = {
 }
 
 
+MLFLOW = "mlflow"
+"""The picture of MLflow's page, with the charts of :data:`SWEEP`."""
+SWEEP = (
+    *("strategy=fedavg,fedadam,fedmedian", "seed=0,1,2", "num_server_rounds=20"),
+    *("partitioner=dirichlet", "partitioner.alpha=0.1"),
+)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def served(home: Path) -> Iterator[str]:
     """Start the page, yield its link, and end it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = ["-m", "fl_app.cli.kit", "dashboard", "--no-browser", "--port", str(port)]
     page = subprocess.Popen(
         [sys.executable, *words],
@@ -95,6 +110,29 @@ def served(home: Path) -> Iterator[str]:
     finally:
         page.send_signal(signal.SIGINT)
         page.wait(30)
+
+
+def compared(page: Page, home: Path) -> bytes:
+    """Sweep, open MLflow by the link that the sweep ends with, and return its charts as PNG."""
+    env, kit = os.environ | {"FL_APP_HOME": str(home)}, [sys.executable, "-m", "fl_app.cli.kit"]
+    sweep = [sys.executable, "-m", "fl_app", "-m", *SWEEP, f"hydra.sweep.dir={home}/sweep"]
+    said = subprocess.run(sweep, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+    (link,) = re.findall(r"^  digits: (http\S+)$", said, re.M)
+    port = free_port()
+    ui = subprocess.Popen([*kit, "ui", "--port", str(port)], env=env, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            time.sleep(0.2)
+        page.set_viewport_size({"width": WIDTH, "height": 620})
+        page.goto(link.replace(":5000/", f":{port}/"))
+        page.locator(".js-plotly-plot .barlayer .trace").first.wait_for(timeout=120_000)
+        page.wait_for_timeout(5000)  # the charts move to their places
+        return page.screenshot()
+    finally:
+        ui.send_signal(signal.SIGINT)
+        ui.wait(30)
 
 
 def taken(page: Page, link: str, picture: Picture) -> bytes:
@@ -127,8 +165,8 @@ def reduced(png: bytes) -> Image.Image:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Make all pictures, or those that are named."""
-    parser = argparse.ArgumentParser(description="Make the pictures of the live page.")
-    parser.add_argument("names", nargs="*", choices=[*PICTURES, []], default=[])
+    parser = argparse.ArgumentParser(description="Make the pictures of README and docs.")
+    parser.add_argument("names", nargs="*", choices=[*PICTURES, MLFLOW, []], default=[])
     parser.add_argument("--folder", type=Path, default=FOLDER)
     asked = parser.parse_args(words)
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
@@ -141,10 +179,12 @@ def main(words: Sequence[str] | None = None) -> None:
         sync_playwright() as play,
     ):
         browser = play.chromium.launch(executable_path=browser_path, chromium_sandbox=False)
-        for name in asked.names or PICTURES:
+        for name in asked.names or (*PICTURES, MLFLOW):
             page = browser.new_page(reduced_motion="reduce")
             path = asked.folder / f"{name}.png"
-            reduced(taken(page, link, PICTURES[name])).save(path, optimize=True)
+            is_page = name in PICTURES
+            png = taken(page, link, PICTURES[name]) if is_page else compared(page, Path(home))
+            reduced(png).save(path, optimize=True)
             page.close()
             print(f"{path}: {path.stat().st_size // 1000} kB")
         browser.close()
