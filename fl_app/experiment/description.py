@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from fl_app.colours import strategy_style
 from fl_app.config.dataset_options import TabularConfig
 from fl_app.config.options import NaturalConfig
 from fl_app.config.run_request import RunRequest, versions
@@ -49,6 +50,7 @@ def run_start(request: RunRequest, runtime: str, flwr_run_id: int) -> RunStart:
         "sweep.id": request.sweep_id,
         "git.commit": request.commit,
         "mlflow.source.git.commit": request.commit,
+        "mlflow.runColor": strategy_style(config.strategy.name)[0],
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }
     return RunStart(

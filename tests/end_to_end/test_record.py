@@ -14,6 +14,7 @@ from flwr.app import Message
 from mlflow import MlflowClient
 
 from fl_app.aggregation import arrays_digest
+from fl_app.colours import strategy_style
 from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.errors import FederationError
@@ -137,6 +138,7 @@ def test_tags_and_params_tell_the_run(digits: Recorded) -> None:
     assert params["num_clients"] == "4"
     assert "output_dir" not in params
     assert all(len(tags[k]) == 64 for k in ("config.sha256", "data.sha256", "weights.sha256"))
+    assert tags["mlflow.runColor"] == strategy_style("fedavg")[0]
 
 
 def test_tags_count_the_rows(digits: Recorded) -> None:
