@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fl_app.cli.jobs import Job
+from fl_app.cli.sweep_charts import METHOD, where
 from fl_app.config.options import MlflowConfig
 from fl_app.config.run_request import param_of
 from fl_app.config.schema import Config
@@ -23,8 +24,6 @@ __all__ = ["cut_short", "finished_before", "has_failed", "summarise"]
 
 COMPARED, _FEDAVG = "strategy.name", "fedavg"
 _BASELINE = f"strategy={_FEDAVG}"
-_METHOD = (COMPARED, "model.name", "num_server_rounds")
-"""Params of which a method may have its own."""
 _RATE = "model.learning_rate"
 _NO_RIVALS = (_FEDAVG, "local", "pooled")
 """Strategies of which no sentence is said: they are what others are compared with."""
@@ -79,15 +78,15 @@ def summarise(jobs: Sequence[Job], compared: bool = True) -> str:
 
     A mean over seeds for each configuration, the best one, and a line for each job that failed.
     Where strategies or methods were swept beside FedAvg and the runs are in MLflow, also the
-    comparison of ``fl-kit report``, which is stored there too, and a sentence for each of them. A
-    job that was not run, being the same as another, is in none of it.
+    comparison of ``fl-kit report``, which is stored there too, and a sentence for each of them.
+    Last, where the runs are. A job that was not run, being the same as another, is in none of it.
 
     Parameters
     ----------
     jobs : sequence of Job
         All jobs that began.
     compared : bool, default True
-        Whether to compare strategies, which asks MLflow.
+        Whether to compare strategies and to link to charts, which asks MLflow.
     """
     from fl_app.report import RunSummary, summary_blocks, summary_table, to_text
 
@@ -104,21 +103,10 @@ def summarise(jobs: Sequence[Job], compared: bool = True) -> str:
         for job in jobs
     ]
     keys = {param_of(override) for job in jobs for override in job.overrides}
-    keys |= {*_METHOD} if "method" in keys else set()
+    keys |= {*METHOD} if "method" in keys else set()
     comparison = _comparison(jobs) if compared else ""
-    parts = [to_text(summary_blocks(summary_table(runs, keys))), comparison, _where(jobs)]
+    parts = [to_text(summary_blocks(summary_table(runs, keys))), comparison, where(jobs, compared)]
     return "\n\n".join(part.strip("\n") for part in parts if part)
-
-
-def _where(jobs: Sequence[Job]) -> str:
-    """Say where the runs are."""
-    recorded = (job for job in jobs if job.tracked and job.run_id and job.status != "SKIPPED")
-    tracked = next(recorded, None)
-    if tracked is None:
-        return ""
-    uri = f" --uri {shlex.quote(tracked.uri)}" if tracked.uri else ""
-    where = f"tags.`sweep.id` = '{tracked.sweep_id}'"
-    return printable(f"the runs in MLflow: fl-kit ui{uri}, filter {where}")
 
 
 @dataclass(frozen=True)
@@ -210,7 +198,7 @@ def _question(done: Sequence[Job]) -> _Question | None:
     from fl_app.tracking.metric_names import equal
 
     swept = {param_of(override) for job in done for override in job.overrides}
-    keys = _METHOD if "method" in swept else (COMPARED,)
+    keys = METHOD if "method" in swept else (COMPARED,)
     several = [key for key in keys if len({job.params.get(key) for job in done}) > 1]
     tune = tuple({_RATE} & swept)
     kind = "accuracy" if any(n.endswith("/accuracy") for n in done[0].metrics) else "mse"

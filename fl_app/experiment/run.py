@@ -402,6 +402,8 @@ class Run:
             return
         self._has_link = True
         self.console.say(f"MLflow run: {self.mlflow.url}")
+        if self.mlflow.charts_url:
+            self.console.say(f"its charts: {self.mlflow.charts_url}")
         if self.mlflow.ui_command:
             self.console.say("open the MLflow UI first: fl-kit ui, which runs")
             self.console.say(f"  {self.mlflow.ui_command}")

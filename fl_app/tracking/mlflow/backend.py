@@ -33,6 +33,7 @@ from filelock import FileLock
 
 from fl_app.home import Process
 from fl_app.tracking.liveness import liveness
+from fl_app.tracking.mlflow.chart_view import keep_view_of_run
 from fl_app.tracking.mlflow.upload import Metric, Run
 from fl_app.tracking.mlflow.uri import is_http, sqlite_path, sqlite_uri
 
@@ -71,6 +72,8 @@ class MlflowStore:
     def __init__(self, uri: str, home: Path) -> None:
         self.uri, self.home = uri, home
         self._is_reached = is_http(uri) or sqlite_path(uri) is not None
+        self.viewed: set[str] = set()
+        """Ids of the runs made here that a chart view was kept for."""
 
     def connect(self) -> None:
         """Make sure that the server answers; a SQLite file is made where there is none."""
@@ -108,10 +111,12 @@ class MlflowStore:
             "mlflow.source.type": "LOCAL",
             "mlflow.user": _user(),
         }
-        run = self._client.create_run(
-            experiment_id, start["start_ms"], tags, start["run"]["name"] or None
-        )
-        return Run(run.info.run_id, experiment_id)
+        client, said = self._client, start["run"]
+        made = client.create_run(experiment_id, start["start_ms"], tags, said["name"] or None)
+        run = Run(made.info.run_id, experiment_id)
+        if keep_view_of_run(client, self.uri, run, said["name"], said["tags"]):
+            self.viewed.add(run.run_id)
+        return run
 
     def keep_one(self, run: Run, name: str) -> None:
         """Delete the other runs that were made for a journal; MLflow's client repeats requests."""

@@ -30,9 +30,11 @@ from fl_app.home import home_dir
 from fl_app.tracking.housekeeping import JOURNAL_DAYS, prune, waiting_bytes
 from fl_app.tracking.journal import Journal
 from fl_app.tracking.mlflow.backend import MlflowStore, load_mlflow, quiet
+from fl_app.tracking.mlflow.chart_view import view_key
 from fl_app.tracking.mlflow.upload import Pace, Run
 from fl_app.tracking.mlflow.uploader import Replay, Uploader, replay_outboxes
 from fl_app.tracking.mlflow.uri import (
+    charts_url,
     check_uri,
     default_uri,
     masked,
@@ -159,6 +161,14 @@ class MlflowTracker:
         """Address of the run's page in the UI; None until MLflow has the run."""
         run = self._tracked_run
         return None if run is None else run_url(self.uri, run.experiment_id, run.run_id)
+
+    @property
+    def charts_url(self) -> str | None:
+        """Address of the run's charts in order; None where MLflow has no view of them."""
+        run = self._tracked_run
+        if run is None or run.run_id not in self._store.viewed:
+            return None
+        return charts_url(self.uri, run.experiment_id, view=view_key("run", run.run_id))
 
     @property
     def ui_command(self) -> str:

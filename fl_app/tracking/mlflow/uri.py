@@ -14,13 +14,14 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from fl_app.config.passwords import whole
 from fl_app.errors import ConfigError, masked
 from fl_app.home import home_dir
 
 __all__ = [
+    "charts_url",
     "check_uri",
     "default_uri",
     "is_http",
@@ -37,6 +38,8 @@ _ALLOWED = (
 )
 _DATABASES = frozenset({"postgresql", "mysql", "mssql"})
 _UI = "http://127.0.0.1:5000"
+_MODE = "workflowType=machine_learning"
+"""Without it MLflow 3 opens the page in its mode for language models."""
 
 
 def default_uri(home: str | Path | None = None) -> str:
@@ -199,11 +202,31 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     -------
     str
     """
+    return f"{_runs_page(uri, experiment_id)}/{run_id}?{_MODE}"
+
+
+def charts_url(uri: str, experiment_id: str, where: str = "", view: str = "") -> str:
+    """Return the address of the charts over an experiment's runs in the UI.
+
+    Parameters
+    ----------
+    uri : str
+        As in :func:`run_url`.
+    experiment_id : str
+        MLflow's id.
+    where : str, optional
+        Which runs, as MLflow's search takes it.
+    view : str, optional
+        Key of a shared view, which has its own filter: MLflow opens none beside another one.
+    """
+    choice = f"viewStateShareKey={quote(view)}" if view else f"searchFilter={quote(where)}"
+    return f"{_runs_page(uri, experiment_id)}?{_MODE}&compareRunsMode=CHART&{choice}"
+
+
+def _runs_page(uri: str, experiment_id: str) -> str:
     # Without the user: a browser would take "***" for the password.
     base = re.sub(r"://[^/]*@", "://", uri) if is_http(uri) else _UI
-    # Without the last part MLflow 3 opens the page in its mode for language models.
-    page = f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
-    return f"{page}?workflowType=machine_learning"
+    return f"{base}/#/experiments/{experiment_id}/runs"
 
 
 def ui_command(uri: str) -> str:
