@@ -72,10 +72,9 @@ def _links(jobs: Sequence[Job]) -> list[str]:
     with quiet(), failures_named(uri):
         client = load_mlflow().MlflowClient(uri)
         names = {one.experiment_id: one.name for one in pages(client.search_experiments)}
-        found = {
-            run.info.run_id: run
-            for run in pages(client.search_runs, [*names], own, max_results=_PAGE)
-        }
+        words = {"max_results": _PAGE, "order_by": ["attributes.start_time ASC"]}
+        own_runs = pages(client.search_runs, [*names], own, **words)
+        found = {run.info.run_id: run for run in own_runs}
         new = set(found)
         for job in jobs:
             if job.run_id not in found:
