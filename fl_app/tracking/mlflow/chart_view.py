@@ -7,7 +7,7 @@ is theirs, and is neither replaced nor removed.
 
 References
 ----------
-MLflow, comparing runs: https://mlflow.org/docs/latest/ml/getting-started/quickstart/
+MLflow, tracking: https://mlflow.org/docs/latest/ml/tracking/
 """
 
 from __future__ import annotations
