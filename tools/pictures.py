@@ -125,10 +125,15 @@ def compared(page: Page, home: Path) -> bytes:
             with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                 break
             time.sleep(0.2)
-        page.set_viewport_size({"width": WIDTH, "height": 620})
+        page.set_viewport_size({"width": 1700, "height": 900})
         page.goto(link.replace(":5000/", f":{port}/"))
         page.locator(".js-plotly-plot .barlayer .trace").first.wait_for(timeout=120_000)
-        page.wait_for_timeout(5000)  # the charts move to their places
+        for text in ("MLflow Assistant", "You're viewing a shared view"):  # beside and above it
+            nearest = page.get_by_text(text).first.locator(
+                "xpath=ancestor::*[.//button][1]//button"
+            )
+            nearest.last.click()
+        page.wait_for_timeout(8000)  # the charts move to their places
         return page.screenshot()
     finally:
         ui.send_signal(signal.SIGINT)
