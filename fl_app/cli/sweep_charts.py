@@ -98,11 +98,14 @@ def _kept(
     metrics = {name for run in runs for name in run.data.metrics}
     main = _main(metrics, jobs[0].params.get("objective", "null"))
     good = [key for key in (f"server/{main}", f"eval/{main}") if key in metrics]
+    groups = _groups(jobs, [run.data.params for run in runs])
+    if len({tuple(run.data.params.get(key) for key in groups) for run in runs}) == len(runs):
+        groups = []  # a line a run, in its own colour
     fair = [f"fairness/{main}_worst", f"fairness/{main}_gap", *good[1:]]
     view = View(
         name=f"sweep {jobs[0].sweep_id}",
         where=only,
-        groups=_groups(jobs, [run.data.params for run in runs]),
+        groups=groups,
         good=[(key,) for key in good[:1]],
         fair=[key for key in fair if key in metrics],
         metrics=metrics,

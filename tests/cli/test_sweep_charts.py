@@ -8,7 +8,7 @@ import sqlite3
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -107,7 +107,8 @@ class Sweep:
 
     def groups(self, place: str) -> list[str]:
         """Return the params by which its view groups runs."""
-        return [key["groupByData"] for key in self.view(place)["groupBy"]["groupByKeys"]]
+        by = self.view(place)["groupBy"]
+        return [key["groupByData"] for key in by["groupByKeys"]] if by else []
 
     def seen(self, place: str) -> set[str]:
         """Return the ids of the runs that its view finds."""
@@ -162,8 +163,8 @@ def test_each_data_set_has_its_view(made: Sweep) -> None:
     places = [f"{made.id}-{name}" for name in ("iris", "wine")]
     ids: dict[str, set[str]] = {place: set() for place in places}
     for place in places:
-        for name in ("fedavg", "fedprox"):
-            words = (f"dataset={place}", f"strategy={name}")
+        for name, seed in product(("fedavg", "fedprox"), "01"):
+            words = (f"dataset={place}", f"strategy={name}", f"seed={seed}")
             ids[place].add(made.add(*words, place=place))
     key = {"viewStateShareKey": f"fl_app-sweep-{made.id}"}
     assert sorted(made.links()) == [(place, key) for place in places]
@@ -180,9 +181,18 @@ def test_methods_are_told_apart_by_what_differs(made: Sweep) -> None:
         ("n_average", "mlp", "votes"),
     ):
         more = {"strategy.name": name, "model.name": model, "strategy.combine": combine}
-        made.add(f"method={name}", "seed=0", place=made.id, **more)
+        for seed in "01":
+            made.add(f"method={name}", f"seed={seed}", place=made.id, **more)
     made.links()
     assert made.groups(made.id) == ["strategy.name", "strategy.combine"]
+
+
+def test_of_one_seed_a_line_is_a_run(made: Sweep) -> None:
+    """There is nothing to take a mean of."""
+    for name in ("fedavg", "fedprox"):
+        made.add(f"strategy={name}", place=made.id)
+    made.links()
+    assert made.groups(made.id) == []
 
 
 def test_runs_of_an_earlier_sweep_are_in_the_view(made: Sweep) -> None:

@@ -113,7 +113,8 @@ def test_links_open_mlflow_on_the_comparison_and_on_the_run(home: Path) -> None:
             assert not any(is_open for _, is_open in shown[3:])
             good = cards(page, "How good")
             good.nth(2).wait_for()
-            assert good.all_inner_texts() == ["server/accuracy"] * 3
+            names = ["server/accuracy", "cost/bytes_up vs. server/accuracy", "server/accuracy"]
+            assert good.all_inner_texts() == names
             page.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for()
             page.locator(".js-plotly-plot .barlayer .trace").first.wait_for()
         with opened(run, port) as page:

@@ -116,6 +116,9 @@ def test_a_view_has_the_form_of_one_that_the_ui_stored(groups: list[str]) -> Non
         fits(section, STORED["section"])
     for chart in state["compareRunCharts"]:
         fits(chart, STORED[chart["type"]])
+        for axis in ("xaxis", "yaxis"):
+            if axis in chart:
+                fits(chart[axis], STORED["axis"])
     if groups:
         fits(state["groupBy"], STORED["groupBy"])
         for key in state["groupBy"]["groupByKeys"]:
@@ -124,9 +127,17 @@ def test_a_view_has_the_form_of_one_that_the_ui_stored(groups: list[str]) -> Non
         assert state["groupBy"] is None
 
 
+def test_a_group_is_a_point_by_bytes() -> None:
+    """MLflow would join its runs' points to and fro."""
+    by_bytes = state_of(VIEW)["compareRunCharts"][1]
+    assert by_bytes["type"] == "SCATTER"
+    assert by_bytes["xaxis"]["key"] == "cost/bytes_up"
+    assert by_bytes["yaxis"]["key"] == "server/accuracy"
+
+
 def test_charts_are_in_open_sections_and_the_rest_is_closed() -> None:
     """How good, how fair, what it costs; MLflow draws what has no chart, by its key's prefix."""
-    state = state_of(VIEW)
+    state = state_of(replace(VIEW, groups=[]))
     sections = {one["uuid"]: one for one in state["compareRunSections"]}
     shown = [(s["name"], s["display"]) for s in sections.values()]
     assert shown[:3] == [("How good", True), ("How fair", True), ("What it costs", True)]

@@ -292,7 +292,8 @@ def _sections(view: View) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
     """
     good = [_line(keys) for keys in view.good]
     if _UP in view.metrics:
-        good += [_line(keys, _UP) for keys in view.good]
+        # Of a group MLflow would join the points of all runs, to and fro between the seeds.
+        good += [_points(keys[0], _UP) if view.groups else _line(keys, _UP) for keys in view.good]
     if view.num_runs > 1:
         good += [_bar(keys[0]) for keys in view.good]
     fair = [_line((key,)) for key in view.fair]
@@ -322,6 +323,12 @@ def _line(keys: Sequence[str], over: str = "") -> dict[str, Any]:
         "useGlobalXaxisKey": not over,
         "useGlobalLineSmoothing": True,
     }
+
+
+def _points(key: str, over: str) -> dict[str, Any]:
+    """Return last values over those of another metric."""
+    axes = {"yaxis": {"key": key, "type": "METRIC"}, "xaxis": {"key": over, "type": "METRIC"}}
+    return {"type": "SCATTER", **axes}
 
 
 def _bar(key: str) -> dict[str, Any]:
