@@ -40,7 +40,7 @@ from threadpoolctl import threadpool_info
 ROOT = Path(__file__).resolve().parents[1]
 FILE = Path(__file__).with_suffix(".json")
 
-SIZE = ("num_clients=5", "num_server_rounds=3")
+SIZE = ("num_clients=5", "num_server_rounds=3", "tracking.figures=true")
 STRATEGIES = "fedavg,fedadam,fedmedian,krum,fedstacking,local,pooled"
 TABLE = ("dataset=tabular", "dataset.path=sick.csv", "dataset.target='is it'")
 SWEEPS = {
