@@ -9,7 +9,7 @@ DOCS := .venv/.docs
 export FLWR_TELEMETRY_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup run test test-slow test-fresh test-versions check format pins template conf ui page pictures docs bench kill bench-bits bench-peers bench-stacking keel clean
+.PHONY: setup run test test-slow test-fresh test-versions check format pins template conf ui page deployment pictures docs bench kill bench-bits bench-peers bench-stacking keel clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)  ## create .venv with the pinned versions of the core and of all extras
@@ -96,6 +96,9 @@ ui: setup  ## the MLflow UI on the store of fl_app
 
 page: setup  ## the live page: choose, start and watch runs
 	$(BIN)/fl-kit dashboard
+
+deployment: setup  ## the lesson as a SuperLink and two SuperNodes, real processes that end with it
+	$(BIN)/fl-app runtime=deployment runtime.superlink=null experiment=two_lines
 
 pictures: $(BROWSER)  ## docs/pictures and the lesson's figure, of what there is now
 	$(BIN)/python -m tools.lesson_figure

@@ -141,7 +141,7 @@ class Lab:
     def federation(self) -> Iterator[None]:
         """Run a SuperLink and two SuperNodes, which :attr:`restart` starts anew."""
         from fl_app.runtimes.superlink import PrivateSuperLink
-        from tests.supernodes import dealt, supernodes
+        from fl_app.runtimes.supernodes import SuperNodes, dealt
 
         home = Path(self.env["FLWR_HOME"])
         link = PrivateSuperLink(name="lab", flwr_home=home, simulation=False, env=self.env)
@@ -149,7 +149,7 @@ class Lab:
 
             def restart() -> None:
                 nodes.close()
-                nodes.enter_context(supernodes(link, dealt(2)))
+                nodes.enter_context(SuperNodes(link, dealt(2)))
 
             restart()
             self.restart = restart

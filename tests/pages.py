@@ -33,7 +33,6 @@ ELSEWHERE: Mapping[str, str] = {
     "fl-kit run path/to/app": "tests/runtimes/test_folders.py runs app folders of all kinds so",
     "fl-app -m experiment=stacking_vs_averaging dataset=tabular": "what make keel would have made",
     "fl-kit report --sweep … --baseline strategy=fedavg,model=mlp,num": "as the line before",
-    "fl-app runtime=deployment runtime.superlink=lab$": "where docs/deployment.md has a SuperLink",
 }
 """Beginnings of commands ($: its end) that no test types, and why."""
 
@@ -59,6 +58,7 @@ ADDED: Mapping[str, str] = {
     "fl-kit report --sweep 2026-01-31-10-15-00-123456 --expect": "|| test $? = 1",
     "fl-kit report --sweep 2026-01-31-10-15-00-123456 --baseline": "|| test $? = 1",
     "fl-app strategy=fedxgbbagging": "num_server_rounds=3",
+    "fl-app runtime=deployment$": "num_server_rounds=1",
     "fl-app -m hydra/launcher=joblib hydra.launcher.n_jobs=2": "num_server_rounds=2",
     "fl-kit dashboard$": "--port 8501 --no-browser",
     "ray start": "--node-ip-address=127.0.0.1 --num-cpus=2 --include-dashboard=false"

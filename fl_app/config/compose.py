@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 import fl_app
 from fl_app.config.checking import having
 from fl_app.config.hydra_errors import HydraErrors, explain, parse_overrides
+from fl_app.config.options import DeploymentConfig
 from fl_app.config.plugins import foreign_options, look_for, opened
 from fl_app.config.schema import BUNDLES, GROUPS, Config
 from fl_app.config.serialization import from_dict, to_dict
@@ -98,13 +99,15 @@ def offer(overrides: Sequence[str]) -> None:
         Plugins.instance().register(ProjectConf)
 
 
-def compose_config(overrides: Sequence[str]) -> Config:
+def compose_config(overrides: Sequence[str], *, at_superlink: bool = False) -> Config:
     """Compose a config outside of ``fl-app``, as a ServerApp under ``flwr run`` does.
 
     Parameters
     ----------
     overrides : sequence of str
         Hydra overrides, for example ``["strategy=fedadam", "seed=3"]``.
+    at_superlink : bool, default False
+        Whether it is for a run that is at a SuperLink already, and so needs none of its own.
 
     Raises
     ------
@@ -120,7 +123,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
             raise explain(error, overrides) from None
     if composed.hydra.mode == RunMode.MULTIRUN:
         raise ConfigError("hydra.mode", "MULTIRUN", "one run; a sweep needs fl-app --multirun")
-    return typed(without_hydra(composed), overrides)
+    return typed(without_hydra(composed), overrides, at_superlink=at_superlink)
 
 
 def searched(overrides: Sequence[str], folder: str | None) -> list[str]:
@@ -154,7 +157,9 @@ def own_hydra() -> Iterator[None]:
             HydraConfig.instance().cfg = outer_config
 
 
-def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
+def typed(
+    composed: DictConfig, overrides: Sequence[str] = (), *, at_superlink: bool = False
+) -> Config:
     """Return a composed config as the checked, frozen :class:`~fl_app.config.schema.Config`.
 
     Parameters
@@ -164,6 +169,8 @@ def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     overrides : sequence of str
         What was typed. Where that chooses a group's option, what a file set for another option of
         the group (``partitioner.alpha``) is left out; what was typed itself never is.
+    at_superlink : bool, default False
+        As of :func:`compose_config`.
 
     Raises
     ------
@@ -184,7 +191,7 @@ def typed(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
             chosen = {"method", group} & keys
             kept[group] = _of_option(group, values, keys, None if chosen else settings())
     try:
-        return from_dict(kept)
+        return from_dict(kept if at_superlink else _with_nodes(kept, keys))
     except ConfigError as error:
         raise named(error, overrides) from None
 
@@ -204,6 +211,27 @@ def _of_option(
         or not (options := having(group, str(key)))
         or name in options
     }
+
+
+def _with_nodes(data: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """Say how many SuperNodes a run has that starts its own: so many clients, all waited for.
+
+    A number that was typed, or that is no default, stays: the rules say whether it fits.
+    """
+    runtime = data.get("runtime")
+    if not isinstance(runtime, Mapping) or runtime.get("name") != DeploymentConfig.name:
+        return data
+    nodes = DeploymentConfig.own_nodes if runtime.get("nodes") is None else runtime["nodes"]
+    # What is no such number is refused with the other values of a wrong type.
+    if runtime.get("superlink") is not None or type(nodes) is not int or nodes < 1:
+        return data
+    changed = {**data, "runtime": {**runtime, "nodes": nodes}}
+    if data.get("num_clients") == Config.num_clients and "num_clients" not in keys:
+        changed["num_clients"] = nodes
+    waits = "runtime.wait_for_nodes"
+    if runtime.get("wait_for_nodes") == DeploymentConfig.wait_for_nodes and waits not in keys:
+        changed["runtime"]["wait_for_nodes"] = nodes
+    return changed
 
 
 def _unresolved(composed: DictConfig, error: OmegaConfBaseException) -> ConfigError:

@@ -245,10 +245,28 @@ class SimulationConfig(RuntimeConfig):
 @register
 @dataclass(frozen=True)
 class DeploymentConfig(RuntimeConfig):
-    """SuperNodes at a SuperLink: each client a process of its own, on a machine of its own."""
+    """SuperNodes at a SuperLink: each client a process of its own.
+
+    Attributes
+    ----------
+    own_nodes : int
+        SuperNodes of a run that starts them, unless ``nodes`` says how many.
+    """
+
+    own_nodes: ClassVar[int] = 2
 
     name: str = "deployment"
-    superlink: str | None = opt(None, "Name of the connection in Flower's `config.toml`.")
+    superlink: str | None = opt(
+        None,
+        "Name of the connection in Flower's `config.toml`; null: the run starts a SuperLink and "
+        "SuperNodes of its own on this machine, which end with it.",
+    )
+    nodes: int | None = opt(
+        None,
+        "SuperNodes of a run with `superlink=null`, each a client; null: 2. With a named SuperLink "
+        "they are somebody else's.",
+        ge=1,
+    )
     wait_for_nodes: int = opt(2, "SuperNodes that must be online before the handshake.", ge=1)
     round_timeout: float = opt(3600.0, "Seconds that an exchange waits for replies.", gt=0)
 

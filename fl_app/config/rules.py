@@ -6,7 +6,14 @@ from dataclasses import fields, replace
 
 from fl_app.config.checking import sign
 from fl_app.config.dataset_options import DatasetConfig, TabularConfig
-from fl_app.config.options import MlflowConfig, ModelConfig, NaturalConfig, SimulationConfig, Task
+from fl_app.config.options import (
+    DeploymentConfig,
+    MlflowConfig,
+    ModelConfig,
+    NaturalConfig,
+    SimulationConfig,
+    Task,
+)
 from fl_app.config.registry import GROUPS
 from fl_app.config.schema import METRICS, RATIOS, Config, cohort_size, task_of
 from fl_app.config.strategy_options import (
@@ -35,9 +42,10 @@ def check(config: Config) -> Config:
     if isinstance(config.strategy, BaseModelsConfig):
         config = replace(config, strategy=_resolve_base_models(config.strategy, task))
     if config.min_replies > config.num_clients:
-        allowed = f"at most num_clients={config.num_clients}"
+        allowed = f"at most {_clients_key(config)}={config.num_clients}"
         raise ConfigError("min_replies", config.min_replies, allowed)
     _check_objective(config, task)
+    _check_nodes(config)
     _check_tabular(config)
     _check_clients(config)
     _check_cohort(config)
@@ -143,11 +151,11 @@ def _check_objective(config: Config, task: Task) -> None:
 def _check_clients(config: Config) -> None:
     dataset = config.dataset
     if dataset.clients is not None and config.num_clients != dataset.clients[0]:
-        number, why = dataset.clients
+        (number, why), key = dataset.clients, _clients_key(config)
         raise ConfigError(
-            "num_clients",
+            key,
             config.num_clients,
-            f"dataset={dataset.name} has exactly {number} clients, {why}: num_clients={number}",
+            f"dataset={dataset.name} has exactly {number} clients, {why}: {key}={number}",
         )
     if config.partitioner.name == "natural" and not dataset.has_clients:
         having = sorted(name for name, kind in GROUPS["dataset"].items() if kind.has_clients)
@@ -157,6 +165,44 @@ def _check_clients(config: Config) -> None:
             f"dataset={dataset.name} has no natural clients; "
             f"data sets that have: {', '.join(having)}",
         )
+
+
+def _clients_key(config: Config) -> str:
+    """Return the key that says how many clients there are."""
+    runtime = config.runtime
+    own = isinstance(runtime, DeploymentConfig) and runtime.nodes is not None
+    return "runtime.nodes" if own else "num_clients"
+
+
+def _check_nodes(config: Config) -> None:
+    """Check what a run asks for that starts SuperNodes of its own."""
+    runtime = config.runtime
+    if not isinstance(runtime, DeploymentConfig) or runtime.nodes is None:
+        return
+    if runtime.superlink is not None:
+        allowed = (
+            f"null with runtime.superlink={runtime.superlink}, whose SuperNodes somebody else "
+            "starts; runtime.superlink=null starts some for the run"
+        )
+        raise ConfigError("runtime.nodes", runtime.nodes, allowed)
+    if isinstance(config.dataset, TabularConfig):
+        allowed = (
+            "a data set whose rows are dealt, with runtime.superlink=null; a SuperNode reads only "
+            "the file of its own node-config: start SuperNodes with data=FILE and name their "
+            "SuperLink (docs/deployment.md)"
+        )
+        raise ConfigError("dataset", config.dataset.name, allowed)
+    numbers = {
+        "num_clients": config.num_clients,
+        "runtime.wait_for_nodes": runtime.wait_for_nodes,
+    }
+    for name, number in numbers.items():
+        if number != runtime.nodes:
+            allowed = (
+                f"as many as runtime.nodes={runtime.nodes}, which with runtime.superlink=null are "
+                "the clients"
+            )
+            raise ConfigError(name, number, allowed)
 
 
 def _check_tabular(config: Config) -> None:
@@ -223,7 +269,7 @@ def _check_cohort(config: Config) -> None:
     size, (fewest, rule) = cohort_size(config), config.strategy.fewest_replies
     if size < fewest:
         raise ConfigError(
-            "num_clients",
+            _clients_key(config),
             config.num_clients,
             f"strategy={config.strategy.name} needs at least {fewest} clients in a round ({rule}), "
             f"fraction_train={config.fraction_train:g} gives {size}",

@@ -243,7 +243,7 @@ def read_launch(run_config: Mapping[str, Any], num_clients: int) -> RunRequest:
 
     overrides = _split(str(given.get("overrides", "")))
     overrides += [f"{name}={given[key]}" for key, name in _HABITS.items() if key in given]
-    config = compose_config([*overrides, f"num_clients={num_clients}"])
+    config = compose_config([*overrides, f"num_clients={num_clients}"], at_superlink=True)
     if "tracking-uri" in given and isinstance(config.tracking, MlflowConfig):
         config = replace(config, tracking=replace(config.tracking, uri=str(given["tracking-uri"])))
     if "output-dir" in given:
@@ -271,7 +271,7 @@ def read_runtime(run_config: Mapping[str, Any]) -> RuntimeConfig:
 
     overrides = _split(str(run_config.get("overrides", "")))
     of_runtime = [o for o in overrides if o.lstrip("+").startswith(("runtime=", "runtime."))]
-    return compose_config(of_runtime).runtime
+    return compose_config(of_runtime, at_superlink=True).runtime
 
 
 def read_num_clients(run_config: Mapping[str, Any]) -> int:

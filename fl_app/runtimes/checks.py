@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from fl_app.config.options import MlflowConfig
+from fl_app.config.options import DeploymentConfig, MlflowConfig
 from fl_app.config.run_request import RunRequest
 from fl_app.config.strategy_options import FedStackingConfig, FedXgbBaggingConfig
 from fl_app.data.client_data import largest_partition, partition_of
@@ -30,8 +30,9 @@ def check_before(request: RunRequest) -> None:
         from fl_app.federation.privacy import require_accountant
 
         require_accountant(request.config)
-    if request.config.runtime.name != "deployment":
-        # There the nodes that are online decide how the rows are dealt, if they are.
+    runtime = request.config.runtime
+    if not isinstance(runtime, DeploymentConfig) or runtime.nodes is not None:
+        # At somebody's SuperLink the nodes that are online decide how the rows are dealt, if so.
         partition_of(request.config, 0)
         if isinstance(request.config.strategy, FedXgbBaggingConfig):
             from fl_app.models.boosted import require_xgboost

@@ -1,4 +1,7 @@
-"""``runtime=deployment``: a SuperLink that somebody runs, with SuperNodes that hold their own rows.
+"""``runtime=deployment``: a SuperLink, with SuperNodes that hold their own rows.
+
+Somebody runs them, and the config names the SuperLink; or they are started for the run, on this
+machine, and end with it.
 
 The ServerApp runs where the SuperLink runs, so no folder need be common to both ends. What comes
 back is the run's status at the SuperLink, which decides, and the run's log, in which one line
@@ -17,8 +20,8 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ from fl_app.runtimes.connections import read_connection
 from fl_app.runtimes.result import RunResult, end_of, forget_result, write_result
 from fl_app.runtimes.signals import signals_unwind
 from fl_app.runtimes.submit import Outcome, submit
+from fl_app.runtimes.superlink import PrivateSuperLink
+from fl_app.runtimes.supernodes import SuperNodes, dealt
 from fl_app.tracking import replay
 from fl_app.tracking.console import RESULT_MARK, own_text
 from fl_app.tracking.mlflow.uri import check_uri, default_uri, is_http, sqlite_path
@@ -64,41 +69,39 @@ def run(request: RunRequest) -> RunResult:
         If there is no such SuperLink, or it does not answer, or the record cannot go where the
         config says.
     RunError
-        If the run failed or was stopped, with the ServerApp's own message.
+        If the run failed or was stopped, with the ServerApp's own message; if the processes of a
+        run that starts its own do not start.
     KeyboardInterrupt, SystemExit
         As they came, after the run has been stopped at the SuperLink.
     """
     config = request.config
     runtime = config.runtime
     assert isinstance(runtime, DeploymentConfig)
-    link = _Link.of(runtime.superlink)
-    shipped = replace(
-        request,
-        config=_shipped(config, link),
-        overrides=_of_both_ends(request.overrides),
-        swept=_of_both_ends(request.swept),
-    )
-    print(printable(f"flwr run: SuperLink {runtime.superlink} at {link.address}"), flush=True)
-    log, output_dir = _Log(), config.output_dir or ""
-    forget_result(output_dir)
+    log, output_dir, is_here = _Log(), config.output_dir or "", False
     try:
-        outcome = _follow(shipped, link, str(runtime.superlink), log, output_dir)
-        return _end(outcome, log, output_dir)
+        with signals_unwind(), _reached(runtime, config.num_clients) as link:
+            is_here = link.is_here
+            shipped = replace(
+                request,
+                config=_shipped(config, link),
+                overrides=_of_both_ends(request.overrides),
+                swept=_of_both_ends(request.swept),
+            )
+            forget_result(output_dir)
+            return _end(_follow(shipped, link, log, output_dir), log, output_dir)
     except BaseException:
         cut_short = log.begun and not log.reported
-        if link.is_here and cut_short and isinstance(config.tracking, MlflowConfig):
+        if is_here and cut_short and isinstance(config.tracking, MlflowConfig):
             _send_rest()
         raise
 
 
-def _follow(
-    request: RunRequest, link: _Link, superlink: str, log: _Log, output_dir: str
-) -> Outcome:
+def _follow(request: RunRequest, link: _Link, log: _Log, output_dir: str) -> Outcome:
     """Submit the run and wait for its end; where that fails, write down why."""
     handed = handed_over(request) if _stays_here(request, link) else nullcontext(request.to_json())
     try:
-        with signals_unwind(), app_dir() as folder, handed as text:
-            return submit(folder, superlink, run_config={"config-json": text}, on_line=log)
+        with app_dir() as folder, handed as text:
+            return link.submit(folder, run_config={"config-json": text}, on_line=log)
     except BaseException as error:
         write_result(output_dir, log.result(*end_of(error)))
         raise
@@ -124,12 +127,62 @@ def _end(outcome: Outcome, log: _Log, output_dir: str) -> RunResult:
     return RunResult(**data)
 
 
+def _reached(runtime: DeploymentConfig, clients: int) -> AbstractContextManager[_Link]:
+    """Look up the SuperLink that is named, or start one."""
+    if runtime.superlink is None:
+        return _started(runtime.nodes or clients)
+    link = _Link.of(runtime.superlink)
+    print(printable(f"flwr run: SuperLink {runtime.superlink} at {link.address}"), flush=True)
+    return nullcontext(link)
+
+
+@contextmanager
+def _started(number: int) -> Iterator[_Link]:
+    """Run a SuperLink with SuperNodes, and wait for them when the ``flwr`` command imports."""
+    print(
+        f"flwr run: starting a SuperLink and {number} SuperNodes on this machine, for this run",
+        flush=True,
+    )
+    with (
+        PrivateSuperLink(simulation=False, wait=False) as own,
+        SuperNodes(own, dealt(number), wait=False) as nodes,
+    ):
+
+        def ready() -> None:
+            own.wait()
+            nodes.wait()
+            processes = ", ".join(map(str, nodes.pids))
+            print(
+                f"flwr run: SuperLink at {own.address}, SuperNodes are processes {processes}",
+                flush=True,
+            )
+
+        def submit_here(folder: Path, **arguments: Any) -> Outcome:
+            try:
+                outcome = submit(
+                    folder,
+                    own.name,
+                    env=own.client_env,
+                    flwr_home=own.flwr_home,
+                    patience=0.0,
+                    ready=ready,
+                    **arguments,
+                )
+            except RunError as error:
+                raise RunError(own.killed() or str(error)) from None
+            own.grace = 0.0  # the ServerApp has ended; what is left has nothing to save
+            return outcome
+
+        yield _Link(own.address, True, submit_here)
+
+
 @dataclass(frozen=True)
 class _Link:
-    """Where a SuperLink is."""
+    """Where a SuperLink is, and what submits a run to it."""
 
     address: str
     is_here: bool
+    submit: Callable[..., Outcome]
 
     @classmethod
     def of(cls, name: str | None) -> _Link:
@@ -150,7 +203,10 @@ class _Link:
             reason = " ".join(str(error).split()) or type(error).__name__
             allowed = f"a SuperLink that answers: {scheme}://{address} does not ({reason})"
             raise InputError(_FIELD, name, allowed) from None
-        return cls(address, _is_here(urlsplit(f"//{address}").hostname or ""))
+        here = _is_here(urlsplit(f"//{address}").hostname or "")
+        return cls(
+            address, here, lambda folder, **arguments: submit(folder, str(name), **arguments)
+        )
 
 
 def _knock(url: str, root_certificates: str | None) -> None:

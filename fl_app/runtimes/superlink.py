@@ -37,7 +37,7 @@ from fl_app.runtimes.processes import ProcessFamily
 from fl_app.runtimes.signals import signals_deferred, signals_unwind
 from fl_app.temporary import temporary_dir
 
-__all__ = ["PrivateSuperLink", "search_path"]
+__all__ = ["PrivateSuperLink", "free_port", "search_path"]
 
 _PORT_ATTEMPTS = 5
 _POLL_SECONDS = 0.05
@@ -163,7 +163,7 @@ class PrivateSuperLink:
     @property
     def flwr_home(self) -> Path:
         """Return the directory with Flower's files, for ``FLWR_HOME`` of whoever submits."""
-        return (self._given_home or self._root / "flwr").absolute()
+        return (self._given_home or self.folder / "flwr").absolute()
 
     @property
     def client_env(self) -> dict[str, str]:
@@ -234,18 +234,19 @@ class PrivateSuperLink:
                 self._scratch = None
 
     @property
-    def _root(self) -> Path:
+    def folder(self) -> Path:
+        """Return the temporary directory that goes with it."""
         if self._scratch is None:
             raise RuntimeError("PrivateSuperLink is not running: use it in a with statement")
         return self._scratch
 
     @property
     def _log(self) -> Path:
-        return self._root / "superlink.log"
+        return self.folder / "superlink.log"
 
     def _start(self) -> None:
         """Start it on a free port and enter it in ``config.toml``."""
-        port = _free_port()
+        port = free_port()
         self._address = f"127.0.0.1:{port}"
         add_connection(self.flwr_home / "config.toml", self.name, self._address)
         with signals_deferred():
@@ -286,11 +287,12 @@ class PrivateSuperLink:
                 # Ray puts this directory first on the workers' sys.path: a package in it that is
                 # named like the app's would run in place of the app's.
                 cwd=self.flwr_home,
-                env=self._environment(),
+                env=self.environment(),
                 start_new_session=True,
             )
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Return the whole environment of its processes, and of SuperNodes beside it."""
         inherited = dict(os.environ)
         # A dependency switch or a Ray cluster of the surrounding shell is not ours.
         inherited.pop("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", None)
@@ -300,7 +302,7 @@ class PrivateSuperLink:
             "PATH": search_path(inherited),
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8",  # whatever the terminal takes: this is read
-            "RAY_TMPDIR": str(self._root),
+            "RAY_TMPDIR": str(self.folder),
             # Half of this is the mean wait between submission and start; Flower's default is 1.
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         }
@@ -333,7 +335,8 @@ def _executable(command: str) -> Path:
     return path
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from fl_app.config.compose import compose_config, config_dir
 from fl_app.config.dataset_options import DatasetConfig, TabularConfig
-from fl_app.config.options import LinearConfig, ModelConfig
+from fl_app.config.options import DeploymentConfig, LinearConfig, ModelConfig
 from fl_app.config.schema import GROUPS, Config
 from fl_app.config.serialization import digest, from_dict, from_json, to_json
 from fl_app.config.strategy_options import FedAdamConfig, StrategyConfig
@@ -73,6 +73,79 @@ def test_the_lesson_is_as_its_documentation_says() -> None:
     assert (config.dataset.name, config.partitioner.name) == ("two_lines", "natural")
     assert (config.num_clients, config.num_server_rounds) == (2, 5)
     assert config.model == LinearConfig(local_epochs=5, batch_size=0, learning_rate=0.1)
+
+
+# ---------------------------------------------------------------------------- SuperNodes of its own
+@pytest.mark.parametrize(
+    ("words", "nodes"),
+    [
+        ([], 2),
+        (["runtime.nodes=3"], 3),
+        (["runtime.nodes=3", "num_clients=3", "runtime.wait_for_nodes=3"], 3),
+        (["experiment=two_lines"], 2),
+        (["dataset=heart_disease", "runtime.nodes=4"], 4),
+    ],
+)
+def test_supernodes_of_its_own_are_the_clients(words: list[str], nodes: int) -> None:
+    """Where no SuperLink is named, so many clients are there, and waited for, as nodes start."""
+    config = compose_config(["runtime=deployment", *words])
+    assert config.num_clients == nodes
+    assert config.runtime == DeploymentConfig(nodes=nodes, wait_for_nodes=nodes)
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    "words", [["num_clients=1", "runtime.wait_for_nodes=5"], ["num_clients=7"]]
+)
+def test_a_named_superlink_has_nodes_of_somebody_elses(words: list[str]) -> None:
+    """Neither there nor at a SuperLink that has the run already does anything say how many."""
+    named = compose_config(["runtime=deployment", "runtime.superlink=lab", *words])
+    there = compose_config(["runtime=deployment", *words], at_superlink=True)
+    assert isinstance(named.runtime, DeploymentConfig)
+    assert isinstance(there.runtime, DeploymentConfig)
+    assert named.runtime.nodes is there.runtime.nodes is None
+    assert f"num_clients={named.num_clients}" in words
+    assert (named.num_clients, named.runtime.wait_for_nodes) == (
+        there.num_clients,
+        there.runtime.wait_for_nodes,
+    )
+
+
+AS_MANY = "as many as runtime.nodes=2, which with runtime.superlink=null are the clients"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["num_clients=3"], f"num_clients=3: {AS_MANY}"),
+        (["num_clients=10"], f"num_clients=10: {AS_MANY}"),
+        (["runtime.wait_for_nodes=1"], f"runtime.wait_for_nodes=1: {AS_MANY}"),
+        (["runtime.nodes=0"], "runtime.nodes=0: expected an integer >= 1, or null"),
+        (["runtime.nodes=few"], "runtime.nodes=few: expected an integer >= 1, or null"),
+        (
+            ["runtime.superlink=lab", "runtime.nodes=2"],
+            "runtime.nodes=2: null with runtime.superlink=lab, whose SuperNodes somebody else "
+            "starts; runtime.superlink=null starts some for the run",
+        ),
+        (
+            ["dataset=tabular", "dataset.path=a.csv", "dataset.target=y"],
+            "dataset=tabular: a data set whose rows are dealt, with runtime.superlink=null; a "
+            "SuperNode reads only the file of its own node-config: start SuperNodes with data=FILE "
+            "and name their SuperLink (docs/deployment.md)",
+        ),
+        (["min_replies=3"], "min_replies=3: at most runtime.nodes=2"),
+        (
+            ["strategy=krum"],
+            "runtime.nodes=2: strategy=krum needs at least 5 clients in a round (2f + 3 with f=1), "
+            "fraction_train=1 gives 2",
+        ),
+    ],
+)
+def test_what_supernodes_of_its_own_cannot_do(words: list[str], message: str) -> None:
+    """One sentence names both keys, or says what to do."""
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["runtime=deployment", *words])
+    assert str(caught.value) == message
 
 
 # ---------------------------------------------------------------------------- Hydra's state

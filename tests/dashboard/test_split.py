@@ -100,7 +100,8 @@ def test_a_past_run_is_dealt_again_if_its_rows_are_here():
         assert config_of_text(text, "0" * 64) is split_of_text(text, "0" * 64) is None
     own.path.unlink()
     assert config_of_text(text) is split_of_text(text) is None
-    wild = compose_config(["dataset=tabular", "dataset.target=y", "runtime=deployment"])
+    at_theirs = ["runtime=deployment", "runtime.superlink=lab"]
+    wild = compose_config(["dataset=tabular", "dataset.target=y", *at_theirs])
     for odd in (yaml.safe_dump(to_dict(wild)), "", "- 1", "a: [", "colour: red", "seed: -1"):
         assert config_of_text(odd) is split_of_text(odd) is None
 

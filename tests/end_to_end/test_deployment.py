@@ -19,8 +19,8 @@ from fl_app.config.compose import compose_config
 from fl_app.config.run_request import RunRequest
 from fl_app.runtimes import RunResult, run
 from fl_app.runtimes.superlink import PrivateSuperLink
+from fl_app.runtimes.supernodes import SuperNodes, dealt
 from fl_app.seeding import generator
-from tests.supernodes import dealt, supernodes
 
 from .support import BIN, command
 
@@ -61,7 +61,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     home = tmp_path_factory.mktemp("lab")
     env = {"FL_APP_HOME": str(home / "fl_app")}
     link = PrivateSuperLink(name="lab", flwr_home=home / "flwr", simulation=False, env=env)
-    with link, supernodes(link, dealt(2)):
+    with link, SuperNodes(link, dealt(2)):
         yield Lab(home, link)
 
 
@@ -181,7 +181,7 @@ def test_each_supernode_reads_its_own_file(lab: Lab, tmp_path: Path) -> None:
     options = ["dataset=tabular", "dataset.target=state", "num_server_rounds=1"]
     options += ["partitioner=natural", "partitioner.key=hospital"]
     path = f"dataset.path={tmp_path}/both.csv"
-    with supernodes(lab.link, nodes):
+    with SuperNodes(lab.link, nodes):
         words = [*options, path, "runtime.wait_for_nodes=4", "fraction_evaluate=0"]
         done = lab.fl_app(tmp_path / "there", *words)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -344,11 +344,10 @@ def test_without_the_package_there_is_no_run(
         check_before(RunRequest(config))
     with pytest.raises(ConfigError, match=told):
         run(config)
-    check_before(
-        RunRequest(
-            compose_config(["strategy=fedxgbbagging", "tracking=none", "runtime=deployment"])
-        )
-    )
+    words = ["strategy=fedxgbbagging", "tracking=none", "runtime=deployment"]
+    check_before(RunRequest(compose_config([*words, "runtime.superlink=lab"])))
+    with pytest.raises(ConfigError, match=told):
+        check_before(RunRequest(compose_config(words)))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ RUNS = [
     ["local"],
     ["fedstacking", "strategy.base_models=[model,logistic,gaussian_nb,random_forest]"],
 ]
+AT_THEIRS = ("runtime=deployment", "runtime.superlink=lab")
 
 
 def _rows(site: str, labels: Sequence[str]) -> list[str]:
@@ -88,7 +89,7 @@ def _run(folder: Path, sites: Sequence[Sequence[str]], own: bool, *words: str) -
         nodes: Any = {
             k: {"data": str(_write(folder / f"{k}.csv", rows))} for k, rows in enumerate(sites)
         }
-        text = RunRequest(_config("runtime=deployment", *words)).to_json()
+        text = RunRequest(_config(*AT_THEIRS, *words)).to_json()
         with InProcessGrid(client_app, len(sites), node_configs=nodes) as grid:
             # Another class of grid than ours: to the ServerApp it is a deployment's.
             far = GridView(grid, sorted(grid.get_node_ids()))
@@ -144,7 +145,7 @@ def test_a_sites_part_of_a_file_is_a_file_of_its_own(tmp_path: Path) -> None:
     cut = _write(tmp_path / "cut.csv", rows)
     bare = tmp_path / "bare.csv"
     bare.write_text("\n".join(line.split(",", 1)[1] for line in cut.read_text().splitlines()))
-    config = _config("runtime=deployment")
+    config = _config(*AT_THEIRS)
     found = [own_partition(config, 1, str(path)).rows for path in (cut, bare)]
     assert [table.columns for table in found] == [("x1", "x2")] * 2
     assert found[0].sha256 == found[1].sha256
@@ -163,7 +164,7 @@ def test_no_name_of_a_site_leaves_its_node(tmp_path: Path) -> None:
 
     files = [_write(tmp_path / f"Secretville{k}.csv", _rows("Nowhere", BOTH)) for k in range(2)]
     nodes: Any = {k: {"data": str(path)} for k, path in enumerate(files)}
-    config = _config("runtime=deployment", "num_clients=2")
+    config = _config(*AT_THEIRS, "num_clients=2")
     with InProcessGrid(app, 2, node_configs=nodes) as grid:
         roster, _ = shake_hands(grid, grid.get_node_ids(), config, 60.0)
     assert len(roster) == 2
@@ -220,9 +221,9 @@ def test_known_natural_clients_have_names(dataset: str, names: tuple[str, ...]) 
         (["dataset.path=/some/where/patients 2.csv"], "patients 2.csv", "softmax patients 2.csv"),
         (["dataset.path=/x/iris.csv.gz"], "iris.csv.gz", "softmax iris.csv.gz"),
         (["dataset.path=/x/p.csv", "tracking.experiment_name=mine"], "mine", "softmax p.csv"),
-        (["dataset.path=/x/p.csv", "runtime=deployment"], "tabular", "softmax y"),
+        (["dataset.path=/x/p.csv", *AT_THEIRS], "tabular", "softmax y"),
         (
-            ["runtime=deployment", "dataset.task=regression", "dataset.target=[y,z]"],
+            [*AT_THEIRS, "dataset.task=regression", "dataset.target=[y,z]"],
             "tabular",
             "linear y z",
         ),

@@ -181,7 +181,7 @@ def test_only_what_both_ends_understand_is_sent(far: Far) -> None:
     assert config.output_dir is None
     assert getattr(config.dataset, "path", "") is None
     assert getattr(config.tracking, "uri", "") == f"sqlite:///{Path.cwd()}/here.db"
-    assert config.runtime == DeploymentConfig("deployment", "far", 2, 9.0)
+    assert config.runtime == DeploymentConfig(superlink="far", round_timeout=9.0)
     assert not any(name in far.handed_on() for name in ("here.db", "mine.csv", "/out"))
 
 
@@ -246,7 +246,7 @@ def test_this_machine_is_known_by_its_addresses() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (None, r"runtime.superlink=null: a \[superlink.NAME\] of .*: far"),
+        (None, r"runtime.superlink=near: a \[superlink.NAME\] of .*: far"),
         ('address = "127.0.0.1:{closed}"\ninsecure = true', "far: a SuperLink that answers: http:"),
         ('address = "127.0.0.1:{open}"', "far: a SuperLink that answers: https:"),
         ('address = "127.0.0.1:none"\ninsecure = true', "does not .Invalid port: 'none'"),
@@ -257,7 +257,7 @@ def test_this_machine_is_known_by_its_addresses() -> None:
 )
 def test_no_superlink_no_run(entry: str | None, message: str, far: Far) -> None:
     """What is not there, or cannot be talked to, is one line before any command is called."""
-    overrides = ["runtime.superlink=null"] if entry is None else []
+    overrides = ["runtime.superlink=near"] if entry is None else []
     if entry is not None:
         ports = {"closed": free_port(), "open": far.address.rpartition(":")[2]}
         for key, port in ports.items():
@@ -322,7 +322,7 @@ def test_the_runtimes_options_are_read_before_the_clients_are_counted(
 
 def test_the_launchers_own_form_tells_the_runtime() -> None:
     """``config-json`` holds the options as they were typed."""
-    config = compose_config(["runtime=deployment", "runtime.wait_for_nodes=4"])
+    config = compose_config(["runtime=deployment", "runtime.nodes=4"])
     assert read_runtime({"config-json": RunRequest(config).to_json()}) == config.runtime
 
 
@@ -428,7 +428,8 @@ def test_a_nodes_own_file_has_rows_that_no_seed_draws(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     words = ["dataset=tabular", f"dataset.path={tmp_path}/own.csv", "dataset.target=y"]
     words += ["dataset.task=classification", "num_server_rounds=1", "tracking.figures=false"]
-    deployed(*words, "runtime=deployment", f"tracking.uri={uri}", clients=2)
+    words += ["runtime=deployment", "runtime.superlink=lab", f"tracking.uri={uri}"]
+    deployed(*words, clients=2)
     client = MlflowClient(uri)
     (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert client.get_experiment(found.info.experiment_id).name == "tabular"

@@ -22,8 +22,8 @@ from fl_app.runtimes import submit as submit_module
 from fl_app.runtimes.processes import process_table
 from fl_app.runtimes.submit import Outcome, interpret, submit
 from fl_app.runtimes.superlink import PrivateSuperLink
+from fl_app.runtimes.supernodes import SuperNodes, dealt
 from tests.flower_apps import FakeFlwr, write_app
-from tests.supernodes import dealt, supernodes
 
 
 def status(state: str, details: str = "N/A") -> dict[str, Any]:
@@ -360,7 +360,7 @@ def test_a_real_refusal_is_told(link: PrivateSuperLink, app: Path) -> None:
 def test_a_real_deployment_completes(app: Path) -> None:
     """A SuperLink with SuperNodes of its own needs nothing but its name."""
     lines: list[str] = []
-    with PrivateSuperLink(name="lab", simulation=False) as link, supernodes(link, dealt(2)):
+    with PrivateSuperLink(name="lab", simulation=False) as link, SuperNodes(link, dealt(2)):
         outcome = submit(
             app, "lab", run_config={}, env={"FLWR_HOME": str(link.flwr_home)}, on_line=lines.append
         )

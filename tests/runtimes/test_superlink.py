@@ -129,9 +129,9 @@ def test_a_port_that_somebody_takes_first_is_given_up(
     monkeypatch: pytest.MonkeyPatch, taken_port: int
 ) -> None:
     """It comes up on the next port, though somebody answers on the first one."""
-    free_port = superlink._free_port
+    free_port = superlink.free_port
     ports = iter([taken_port])
-    monkeypatch.setattr(superlink, "_free_port", lambda: next(ports, None) or free_port())
+    monkeypatch.setattr(superlink, "free_port", lambda: next(ports, None) or free_port())
     with PrivateSuperLink(grace=0.2) as link:
         assert link.address != f"127.0.0.1:{taken_port}"
 
@@ -139,7 +139,7 @@ def test_a_port_that_somebody_takes_first_is_given_up(
 @pytest.mark.usefixtures("fake")
 def test_ports_are_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch, taken_port: int) -> None:
     """If every port is taken, that is an error."""
-    monkeypatch.setattr(superlink, "_free_port", lambda: taken_port)
+    monkeypatch.setattr(superlink, "free_port", lambda: taken_port)
     with pytest.raises(RunError, match="no free port"), PrivateSuperLink():
         pass
 
@@ -261,9 +261,9 @@ def test_ctrl_c_ends_flower_and_ray(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_flower_says_that_a_port_is_taken(monkeypatch: pytest.MonkeyPatch, taken_port: int) -> None:
     """The real SuperLink comes up on the second port, and its SuperExec belongs to the family."""
-    free_port = superlink._free_port
+    free_port = superlink.free_port
     ports = iter([taken_port])
-    monkeypatch.setattr(superlink, "_free_port", lambda: next(ports, None) or free_port())
+    monkeypatch.setattr(superlink, "free_port", lambda: next(ports, None) or free_port())
     with PrivateSuperLink() as link:
         assert link.address != f"127.0.0.1:{taken_port}"
         commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in link.pids()]
