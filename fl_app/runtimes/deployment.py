@@ -145,7 +145,8 @@ def _started(number: int) -> Iterator[_Link]:
     )
     with (
         PrivateSuperLink(simulation=False, wait=False) as own,
-        SuperNodes(own, dealt(number), wait=False) as nodes,
+        # Its SuperLink ends as well, so nobody needs to know that they have gone.
+        SuperNodes(own, dealt(number), grace=0.0, wait=False) as nodes,
     ):
 
         def ready() -> None:

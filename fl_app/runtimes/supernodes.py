@@ -69,6 +69,9 @@ class SuperNodes:
         The node-config of each.
     startup_timeout : float, default: 60
         Seconds to wait until they have started.
+    grace : float, default: 5
+        Seconds that they have to sign off and end before they are killed. One that is killed counts
+        as online at the SuperLink for a while.
     wait : bool, default: True
         Wait on entry until they have started. False leaves that to :meth:`wait`, for a SuperLink
         that does not answer yet.
@@ -85,9 +88,11 @@ class SuperNodes:
         node_configs: Sequence[str],
         *,
         startup_timeout: float = 60.0,
+        grace: float = 5.0,
         wait: bool = True,
     ) -> None:
         self.startup_timeout = startup_timeout
+        self.grace = grace
         self._waits = wait
         self._nodes = [_Node(link, number, text) for number, text in enumerate(node_configs)]
 
@@ -139,12 +144,17 @@ class SuperNodes:
 
     def _end(self) -> None:
         with signals_deferred():
+            if begun := [node.process for node in self._nodes if node.process is not None]:
+                family = ProcessFamily(begun[0])
+                for process in begun[1:]:
+                    family.add(process)
+                family.end(self.grace)
             for node in self._nodes:
-                node.end()
+                node.process = None
 
 
 class _Node:
-    """One SuperNode, which has nothing to save when it ends."""
+    """One SuperNode."""
 
     def __init__(self, link: PrivateSuperLink, number: int, node_config: str) -> None:
         self.name = f"SuperNode {number}"
@@ -154,7 +164,8 @@ class _Node:
 
     def begin(self) -> None:
         """Let it import what it needs; it then waits for its arguments."""
-        self.end()
+        if self.process is not None:
+            ProcessFamily(self.process).end(0.0)
         with signals_deferred(), self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _SUPERNODE, str(os.getpid()), "flower-supernode"],
@@ -189,12 +200,6 @@ class _Node:
                 raise RunError(f"{self.name} did not start: {last_words}")
             time.sleep(_POLL_SECONDS)
         return True
-
-    def end(self) -> None:
-        """End it and all that it has started."""
-        if self.process is not None:
-            ProcessFamily(self.process).end(0.0)
-            self.process = None
 
     @property
     def _log(self) -> Path:
