@@ -37,7 +37,13 @@ from fl_app.config.schema import Config
 from fl_app.errors import ConfigError, InputError, RunError, masked, printable
 from fl_app.runtimes.bundle import app_dir
 from fl_app.runtimes.connections import read_connection
-from fl_app.runtimes.result import RunResult, end_of, forget_result, write_result
+from fl_app.runtimes.result import (
+    RunResult,
+    RunStoppedError,
+    end_of,
+    forget_result,
+    write_result,
+)
 from fl_app.runtimes.signals import signals_unwind
 from fl_app.runtimes.submit import Outcome, submit
 from fl_app.runtimes.superlink import PrivateSuperLink
@@ -90,8 +96,7 @@ def run(request: RunRequest) -> RunResult:
             forget_result(output_dir)
             return _end(_follow(shipped, link, log, output_dir), log, output_dir)
     except BaseException:
-        cut_short = log.begun and not log.reported
-        if is_here and cut_short and isinstance(config.tracking, MlflowConfig):
+        if is_here and log.cut_short and isinstance(config.tracking, MlflowConfig):
             _send_rest()
         raise
 
@@ -158,7 +163,7 @@ def _started(number: int) -> Iterator[_Link]:
                 flush=True,
             )
 
-        def submit_here(folder: Path, **arguments: Any) -> Outcome:
+        def submit_here(folder: Path, on_line: _Log, **arguments: Any) -> Outcome:
             try:
                 outcome = submit(
                     folder,
@@ -167,10 +172,13 @@ def _started(number: int) -> Iterator[_Link]:
                     flwr_home=own.flwr_home,
                     patience=0.0,
                     ready=ready,
+                    on_line=on_line,
                     **arguments,
                 )
             except RunError as error:
-                raise RunError(own.killed() or str(error)) from None
+                # As its record says, where a part of it was killed.
+                kind = RunStoppedError if on_line.cut_short else RunError
+                raise kind(own.killed() or str(error)) from None
             own.grace = 0.0  # the ServerApp has ended; what is left has nothing to save
             return outcome
 
@@ -299,6 +307,11 @@ class _Log:
         self._begin = time.monotonic()
         self.begun = False
         self.reported: dict[str, Any] = {}
+
+    @property
+    def cut_short(self) -> bool:
+        """Tell whether the ServerApp has begun, and not said how it ended."""
+        return self.begun and not self.reported
 
     def __call__(self, line: str) -> None:
         """Take one line."""

@@ -143,6 +143,27 @@ def test_a_run_that_is_ended(shell: Shell, signum: signal.Signals, status: int) 
     assert shell.journal().end["status"] == "KILLED"
 
 
+@pytest.mark.parametrize(
+    ("victim", "says"),
+    [
+        ("flwr-serverapp", "the run's process was ended by SIGKILL"),
+        ("flower-superlink", "lost sight of run"),
+    ],
+)
+def test_a_part_that_is_killed(shell: Shell, victim: str, says: str) -> None:
+    """The command says so with exit status 1, ends the rest, and all tell the same."""
+    process = shell.start()
+    until(lambda: "round   1/500" in shell.said() or process.poll() is not None)
+    words = f"/{victim}\0".encode()
+    for pid in processes_with("HOME", str(shell.folder)):
+        if words in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    assert process.wait(120) == 1, shell.said()
+    assert says in shell.said().splitlines()[-1]
+    shell.nothing_is_left(victim)
+    assert shell.result()["status"] == shell.journal().end["status"] == "KILLED"
+
+
 def test_a_run_that_is_ended_while_it_starts(shell: Shell) -> None:
     """SIGTERM before there is a run: the SuperLink, its helper, both SuperNodes and flwr end."""
     process = shell.start()
