@@ -9,11 +9,15 @@ import sys
 import tomllib
 import zipfile
 from dataclasses import fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 import fl_app
 from fl_app.config.compose import config_dir
@@ -62,7 +66,31 @@ def test_every_dependency_is_pinned() -> None:
         d for name, of in project["optional-dependencies"].items() if name != "all" for d in of
     ]
     for wanted in [*project["dependencies"], *extras]:
-        assert re.split(r"[\[<>=~! ]", wanted)[0].lower() in pinned, wanted
+        assert re.split(r"[\[<>=~!; ]", wanted)[0].lower() in pinned, wanted
+
+
+def test_what_is_installed_admits_every_python_that_asks_for_it() -> None:
+    """`uv sync` of a bundle resolves core and extras for all of `requires-python`."""
+    lowest = PROJECT["project"]["requires-python"].removeprefix(">=").partition(",")[0] + ".0"
+    python = {"python_full_version": lowest, "python_version": lowest.rpartition(".")[0]}
+    extras = PROJECT["project"]["optional-dependencies"]
+    asked = [*PROJECT["project"]["dependencies"], *(one for of in extras.values() for one in of)]
+    todo, seen = [(Requirement(one), "") for one in asked], set()
+    while todo:
+        wanted, extra = todo.pop()
+        key = (canonicalize_name(wanted.name), extra, *sorted(wanted.extras))
+        if wanted.marker is not None and not wanted.marker.evaluate({**python, "extra": extra}):
+            continue
+        if key in seen or wanted.name == "fl-app":
+            continue
+        seen.add(key)
+        try:
+            about = distribution(wanted.name).metadata
+        except PackageNotFoundError:  # an extra that is not in this environment
+            continue
+        assert lowest in SpecifierSet(about.get("Requires-Python", "")), wanted.name
+        needs = [Requirement(one) for one in requires(wanted.name) or ()]
+        todo += [(need, name) for need in needs for name in ("", *wanted.extras)]
 
 
 def test_every_python_and_every_flower_of_the_ranges_is_tried() -> None:
