@@ -76,7 +76,7 @@ def write_pages(
 def _write(option: str, path: Path, content: str | bytes) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, content, sync=False)
+        write(path.resolve(), content, sync=False)  # a link stays one
     except OSError as error:
         raise InputError(option, path, f"a place to write to ({error.strerror})") from None
     return str(path)

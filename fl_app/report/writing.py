@@ -57,8 +57,9 @@ def check_place(option: str, path: str | Path, is_folder: bool) -> None:
     place, kind = Path(path), "folder" if is_folder else "file"
     there = next(p for p in (place, *place.absolute().parents) if p.exists())
     why = f"a {kind} that can be written to"
-    if there == place and place.is_dir() != is_folder:
-        raise InputError(option, path, f"{why} (it is a {'file' if is_folder else 'folder'})")
+    if there == place and not (place.is_dir() if is_folder else place.is_file()):
+        kind = "folder" if place.is_dir() else "file" if place.is_file() else "device or pipe"
+        raise InputError(option, path, f"{why} (it is a {kind})")
     if there != place and not there.is_dir():
         raise InputError(option, path, f"{why} ({there} is no folder)")
     try:  # rather than ask for permissions, which some file systems and root have and cannot use

@@ -385,6 +385,7 @@ def test_the_command_writes_page_and_figures(
         (("--target", "much"), "Invalid value for '--target': 'much' is not a valid float."),
         (("--target", "nan"), "--target=nan: a finite number"),
         (("--html", "."), "(it is a folder)"),
+        (("--html", "/dev/null"), "(it is a device or pipe)"),
         (("--html", "file/page.html"), "file is no folder)"),
         (("--figures", "file"), "(it is a file)"),
         (("--out", "file/x"), "file is no folder)"),
@@ -409,6 +410,17 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert message in told.err
     assert told.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_page_behind_a_link_is_replaced_and_the_link_stays(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a link points to is written, not the link's own name."""
+    link, page = tmp_path / "link.html", tmp_path / "page.html"
+    link.symlink_to(page)
+    assert fl_kit(monkeypatch, "report", "--uri", store, "--html", str(link)) == 0
+    assert link.is_symlink()
+    assert page.read_text("utf-8").startswith("<!DOCTYPE html>")
 
 
 def test_a_target_must_be_a_number() -> None:
