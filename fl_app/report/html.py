@@ -38,7 +38,8 @@ th, td { padding: .22rem .7rem; text-align: right; vertical-align: top; white-sp
 th { border-top: 2px solid #1b1f23; border-bottom: 1px solid #1b1f23; }
 tbody { border-bottom: 1px solid #d0d7de; }
 tbody:last-child { border-bottom: 2px solid #1b1f23; }
-.text { text-align: left; white-space: normal; }
+.text { text-align: left; white-space: normal; max-width: 34rem; }
+.text:last-child { max-width: none; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
 figcaption { font-size: .88rem; color: #444c56; }
 @page { margin: 15mm; }

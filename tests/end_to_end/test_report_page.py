@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fl_app.report.html import to_html
+from fl_app.report.rendering import TextTable
+
 from .browser import WIDE, browsing
 from .support import command
 
@@ -52,3 +55,18 @@ def test_a_page_opens_from_the_disk(tmp_path: Path) -> None:
         tab.pdf(path=str(tmp_path / "print.pdf"), format="A4", prefer_css_page_size=True)
         assert (tmp_path / "print.pdf").read_bytes().startswith(b"%PDF")
         assert (asked, said) == ([path.as_uri()], [])
+
+
+def test_a_long_name_leaves_the_numbers_beside_it_in_sight(tmp_path: Path) -> None:
+    """It is broken into lines, as nobody scrolls a table whose first column fills the page."""
+    table = TextTable("ends", ("strategy", "mean"), (("x" * 400, "0.5"),), 1)
+    page = tmp_path / "page.html"
+    page.write_text(to_html("title", {"Differences": [table]}), "utf-8")
+    with browsing() as browser:
+        tab = browser.new_page(viewport=WIDE)
+        tab.goto(page.as_uri())
+        box = tab.get_by_role("cell", name="0.5").bounding_box()
+        assert box is not None
+        room = tab.locator(".wide").bounding_box()
+        assert room is not None
+        assert box["x"] + box["width"] <= room["x"] + room["width"]
