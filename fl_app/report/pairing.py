@@ -192,7 +192,7 @@ def arrange(
     finished = [run for run in ours if run.finished]
     if not finished:
         rest = listed(sorted({run.status for run in ours}))
-        raise InputError(key.name, rest or "none", "runs that FINISHED; there is none")
+        raise InputError("status", rest or "none", "runs that FINISHED; there is none")
     if unseeded := [run for run in finished if not run.seed]:
         raise InputError("seed", None, f"a seed in every run; {unseeded[0].title} has none")
     unfinished = sorted((r for r in ours if not r.finished), key=lambda r: (r.start_ms, r.run_id))

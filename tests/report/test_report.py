@@ -526,7 +526,7 @@ REFUSED: dict[str, tuple[list[RunSummary], dict[str, Any], str]] = {
     "nothing finished": (
         [replace(r, status="RUNNING") for r in both()],
         {},
-        "strategy=RUNNING: runs that FINISHED; there is none",
+        "status=RUNNING: runs that FINISHED; there is none",
     ),
     "no run": ([], {}, "--baseline=strategy: a param of the runs"),
     "tolerance": (both(), {"tolerance": -1.0}, "--tolerance=-1.0: a finite number >= 0"),
