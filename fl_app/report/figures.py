@@ -131,7 +131,8 @@ def draw_figures(
         left = f" (the first {MAX_CLIENTS} of {size} clients)" if size > MAX_CLIENTS else ""
         drawn["split"] = (f"training rows of each client{left}: {deal.told}", lambda: _heat(deal))
     if shown := {level: ends[level] for level in c.levels if ends and ends.get(level)}:
-        caption = f"each client in its first round (open) and its last one (filled), {ends_told}"
+        caption = "each client, however few its rows, in its first round (open) and its last one"
+        caption += f" (filled), {ends_told}"
         drawn["clients"] = (caption + _left_out(shown), lambda: _before_and_after(c, shown, styles))
     return {name: _picture(name, *made, formats) for name, made in drawn.items()}
 

@@ -97,7 +97,8 @@ def _number(value: float | None, num_reached: int) -> str:
 def _fairness(c: Comparison) -> list[Block]:
     rows = spread(c)
     if not rows:
-        return ["no run tells how the metric spreads over clients"]
+        who = f"clients with at least {FEWEST_ROWS} validation rows"
+        return [f"no run tells how the metric spreads over {who}"]
     digits = decimals_for(end[0] for row in rows for end in (row.worst, row.gap) if end)
     told = [
         (
