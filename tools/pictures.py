@@ -134,7 +134,7 @@ def compared(page: Page, home: Path) -> bytes:
             )
             nearest.last.click()
         page.wait_for_timeout(8000)  # the charts move to their places
-        return page.screenshot()
+        return bytes(page.screenshot())
     finally:
         ui.send_signal(signal.SIGINT)
         ui.wait(30)
@@ -160,7 +160,8 @@ def taken(page: Page, link: str, picture: Picture) -> bytes:
     page.wait_for_timeout(5000)  # charts are drawn, nothing travels any more
     box = end.bounding_box()
     assert box is not None
-    return page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": box["y"] - 8})
+    clip = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] - 8}
+    return bytes(page.screenshot(clip=clip))
 
 
 def reduced(png: bytes) -> Image.Image:
