@@ -72,20 +72,25 @@ def mlflow_server(
             command, env={**os.environ, **env}, cwd=folder, stdout=log, stderr=log
         )
     try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                said = (folder / "log").read_text()[-2000:]
-                assert time.monotonic() < deadline, said
-                assert server.poll() is None, said
-                time.sleep(0.2)
+        answers(port, server, folder / "log")
         yield port
     finally:
         server.terminate()
         server.wait()
+
+
+def answers(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until MLflow's server answers, or fail with what it has said."""
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return
+        except OSError:
+            said = log.read_text()[-2000:]
+            assert time.monotonic() < deadline, said
+            assert server.poll() is None, said
+            time.sleep(0.2)
 
 
 class FaultyProxy:

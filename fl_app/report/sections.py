@@ -156,7 +156,7 @@ def _name_first(param: str) -> tuple[bool, str]:
 def _split_lines(c: Comparison) -> list[str]:
     """Say how rows were dealt to clients, and how many are for what."""
     found: dict[tuple[str, str], dict[str, set[int]]] = {}
-    for run in (run for seeds in c.design.runs.values() for run in seeds.values()):
+    for run in _counted(c):
         names = [n for n in sorted(run.params, key=_name_first) if n.startswith("partitioner.")]
         names = [n for n in (*names, "num_clients", "dataset.test_fraction") if n in run.params]
         deal = ", ".join(f"{short(name)}={run.params[name]}" for name in names)

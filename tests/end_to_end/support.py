@@ -9,13 +9,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, RecordDict
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+
+
+def until(true: Callable[[], Any], seconds: float = 600) -> float:
+    """Wait for something; return how long it took, in seconds."""
+    begin = time.monotonic()
+    while not true():
+        assert time.monotonic() < begin + seconds
+        time.sleep(0.05)
+    return time.monotonic() - begin
 
 
 def server_context(run_config: Mapping[str, str]) -> Context:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ import pytest
 
 from fl_app.tracking.journal_reader import UNREADABLE, JournalReader
 
-from .support import ROOT, command, end_processes, processes_with
+from .support import ROOT, command, end_processes, processes_with, until
 
 pytestmark = pytest.mark.slow
 
@@ -38,15 +38,6 @@ SIMULATED = ("runtime=simulation", *ENDLESS)
 KILLED = {"result.json": "KILLED", "journal": "KILLED", "MLflow": "KILLED"}
 NOT_YET = {"result.json": None, "journal": None, "MLflow": "RUNNING"}
 NEXT = {"result.json": None, "journal": "KILLED", "MLflow": "KILLED"}
-
-
-def until(true: Callable[[], Any], seconds: float = 600) -> float:
-    """Wait for something; return how long it took, in seconds."""
-    begin = time.monotonic()
-    while not true():
-        assert time.monotonic() < begin + seconds
-        time.sleep(0.05)
-    return time.monotonic() - begin
 
 
 @dataclass

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
+
+from tests.servers import answers
 
 from .browser import PATIENCE, WIDE, browsing
 from .support import BIN, command, end_processes, free_port
@@ -36,16 +36,7 @@ def ui(home: Path) -> Iterator[int]:
             stderr=log,
         )
     try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                said = (home / "ui.txt").read_text()
-                assert process.poll() is None, said
-                assert time.monotonic() < deadline, said
-                time.sleep(0.2)
+        answers(port, process, home / "ui.txt")
         yield port
     finally:
         process.terminate()

@@ -9,8 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,20 +25,11 @@ from fl_app.runtimes.superlink import free_port
 from fl_app.runtimes.supernodes import SuperNodes, dealt
 from fl_app.tracking.journal_reader import JournalReader
 
-from .support import BIN, ROOT, command, end_processes, processes_with
+from .support import BIN, ROOT, command, end_processes, processes_with, until
 
 pytestmark = pytest.mark.slow
 
 ENDLESS = ("runtime=deployment", "experiment=two_lines", "num_server_rounds=500")
-
-
-def until(true: Callable[[], Any], seconds: float = 300) -> float:
-    """Wait for something; return how long it took, in seconds."""
-    begin = time.monotonic()
-    while not true():
-        assert time.monotonic() < begin + seconds
-        time.sleep(0.05)
-    return time.monotonic() - begin
 
 
 @dataclass
@@ -128,7 +118,7 @@ def test_a_run_that_fails(shell: Shell) -> None:
 def test_a_run_that_is_ended(shell: Shell, signum: signal.Signals, status: int) -> None:
     """All of its processes end with it, in the midst of the rounds; a next command tidies up."""
     process = shell.start()
-    until(lambda: "round   1/500" in shell.said() or process.poll() is not None)
+    until(lambda: "round   1/500" in shell.said() or process.poll() is not None, 300)
     process.send_signal(signum)
     assert process.wait(120) == status, shell.said()
     killed = signum == signal.SIGKILL
@@ -153,7 +143,7 @@ def test_a_run_that_is_ended(shell: Shell, signum: signal.Signals, status: int) 
 def test_a_part_that_is_killed(shell: Shell, victim: str, says: str) -> None:
     """The command says so with exit status 1, ends the rest, and all tell the same."""
     process = shell.start()
-    until(lambda: "round   1/500" in shell.said() or process.poll() is not None)
+    until(lambda: "round   1/500" in shell.said() or process.poll() is not None, 300)
     words = f"/{victim}\0".encode()
     for pid in processes_with("HOME", str(shell.folder)):
         if words in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -167,7 +157,7 @@ def test_a_part_that_is_killed(shell: Shell, victim: str, says: str) -> None:
 def test_a_run_that_is_ended_while_it_starts(shell: Shell) -> None:
     """SIGTERM before there is a run: the SuperLink, its helper, both SuperNodes and flwr end."""
     process = shell.start()
-    until(lambda: len(processes_with("HOME", str(shell.folder))) > 5)
+    until(lambda: len(processes_with("HOME", str(shell.folder))) > 5, 300)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 143, shell.said()
     shell.nothing_is_left("SIGTERM")
